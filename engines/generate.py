@@ -1,0 +1,52 @@
+"""Prompt to picture, one at a time: the first file to read, and the oracle of every test.
+
+The server makes the same picture, bit for bit, whatever else it is doing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.backend import to_pixels
+from engines.model import Model
+from engines.update import combine, guide
+from pipeline.noise import standard_normal
+from pipeline.samplers import OUT_COLUMN, STATE, table
+
+
+def generate(
+    model: Model,
+    prompt: str,
+    negative_prompt: str = "",
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
+) -> NDArray[np.uint8]:
+    """A picture, uint8 [height, width, 3]. What is absent is the model's default; guidance <= 1 is unguided."""
+    spec, backend, default = model.spec, model.backend, model.spec.defaults
+    guidance = default.guidance if guidance is None else guidance
+    width, height = width or default.width, height or default.height
+    run = table(spec.schedule, sampler or default.sampler, steps or default.steps)
+    prompts = [prompt, negative_prompt] if guidance > 1 else [prompt]
+    rows = range(len(prompts))
+
+    denoiser = backend.denoiser(width, height, rows=len(prompts))
+    for row in rows:
+        denoiser.contexts[row] = backend.encode(model.tokenizer.encode(prompts[row]).ids)
+
+    noise = standard_normal(seed, spec.latent_shape(width, height))[0]
+    terms = np.zeros((STATE + 2, *noise.shape), np.float32)  # x, h1..h4, out, noise
+    terms[0] = noise * np.float32(run.initial_scale)
+    for matrix, t, scale in zip(run.matrices.astype(np.float32), run.timesteps, run.input_scales, strict=True):
+        denoiser.samples[:] = terms[0] * np.float32(scale)
+        denoiser.timesteps[:] = t
+        denoiser.run(rows)
+        out = denoiser.outputs
+        terms[OUT_COLUMN] = guide(out[0], out[1], guidance) if guidance > 1 else out[0]
+        terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
+    return to_pixels(backend.decode(terms[0]))

@@ -1,0 +1,25 @@
+"""The arithmetic between two UNet calls, in float32 on the host: guidance, and a sampler's table.
+
+One order of operations for every caller, so that a picture's bits do not depend on who steps it. Terms whose
+coefficient is zero are left out: cheaper, and 0 x NaN of a former tenant never enters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engines.backend import F32
+
+
+def guide(positive: F32, negative: F32, guidance: float) -> F32:
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6, in its extrapolating form)."""
+    return negative + np.float32(guidance) * (positive - negative)
+
+
+def combine(coefficients: F32, terms: F32) -> F32:
+    """sum_i coefficients[i] * terms[i]: one row of a table, [7] over [7, C, h, w]."""
+    total = np.zeros(terms.shape[1:], np.float32)
+    for coefficient, term in zip(coefficients, terms, strict=True):
+        if coefficient:
+            total += coefficient * term
+    return total

@@ -1,0 +1,91 @@
+"""AsyncClient: a latentd server from asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, Unpack
+
+import grpc
+import grpc.aio
+
+from latentd.channel import channel_options, server_address
+from latentd.errors import ServerError, server_error
+from latentd.events import Event, Gathering, event_of
+from latentd.picture import Picture
+from latentd.request import Options, build_request
+from latentd.v1 import images_pb2 as pb
+from latentd.v1.images_pb2_grpc import ImagesStub
+
+
+class AsyncClient:
+    """Client for asyncio, with the same arguments, results and errors; used within one event loop.
+
+    Cancelling the task that waits for a call cancels the call on the server.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = server_address(address)
+        self._channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls that still run are cancelled."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        **options: Unpack[Options],
+    ) -> list[Picture]:
+        """The pictures of one prompt, in order of index; see Client.generate."""
+        gathering = Gathering()
+        try:
+            async with aclosing(self.stream(prompt, timeout=timeout, **options)) as events:
+                async for event in events:
+                    gathering.add(event)
+                    if on_event:
+                        on_event(event)
+        except ServerError as error:
+            error.pictures = gathering.pictures()
+            raise
+        return gathering.pictures()
+
+    def stream(
+        self, prompt: str, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> AsyncGenerator[Event, None]:
+        """The events of one prompt as they arrive; `aclose` cancels the request. See Client.stream."""
+        return self._events(build_request(prompt, **options), timeout)
+
+    async def models(self, *, timeout: float | None = 10) -> list[pb.Model]:
+        """The models served, with their sizes, samplers, defaults and limits."""
+        try:
+            return list((await self._images().ListModels(pb.ListModelsRequest(), timeout=timeout)).models)
+        except grpc.RpcError as error:
+            raise server_error(error, self.address) from None
+
+    async def _events(self, request: pb.GenerateRequest, timeout: float | None) -> AsyncGenerator[Event, None]:
+        call = self._images().Generate(request, timeout=timeout)
+        try:
+            async for message in call:
+                if (event := event_of(message)) is not None:
+                    yield event
+        except grpc.RpcError as error:
+            raise server_error(error, self.address) from None
+        finally:
+            call.cancel()  # nothing to cancel after the last event
+
+    def _images(self) -> Any:
+        # Not in __init__: a channel belongs to the event loop that runs when it is made.
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self.address, options=channel_options(self.address))
+        return ImagesStub(self._channel)

@@ -1,0 +1,94 @@
+"""Client: a latentd server from plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Unpack
+
+import grpc
+
+from latentd.channel import channel_options, server_address
+from latentd.errors import ServerError, server_error
+from latentd.events import Event, Gathering, event_of
+from latentd.picture import Picture
+from latentd.request import Options, build_request
+from latentd.v1 import images_pb2 as pb
+from latentd.v1.images_pb2_grpc import ImagesStub
+
+
+class Client:
+    """A connection to one server, made on the first call; threads may share it.
+
+    address: `host:port`; without it $LATENTD_SERVER, else 127.0.0.1:8001.
+    Every call raises ServerError when the server refuses, fails or does not answer.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = server_address(address)
+        self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
+        self._images = ImagesStub(self._channel)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls that still run are cancelled."""
+        self._channel.close()
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        **options: Unpack[Options],
+    ) -> list[Picture]:
+        """The pictures of one prompt, in order of index.
+
+        options: negative_prompt, width, height, steps, guidance, sampler, seed, images, format, preview_every,
+        priority, model; latentd.request.Options says what each means. timeout: seconds for the whole request.
+        on_event sees each event as it arrives; an exception it raises, and Ctrl-C, cancel the request.
+        Raises ServerError (its `pictures` are those that had arrived) and ValueError.
+        """
+        gathering = Gathering()
+        try:
+            with closing(self.stream(prompt, timeout=timeout, **options)) as events:
+                for event in events:
+                    gathering.add(event)
+                    if on_event:
+                        on_event(event)
+        except ServerError as error:
+            error.pictures = gathering.pictures()
+            raise
+        return gathering.pictures()
+
+    def stream(
+        self, prompt: str, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Generator[Event, None, None]:
+        """The events of one prompt as they arrive; the request is sent when the first is asked for.
+
+        Closing the iterator, or letting go of it, cancels the request. Arguments and errors as for `generate`.
+        """
+        return self._events(build_request(prompt, **options), timeout)
+
+    def models(self, *, timeout: float | None = 10) -> list[pb.Model]:
+        """The models served, with their sizes, samplers, defaults and limits."""
+        try:
+            return list(self._images.ListModels(pb.ListModelsRequest(), timeout=timeout).models)
+        except grpc.RpcError as error:
+            raise server_error(error, self.address) from None
+
+    def _events(self, request: pb.GenerateRequest, timeout: float | None) -> Generator[Event, None, None]:
+        call = self._images.Generate(request, timeout=timeout)
+        try:
+            for message in call:
+                if (event := event_of(message)) is not None:
+                    yield event
+        except grpc.RpcError as error:
+            raise server_error(error, self.address) from None
+        finally:
+            call.cancel()  # nothing to cancel after the last event

@@ -1,0 +1,188 @@
+"""The command line: prompts out at once, pictures and films into files, a line about each."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from latentd.aio import AsyncClient
+from latentd.errors import ServerError
+from latentd.events import Event, Preview, Queued
+from latentd.film import Film
+from latentd.names import Place, is_folder, places, try_writing
+from latentd.options import parse
+from latentd.picture import Picture, format_of
+from latentd.progress import Bars, Progress
+from latentd.request import Options, build_request
+from latentd.terminal import Screen, can_draw
+from latentd.v1 import images_pb2 as pb
+
+
+def run(argv: Sequence[str]) -> int:
+    """One run of the command line; the exit code. Raises SystemExit(2) for bad usage, KeyboardInterrupt for Ctrl-C."""
+    options = parse(argv)
+    try:
+        client = AsyncClient(options.server)
+    except ValueError as error:
+        _usage(str(error))
+    if options.list_models:
+        return asyncio.run(_list_models(client, options.timeout or 10))
+    try:
+        targets = places(options.prompts, options.images, options.output, options.format, options.film)
+        asked = _asked(options, format_of(targets[0][0].picture))
+        for prompt in options.prompts:
+            build_request(prompt, **asked)
+    except ValueError as error:
+        _usage(str(error))
+    if not _writable(options.output, [place for row in targets for place in row]):
+        return 1
+    return asyncio.run(_generate(client, options, asked, targets))
+
+
+def _asked(options: Namespace, format: str) -> Options:
+    width, height = options.size or (None, None)
+    return Options(
+        negative_prompt=options.negative,
+        width=width,
+        height=height,
+        steps=options.steps,
+        guidance=options.guidance,
+        sampler=options.sampler,
+        seed=options.seed,
+        images=options.images,
+        format=format,
+        preview_every=1 if options.film or (options.preview and can_draw()) else 0,
+        priority=options.priority,
+        model=options.model,
+    )
+
+
+def _writable(output: str, targets: Sequence[Place]) -> bool:
+    """Whether every file can be written, told on stderr if not: a minute of drawing should not end in a typo."""
+    paths = [path for place in targets for path in (place.picture, place.film) if path]
+    path = Path(output)
+    try:
+        if is_folder(output):
+            path.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            try_writing(path)
+    except OSError as error:
+        _complain(f"cannot write {path}: {error.strerror}")
+        return False
+    return True
+
+
+async def _generate(client: AsyncClient, options: Namespace, asked: Options, targets: list[list[Place]]) -> int:
+    if options.preview and not can_draw():
+        _complain("--preview needs a terminal with colours; going on without it")
+    progress: Progress = Screen(options.prompts) if options.preview and can_draw() else Bars(options.prompts)
+    complaints: list[str] = []
+    try:
+        async with client:
+            sent = [
+                _Sent(client, progress, request, row, complaints).fetch(prompt, asked, options.timeout)
+                for request, (prompt, row) in enumerate(zip(options.prompts, targets, strict=True))
+            ]
+            await asyncio.gather(*sent)
+    finally:
+        progress.close()
+    for complaint in dict.fromkeys(complaints):  # one server that does not answer is one sentence, not one a prompt
+        _complain(complaint)
+    return 1 if complaints else 0
+
+
+class _Sent:
+    """One prompt on its way: its events to the progress, its pictures and films to their places."""
+
+    def __init__(
+        self, client: AsyncClient, progress: Progress, request: int, row: list[Place], complaints: list[str]
+    ) -> None:
+        self._client, self._progress, self._request, self._row = client, progress, request, row
+        self._complaints = complaints
+        self._films = [Film() for _ in row]
+        self._told: Queued | None = None
+
+    async def fetch(self, prompt: str, asked: Options, timeout: float | None) -> None:
+        try:
+            pictures = await self._client.generate(prompt, timeout=timeout, on_event=self._event, **asked)
+        except ServerError as error:
+            pictures = error.pictures
+            retry = f"; try again in {error.retry_after:.0f} s" if error.retry_after else ""
+            self._complaints.append(error.message + retry)
+        for picture in pictures:
+            place = self._row[picture.index]
+            if await self._written(place.picture, picture.save):
+                self._progress.say(f"{place.picture}: {_about(picture, self._told)}")
+            if place.film and await self._written(place.film, partial(self._films[picture.index].save, picture)):
+                self._progress.say(f"{place.film}: the film of picture {place.picture.name}")
+
+    async def _written(self, path: Path, write: Callable[[Path], object]) -> bool:
+        try:
+            await asyncio.to_thread(write, path)  # a film takes a second to encode; the other prompts go on
+        except OSError as error:
+            self._complaints.append(f"cannot write {path}: {error.strerror or error}")
+            return False
+        return True
+
+    def _event(self, event: Event) -> None:
+        self._progress.event(self._request, event)
+        if isinstance(event, Preview):
+            self._films[event.index].add(event)
+        elif isinstance(event, Queued):
+            self._told = event
+            for name, cut in (("prompt", event.prompt_cut), ("negative prompt", event.negative_prompt_cut)):
+                if cut:
+                    self._progress.say(f"the {name} has more tokens than the model reads; its end is ignored", True)
+
+
+def _about(picture: Picture, told: Queued | None) -> str:
+    """One line on a picture: what draws it again, and where the time went."""
+    words = [f"seed {picture.seed}", f"{picture.width}x{picture.height}"]
+    if told:
+        words += [f"{told.steps} steps of {told.sampler}", f"guidance {told.guidance:g}"]
+    if took := picture.timings:
+        parts = {"queue": took.queue_ms, "encode": took.encode_ms, "denoise": took.denoise_ms, "decode": took.decode_ms}
+        words += [f"{name} {ms:.0f} ms" for name, ms in parts.items()]
+        words += [f"{took.seats_shared:.1f} seats shared"]
+    return ", ".join(words)
+
+
+async def _list_models(client: AsyncClient, timeout: float) -> int:
+    try:
+        async with client:
+            models = await client.models(timeout=timeout)
+    except ServerError as error:
+        _complain(error.message)
+        return 1
+    for model in models:
+        print(_described(model))
+    return 0
+
+
+def _described(model: pb.Model) -> str:
+    limits = model.limits
+    return "\n".join(
+        [
+            f"{model.id}  ({model.backend}, {model.precision}, {model.seats} seats)",
+            f"  defaults  {model.width}x{model.height}, {model.steps} steps, "
+            f"guidance {model.guidance:g}, {model.sampler}",
+            f"  sizes     {', '.join(f'{size.width}x{size.height}' for size in model.sizes)}",
+            f"  samplers  {', '.join(model.samplers)}",
+            f"  limits    {limits.images} pictures, {limits.steps} steps, guidance {limits.guidance:g}, "
+            f"{model.max_tokens} tokens, {limits.prompt_characters} characters",
+        ]
+    )
+
+
+def _complain(sentence: str) -> None:
+    print(f"latentd: {sentence}", file=sys.stderr, flush=True)
+
+
+def _usage(sentence: str) -> NoReturn:
+    _complain(f"{sentence} (see --help)")
+    raise SystemExit(2)

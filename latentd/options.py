@@ -1,0 +1,142 @@
+"""The options of the command line: flag > environment variable LATENTD_<NAME> > default."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from latentd import __version__
+from latentd.channel import DEFAULT_ADDRESS
+from latentd.picture import FORMATS
+
+_EXAMPLES = """\
+examples:
+  %(prog)s "a red apple" -o apple.png --steps 20 --seed 7
+  %(prog)s "a red apple" "a green pear" -o fruit/ --size 512x512 --preview --film fruit.webp
+
+Every option is also an environment variable: --steps is LATENTD_STEPS, --list-models is LATENTD_LIST_MODELS=1;
+a flag wins over the variable. What is not said is left to the model's own defaults; --list-models shows them.
+Exit code: 0 done, 1 a picture failed, 2 bad usage, 130 interrupted.
+"""
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> argparse.Namespace:
+    """The options of one run. Bad usage is one sentence on stderr and SystemExit(2)."""
+    parser = _parser()
+    _defaults_from(os.environ if environ is None else environ, parser)
+    options = parser.parse_intermixed_args(argv)
+    if not options.prompts and not options.list_models:
+        parser.error("no prompt given")
+    return options
+
+
+def _parser() -> _Parser:
+    installed = Path(sys.argv[0]).name == "latentd"
+    parser = _Parser(
+        prog="latentd" if installed else "python -m latentd",
+        description="Send prompts to a latentd server and write the pictures. Several prompts are sent at once, "
+        "so that they share the server's steps.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    on_off = argparse.BooleanOptionalAction
+    add = parser.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help="what the picture shows; quote it")
+    add(
+        "-o",
+        "--output",
+        metavar="PATH",
+        default="",
+        help="a file (.png, .jpg, .webp; several pictures are numbered: "
+        "apple-1.png) or, ending in / or existing, a folder; without it, or in a folder, named after the prompt",
+    )
+    add("--negative", metavar="TEXT", default="", help="what it should not show")
+    add("--size", type=size, metavar="WxH", help="one of the model's sizes, such as 512x512")
+    add("--steps", type=int, metavar="N", help="1..150; more is finer and slower")
+    add("--guidance", type=float, metavar="G", help="0..30, how closely to follow the prompt; <= 1 costs half")
+    add("--sampler", metavar="NAME", help="such as dpmpp_2m, euler_a, ddim")
+    add("--seed", type=int, metavar="N", help="0..4294967295: the same seed gives the same picture; else drawn")
+    add("--images", type=pictures, metavar="N", default=1, help="pictures per prompt, 1..8 (default: 1)")
+    add("--format", choices=FORMATS, default="png", help="of files whose name -o leaves open (default: png)")
+    add("--preview", action=on_off, default=False, help="draw the forming picture in the terminal")
+    add("--film", type=film_path, metavar="PATH", help="also write the picture forming, as an animated .webp")
+    add("--server", metavar="HOST:PORT", default=DEFAULT_ADDRESS, help=f"(default: {DEFAULT_ADDRESS})")
+    add("--model", type=model_id, metavar="ID", default="", help="which model, if the server has several")
+    add("--priority", type=int, metavar="N", default=0, help="higher is seated first (default: 0)")
+    add("--timeout", type=seconds, metavar="SECONDS", help="give up after so long (default: wait)")
+    add("--list-models", action=on_off, default=False, help="show the server's models and their defaults, and exit")
+    add("--version", action="version", version=f"latentd {__version__}")
+    return parser
+
+
+def size(text: str) -> tuple[int, int]:
+    """`512x768` as (width, height) in pixels."""
+    match = re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
+    return int(match[1]), int(match[2])
+
+
+def pictures(text: str) -> int:
+    """How many pictures of a prompt; the server's own limit is lower, this one bounds the names made beforehand."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number in 1..1000")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def film_path(text: str) -> Path:
+    if Path(text).suffix.lower() != ".webp":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .webp")
+    return Path(text)
+
+
+def model_id(text: str) -> str:
+    """An id is the name of the model's folder, so a path (LATENTD_MODEL as the server reads it) means its last part."""
+    return Path(text).name
+
+
+def _defaults_from(environ: Mapping[str, str], parser: argparse.ArgumentParser) -> None:
+    for action in parser._actions:
+        name = f"LATENTD_{action.dest.upper()}"
+        if not action.option_strings or action.dest in ("help", "version") or name not in environ:
+            continue
+        try:
+            parser.set_defaults(**{action.dest: _value(action, environ[name])})
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            parser.error(f"environment variable {name}: {error}")
+
+
+def _value(action: argparse.Action, text: str) -> object:
+    if isinstance(action, argparse.BooleanOptionalAction):
+        if text.lower() not in _TRUE + _FALSE:
+            raise ValueError(f"{text!r} is not one of {', '.join(_TRUE + _FALSE[:-1])}")
+        return text.lower() in _TRUE
+    if text == "":
+        return action.default  # set but empty means not set, as in most shells' ${NAME:-default}
+    value = action.type(text) if callable(action.type) else text
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f"{text!r} is not one of {', '.join(action.choices)}")
+    return value

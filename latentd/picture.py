@@ -1,0 +1,105 @@
+"""Picture: the bytes a server sent, and what is known about them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+    from latentd.v1 import images_pb2 as pb
+
+FORMATS = ("png", "jpeg", "webp")
+SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds of one request; of several pictures the longest queue, the sum of the rest."""
+
+    queue_ms: float
+    encode_ms: float  # 0 when prompt and negative prompt were remembered
+    denoise_ms: float
+    decode_ms: float
+    seats_shared: float  # mean number of live seats over the request's steps
+    steps: int
+    evaluations: int  # of the UNet, per picture
+
+    @classmethod
+    def of(cls, sent: pb.Timings) -> Timings:
+        return cls(
+            queue_ms=sent.queue_ms,
+            encode_ms=sent.encode_ms,
+            denoise_ms=sent.denoise_ms,
+            decode_ms=sent.decode_ms,
+            seats_shared=sent.seats_shared,
+            steps=sent.steps,
+            evaluations=sent.evaluations,
+        )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished picture. `timings` are those of its request; None when the call ended before they came."""
+
+    data: bytes = field(repr=False)  # the file as sent, in `format`
+    format: str  # png, jpeg or webp
+    seed: int
+    index: int  # within its request, from 0
+    width: int  # pixels
+    height: int  # pixels
+    timings: Timings | None = None
+
+    @classmethod
+    def of(cls, sent: pb.Image, timings: Timings | None = None) -> Picture:
+        # The enum counts from 1 in the order of FORMATS; 0, unspecified, is png.
+        return cls(
+            data=sent.data,
+            format=FORMATS[max(sent.format, 1) - 1],
+            seed=sent.seed,
+            index=sent.index,
+            width=sent.width,
+            height=sent.height,
+            timings=timings,
+        )
+
+    @cached_property
+    def image(self) -> PILImage.Image:
+        """The decoded picture, RGB; decoded once, and the same object each time."""
+        from PIL import Image
+
+        return Image.open(BytesIO(self.data)).convert("RGB")
+
+    @property
+    def png(self) -> bytes:
+        """A PNG file: as sent, or encoded here when another format was asked for."""
+        return self.encoded("png")
+
+    def encoded(self, format: str) -> bytes:
+        """The picture as a file in `format`; the very bytes of the server when that is what it sent."""
+        if format not in FORMATS:
+            raise ValueError(f"format {format!r} is not one of {', '.join(FORMATS)}")
+        if format == self.format:
+            return self.data
+        file = BytesIO()
+        self.image.save(file, format.upper(), **({} if format == "png" else {"quality": 95}))
+        return file.getvalue()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write to `path` in the format its suffix names (.png, .jpg, .jpeg, .webp). Raises ValueError, OSError."""
+        path = Path(path)
+        path.write_bytes(self.encoded(format_of(path)))
+        return path
+
+
+def format_of(path: Path) -> str:
+    """The format that a path's suffix names. Raises ValueError."""
+    try:
+        return SUFFIXES[path.suffix.lower()]
+    except KeyError:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}") from None

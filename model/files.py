@@ -1,0 +1,70 @@
+"""Which files hold the weights of a part of a checkpoint, and what old checkpoints call their tensors. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from pipeline.errors import CheckpointError
+
+# The file's name without its ending, by the part (and folder) of the checkpoint.
+STEMS = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+
+# Old VAEs name the projections of their attention so, and store them as 1x1 convolutions.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def weight_files(checkpoint: Path, part: str) -> list[Path]:
+    """The safetensors files with the weights of `part`: one, or the shards of an index.
+
+    Full precision before the `.fp16` variant. Errors: CheckpointError where there are none, where the weights are
+    only there as a pickle, or where an index names a file outside its folder.
+    """
+    folder, stem = checkpoint / part, STEMS[part]
+    for whole, index in (
+        (f"{stem}.safetensors", f"{stem}.safetensors.index.json"),
+        (f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json"),
+    ):
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            return _shards(folder / index)
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds its weights as a pickle ({pickles[0]}); a pickle can run code, so latentd reads only "
+            f"safetensors: save the model again with safe_serialization=True"
+        )
+    raise CheckpointError(f"{folder / stem}.safetensors is missing")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        outside = sorted(name for name in names if not re.fullmatch(r"[^./\\:\0][^/\\:\0]*\.safetensors", name))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} cannot be read as an index of shards: {error!r}") from None
+    if outside or not names:
+        raise CheckpointError(f"{index} must name .safetensors files beside it, not {outside[:3]}")
+    return [index.parent / name for name in sorted(names)]
+
+
+def known_name(part: str, name: str) -> str | None:
+    """What latentd calls the tensor that a checkpoint calls `name`; None for one that is no weight."""
+    if part == "text_encoder":
+        if not name.startswith("text_model."):  # newer transformers leave the prefix away
+            name = f"text_model.{name}"
+        return None if name == "text_model.embeddings.position_ids" else name
+    if part == "vae":
+        return re.sub(
+            r"(?<=\.mid_block\.attentions\.0\.)(query|key|value|proj_attn)(?=\.)",
+            lambda match: _OLD_ATTENTION[match[1]],
+            name,
+        )
+    return name

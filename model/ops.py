@@ -1,0 +1,91 @@
+"""The seam between what a network computes and how it is computed.
+
+A network says which operation comes next and with which weights; an `Ops` carries it out. The methods are as
+coarse as the fusions that pay on a GPU: normalisation with what surrounds it, several projections of one input,
+attention from projected tokens to merged heads. So kernels enter by overriding methods of `PlainOps`, and the
+networks stay as they are.
+
+Every method gets the module that owns the weights, not the weights, so that an implementation can keep what it
+prepared (packed weights, for example) per module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Ops(Protocol):
+    """What the networks ask for. Tokens are [n, t, c], pictures and latents [n, c, h, w] in either memory format."""
+
+    def linear(self, x: Tensor, linear: nn.Linear, residual: Tensor | None = None) -> Tensor:
+        """[.., in] -> [.., out], plus `residual` [.., out]."""
+        ...
+
+    def linears(self, x: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
+        """Several linear layers of one input, in order: self-attention's q, k and v; every layer's k and v of the
+        text; every resnet's projection of the time. One matrix product can do them all."""
+        ...
+
+    def conv(self, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
+        """[n, in, h, w] -> [n, out, h', w'], plus `residual` of the result's shape."""
+        ...
+
+    def upsample_conv(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        """Nearest-neighbour doubling and a convolution: [n, in, h, w] -> [n, out, 2h, 2w]."""
+        ...
+
+    def group_norm(self, x: Tensor, norm: nn.GroupNorm, *, shift: Tensor | None = None, silu: bool = False) -> Tensor:
+        """Adds `shift` [n, c] to every position of `x` [n, c, h, w], normalises, then applies SiLU if asked."""
+        ...
+
+    def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Normalises the last dimension."""
+        ...
+
+    def geglu(self, x: Tensor, linear: nn.Linear) -> Tensor:
+        """[.., in] -> [.., out / 2]: the first half of the projection times GELU of the second (Shazeer 2020)."""
+        ...
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v over `heads` heads: q [n, t, heads d], k and v [n, s, heads d] -> q's shape."""
+        ...
+
+
+class PlainOps:
+    """The reference: each operation in torch's own terms."""
+
+    def linear(self, x: Tensor, linear: nn.Linear, residual: Tensor | None = None) -> Tensor:
+        y = linear(x)
+        return y if residual is None else residual + y
+
+    def linears(self, x: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
+        return [linear(x) for linear in linears]
+
+    def conv(self, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
+        y = conv(x)
+        return y if residual is None else residual + y
+
+    def upsample_conv(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+    def group_norm(self, x: Tensor, norm: nn.GroupNorm, *, shift: Tensor | None = None, silu: bool = False) -> Tensor:
+        y = norm(x if shift is None else x + shift[:, :, None, None])
+        return F.silu(y) if silu else y
+
+    def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        return norm(x)
+
+    def geglu(self, x: Tensor, linear: nn.Linear) -> Tensor:
+        value, gate = linear(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [n, heads, t, d]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+PLAIN = PlainOps()

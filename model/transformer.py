@@ -1,0 +1,109 @@
+"""The spatial transformer (Rombach et al. 2022, section 3.3): where latents attend to themselves and to the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from model.ops import Ops
+
+KeyValue = tuple[Tensor, Tensor]  # k and v of the text, each [n, t, width]
+
+
+class SpatialTransformer(nn.Module):
+    """Positions of a picture as tokens, through `layers` transformer layers, and back."""
+
+    def __init__(
+        self, width: int, context_width: int, *, heads: int, layers: int, linear: bool, groups: int, ops: Ops
+    ) -> None:
+        super().__init__()
+        self.ops = ops
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        # The same product either way; a checkpoint stores it as a 1x1 convolution (SD 1) or a linear layer (SD 2).
+        self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList(_Layer(width, context_width, heads, ops) for _ in range(layers))
+        self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, context: Iterator[KeyValue]) -> Tensor:
+        """x [n, width, h, w] -> the same shape; takes one (k, v) from `context` for each layer."""
+        y = self.ops.group_norm(x, self.norm)
+        if isinstance(self.proj_in, nn.Conv2d):
+            y = to_tokens(self.ops.conv(y, self.proj_in))
+        else:
+            y = self.ops.linear(to_tokens(y), self.proj_in)
+        for layer in self.transformer_blocks:
+            y = layer(y, *next(context))
+        if isinstance(self.proj_out, nn.Conv2d):
+            return self.ops.conv(to_picture(y, like=x), self.proj_out, residual=x)
+        return to_picture(self.ops.linear(y, self.proj_out, residual=to_tokens(x)), like=x)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """[n, c, h, w] -> [n, h w, c]; no copy where `x` is channels_last."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_picture(x: Tensor, like: Tensor) -> Tensor:
+    """[n, h w, c] -> [n, c, h, w], with the sides of `like`; no copy, and channels_last in memory."""
+    return x.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+class _Layer(nn.Module):
+    """Self-attention, attention to the text, and a gated MLP, each on a normalised input and added to it."""
+
+    def __init__(self, width: int, context_width: int, heads: int, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, width, heads, ops)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, context_width, heads, ops)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = _FeedForward(width, ops)
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ops = self.ops
+        x = self.attn1.to_itself(ops.layer_norm(x, self.norm1), residual=x)
+        x = self.attn2.to_text(ops.layer_norm(x, self.norm2), k, v, residual=x)
+        return self.ff(ops.layer_norm(x, self.norm3), residual=x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017) of tokens [n, t, width]."""
+
+    def __init__(self, width: int, context_width: int, heads: int, ops: Ops, *, bias: bool = False) -> None:
+        super().__init__()
+        self.ops, self.heads = ops, heads
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_k = nn.Linear(context_width, width, bias=bias)
+        self.to_v = nn.Linear(context_width, width, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])  # a list only for the checkpoint's names
+
+    def to_itself(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Every token attends to every token: [n, t, width] -> [n, t, width], `residual` added."""
+        q, k, v = self.ops.linears(x, (self.to_q, self.to_k, self.to_v))
+        return self._merge(q, k, v, residual)
+
+    def to_text(self, x: Tensor, k: Tensor, v: Tensor, residual: Tensor) -> Tensor:
+        """Attends to `k`, `v` [n, s, width], projected beforehand: those of the text are the same at every step."""
+        return self._merge(self.ops.linear(x, self.to_q), k, v, residual)
+
+    def _merge(self, q: Tensor, k: Tensor, v: Tensor, residual: Tensor) -> Tensor:
+        (out,) = self.to_out
+        assert isinstance(out, nn.Linear)
+        return self.ops.linear(self.ops.attention(q, k, v, self.heads), out, residual)
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        gate, out = nn.Linear(width, 8 * width), nn.Linear(4 * width, width)
+        # The checkpoint's names: net.0.proj and net.2; net.1 was dropout.
+        self.net = nn.ModuleList([nn.ModuleDict({"proj": gate}), nn.Identity(), out])
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        gate, out = self.net[0].get_submodule("proj"), self.net[2]
+        assert isinstance(gate, nn.Linear) and isinstance(out, nn.Linear)
+        return self.ops.linear(self.ops.geglu(x, gate), out, residual)  # [n, t, 4 width] in between

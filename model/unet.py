@@ -1,0 +1,204 @@
+"""The conditional UNet of latent diffusion (Ho et al. 2020, appendix B; Rombach et al. 2022).
+
+`forward` is the whole network. It is also three calls, so that a stepper can keep what a step repeats:
+`context_kv` depends on the text alone (once a request), `time_shifts` on the timestep alone (a table), and
+`denoise` is the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.blocks import Downsample, Resnet, Upsample
+from model.ops import PLAIN, Ops
+from model.transformer import Attention, KeyValue, SpatialTransformer
+from pipeline.spec import UnetSpec
+
+
+class Unet(nn.Module):
+    def __init__(self, spec: UnetSpec, ops: Ops = PLAIN) -> None:
+        super().__init__()
+        self.spec, self.ops = spec, ops
+        first = spec.channels[0]
+        time_width = 4 * first
+        self.conv_in = nn.Conv2d(spec.in_channels, first, 3, padding=1)
+        self.time_embedding = nn.ModuleDict(
+            {"linear_1": nn.Linear(first, time_width), "linear_2": nn.Linear(time_width, time_width)}
+        )
+        # Registered in the order of execution: shifts and (k, v) are handed out in that order.
+        self.down_blocks = nn.ModuleList()
+        self.mid_block = _Mid(spec, ops)
+        self.up_blocks = nn.ModuleList()
+        width, skips = first, [first]
+        for i, channels in enumerate(spec.channels):
+            is_last = i + 1 == len(spec.channels)
+            inputs = [width] + [channels] * (spec.layers[i] - 1)
+            halve = None if is_last else Downsample(channels, ops, symmetric=True)
+            self.down_blocks.append(_Down(spec, ops, i, inputs, attends=spec.attention_down[i], downsample=halve))
+            skips += [channels] * (spec.layers[i] + (not is_last))
+            width = channels
+        for position, i in enumerate(reversed(range(len(spec.channels)))):
+            channels = spec.channels[i]
+            inputs = [width] + [channels] * spec.layers[i]
+            inputs = [wide + skips.pop() for wide in inputs]
+            double = None if i == 0 else Upsample(channels, ops)
+            self.up_blocks.append(_Up(spec, ops, i, inputs, attends=spec.attention_up[position], upsample=double))
+            width = channels
+        assert not skips and width == first, f"{len(skips)} skips left over"
+        self.conv_norm_out = nn.GroupNorm(spec.groups, first, eps=spec.eps)
+        self.conv_out = nn.Conv2d(first, spec.out_channels, 3, padding=1)
+
+        ordered = [m for block in (self.down_blocks, self.mid_block, self.up_blocks) for m in block.modules()]
+        self._time_projections = [m.time_emb_proj for m in ordered if isinstance(m, Resnet) and m.time_emb_proj]
+        cross = [m.get_submodule("attn2") for m in ordered if hasattr(m, "attn2")]
+        self._cross_attentions = [m for m in cross if isinstance(m, Attention)]
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """latents [n, C, h, w], timestep [n] float32 in training steps, context [n, T, D] -> [n, C, h, w].
+
+        Rows are independent of each other. The result is what the model was trained to predict: noise or velocity.
+        h and w are multiples of 2 to the number of blocks minus one.
+        """
+        return self.denoise(latents, self.time_shifts(timestep), self.context_kv(context))
+
+    def time_shifts(self, timestep: Tensor) -> list[Tensor]:
+        """timestep [n] float32 -> for each resnet, in order, what the time adds to its channels: [n, channels]."""
+        spec = self.spec
+        wave = timestep_embedding(timestep, spec.channels[0], spec.flip_sin_to_cos, spec.freq_shift)
+        first, second = self.time_embedding.children()
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        x = F.silu(self.ops.linear(wave.to(first.weight.dtype), first))  # [n, 4 channels[0]]
+        x = F.silu(self.ops.linear(x, second))
+        return self.ops.linears(x, self._time_projections)
+
+    def context_kv(self, context: Tensor) -> list[Tensor]:
+        """context [n, T, D] -> k, v, k, v, ... of each cross-attention, in order: each [n, T, width]."""
+        linears = [linear for a in self._cross_attentions for linear in (a.to_k, a.to_v)]
+        return self.ops.linears(context, linears) if linears else []
+
+    def denoise(self, latents: Tensor, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor]) -> Tensor:
+        """latents [n, C, h, w], and what the other two methods gave for the same rows -> [n, C, h, w]."""
+        shifts = iter(time_shifts)
+        context = iter(list(zip(context_kv[::2], context_kv[1::2], strict=True)))
+        x = self.ops.conv(latents, self.conv_in)  # [n, channels[0], h, w]
+        skips = [x]
+        for block in self.down_blocks:
+            x = block(x, shifts, context, skips)
+        x = self.mid_block(x, shifts, context)  # [n, channels[-1], h / 2^(blocks-1), ..]
+        for block in self.up_blocks:
+            x = block(x, shifts, context, skips)
+        return self.ops.conv(self.ops.group_norm(x, self.conv_norm_out, silu=True), self.conv_out)
+
+
+def timestep_embedding(timestep: Tensor, width: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """Sinusoids of the timestep (Vaswani et al. 2017, section 3.5): [n] float32 -> [n, width] float32.
+
+    In float32 whatever the network's type is: float16 cannot tell timestep 999 times a frequency from its neighbours.
+    """
+    half = width // 2
+    rising = torch.arange(half, dtype=torch.float32, device=timestep.device)
+    frequencies = torch.exp(rising * (-math.log(10000.0) / (half - freq_shift)))
+    angles = timestep.float()[:, None] * frequencies  # [n, width / 2]
+    waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    return torch.cat(waves, dim=-1)
+
+
+class _Block(nn.Module):
+    """Resnets, each followed by a spatial transformer where the block attends. `index` counts from outermost."""
+
+    def __init__(self, spec: UnetSpec, ops: Ops, index: int, inputs: Sequence[int], *, attends: bool) -> None:
+        super().__init__()
+        channels = spec.channels[index]
+        shape = {"groups": spec.groups, "ops": ops}
+        self.attends = attends
+        if attends:
+            self.attentions = nn.ModuleList(
+                SpatialTransformer(
+                    channels,
+                    spec.context_width,
+                    heads=spec.heads[index],
+                    layers=spec.transformer_layers[index],
+                    linear=spec.linear_projection,
+                    **shape,
+                )
+                for _ in range(len(inputs))
+            )
+        self.resnets = nn.ModuleList(
+            Resnet(width, channels, time_width=4 * spec.channels[0], eps=spec.eps, **shape) for width in inputs
+        )
+
+    def layer(self, i: int, x: Tensor, shifts: Iterator[Tensor], context: Iterator[KeyValue]) -> Tensor:
+        x = self.resnets[i](x, next(shifts))
+        return self.attentions[i](x, context) if self.attends else x
+
+
+class _Down(_Block):
+    """Appends to `skips` what each layer, and the downsampling, gave."""
+
+    def __init__(
+        self,
+        spec: UnetSpec,
+        ops: Ops,
+        index: int,
+        inputs: Sequence[int],
+        *,
+        attends: bool,
+        downsample: Downsample | None,
+    ) -> None:
+        super().__init__(spec, ops, index, inputs, attends=attends)
+        self.downsamplers = nn.ModuleList([downsample] if downsample else [])
+
+    def forward(self, x: Tensor, shifts: Iterator[Tensor], context: Iterator[KeyValue], skips: list[Tensor]) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self.layer(i, x, shifts, context)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)  # [n, c, h / 2, w / 2]
+            skips.append(x)
+        return x
+
+
+class _Mid(nn.Module):
+    def __init__(self, spec: UnetSpec, ops: Ops) -> None:
+        super().__init__()
+        channels = spec.channels[-1]
+        resnet = {"time_width": 4 * spec.channels[0], "groups": spec.groups, "eps": spec.eps, "ops": ops}
+        transformer = SpatialTransformer(
+            channels,
+            spec.context_width,
+            heads=spec.heads[-1],
+            layers=spec.transformer_layers[-1],
+            linear=spec.linear_projection,
+            groups=spec.groups,
+            ops=ops,
+        )
+        self.attentions = nn.ModuleList([transformer])
+        self.resnets = nn.ModuleList(Resnet(channels, channels, **resnet) for _ in range(2))
+
+    def forward(self, x: Tensor, shifts: Iterator[Tensor], context: Iterator[KeyValue]) -> Tensor:
+        x = self.resnets[0](x, next(shifts))
+        x = self.attentions[0](x, context)
+        return self.resnets[1](x, next(shifts))
+
+
+class _Up(_Block):
+    """Takes from `skips` what the layers on the way down left, last first."""
+
+    def __init__(
+        self, spec: UnetSpec, ops: Ops, index: int, inputs: Sequence[int], *, attends: bool, upsample: Upsample | None
+    ) -> None:
+        super().__init__(spec, ops, index, inputs, attends=attends)
+        self.upsamplers = nn.ModuleList([upsample] if upsample else [])
+
+    def forward(self, x: Tensor, shifts: Iterator[Tensor], context: Iterator[KeyValue], skips: list[Tensor]) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = torch.cat((x, skips.pop()), dim=1)  # [n, c + c of the skip, h, w]
+            x = self.layer(i, x, shifts, context)
+        for upsample in self.upsamplers:
+            x = upsample(x)  # [n, c, 2h, 2w]
+        return x

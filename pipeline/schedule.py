@@ -1,0 +1,59 @@
+"""The training schedule, and which of its timesteps an inference run visits.
+
+Spacings are those of Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.spec import ScheduleSpec
+
+
+@functools.lru_cache(maxsize=16)
+def alphas_cumprod(spec: ScheduleSpec) -> NDArray[np.float64]:
+    """float64 [train_steps], but with the float32 values that diffusers has.
+
+    Its float32 rounding moves a picture by more than 1e-5 at one step, so it is part of the model. Betas are a
+    float32 linspace; the product accumulates in float64 and each term is rounded, as torch.cumprod does.
+    """
+    if spec.beta_schedule == "scaled_linear":
+        betas = _linspace(spec.beta_start**0.5, spec.beta_end**0.5, spec.train_steps) ** 2
+    else:
+        betas = _linspace(spec.beta_start, spec.beta_end, spec.train_steps)
+    alphas = np.float32(1) - betas
+    return np.cumprod(alphas, dtype=np.float64).astype(np.float32).astype(np.float64)
+
+
+def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
+    """torch.linspace in float32: counted from the nearer end, one fused multiply-add (one rounding) each."""
+    first, last = np.float32(start), np.float32(end)
+    step = float((last - first) / np.float32(max(count - 1, 1)))
+    index = np.arange(count)
+    rising = float(first) + step * index
+    falling = float(last) - step * (count - 1 - index)
+    return np.where(index < count // 2, rising, falling).astype(np.float32)
+
+
+def timesteps(spec: ScheduleSpec, steps: int, *, intervals: int | None = None) -> NDArray[np.float64]:
+    """The timesteps of a run, falling: float64 [steps], whole numbers except for a linspace.
+
+    `intervals` is how many parts "leading" and "linspace" cut the schedule into: `steps` (DDIM, Euler), or
+    `steps + 1` as DPM-Solver does, whose last part ends at the clean picture.
+    """
+    intervals = intervals or steps
+    if spec.spacing == "leading":
+        ratio = spec.train_steps // intervals
+        return (np.arange(steps)[::-1] + (intervals - steps)) * float(ratio) + spec.steps_offset
+    if spec.spacing == "trailing":
+        return np.round(np.arange(spec.train_steps, 0, -spec.train_steps / steps))[:steps] - 1
+    return np.linspace(0, spec.train_steps - 1, intervals)[::-1][:steps]
+
+
+def sigmas(spec: ScheduleSpec) -> NDArray[np.float64]:
+    """Noise over signal of each training step, in float32 as diffusers has it: float64 [train_steps]."""
+    alphas = alphas_cumprod(spec).astype(np.float32)
+    return (((1 - alphas) / alphas) ** np.float32(0.5)).astype(np.float64)

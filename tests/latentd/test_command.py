@@ -1,0 +1,270 @@
+"""The command line: main(argv) in this process, and the real program where signals, pipes and terminals matter."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from latentd.__main__ import main
+from latentd.options import parse
+from latentd.v1 import images_pb2 as pb
+from tests.latentd.fake import FakeServer
+
+PATIENCE = 30
+# SIGINT may be ignored where the tests were started (a shell's background job), and a child inherits that.
+PROGRAM = [
+    sys.executable,
+    "-c",
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "runpy.run_module('latentd', run_name='__main__', alter_sys=True)",
+]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+def files() -> list[str]:
+    return sorted(path.name for path in Path().iterdir())
+
+
+def test_one_prompt_one_file(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a red apple", "-o", "apple.png", "--server", server.address, "--seed", "7"]) == 0
+    assert files() == ["apple.png"] and Image.open("apple.png").format == "PNG"
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    assert line.startswith("apple.png: seed 7, 32x16, 4 steps of dpmpp_2m, guidance 7.5, queue 3 ms, encode 41 ms, ")
+
+
+def test_flags_become_the_request(server: FakeServer) -> None:
+    flags = "--negative pear --seed 7 --steps 3 --guidance 4 --sampler ddim --size 16x24 --images 2"
+    assert (
+        main(
+            [
+                "an apple",
+                "-o",
+                "a.jpg",
+                "--server",
+                server.address,
+                "--priority",
+                "-2",
+                "--model",
+                "models/demo/",
+                *flags.split(),
+            ]
+        )
+        == 0
+    )
+    assert server.images.requests == [
+        pb.GenerateRequest(
+            prompt="an apple",
+            negative_prompt="pear",
+            seed=7,
+            steps=3,
+            guidance=4,
+            sampler="ddim",
+            width=16,
+            height=24,
+            images=2,
+            model="demo",
+            priority=-2,
+            format=pb.IMAGE_FORMAT_JPEG,
+        )
+    ]
+    assert files() == ["a-1.jpg", "a-2.jpg"] and Image.open("a-1.jpg").format == "JPEG"
+
+
+def test_prompts_are_sent_together(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["meet one", "--server", server.address, "meet two", "--steps", "2"]) == 0
+    assert files() == ["meet-one.png", "meet-two.png"]
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_folder_and_repeated_prompts(server: FakeServer) -> None:
+    assert main(["pear", "pear", "-o", "fruit/", "--format", "webp", "--server", server.address]) == 0
+    assert sorted(path.name for path in Path("fruit").iterdir()) == ["pear-2.webp", "pear.webp"]
+
+
+def test_film(server: FakeServer) -> None:
+    arguments = ["apple", "pear", "-o", "f.png", "--film", "f.webp", "--steps", "5", "--server", server.address]
+    assert main(arguments) == 0
+    assert files() == ["f-1.png", "f-1.webp", "f-2.png", "f-2.webp"]
+    for name in ("f-1.webp", "f-2.webp"):
+        film = Image.open(name)
+        assert film.n_frames == 6 and film.size == (32, 16)  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(request.preview_every == 1 for request in server.images.requests)
+
+
+def test_list_models(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list-models", "--server", server.address]) == 0
+    out = capsys.readouterr().out
+    assert "demo  (openvino, f32, 4 seats)" in out and "64x64, 20 steps, guidance 4, ddim" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a", "--size", "512"], "'512' is not WIDTHxHEIGHT, such as 512x512"),
+        (["a", "--steps", "many"], "invalid int value: 'many'"),
+        (["a", "--images", "0"], "'0' is not a number in 1..1000"),
+        (["a", "--timeout", "0"], "'0' is not a number of seconds above 0"),
+        (["a", "--seed", "-1"], "seed -1 is outside 0..4294967295"),
+        (["a", "--film", "out.gif"], "'out.gif' does not end in .webp"),
+        (["a", "--format", "gif"], "invalid choice: 'gif'"),
+        (["a", "-o", "a.gif"], "a.gif: the suffix must be one of .png"),
+        (["a", "-o", "a.webp", "--film", "a.webp"], "a.webp would be written twice"),
+        (["a", "--server", "http://localhost:8001"], "is a URL; write host:port"),
+        (["a", "--step", "3"], "unrecognized arguments"),
+        ([], "no prompt given"),
+    ],
+)
+def test_bad_usage_is_one_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and err.endswith("(see --help)\n")
+    assert files() == []
+
+
+def test_unwritable_is_found_before_anything_is_sent(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").touch()
+    for output, film, named in (
+        ("missing/a.png", "f.webp", "missing/a.png: No such file"),
+        ("file/a.png", "f.webp", "file/a.png: Not a directory"),
+        ("file/", "f.webp", "file"),
+        ("a.png", "missing/f.webp", "missing/f.webp"),
+    ):
+        assert main(["an apple", "-o", output, "--film", film, "--server", server.address]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"latentd: cannot write {named}") and err.count("\n") == 1
+    assert server.images.requests == [] and files() == ["file"]
+
+
+def test_environment_gives_way_to_flags(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "SERVER": server.address,
+        "STEPS": "9",
+        "SEED": "5",
+        "NEGATIVE": "",
+        "SIZE": "16x16",
+        "OUTPUT": "env.png",
+        "MODEL": "/models/demo",
+    }.items():
+        monkeypatch.setenv(f"LATENTD_{name}", value)
+    assert main(["an apple", "--steps", "2"]) == 0
+    (request,) = server.images.requests
+    assert (request.steps, request.seed, request.width, request.model) == (2, 5, 16, "demo")
+    assert files() == ["env.png"]
+
+
+def test_environment_is_checked_like_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"SIZE": "512", "STEPS": "x", "FORMAT": "gif", "PREVIEW": "maybe"}.items():
+        with pytest.raises(SystemExit) as stop:
+            parse(["a"], {f"LATENTD_{name}": value})
+        assert stop.value.code == 2
+        assert f"environment variable LATENTD_{name}: " in capsys.readouterr().err
+    assert parse(["a"], {"LATENTD_PREVIEW": "1"}).preview is True
+    assert parse(["a", "--no-preview"], {"LATENTD_PREVIEW": "1"}).preview is False
+
+
+def test_no_server_is_said_once(nobody: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apple", "pear", "--server", nobody]) == 1
+    err = capsys.readouterr().err
+    assert err.count(f"latentd: no latentd server answers at {nobody}; start one with `make serve`\n") == 1
+    assert main(["--list-models", "--server", nobody]) == 1
+    assert files() == []
+
+
+def test_one_refused_prompt_does_not_stop_the_others(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["refuse this", "full house", "an apple", "--server", server.address]) == 1
+    err = capsys.readouterr().err
+    assert "latentd: steps 999 is outside 1..150\n" in err
+    assert "latentd: the queue is full; try again in 2 s\n" in err
+    assert files() == ["an-apple.png"]
+
+
+def test_pictures_before_an_error_are_written(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nan", "--images", "2", "-o", "a.png", "--server", server.address]) == 1
+    assert files() == ["a-1.png"] and "picture 1 is not a number" in capsys.readouterr().err
+
+
+def test_timeout(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hold", "--timeout", "0.2", "--server", server.address]) == 1
+    assert "the timeout passed" in capsys.readouterr().err
+
+
+def test_a_cut_prompt_is_said(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["long story", "--server", server.address]) == 0
+    assert "the prompt has more tokens than the model reads; its end is ignored" in capsys.readouterr().err
+
+
+def test_preview_without_a_terminal_goes_on(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["an apple", "--preview", "--server", server.address]) == 0
+    assert "--preview needs a terminal" in capsys.readouterr().err
+    assert files() == ["an-apple.png"] and server.images.requests[0].preview_every == 0
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.count('python -m latentd "') == 2 and "LATENTD_STEPS" in text
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "latentd 0.1.0\n"
+
+
+def test_ctrl_c_cancels_and_leaves_quietly(server: FakeServer) -> None:
+    arguments = ["hold", "hold too", "--server", server.address]
+    with subprocess.Popen([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert server.images.held.wait(PATIENCE)
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=PATIENCE)
+    assert program.returncode == 130
+    assert err.splitlines()[-1] == "interrupted" and "Traceback" not in err
+    assert server.images.cancelled.wait(PATIENCE)
+    assert files() == []
+
+
+def test_ctrl_c_during_the_imports_is_quiet() -> None:
+    # A module that the imports reach raises what Ctrl-C raises there.
+    Path("tqdm.py").write_text("raise KeyboardInterrupt\n")
+    environment = {**os.environ, "PYTHONPATH": f"{Path.cwd()}{os.pathsep}{os.environ['PYTHONPATH']}"}
+    done = subprocess.run([*PROGRAM, "an apple"], capture_output=True, text=True, env=environment, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_reader_that_leaves_is_no_error(server: FakeServer) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = ["--list-models", "--server", server.address]
+    done = subprocess.run([*PROGRAM, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_preview_draws_in_a_terminal(server: FakeServer) -> None:
+    shown, terminal = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "60", "LINES": "20", "PYTHONUTF8": "1"}
+    arguments = ["an apple", "--preview", "--steps", "2", "--server", server.address]
+    with subprocess.Popen([*PROGRAM, *arguments], stdout=terminal, stderr=subprocess.PIPE, env=environment) as program:
+        os.close(terminal)
+        screen = b""
+        while True:
+            try:
+                screen += os.read(shown, 65536)
+            except OSError:  # Linux says EIO when the last writer has closed
+                break
+        assert program.stderr is not None and program.stderr.read() == b""
+    os.close(shown)
+    assert program.returncode == 0
+    text = screen.decode()
+    assert "\x1b[38;2;10;200;30;48;2;10;200;30m▀" in text  # the finished picture
+    assert "an apple  2/2  done" in text and "an-apple.png: seed 0" in text
+    assert server.images.requests[0].preview_every == 1

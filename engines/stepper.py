@@ -22,7 +22,7 @@ class HostStepper:
     def __init__(self, denoiser: Denoiser, seats: int) -> None:
         assert len(denoiser.samples) == 2 * seats
         self.seats = seats
-        self._denoiser = denoiser
+        self.denoiser = denoiser
         shape = denoiser.samples.shape[1:]
         # [seats, S + out + noise, C, h, w]: what a table's matrix multiplies
         self._terms = np.zeros((seats, STATE + 2, *shape), np.float32)
@@ -37,10 +37,10 @@ class HostStepper:
         terms = self._terms[seat]
         terms[:] = 0  # the history of the last tenant
         np.multiply(noise, np.float32(table.initial_scale), out=terms[0])
-        self._denoiser.contexts[2 * seat] = context
+        self.denoiser.contexts[2 * seat] = context
         self._guidance[seat] = 1 if negative is None else guidance
         if negative is not None:
-            self._denoiser.contexts[2 * seat + 1] = negative
+            self.denoiser.contexts[2 * seat + 1] = negative
         self._tables[seat] = table
         self._matrices[seat] = table.matrices.astype(np.float32)
         self._reached[seat] = 0
@@ -54,7 +54,7 @@ class HostStepper:
 
     def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
         """One evaluation of each of `seats`, all of them unfinished; x0 is kept for those also in `predict`."""
-        denoiser, rows = self._denoiser, []
+        denoiser, rows = self.denoiser, []
         for seat in seats:
             table, reached = self._table(seat), self._reached[seat]
             for row in self.rows(seat):
@@ -66,7 +66,7 @@ class HostStepper:
             self._advance(seat, predict=seat in predict)
 
     def _advance(self, seat: int, *, predict: bool) -> None:
-        outputs, terms, own = self._denoiser.outputs, self._terms[seat], self.rows(seat)
+        outputs, terms, own = self.denoiser.outputs, self._terms[seat], self.rows(seat)
         terms[OUT_COLUMN] = outputs[own[0]]
         if len(own) == 2:
             terms[OUT_COLUMN] = guide(outputs[own[0]], outputs[own[1]], self._guidance[seat])

@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import NoReturn
 
@@ -112,14 +113,14 @@ class _Sent:
             pictures = await self._client.generate(prompt, timeout=timeout, on_event=self._event, **asked)
         except ServerError as error:
             pictures = error.pictures
-            retry = f"; try again in {error.retry_after:.0f} s" if error.retry_after else ""
+            retry = f"; try again in {ceil(error.retry_after)} s" if error.retry_after else ""
             self._complaints.append(error.message + retry)
         for picture in pictures:
             place = self._row[picture.index]
             if await self._written(place.picture, picture.save):
                 self._progress.say(f"{place.picture}: {_about(picture, self._told)}")
             if place.film and await self._written(place.film, partial(self._films[picture.index].save, picture)):
-                self._progress.say(f"{place.film}: the film of picture {place.picture.name}")
+                self._progress.say(f"{place.film}: the film of {place.picture.name}")
 
     async def _written(self, path: Path, write: Callable[[Path], object]) -> bool:
         try:

@@ -46,7 +46,7 @@ def _parser() -> _Parser:
     installed = Path(sys.argv[0]).name == "latentd"
     parser = _Parser(
         prog="latentd" if installed else "python -m latentd",
-        description="Send prompts to a latentd server and write the pictures. Several prompts are sent at once, "
+        description="Send prompts to a latentd server and write the pictures. Several prompts are sent\nat once, "
         "so that they share the server's steps.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,7 +73,7 @@ def _parser() -> _Parser:
     add("--format", choices=FORMATS, default="png", help="of files whose name -o leaves open (default: png)")
     add("--preview", action=on_off, default=False, help="draw the forming picture in the terminal")
     add("--film", type=film_path, metavar="PATH", help="also write the picture forming, as an animated .webp")
-    add("--server", metavar="HOST:PORT", default=DEFAULT_ADDRESS, help=f"(default: {DEFAULT_ADDRESS})")
+    add("--server", metavar="HOST:PORT", default=DEFAULT_ADDRESS, help=f"where it listens (default: {DEFAULT_ADDRESS})")
     add("--model", type=model_id, metavar="ID", default="", help="which model, if the server has several")
     add("--priority", type=int, metavar="N", default=0, help="higher is seated first (default: 0)")
     add("--timeout", type=seconds, metavar="SECONDS", help="give up after so long (default: wait)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Protocol
@@ -57,38 +58,47 @@ class Bars:
 
     def __init__(self, prompts: Sequence[str]) -> None:
         tqdm.monitor_interval = 0  # no monitor thread; every event redraws
-        watched = sys.stdout.isatty() and sys.stderr.isatty()
+        self._prompts = prompts
         self._tallies = [Tally() for _ in prompts]
-        self._each = watched and len(prompts) <= MOST_BARS
-        titles = [title(prompt) for prompt in prompts] if self._each else [f"{len(prompts)} prompts"]
-        if len(prompts) == 1:
-            titles = [title(prompts[0])]
-        self._bars = [
-            # A log gets a line every ten seconds, not ten a second.
-            tqdm(total=None, desc=text, unit="step", position=n, mininterval=0.1 if watched else 10, dynamic_ncols=True)
-            for n, text in enumerate(titles)
-        ]
+        self._watched = sys.stderr.isatty()
+        self._each = self._watched and sys.stdout.isatty() and len(prompts) <= MOST_BARS
+        self._bars: dict[int, tqdm] = {}  # made at the first event: a server that refuses gets no bar
 
     def event(self, request: int, event: Event) -> None:
         self._tallies[request].add(event)
+        bar = self._bar(request if self._each else 0)
+        tallies = self._tallies[request : request + 1] if self._each else self._tallies
+        bar.total = sum(tally.total for tally in tallies)
         if self._each:
-            self._show(self._bars[request], self._tallies[request : request + 1])
-            self._bars[request].set_postfix_str(self._tallies[request].state, refresh=False)
-        else:
-            self._show(self._bars[0], self._tallies)
+            bar.set_postfix_str(self._tallies[request].state, refresh=False)
+        bar.update(sum(tally.done for tally in tallies) - bar.n)
 
     def say(self, line: str, error: bool = False) -> None:
-        tqdm.write(line, file=sys.stderr if error else sys.stdout)
-        (sys.stderr if error else sys.stdout).flush()
+        file = sys.stderr if error else sys.stdout
+        if self._watched:
+            tqdm.write(line, file=file)
+            file.flush()
+        else:
+            print(line, file=file, flush=True)
+
+    def _bar(self, n: int) -> tqdm:
+        if n not in self._bars:
+            text = title(self._prompts[n]) if self._each or len(self._prompts) == 1 else f"{len(self._prompts)} prompts"
+            # Asked here, because tqdm takes a terminal that reports 0 rows or columns at its word and draws nothing.
+            columns, rows = shutil.get_terminal_size()
+            self._bars[n] = tqdm(
+                desc=text,
+                unit="step",
+                position=n,
+                mininterval=0.1 if self._watched else 10,  # seconds; a log is not redrawn
+                ncols=columns - 1,
+                nrows=rows,
+            )
+        return self._bars[n]
 
     def close(self) -> None:
-        for bar in self._bars:
+        for bar in self._bars.values():
             bar.close()
-
-    @staticmethod
-    def _show(bar: tqdm, tallies: Sequence[Tally]) -> None:
-        bar.total = sum(tally.total for tally in tallies)
-        bar.update(sum(tally.done for tally in tallies) - bar.n)
 
 
 def title(prompt: str, width: int = 24) -> str:

@@ -41,8 +41,13 @@ class FakeImages(ImagesServicer):
         self.requests.append(request)
         word = request.prompt.split(" ")[0]
         gone = threading.Event()
-        if word == "hold" and not context.add_callback(lambda: (gone.set(), self.cancelled.set())):
+
+        def leave() -> None:
+            gone.set()
             self.cancelled.set()
+
+        if word == "hold" and not context.add_callback(leave):
+            leave()  # the call had ended before it was listened to
             return
         if word == "refuse":
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "steps 999 is outside 1..150")

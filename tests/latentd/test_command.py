@@ -187,7 +187,7 @@ def test_one_refused_prompt_does_not_stop_the_others(server: FakeServer, capsys:
     assert main(["refuse this", "full house", "an apple", "--server", server.address]) == 1
     err = capsys.readouterr().err
     assert "latentd: steps 999 is outside 1..150\n" in err
-    assert "latentd: the queue is full; try again in 2 s\n" in err
+    assert "latentd: the queue is full; try again in 3 s\n" in err
     assert files() == ["an-apple.png"]
 
 
@@ -249,11 +249,11 @@ def test_a_reader_that_leaves_is_no_error(server: FakeServer) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_preview_draws_in_a_terminal(server: FakeServer) -> None:
+def in_a_terminal(*arguments: str) -> tuple[int, str]:
+    """Exit code of the program and all that its terminal (one that reports no size of its own) was sent."""
     shown, terminal = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "60", "LINES": "20", "PYTHONUTF8": "1"}
-    arguments = ["an apple", "--preview", "--steps", "2", "--server", server.address]
-    with subprocess.Popen([*PROGRAM, *arguments], stdout=terminal, stderr=subprocess.PIPE, env=environment) as program:
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONUTF8": "1"}
+    with subprocess.Popen([*PROGRAM, *arguments], stdout=terminal, stderr=terminal, env=environment) as program:
         os.close(terminal)
         screen = b""
         while True:
@@ -261,10 +261,20 @@ def test_preview_draws_in_a_terminal(server: FakeServer) -> None:
                 screen += os.read(shown, 65536)
             except OSError:  # Linux says EIO when the last writer has closed
                 break
-        assert program.stderr is not None and program.stderr.read() == b""
     os.close(shown)
-    assert program.returncode == 0
-    text = screen.decode()
-    assert "\x1b[38;2;10;200;30;48;2;10;200;30m▀" in text  # the finished picture
-    assert "an apple  2/2  done" in text and "an-apple.png: seed 0" in text
+    return program.returncode, screen.decode()
+
+
+def test_each_prompt_has_a_bar_in_a_terminal(server: FakeServer) -> None:
+    code, screen = in_a_terminal("an apple", "a pear", "refuse this", "--server", server.address)
+    assert code == 1
+    assert "an apple: 100%" in screen and "a pear: 100%" in screen and "refuse this:" not in screen
+    assert "a-pear.png: seed 0" in screen
+
+
+def test_preview_draws_in_a_terminal(server: FakeServer) -> None:
+    code, screen = in_a_terminal("an apple", "--preview", "--steps", "2", "--server", server.address)
+    assert code == 0
+    assert "\x1b[38;2;10;200;30;48;2;10;200;30m▀" in screen  # the finished picture
+    assert "an apple  2/2  done" in screen and "an-apple.png: seed 0" in screen
     assert server.images.requests[0].preview_every == 1

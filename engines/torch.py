@@ -1,0 +1,60 @@
+"""The networks in plain torch, float32 on the CPU: slow, and what every other backend is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.artifact import Artifact
+from engines.backend import F32, BackendError
+from engines.cores import available_cores
+from model import weights
+from model.unet import Unet
+
+
+class TorchBackend:
+    name = "torch"
+
+    def __init__(self, artifact: Artifact, precision: str = "auto", threads: int | None = None) -> None:
+        if precision not in ("auto", "f32"):
+            raise BackendError(f"precision {precision!r}: backend torch is the f32 oracle")
+        self.precision = "f32"
+        self.spec = artifact.spec
+        torch.set_num_threads(threads or available_cores())
+        folder = artifact.folder
+        self._text = weights.load_text(self.spec, folder)
+        self._unet = weights.load_unet(self.spec, folder)
+        self._decoder = weights.load_vae_decoder(self.spec, folder)
+
+    def encode(self, ids: NDArray[np.int64]) -> F32:
+        return _run(self._text, ids[None])
+
+    def decode(self, latents: F32) -> F32:
+        return _run(self._decoder, latents[None])
+
+    def denoiser(self, width: int, height: int, rows: int) -> TorchDenoiser:
+        return TorchDenoiser(self._unet, self.spec.latent_shape(width, height), self.spec.text.tokens, rows)
+
+
+class TorchDenoiser:
+    """A row is a call, so that its bits do not depend on its company."""
+
+    def __init__(self, unet: Unet, latents: tuple[int, int, int], tokens: int, rows: int) -> None:
+        self._unet = unet
+        self.samples = np.zeros((rows, *latents), np.float32)
+        self.timesteps = np.zeros(rows, np.float32)
+        self.contexts = np.zeros((rows, tokens, unet.spec.context_width), np.float32)
+        self.outputs = np.zeros((rows, *latents), np.float32)
+
+    def run(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            own = slice(row, row + 1)
+            self.outputs[row] = _run(self._unet, self.samples[own], self.timesteps[own], self.contexts[own])
+
+
+def _run(net: torch.nn.Module, *inputs: NDArray[np.generic]) -> F32:
+    with torch.inference_mode():
+        return net(*(torch.from_numpy(value) for value in inputs))[0].numpy()

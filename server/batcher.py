@@ -1,0 +1,91 @@
+"""Who waits and who sits in which seat. No thread, no clock, no device: time comes in as numbers."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterable
+
+from server.job import Job, Picture, Size
+
+
+class Lane:
+    """The seats of one size, and how much step time they have had."""
+
+    def __init__(self, seats: int) -> None:
+        self.tenants: list[Picture | None] = [None] * seats
+        self.spent = 0.0  # seconds of steps: lanes take turns by it
+
+    @property
+    def live(self) -> list[int]:
+        return [seat for seat, tenant in enumerate(self.tenants) if tenant]
+
+
+class Batcher:
+    """Higher priorities are seated first; equal ones in order of arrival; a lane's queue is its own."""
+
+    def __init__(self, sizes: Iterable[Size], seats: int) -> None:
+        self.lanes = {size: Lane(seats) for size in sizes}
+        self._queue: list[tuple[int, int, Picture]] = []  # sorted: minus priority, arrival
+        self._arrivals = itertools.count()
+
+    def add(self, job: Job) -> None:
+        for index in range(job.wish.images):
+            bisect.insort(self._queue, (-job.wish.priority, next(self._arrivals), Picture(job, index)))
+
+    @property
+    def waiting(self) -> list[Picture]:
+        """In the order in which they will be seated."""
+        return [picture for _, _, picture in self._queue]
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        return not self._queue and not any(lane.live for lane in self.lanes.values())
+
+    def ahead_of(self, priority: int) -> int:
+        """Pictures that would be seated before a new job of this priority."""
+        return sum(1 for negated, _, _ in self._queue if -negated >= priority)
+
+    def drop(self, gone: Iterable[Job]) -> list[tuple[Size, int]]:
+        """Take these jobs out of the queue and out of their seats; returns the seats that they left."""
+        jobs = set(gone)
+        self._queue = [entry for entry in self._queue if entry[2].job not in jobs]
+        left = []
+        for size, lane in self.lanes.items():
+            for seat in lane.live:
+                tenant = lane.tenants[seat]
+                if tenant and tenant.job in jobs:
+                    lane.tenants[seat] = None
+                    left.append((size, seat))
+        return left
+
+    def seat_next(self) -> tuple[Size, int, Picture] | None:
+        """Give the first of the queue whose lane has a free seat that seat."""
+        for place, (_, _, picture) in enumerate(self._queue):
+            size = picture.job.wish.size
+            lane = self.lanes[size]
+            if None in lane.tenants:
+                seat = lane.tenants.index(None)
+                if not lane.live:  # a lane that slept does not get the past back
+                    lane.spent = max(lane.spent, min((x.spent for x in self.lanes.values() if x.live), default=0.0))
+                lane.tenants[seat] = picture
+                del self._queue[place]
+                return size, seat, picture
+        return None
+
+    def free(self, size: Size, seat: int) -> None:
+        self.lanes[size].tenants[seat] = None
+
+    def next_lane(self) -> Size | None:
+        """The lane with live seats that has had the least step time."""
+        live = [size for size, lane in self.lanes.items() if lane.live]
+        return min(live, key=lambda size: self.lanes[size].spent, default=None)
+
+    def jobs(self) -> set[Job]:
+        """Every job that waits or sits."""
+        seated = {tenant.job for lane in self.lanes.values() for tenant in lane.tenants if tenant}
+        return seated | {picture.job for _, _, picture in self._queue}

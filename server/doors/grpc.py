@@ -1,0 +1,249 @@
+"""The gRPC door: latentd.v1.Images, health and reflection on one port."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from latentd.v1 import images_pb2 as pb
+from pipeline.errors import InvalidRequest, LatentdError
+from pipeline.samplers import SAMPLERS
+from server.doors.handlers import handlers
+from server.events import Done, Event, Image, Preview, Started, Step, Timings
+from server.job import FORMATS, Job
+from server.service import Accepted, Service, collect
+
+log = logging.getLogger("latentd.door")
+
+SERVICE = "latentd.v1.Images"
+_WIRE_FORMATS = {name: value for value, name in FORMATS.items() if value}
+
+OPTIONS = [
+    # gRPC's default lets a second server share the port and steal half of the requests, silently.
+    ("grpc.so_reuseport", 0),
+    # A client that vanished without closing its connection is noticed within half a minute.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
+
+
+class GrpcDoor:
+    """Listens from `open` on, answers health from `start` on, takes requests once the service is ready."""
+
+    def __init__(self, service: Service, max_message: int) -> None:
+        self._service = service
+        self._server = grpc.aio.server(options=[*OPTIONS, ("grpc.max_receive_message_length", max_message)])
+        self._health = health.aio.HealthServicer()
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        self._server.add_generic_rpc_handlers(
+            (
+                handlers(pb.DESCRIPTOR.services_by_name["Images"], ImagesServicer(service)),
+                handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health),
+                handlers(
+                    reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
+                    reflection.aio.ReflectionServicer(names),
+                ),
+            )
+        )
+
+    def open(self, host: str, port: int) -> int:
+        """Bind; returns the port. Errors: LatentdError when it is taken, by another latentd too."""
+        try:
+            bound = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise LatentdError(
+                f"gRPC port {host}:{port} cannot be opened; is another latentd running? Choose another with --grpc-port"
+            )
+        return bound
+
+    async def start(self) -> None:
+        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+
+    async def serving(self) -> None:
+        await self._set(health_pb2.HealthCheckResponse.SERVING)
+
+    async def not_serving(self) -> None:
+        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def close(self, grace: float) -> None:
+        """No new calls; those that run have `grace` seconds, then they are cancelled."""
+        await self._server.stop(grace)
+
+    async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+
+class ImagesServicer:
+    """Methods are named after the proto's."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GenerateEvent]:
+        call = _Call(self._service, context)
+        try:
+            accepted = call.submit(request)
+            yield pb.GenerateEvent(queued=_queued(self._service, accepted))
+            async for event in self._service.events(accepted.job):
+                yield _event(event, accepted.job)
+            call.ended()
+        except BaseException as error:
+            call.ended(error)
+            raise
+
+    async def GenerateBlocking(  # noqa: N802
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GenerateResponse:
+        call = _Call(self._service, context)
+        try:
+            self._fits_one_message(request)
+            accepted = call.submit(request)
+            images, done = await collect(self._service.events(accepted.job))
+            call.ended()
+        except BaseException as error:
+            call.ended(error)
+            raise
+        return pb.GenerateResponse(
+            images=[_image(image, accepted.job) for image in images],
+            queued=_queued(self._service, accepted),
+            timings=_timings(done.timings, accepted.job),
+        )
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListModelsResponse:
+        device, limits = self._service.ready(), self._service.limits
+        model, default = device.model, device.model.spec.defaults
+        told = pb.Model(
+            id=model.id,
+            sizes=[pb.Size(width=width, height=height) for width, height in device.sizes],
+            samplers=list(SAMPLERS),
+            width=default.width,
+            height=default.height,
+            steps=default.steps,
+            guidance=default.guidance,
+            sampler=default.sampler,
+            max_tokens=model.tokenizer.room,
+            backend=model.backend.name,
+            precision=model.backend.precision,
+            seats=device.seats,
+            limits=pb.Limits(
+                prompt_characters=limits.prompt_characters,
+                steps=limits.steps,
+                guidance=limits.guidance,
+                images=limits.images,
+            ),
+        )
+        return pb.ListModelsResponse(models=[told])
+
+    def _fits_one_message(self, request: pb.GenerateRequest) -> None:
+        default, most = self._service.ready().model.spec.defaults, self._service.limits.blocking_bytes
+        images = request.images if request.HasField("images") else 1
+        width, height = request.width or default.width, request.height or default.height
+        if images * width * height * 3 > most:
+            raise InvalidRequest(
+                f"images x width x height x 3 is {images * width * height * 3} bytes, which may not fit the 4 MiB "
+                f"that gRPC clients accept (at most {most}); use Generate, which streams"
+            )
+
+
+class _Call:
+    """One call's id, clock and end."""
+
+    def __init__(self, service: Service, context: grpc.aio.ServicerContext) -> None:
+        self._service, self._context = service, context
+        self._started = time.monotonic()
+        self._job: Job | None = None
+        metadata = dict(context.invocation_metadata() or ())
+        asked = str(metadata.get("x-request-id", ""))
+        self.id = asked if re.fullmatch(r"[\w.:-]{1,64}", asked) else secrets.token_hex(6)
+        context.set_trailing_metadata((("x-request-id", self.id),))
+
+    def submit(self, request: pb.GenerateRequest) -> Accepted:
+        accepted = self._service.submit(request, self.id, self._context.time_remaining())
+        self._job = accepted.job
+        return accepted
+
+    def ended(self, error: BaseException | None = None) -> None:
+        code, reason = "OK", ""
+        if isinstance(error, LatentdError):
+            code, reason = error.code, str(error)
+        elif error is not None:
+            # The client went away or its deadline passed (asyncio cancels us, or closes the generator), or a bug.
+            code = "INTERNAL" if isinstance(error, Exception) else "CANCELLED"
+            reason = "" if code == "CANCELLED" else repr(error)
+        self._service.ended("grpc", code, self._job, self.id, self._started, reason)
+
+
+def _event(event: Event, job: Job) -> pb.GenerateEvent:
+    match event:
+        case Started(index):
+            return pb.GenerateEvent(started=pb.Started(index=index))
+        case Step(index, step, steps):
+            return pb.GenerateEvent(step=pb.Step(index=index, step=step, steps=steps))
+        case Preview(index, step, jpeg):
+            return pb.GenerateEvent(preview=pb.Preview(index=index, step=step, jpeg=jpeg))
+        case Image():
+            return pb.GenerateEvent(image=_image(event, job))
+        case Done(timings):
+            return pb.GenerateEvent(done=pb.Done(timings=_timings(timings, job)))
+        case _:
+            raise AssertionError(event)
+
+
+def _queued(service: Service, accepted: Accepted) -> pb.Queued:
+    job, wish = accepted.job, accepted.job.wish
+    return pb.Queued(
+        request_id=job.id,
+        model=service.model_id,
+        seed=wish.seed,
+        steps=wish.steps,
+        guidance=wish.guidance,
+        sampler=wish.sampler,
+        width=wish.size[0],
+        height=wish.size[1],
+        images=wish.images,
+        ahead=accepted.ahead,
+        prompt_cut=wish.prompt_cut,
+        negative_prompt_cut=wish.negative_cut,
+    )
+
+
+def _image(image: Image, job: Job) -> pb.Image:
+    width, height = job.wish.size
+    return pb.Image(
+        data=image.data,
+        format=_WIRE_FORMATS[job.wish.format],
+        seed=image.seed,
+        index=image.index,
+        width=width,
+        height=height,
+    )
+
+
+def _timings(timings: Timings, job: Job) -> pb.Timings:
+    return pb.Timings(
+        queue_ms=timings.queue_ms,
+        encode_ms=timings.encode_ms,
+        denoise_ms=timings.denoise_ms,
+        decode_ms=timings.decode_ms,
+        seats_shared=timings.seats_shared,
+        steps=job.wish.steps,
+        evaluations=job.wish.table.evaluations,
+    )

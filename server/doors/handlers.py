@@ -1,0 +1,116 @@
+"""gRPC handlers made from a service's descriptor, so that every service refuses nonsense alike.
+
+grpc.aio answers bytes that do not parse with UNKNOWN and a Python class name, and an unexpected exception with its
+text. Here bytes that do not parse are INVALID_ARGUMENT, a LatentdError carries its own code, and anything else is
+logged and answered with one fixed sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from pipeline.errors import InvalidRequest, LatentdError
+from server.errors import Busy
+
+log = logging.getLogger("latentd.door")
+
+UNEXPECTED = "an unexpected error; the server's log has it under this request's id"
+
+
+class _Malformed:
+    """Stands where a message should be."""
+
+    def __init__(self, kind: str, size: int) -> None:
+        self.error = InvalidRequest(f"the request's {size} bytes do not parse as {kind}")
+
+
+def handlers(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+    """All methods of `service` that `servicer` has, by name; the rest stay UNIMPLEMENTED."""
+    made = {}
+    for method in service.methods:
+        behaviour = getattr(servicer, method.name, None)
+        if behaviour is None:
+            continue
+        kind = ("stream" if method.client_streaming else "unary") + "_" + (
+            "stream" if method.server_streaming else "unary"
+        )
+        guarded = _guard_stream(behaviour) if method.server_streaming else _guard_unary(behaviour)
+        made[method.name] = getattr(grpc, f"{kind}_rpc_method_handler")(
+            guarded,
+            request_deserializer=_parser(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(service.full_name, made)
+
+
+def _parser(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
+    def parse(data: bytes) -> Message | _Malformed:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return _Malformed(kind.DESCRIPTOR.full_name, len(data))
+
+    return parse
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, _Malformed):
+            raise request.error
+        yield request
+
+
+def _prepared(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise request.error
+    return request if isinstance(request, Message) else _checked(request)
+
+
+def _guard_unary(behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await behaviour(_prepared(request), context)
+        except Exception as error:
+            await abort(context, error)
+
+    return guarded
+
+
+def _guard_stream(behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        try:
+            async for response in behaviour(_prepared(request), context):
+                yield response
+        except Exception as error:
+            await abort(context, error)
+
+    return guarded
+
+
+async def abort(context: grpc.aio.ServicerContext, error: Exception) -> None:
+    """End the call with the error's code and sentence; a Busy one says when to ask again."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if not isinstance(error, LatentdError):
+        log.error("unexpected error", exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL, UNEXPECTED)
+        return
+    code: grpc.StatusCode = getattr(grpc.StatusCode, error.code)
+    trailing = tuple(context.trailing_metadata() or ())
+    if isinstance(error, Busy):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.CopyFrom(Duration(seconds=int(error.retry_after), nanos=int(error.retry_after % 1 * 1e9)))
+        status = status_pb2.Status(code=code.value[0], message=str(error))
+        status.details.add().Pack(retry)
+        trailing += tuple(rpc_status.to_status(status).trailing_metadata or ())
+    await context.abort(code, str(error), trailing)

@@ -1,0 +1,41 @@
+"""What a request can be refused or failed with. Each carries its gRPC code; one place maps them (doors)."""
+
+from __future__ import annotations
+
+from pipeline.errors import LatentdError
+
+
+class Busy(LatentdError):
+    """Too much is waiting. `retry_after` is when it is worth asking again, in seconds."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TooLate(LatentdError):
+    """The deadline has passed, or cannot be met even alone."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class NotServing(LatentdError):
+    """Starting, draining, or the device has failed: another server may answer."""
+
+    code = "UNAVAILABLE"
+
+
+class UnknownModel(LatentdError):
+    code = "NOT_FOUND"
+
+
+class PictureFailed(LatentdError):
+    """A picture came out as NaN, or could not be decoded or encoded; the message names its index."""
+
+    code = "INTERNAL"
+
+
+class Cancelled(LatentdError):
+    code = "CANCELLED"

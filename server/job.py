@@ -1,0 +1,135 @@
+"""A job: one validated request inside the server, and how far it has come."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.model import Model
+from latentd.v1 import images_pb2 as pb
+from pipeline.errors import InvalidRequest, LatentdError
+from pipeline.samplers import SAMPLERS, Table, table
+from server.events import Timings
+from server.limits import Limits, checked_text, one_of, within
+from server.mailbox import Mailbox
+
+Size = tuple[int, int]  # width and height in pixels: what tells lanes apart
+
+FORMATS = {
+    pb.IMAGE_FORMAT_UNSPECIFIED: "png",
+    pb.IMAGE_FORMAT_PNG: "png",
+    pb.IMAGE_FORMAT_JPEG: "jpeg",
+    pb.IMAGE_FORMAT_WEBP: "webp",
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for, checked and with the defaults filled in."""
+
+    size: Size
+    steps: int
+    guidance: float
+    sampler: str
+    seed: int  # of picture 0
+    images: int
+    format: str
+    preview_every: int
+    priority: int
+    table: Table
+    ids: NDArray[np.int64]  # [tokens]
+    negative_ids: NDArray[np.int64] | None  # None: unguided
+    prompt_cut: bool
+    negative_cut: bool
+
+    @property
+    def rows(self) -> int:
+        """UNet rows a picture: two when guided."""
+        return 1 if self.negative_ids is None else 2
+
+    def picture_seed(self, index: int) -> int:
+        return (self.seed + index) % 2**32
+
+    @classmethod
+    def from_proto(cls, request: pb.GenerateRequest, model: Model, sizes: list[Size], limits: Limits) -> Wish:
+        """Check every field. Errors: InvalidRequest naming field, value and limit."""
+        default = model.spec.defaults
+        prompt = checked_text("prompt", request.prompt, limits.prompt_characters)
+        negative = checked_text("negative_prompt", request.negative_prompt, limits.prompt_characters)
+        size = (
+            request.width if request.HasField("width") else default.width,
+            request.height if request.HasField("height") else default.height,
+        )
+        if size not in sizes:
+            listed = ", ".join(f"{width}x{height}" for width, height in sizes)
+            raise InvalidRequest(f"width x height is {size[0]}x{size[1]}; the sizes served are {listed}")
+        # A spacing needs at least one training step for each interval.
+        most_steps = min(limits.steps, model.spec.schedule.train_steps - 1)
+        steps = within("steps", request.steps if request.HasField("steps") else default.steps, 1, most_steps)
+        guidance = request.guidance if request.HasField("guidance") else default.guidance
+        guidance = within("guidance", guidance, 0.0, limits.guidance)
+        sampler = one_of("sampler", request.sampler if request.HasField("sampler") else default.sampler, list(SAMPLERS))
+        images = within("images", request.images if request.HasField("images") else 1, 1, limits.images)
+        if request.format not in FORMATS:
+            raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}")
+        tokens, negative_tokens = model.tokenizer.encode(prompt), model.tokenizer.encode(negative)
+        guided = guidance > 1
+        return cls(
+            size=size,
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
+            seed=request.seed if request.HasField("seed") else secrets.randbelow(2**32),
+            images=images,
+            format=FORMATS[request.format],
+            preview_every=request.preview_every,
+            priority=request.priority,
+            table=table(model.spec.schedule, sampler, steps),
+            ids=tokens.ids,
+            negative_ids=negative_tokens.ids if guided else None,
+            prompt_cut=tokens.cut,
+            negative_cut=guided and negative_tokens.cut,
+        )
+
+
+@dataclass(eq=False)
+class Job:
+    """A wish on its way. Written by the device thread and its pool; `cancelled` may be set by any thread."""
+
+    id: str
+    wish: Wish
+    mailbox: Mailbox
+    arrived: float  # monotonic seconds
+    deadline: float | None = None  # monotonic seconds
+    cancelled: bool = False
+    left: int = field(init=False)  # pictures neither delivered nor failed
+    timings: Timings = field(default_factory=Timings)
+    failures: list[LatentdError] = field(default_factory=list)
+    previewed: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)  # guards `left` and `failures`: the pool's threads
+
+    def __post_init__(self) -> None:
+        self.left = self.wish.images
+
+    def cancel(self) -> None:
+        """The job leaves at the next step."""
+        self.cancelled = True
+
+
+@dataclass(eq=False)
+class Picture:
+    """One picture of a job: what waits for a seat and then has it."""
+
+    job: Job
+    index: int
+    reached: int = 0  # evaluations done
+    seated_at: float = 0.0
+    preview_under_way: bool = False
+
+    @property
+    def evaluations_left(self) -> int:
+        return self.job.wish.table.evaluations - self.reached

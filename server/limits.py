@@ -1,0 +1,41 @@
+"""The limits that every door enforces alike, with their defaults."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pipeline.errors import InvalidRequest
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Limits:
+    prompt_characters: int = 4096
+    steps: int = 150
+    guidance: float = 30.0
+    images: int = 8
+    blocking_bytes: int = (4 << 20) - (64 << 10)  # stock gRPC clients accept 4 MiB; 64 KiB are for the rest
+
+
+def within(field: str, value: Number, least: Number, most: Number) -> Number:
+    """`value`, or InvalidRequest naming field, value and limit. NaN is outside everything."""
+    if math.isnan(value) or not least <= value <= most:
+        raise InvalidRequest(f"{field} is {value:.6g}; it must be {least:g} to {most:g}")
+    return value
+
+
+def checked_text(field: str, text: str, most: int) -> str:
+    if len(text) > most:
+        raise InvalidRequest(f"{field} has {len(text)} characters; at most {most} are taken")
+    if (position := text.find("\0")) >= 0:
+        raise InvalidRequest(f"{field} has a NUL character at position {position}; text has none")
+    return text
+
+
+def one_of(field: str, value: str, choices: list[str]) -> str:
+    if value not in choices:
+        raise InvalidRequest(f"{field} is {value[:64]!r}; it must be one of {', '.join(choices)}")
+    return value

@@ -1,0 +1,51 @@
+"""Events from the device thread to one reader on the event loop.
+
+A slow reader loses old steps and previews, never an image, and holds nobody up: a mailbox keeps the latest step
+and preview of each picture and every other event, so its size is bounded by the request's own pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from server.events import Done, Event, Failed, Preview, Step
+
+
+class Mailbox:
+    """Posted to from any thread, read by one task of `loop`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._events: dict[object, Event] = {}  # in order of arrival
+        self._arrived = asyncio.Event()
+        self._woken = False
+
+    def post(self, event: Event) -> None:
+        replaceable = isinstance(event, Step | Preview)
+        key: object = (type(event), event.index) if isinstance(event, Step | Preview) else object()
+        with self._lock:
+            if replaceable:
+                self._events.pop(key, None)
+            self._events[key] = event
+            wake, self._woken = not self._woken, True
+        if wake:
+            try:
+                self._loop.call_soon_threadsafe(self._arrived.set)
+            except RuntimeError:
+                pass  # the loop is closed: the process is ending and nobody reads
+
+    async def take(self) -> list[Event]:
+        """All events that have come since the last call; waits for one. The last one ever is Done or Failed."""
+        await self._arrived.wait()
+        with self._lock:
+            events = list(self._events.values())
+            self._events.clear()
+            self._arrived.clear()
+            self._woken = False
+        return events
+
+
+def is_last(event: Event) -> bool:
+    return isinstance(event, Done | Failed)

@@ -1,0 +1,68 @@
+"""Prometheus metrics, prefix latentd_, label model throughout."""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    start_http_server,
+)
+
+from engines.model import Model
+from pipeline.errors import LatentdError
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150, 400)
+_STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
+
+
+class Metrics:
+    """One registry a server, so that two in one process (a test) do not collide."""
+
+    def __init__(self, model_id: str) -> None:
+        disable_created_metrics()  # a second series a metric, which nobody asks for
+        self.registry = CollectorRegistry()
+        self._model = model_id
+        self._requests = self._make(Counter, "requests_total", "Requests ended", "door", "code")
+        self.request_seconds = self._make(Histogram, "request_seconds", "Request to last event", buckets=_SECONDS)
+        self.queue_seconds = self._make(Histogram, "queue_seconds", "Wait for a seat", buckets=_SECONDS)
+        self.preview_first_seconds = self._make(
+            Histogram, "preview_first_seconds", "Request to first preview", buckets=_SECONDS
+        )
+        self.step_seconds = self._make(Histogram, "step_seconds", "One evaluation of a lane", buckets=_STEP_SECONDS)
+        self.steps_total = self._make(Counter, "steps_total", "Evaluations of a lane")
+        self.images_total = self._make(Counter, "images_total", "Pictures delivered")
+        self.nan_images_total = self._make(Counter, "nan_images_total", "Pictures that came out as NaN")
+        self._cancelled = self._make(Counter, "cancelled_total", "Jobs cancelled or expired", "where")
+        self.queue_depth = self._make(Gauge, "queue_depth", "Pictures that wait for a seat")
+        self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")
+        self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows there are")
+        self._engine_info = self._make(Gauge, "engine_info", "Always 1", "backend", "precision", "artifact")
+
+    def _make(self, kind: type, name: str, text: str, *labels: str, **options: object):  # noqa: ANN202 - Any of three
+        metric = kind(f"latentd_{name}", text, ["model", *labels], registry=self.registry, **options)
+        return metric if labels else metric.labels(self._model)
+
+    def request(self, door: str, code: str) -> None:
+        self._requests.labels(self._model, door, code).inc()
+
+    def cancelled(self, where: str) -> None:
+        self._cancelled.labels(self._model, where).inc()
+
+    def engine(self, model: Model) -> None:
+        self._engine_info.labels(
+            self._model, model.backend.name, model.backend.precision, model.artifact.digest[:12]
+        ).set(1)
+
+    def serve(self, host: str, port: int) -> int:
+        """Answer scrapes; returns the port. Errors: LatentdError when the port is taken."""
+        try:
+            server, _ = start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise LatentdError(
+                f"metrics port {host}:{port} cannot be opened: {error.strerror}; is another latentd running? "
+                "Choose another with --metrics-port"
+            ) from None
+        return server.server_port

@@ -1,0 +1,103 @@
+"""What every door does with a request: the same checks, the same errors, the same events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from latentd.v1 import images_pb2 as pb
+from pipeline.errors import LatentdError
+from server.device import Device
+from server.errors import NotServing, UnknownModel
+from server.events import Done, Event, Failed, Image
+from server.job import Job, Wish
+from server.limits import Limits
+from server.mailbox import Mailbox, is_last
+from server.metrics import Metrics
+
+log = logging.getLogger("latentd.request")
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job that was let in."""
+
+    job: Job
+    ahead: int  # pictures that wait before it
+
+
+class Service:
+    """One model behind any number of doors. `device` is None until it is loaded."""
+
+    def __init__(self, model_id: str, limits: Limits, metrics: Metrics) -> None:
+        self.model_id = model_id
+        self.limits = limits
+        self.metrics = metrics
+        self.device: Device | None = None
+        self.draining = False
+
+    def ready(self) -> Device:
+        """Errors: NotServing."""
+        if self.device is None:
+            raise NotServing(f"model {self.model_id} is loading; health says SERVING when it is done")
+        if self.draining:
+            raise NotServing("this server is draining; ask another one")
+        return self.device
+
+    def submit(self, request: pb.GenerateRequest, request_id: str, seconds_left: float | None) -> Accepted:
+        """Check, admit and queue. Errors: any LatentdError, each with its code."""
+        arrived = time.monotonic()
+        device = self.ready()
+        if request.model not in ("", self.model_id):
+            raise UnknownModel(f"model is {request.model[:64]!r}; this server has {self.model_id}")
+        wish = Wish.from_proto(request, device.model, device.sizes, self.limits)
+        deadline = None if seconds_left is None else arrived + seconds_left
+        job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived, deadline)
+        return Accepted(job, device.submit(job))
+
+    async def events(self, job: Job) -> AsyncIterator[Event]:
+        """A job's events up to Done. Errors: what the job failed with. However it ends, the job is not left running."""
+        try:
+            while True:
+                for event in await job.mailbox.take():
+                    if isinstance(event, Failed):
+                        raise event.error
+                    yield event
+                    if is_last(event):
+                        return
+        finally:
+            job.cancel()  # of no effect on a job that is done
+
+    def ended(self, door: str, code: str, job: Job | None, request_id: str, started: float, reason: str = "") -> None:
+        """Count and log a request's end; one line each, and never its prompt."""
+        took = time.monotonic() - started
+        self.metrics.request(door, code)
+        self.metrics.request_seconds.observe(took)
+        told = ""
+        if job is not None:
+            wish, timings = job.wish, job.timings
+            told = (
+                f" size={wish.size[0]}x{wish.size[1]} images={wish.images} steps={wish.steps} guidance={wish.guidance:g}"
+                f" sampler={wish.sampler} seed={wish.seed} queue_ms={timings.queue_ms:.0f}"
+                f" denoise_ms={timings.denoise_ms:.0f} seats_shared={timings.seats_shared:.1f}"
+            )
+        level = logging.INFO if code in ("OK", "CANCELLED") else logging.WARNING
+        log.log(level, "door=%s code=%s ms=%.0f%s%s", door, code, 1e3 * took, told, f" reason={reason!r}" if reason else "",
+                extra={"request": request_id})
+
+
+async def collect(events: AsyncIterator[Event]) -> tuple[list[Image], Done]:
+    """All pictures of a job, in the order of their indices."""
+    pictures: list[Image] = []
+    async for event in events:
+        if isinstance(event, Image):
+            pictures.append(event)
+        elif isinstance(event, Done):
+            return sorted(pictures, key=lambda image: image.index), event
+    raise LatentdError("the job ended without saying so")
+
+
+__all__ = ["Accepted", "Service", "collect"]

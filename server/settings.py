@@ -1,0 +1,155 @@
+"""Settings: flag > environment LATENTD_<NAME> > a key of one YAML file > default."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import LatentdError
+
+
+class SettingsError(LatentdError):
+    """A setting that cannot be read; the message names where it came from, its value and what is taken."""
+
+    code = "INVALID_ARGUMENT"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How one setting is read, and what its help says."""
+
+    parse: Callable[[str], Any]
+    takes: str
+    help: str
+
+
+def _number(least: float, most: float, whole: bool = True) -> tuple[Callable[[str], Any], str]:
+    def parse(text: str) -> float:
+        value = int(text) if whole else float(text)
+        if not least <= value <= most:
+            raise ValueError
+        return value
+
+    return parse, f"{'an integer' if whole else 'a number'} from {least:g} to {most:g}"
+
+
+def _choice(*choices: str) -> tuple[Callable[[str], Any], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError
+        return text
+
+    return parse, "one of " + ", ".join(choices)
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    matches = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", size.strip()) for size in text.split(",")]
+    if not all(matches):
+        raise ValueError
+    return tuple(dict.fromkeys((int(m[1]), int(m[2])) for m in matches if m))
+
+
+def _setting(default: Any, reads: tuple[Callable[[str], Any], str], help: str) -> Any:
+    return field(default=default, metadata={"kind": _Kind(*reads, help)})
+
+
+_TEXT: tuple[Callable[[str], Any], str] = (str, "text")
+_PATH: tuple[Callable[[str], Any], str] = (lambda text: Path(text).expanduser(), "a folder")
+_PORT = _number(0, 65535)
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: Path = _setting(
+        Path(__file__).parent.parent / "demo" / "small-things",
+        _PATH,
+        "a checkpoint (exported on first use) or an artifact; without it, the embedded demo model",
+    )
+    backend: str = _setting("auto", _choice("auto", "openvino", "torch"), "what runs the networks")
+    device: str = _setting("auto", _choice("auto", "cpu"), "where; GPUs are not supported yet")
+    precision: str = _setting("auto", _choice("auto", "bf16", "f32"), "auto is bf16 where the CPU has it")
+    pixels: str = _setting(
+        "exact", _choice("exact", "fast"), "exact: a request's pixels do not depend on its company; on a CPU both are"
+    )
+    host: str = _setting("127.0.0.1", _TEXT, "address to listen on; others than loopback reach you unauthenticated")
+    grpc_port: int = _setting(8001, _PORT, "0 takes a free one and prints it")
+    metrics_port: int = _setting(8002, _PORT, "Prometheus metrics; 0 takes a free one and prints it")
+    seats: int = _setting(8, _number(1, 1024), "pictures of a size that are made at once; more wait their turn")
+    sizes: tuple[tuple[int, int], ...] = _setting(
+        (), (_sizes, "sizes as 512x512,768x512"), "width x height served; without it, the model's own size"
+    )
+    threads: int = _setting(0, _number(0, 1024), "0 is as many as the process may use (affinity, cgroup)")
+    grace: float = _setting(30.0, _number(0, 86400, whole=False), "seconds that requests have to end after SIGTERM")
+    queue_jobs: int = _setting(256, _number(1, 1_000_000), "requests that may wait")
+    queue_seconds: float = _setting(60.0, _number(0, 86400, whole=False), "predicted wait that is still accepted")
+    max_prompt: int = _setting(4096, _number(1, 1_000_000), "characters of a prompt")
+    max_steps: int = _setting(150, _number(1, 1000), "steps of a request")
+    max_guidance: float = _setting(30.0, _number(1, 1000, whole=False), "guidance of a request")
+    max_images: int = _setting(8, _number(1, 64), "pictures of a request")
+    max_message: int = _setting(16 << 20, _number(1 << 10, 1 << 30), "bytes of a request's message")
+    log_format: str = _setting("text", _choice("text", "json"), "of the log on stderr")
+
+
+def read_settings(argv: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Errors: SettingsError; SystemExit for --help and for flags that argparse refuses."""
+    fields = dataclasses.fields(Settings)
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Serve a latent-diffusion model over gRPC until SIGTERM.",
+        epilog="Every flag is also an environment variable LATENTD_<NAME> (LATENTD_GRPC_PORT) and a key of the YAML "
+        "file (grpc_port). Flags win over the environment, the environment over the file.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of settings (or LATENTD_CONFIG)")
+    for f in fields:
+        kind: _Kind = f.metadata["kind"]
+        told = "" if f.default in ("", ()) else f" (default {_shown(f.default)})"
+        parser.add_argument("--" + f.name.replace("_", "-"), metavar=f.name.upper(), help=kind.help + told)
+    flags = vars(parser.parse_args(argv))
+    file = flags.pop("config") or environment.get("LATENTD_CONFIG")
+    keys = _read_file(Path(file), {f.name for f in fields}) if file else {}
+    values = {}
+    for f in fields:
+        name = f"LATENTD_{f.name.upper()}"
+        sources = (
+            ("--" + f.name.replace("_", "-"), flags[f.name]),
+            (name, environment.get(name) or None),
+            (f"{file}: {f.name}", keys.get(f.name)),
+        )
+        for where, value in sources:
+            if value is not None:
+                values[f.name] = _parse(f.metadata["kind"], where, value)
+                break
+    return Settings(**values)
+
+
+def _parse(kind: _Kind, where: str, value: Any) -> Any:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    try:
+        return kind.parse(text)
+    except ValueError:
+        raise SettingsError(f"{where} is {text!r}; it takes {kind.takes}") from None
+
+
+def _read_file(path: Path, known: set[str]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict) or set(values) - known:
+        unknown = sorted(map(str, set(values) - known)) if isinstance(values, dict) else [repr(values)[:64]]
+        raise SettingsError(f"{path} has unknown keys: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+    return values
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Path):
+        return "/".join(value.parts[-2:])
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -111,9 +111,7 @@ class OpenVinoBackend:
         except RuntimeError:
             return None  # another build of the same version: compile again
 
-    def _compile(
-        self, name: str, graph: str, shapes: dict[str, list[int]], config: dict[str, Any]
-    ) -> ov.CompiledModel:
+    def _compile(self, name: str, graph: str, shapes: dict[str, list[int]], config: dict[str, Any]) -> ov.CompiledModel:
         path: Path = self._artifact.graph(graph)
         try:
             model = self._core.read_model(path)

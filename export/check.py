@@ -84,5 +84,7 @@ def relative_error(got: F32, wanted: F32) -> float:
 
 def _within(error: float, tolerance: float, what: str) -> float:
     if not error <= tolerance:  # a NaN fails too
-        raise ExportError(f"{what}: ONNX Runtime differs from torch by {error:.2e} of the largest value; at most {tolerance:.0e}")
+        raise ExportError(
+            f"{what}: ONNX Runtime differs from torch by {error:.2e} of the largest value; at most {tolerance:.0e}"
+        )
     return error

@@ -193,7 +193,9 @@ class _Config:
         for key, wanted in fixed.items():
             value = self._values.get(key)
             if value is not None and value != wanted:
-                raise CheckpointError(f"{self.path}: {key} is {json.dumps(value)}; latentd does only {json.dumps(wanted)}")
+                raise CheckpointError(
+                    f"{self.path}: {key} is {json.dumps(value)}; latentd does only {json.dumps(wanted)}"
+                )
 
 
 def _read_json(checkpoint: Path, name: str) -> dict[str, Any]:
@@ -322,7 +324,9 @@ def _vae(config: _Config) -> VaeSpec:
 
 def _schedule(config: _Config) -> ScheduleSpec:
     # What is not linear in the sampler's memory, or not implemented yet, is refused by name.
-    config.require({"clip_sample": False, "thresholding": False, "trained_betas": None, "rescale_betas_zero_snr": False})
+    config.require(
+        {"clip_sample": False, "thresholding": False, "trained_betas": None, "rescale_betas_zero_snr": False}
+    )
     return ScheduleSpec(
         train_steps=config.integer("num_train_timesteps", 1000),
         beta_start=config.number("beta_start"),

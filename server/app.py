@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import logging
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 from engines.cores import available_cores
 from engines.first_use import artifact_of, stop_exports
-from engines.model import load
+from engines.model import Model, load
 from pipeline.errors import LatentdError
 from server.admission import Admission
 from server.device import Device
@@ -25,89 +27,120 @@ from server.settings import Settings, SettingsError
 log = logging.getLogger("latentd.server")
 
 
+class Server:
+    """One model behind its doors. In order: `open`, `load`, `serving`, `close`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        model_id = settings.model.resolve().name
+        self.metrics = Metrics(model_id)
+        limits = Limits(settings.max_prompt, settings.max_steps, settings.max_guidance, settings.max_images)
+        self.service = Service(model_id, limits, self.metrics)
+        self._door = GrpcDoor(self.service, settings.max_message)
+        self._died = asyncio.Event()
+        self.grpc_port = self.metrics_port = 0
+
+    async def open(self) -> None:
+        """Bind, and answer health with NOT_SERVING: a taken port is told before the minutes of a first use."""
+        settings = self.settings
+        self.grpc_port = self._door.open(settings.host, settings.grpc_port)
+        self.metrics_port = self.metrics.serve(settings.host, settings.metrics_port)
+        await self._door.start()
+        if not _is_loopback(settings.host):
+            log.warning("listening on %s without authentication: anyone who reaches it may use it", settings.host)
+
+    async def load(self, make: Callable[[Settings], Model]) -> None:
+        """Engines, buffers, one warm step of each size; then SERVING."""
+        start, settings = time.monotonic(), self.settings
+        loop = asyncio.get_running_loop()
+        died = functools.partial(loop.call_soon_threadsafe, self._died.set)
+        device = await asyncio.to_thread(_device, settings, self.metrics, make, died)
+        device.start()
+        self.service.device = device
+        await self._door.serving()
+        model = device.model
+        log.info(
+            "SERVING model=%s backend=%s precision=%s sizes=%s seats=%d threads=%d loaded_in_s=%.2f",
+            model.id,
+            model.backend.name,
+            model.backend.precision,
+            ",".join(f"{width}x{height}" for width, height in device.sizes),
+            settings.seats,
+            settings.threads or available_cores(),
+            time.monotonic() - start,
+        )
+
+    async def died(self) -> None:
+        """Returns when the device has failed; health says NOT_SERVING from then on."""
+        await self._died.wait()
+        self.service.draining = True
+        await self._door.not_serving()
+
+    async def close(self, grace: float) -> None:
+        """No new requests; those that run have `grace` seconds, then they are cancelled."""
+        self.service.draining = True
+        await self._door.not_serving()
+        await self._door.close(grace)
+        if self.service.device is not None:
+            await asyncio.to_thread(self.service.device.stop)
+        self.metrics.close()
+
+
 async def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; returns the process's exit status. Errors: LatentdError before serving."""
-    loop = asyncio.get_running_loop()
+    server = Server(settings)
+    await server.open()
     stop = asyncio.Event()
-    model_id = settings.model.resolve().name
-    metrics = Metrics(model_id)
-    limits = Limits(settings.max_prompt, settings.max_steps, settings.max_guidance, settings.max_images)
-    service = Service(model_id, limits, metrics)
-
-    # Bound before the minutes that a first use can take, so that a taken port is told at once.
-    door = GrpcDoor(service, settings.max_message)
-    grpc_port = door.open(settings.host, settings.grpc_port)
-    metrics_port = metrics.serve(settings.host, settings.metrics_port)
-    await door.start()
-    if not _is_loopback(settings.host):
-        log.warning("listening on %s without authentication: anyone who reaches it may use it", settings.host)
-
-    failed = False
-
-    def died() -> None:  # from the device's thread
-        nonlocal failed
-        failed = True
-        loop.call_soon_threadsafe(stop.set)
-
-    signals = 0
 
     def signalled(number: int) -> None:
-        nonlocal signals
-        signals += 1
-        if signals > 1 or service.device is None:
-            # Loading cannot be interrupted inside the compiler, and a second signal means now.
+        if stop.is_set() or server.service.device is None:
+            # A second signal means now, and loading cannot be interrupted inside a compiler.
             stop_exports()
             print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
             os._exit(128 + number)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, signalled, number)
-
-    start = time.monotonic()
+        asyncio.get_running_loop().add_signal_handler(number, signalled, number)
     try:
-        service.device = await asyncio.to_thread(_load, settings, metrics, died)
+        await server.load(load_model)
     except LatentdError:
-        await door.close(0)
+        await server.close(0)
         raise
-    service.device.start()
-    await door.serving()
-    model = service.device.model
-    log.info(
-        "SERVING model=%s backend=%s precision=%s sizes=%s seats=%d threads=%d loaded_in_s=%.2f",
-        model.id,
-        model.backend.name,
-        model.backend.precision,
-        ",".join(f"{width}x{height}" for width, height in service.device.sizes),
-        settings.seats,
-        settings.threads or available_cores(),
-        time.monotonic() - start,
+    host = settings.host
+    print(
+        f"latentd serves {server.service.model_id}: gRPC {host}:{server.grpc_port}, "
+        f"metrics http://{host}:{server.metrics_port}/metrics",
+        flush=True,
     )
-    print(f"latentd serves {model.id}: gRPC {settings.host}:{grpc_port}, metrics http://{settings.host}:{metrics_port}/metrics", flush=True)
-
-    await stop.wait()
-    service.draining = True
-    await door.not_serving()
-    log.info("draining: requests have %g s to end", settings.grace)
-    await door.close(0 if failed else settings.grace)
-    await asyncio.to_thread(service.device.stop)
+    stopping, dying = asyncio.create_task(stop.wait()), asyncio.create_task(server.died())
+    await asyncio.wait((stopping, dying), return_when=asyncio.FIRST_COMPLETED)
+    failed = dying.done()
+    if not failed:
+        log.info("draining: requests have %g s to end", settings.grace)
+    await server.close(1.0 if failed else settings.grace)
     log.info("stopped")
     return 1 if failed else 0
 
 
-def _load(settings: Settings, metrics: Metrics, died: object) -> Device:
-    """Artifact, engines, buffers; one warm step of each size. In a thread: it takes seconds, or minutes once."""
+def load_model(settings: Settings) -> Model:
+    """The model that the settings name: exported if need be, its engines from the cache or compiled."""
     artifact = artifact_of(settings.model)
-    default, unit = artifact.spec.defaults, artifact.spec.size_multiple
+    return load(artifact, settings.backend, settings.precision, settings.threads or None)
+
+
+def _device(
+    settings: Settings, metrics: Metrics, make: Callable[[Settings], Model], died: Callable[[], object]
+) -> Device:
+    model = make(settings)
+    default, unit = model.spec.defaults, model.spec.size_multiple
     sizes = list(settings.sizes) or [(default.width, default.height)]
     for width, height in sizes:
         if width % unit or height % unit or not (0 < width <= 4096 and 0 < height <= 4096):
             raise SettingsError(f"sizes: {width}x{height}; sides of this model are multiples of {unit}, up to 4096")
-    model = load(artifact, settings.backend, settings.precision, settings.threads or None)
     metrics.engine(model)
-    workers = max(1, min(4, available_cores()))
     admission = Admission(settings.queue_jobs, settings.queue_seconds)
-    return Device(model, sizes, settings.seats, admission, metrics, workers, died)  # type: ignore[arg-type]
+    return Device(model, sizes, settings.seats, admission, metrics, max(1, min(4, available_cores())), died)
 
 
 def _is_loopback(host: str) -> bool:

@@ -31,6 +31,7 @@ from server.metrics import Metrics
 
 log = logging.getLogger("latentd.device")
 
+_PREVIEWS = 3  # of one picture in the pool at once: steps that outrun the pool lose previews, not memory
 _CONTEXTS = 128  # encoded prompts remembered: 30 MB at 77 tokens of width 768
 
 
@@ -45,7 +46,7 @@ class Device:
         admission: Admission,
         metrics: Metrics,
         workers: int,
-        died: Callable[[], None],
+        died: Callable[[], object],
     ) -> None:
         self.model = model
         self.seats = seats
@@ -54,9 +55,7 @@ class Device:
         self._admission = admission
         self._metrics = metrics
         self._died = died
-        self._steppers = {
-            size: HostStepper(model.backend.denoiser(*size, rows=2 * seats), seats) for size in sizes
-        }
+        self._steppers = {size: HostStepper(model.backend.denoiser(*size, rows=2 * seats), seats) for size in sizes}
         self._row_seconds = {size: self._warm(size) for size in sizes}
         self._contexts: OrderedDict[bytes, F32] = OrderedDict()
         self._finished: deque[tuple[Picture, F32]] = deque()  # latents to decode
@@ -74,7 +73,9 @@ class Device:
         """Admit a job; returns how many pictures wait before it. Errors: Busy, TooLate, NotServing."""
         with self._changed:
             if self._failed or self._stopping:
-                raise NotServing("the device has failed; the server is about to restart" if self._failed else "draining")
+                raise NotServing(
+                    "the device has failed; the server is about to restart" if self._failed else "draining"
+                )
             self._admission.check(job.wish, self._batcher, self._row_seconds, time.monotonic(), job.deadline)
             ahead = self._batcher.ahead_of(job.wish.priority)
             self._batcher.add(job)
@@ -102,7 +103,9 @@ class Device:
         except Exception as unexpected:
             log.exception("the device failed")
             self._failed = True
-            error = NotServing(f"the device failed: {unexpected}" if isinstance(unexpected, LatentdError) else "the device failed")
+            error = NotServing(
+                f"the device failed: {unexpected}" if isinstance(unexpected, LatentdError) else "the device failed"
+            )
         with self._changed:
             self._stopping = True
             left = self._batcher.jobs() | {picture.job for picture, _ in self._finished}
@@ -202,7 +205,7 @@ class Device:
         done = int(wish.table.steps_done[picture.reached - 1])
         job.mailbox.post(Step(picture.index, done, wish.steps))
         if preview:
-            picture.preview_under_way = True
+            picture.previews_under_way += 1
             self._pool.submit(self._preview, picture, done, stepper.prediction(seat))
         if stepper.finished(seat):
             latents = stepper.latents(seat)
@@ -260,7 +263,7 @@ class Device:
         except Exception:
             log.exception("request=%s preview of image %d failed", job.id, picture.index)
         finally:
-            picture.preview_under_way = False
+            picture.previews_under_way -= 1
 
     def _settle(self, picture: Picture, outcome: Image | LatentdError) -> None:
         """A picture is delivered or failed; the last one ends its job."""
@@ -295,6 +298,6 @@ class Device:
 def _wants_preview(picture: Picture) -> bool:
     """Is a preview due after the coming evaluation? Never after the last: the picture itself follows."""
     wish = picture.job.wish
-    if not wish.preview_every or picture.preview_under_way or picture.evaluations_left == 1:
+    if not wish.preview_every or picture.previews_under_way >= _PREVIEWS or picture.evaluations_left == 1:
         return False
     return int(wish.table.steps_done[picture.reached]) % wish.preview_every == 0

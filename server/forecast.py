@@ -22,9 +22,7 @@ def forecast(batcher: Batcher, wish: Wish, row_seconds: dict[Size, float]) -> Fo
     """Play the seats and the queue forward with `wish` at its place in the queue. Lanes share the device evenly."""
     seats = {size: len(lane.tenants) for size, lane in batcher.lanes.items()}
     # [evaluations left, rows, own] of those who sit, and of those who wait in order, by lane
-    live = {
-        size: [_work(tenant) for tenant in lane.tenants if tenant] for size, lane in batcher.lanes.items()
-    }
+    live = {size: [_work(tenant) for tenant in lane.tenants if tenant] for size, lane in batcher.lanes.items()}
     queue: dict[Size, list[tuple[int, int, bool]]] = {size: [] for size in batcher.lanes}
     own = [(wish.size, (wish.table.evaluations, wish.rows, True))] * wish.images
     waiting = [(p.job.wish.priority, p.job.wish.size, _work(p)) for p in batcher.waiting]

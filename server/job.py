@@ -128,7 +128,7 @@ class Picture:
     index: int
     reached: int = 0  # evaluations done
     seated_at: float = 0.0
-    preview_under_way: bool = False
+    previews_under_way: int = 0
 
     @property
     def evaluations_left(self) -> int:

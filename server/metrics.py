@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from wsgiref.simple_server import WSGIServer
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -25,6 +27,7 @@ class Metrics:
         disable_created_metrics()  # a second series a metric, which nobody asks for
         self.registry = CollectorRegistry()
         self._model = model_id
+        self._server: WSGIServer | None = None
         self._requests = self._make(Counter, "requests_total", "Requests ended", "door", "code")
         self.request_seconds = self._make(Histogram, "request_seconds", "Request to last event", buckets=_SECONDS)
         self.queue_seconds = self._make(Histogram, "queue_seconds", "Wait for a seat", buckets=_SECONDS)
@@ -59,10 +62,15 @@ class Metrics:
     def serve(self, host: str, port: int) -> int:
         """Answer scrapes; returns the port. Errors: LatentdError when the port is taken."""
         try:
-            server, _ = start_http_server(port, addr=host, registry=self.registry)
+            self._server, _ = start_http_server(port, addr=host, registry=self.registry)
         except OSError as error:
             raise LatentdError(
                 f"metrics port {host}:{port} cannot be opened: {error.strerror}; is another latentd running? "
                 "Choose another with --metrics-port"
             ) from None
-        return server.server_port
+        return self._server.server_port
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()

@@ -85,8 +85,16 @@ class Service:
                 f" denoise_ms={timings.denoise_ms:.0f} seats_shared={timings.seats_shared:.1f}"
             )
         level = logging.INFO if code in ("OK", "CANCELLED") else logging.WARNING
-        log.log(level, "door=%s code=%s ms=%.0f%s%s", door, code, 1e3 * took, told, f" reason={reason!r}" if reason else "",
-                extra={"request": request_id})
+        log.log(
+            level,
+            "door=%s code=%s ms=%.0f%s%s",
+            door,
+            code,
+            1e3 * took,
+            told,
+            f" reason={reason!r}" if reason else "",
+            extra={"request": request_id},
+        )
 
 
 async def collect(events: AsyncIterator[Event]) -> tuple[list[Image], Done]:

@@ -41,8 +41,10 @@ def handlers(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHan
         behaviour = getattr(servicer, method.name, None)
         if behaviour is None:
             continue
-        kind = ("stream" if method.client_streaming else "unary") + "_" + (
-            "stream" if method.server_streaming else "unary"
+        kind = (
+            ("stream" if method.client_streaming else "unary")
+            + "_"
+            + ("stream" if method.server_streaming else "unary")
         )
         guarded = _guard_stream(behaviour) if method.server_streaming else _guard_unary(behaviour)
         made[method.name] = getattr(grpc, f"{kind}_rpc_method_handler")(

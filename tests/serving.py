@@ -1,0 +1,57 @@
+"""A real server in this process: its own event loop in a thread, ports that the system chose, any model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from engines.model import Model
+from server.app import Server
+from server.settings import Settings
+
+
+@contextlib.contextmanager
+def serving(model: Model, **settings: Any) -> Iterator[Server]:
+    """Serves `model` until the end of the block; `settings` as in server.settings.Settings."""
+    chosen = Settings(model=model.artifact.folder, grpc_port=0, metrics_port=0, **settings)
+    ready, box = threading.Event(), {}
+
+    async def run() -> None:
+        server = Server(chosen)
+        box["loop"], box["stop"] = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            await server.open()
+            await server.load(lambda _: model)
+            box["server"] = server
+        finally:
+            ready.set()
+        await box["stop"].wait()
+        await server.close(0)
+
+    def start() -> None:
+        try:
+            asyncio.run(run())
+        except BaseException as error:
+            box["error"] = error
+            ready.set()
+
+    thread = threading.Thread(target=start, name="serving")
+    thread.start()
+    ready.wait()
+    if "server" not in box:
+        thread.join()
+        raise box["error"]
+    try:
+        yield box["server"]
+    finally:
+        box["loop"].call_soon_threadsafe(box["stop"].set)
+        thread.join()
+        if "error" in box:
+            raise box["error"]
+
+
+def address(server: Server) -> str:
+    return f"127.0.0.1:{server.grpc_port}"

@@ -1,15 +1,20 @@
 """Events from the device thread to one reader on the event loop.
 
 A slow reader loses old steps and previews, never an image, and holds nobody up: a mailbox keeps the latest step
-and preview of each picture and every other event, so its size is bounded by the request's own pictures.
+and preview of each picture and every other event, so its size is bounded by the request's own pictures. A step
+wakes its reader ten times a second at most, which is as often as a progress bar is looked at: where steps take
+milliseconds, a message each would cost the device's cores more than it tells.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
-from server.events import Done, Event, Failed, Preview, Step
+from server.events import Done, Event, Failed, Preview, Started, Step
+
+_STEP_SECONDS = 0.1
 
 
 class Mailbox:
@@ -21,6 +26,7 @@ class Mailbox:
         self._events: dict[object, Event] = {}  # in order of arrival
         self._arrived = asyncio.Event()
         self._woken = False
+        self._step_due = 0.0  # monotonic seconds: no step wakes the reader before
 
     def post(self, event: Event) -> None:
         replaceable = isinstance(event, Step | Preview)
@@ -29,6 +35,11 @@ class Mailbox:
             if replaceable:
                 self._events.pop(key, None)
             self._events[key] = event
+            if isinstance(event, Started | Step):
+                now = time.monotonic()
+                if isinstance(event, Step) and now < self._step_due:
+                    return  # it travels with whatever comes next
+                self._step_due = now + _STEP_SECONDS
             wake, self._woken = not self._woken, True
         if wake:
             try:

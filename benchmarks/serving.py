@@ -1,0 +1,164 @@
+"""The server against itself without a server: `python -m benchmarks.serving` (make bench).
+
+Start-up and peak memory of `python -m server`; then pictures a second through gRPC over a bare loop in this process
+that does the same work (encode, steps, decode, PNG) on the same engines, eight in flight, in turn, five times. The
+client's own cost is in the figure: it runs on the same cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.rows import Rows
+from engines.backend import to_pixels
+from engines.first_use import artifact_of
+from engines.model import Model, load
+from engines.stepper import HostStepper
+from latentd import AsyncClient
+from pipeline.noise import standard_normal
+from pipeline.samplers import table
+from server.pictures import encode
+
+ROOT = Path(__file__).parent.parent
+IN_FLIGHT = 8
+
+
+@dataclass(frozen=True)
+class Work:
+    """Pictures to make; every prompt is another one, so that nothing is remembered."""
+
+    model: Path
+    pictures: int
+
+    def prompt(self, turn: int, picture: int) -> str:
+        return f"red apple number {turn} {picture}, color style"
+
+
+@contextlib.contextmanager
+def server(model: Path) -> Iterator[tuple[str, float, int]]:
+    """A server process: its address, seconds from its start to SERVING, its process id."""
+    start = time.monotonic()
+    command = [sys.executable, "-m", "server", "--model", str(model), "--grpc-port", "0", "--metrics-port", "0"]
+    command += ["--seats", str(IN_FLIGHT)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout
+            found = re.search(r"gRPC (\S+),", process.stdout.readline())  # printed once health says SERVING
+            if not found:
+                raise SystemExit(f"the server did not start: {' '.join(command)}")
+            yield found[1], time.monotonic() - start, process.pid
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def peak_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) / 1e3
+
+
+async def through_grpc(address: str, work: Work, turn: int) -> float:
+    """Pictures a second, with IN_FLIGHT requests under way."""
+    client = AsyncClient(address)
+    todo = iter(range(work.pictures))
+
+    async def one_after_another() -> None:
+        for picture in todo:
+            await client.generate(work.prompt(turn, picture), seed=picture)
+
+    start = time.perf_counter()
+    try:
+        await asyncio.gather(*(one_after_another() for _ in range(IN_FLIGHT)))
+        return work.pictures / (time.perf_counter() - start)
+    finally:
+        await client.close()
+
+
+class BareLoop:
+    """The same engines and the same stepper with nothing around them: no protocol, no events, no threads."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        default = model.spec.defaults
+        self._size = default.width, default.height
+        self._stepper = HostStepper(model.backend.denoiser(*self._size, rows=2 * IN_FLIGHT), IN_FLIGHT)
+
+    def run(self, work: Work, turn: int) -> float:
+        """Pictures a second; a seat is given on as soon as its picture is done, as the server does."""
+        spec, backend, tokenizer, stepper = self._model.spec, self._model.backend, self._model.tokenizer, self._stepper
+        default = spec.defaults
+        run = table(spec.schedule, default.sampler, default.steps)
+        negative = backend.encode(tokenizer.encode("").ids)
+        waiting, live = list(range(work.pictures)), set()
+        start = time.perf_counter()
+        while waiting or live:
+            for seat in set(range(IN_FLIGHT)) - live:
+                if waiting:
+                    picture = waiting.pop(0)
+                    context = backend.encode(tokenizer.encode(work.prompt(turn, picture)).ids)
+                    noise = standard_normal(picture, spec.latent_shape(*self._size))[0]
+                    stepper.sit(seat, run, noise, context, negative, default.guidance)
+                    live.add(seat)
+            stepper.step(sorted(live))
+            for seat in [seat for seat in live if stepper.finished(seat)]:
+                encode(to_pixels(backend.decode(stepper.latents(seat))), "png")
+                live.remove(seat)
+        return work.pictures / (time.perf_counter() - start)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.serving", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=ROOT / "demo" / "small-things")
+    parser.add_argument("--pictures", type=int, default=64, help="of one turn (default 64)")
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    work = Work(options.model, options.pictures)
+
+    model = load(artifact_of(options.model))
+    default, backend = model.spec.defaults, model.backend
+    rows = Rows("serving-cpu", ("openvino", "grpcio", "numpy"))
+    shape = (
+        f"{model.id} {default.width}x{default.height} {default.steps} steps {default.sampler} guidance "
+        f"{default.guidance:g} {backend.name} {backend.precision}"
+    )
+    with server(options.model):  # fills the cache
+        pass
+    starts, peaks = [], []
+    for _ in range(options.turns):
+        with server(options.model) as (address, seconds, pid):
+            starts.append(seconds)
+            asyncio.run(through_grpc(address, Work(options.model, 2 * IN_FLIGHT), -1))
+            peaks.append(peak_mb(pid))
+    rows.add("start to SERVING, warm cache", shape, "s", starts)
+    rows.add("peak memory after 16 pictures", shape, "MB", peaks)
+
+    bare = BareLoop(model)
+    served, alone = [], []
+    with server(options.model) as (address, _, _):
+        asyncio.run(through_grpc(address, work, -1))
+        bare.run(work, -1)
+        for turn in range(options.turns):
+            served.append(asyncio.run(through_grpc(address, work, turn)))
+            alone.append(bare.run(work, turn))
+    rows.add("pictures through gRPC", f"{shape}, {IN_FLIGHT} in flight", "1/s", served)
+    rows.add("pictures of the bare loop", f"{shape}, {IN_FLIGHT} seats", "1/s", alone)
+    ratios = [a / b for a, b in zip(served, alone, strict=True)]
+    rows.add("gRPC over bare loop", f"{shape}, {IN_FLIGHT} in flight", "ratio", ratios)
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    sys.exit(main())

@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 given = $(if $($(1)),--$(2) '$($(1))')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup serve onnx proto lint format bench gpu-check clean
+.PHONY: need-model help demo test setup serve onnx proto lint format bench gpu-check clean
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
@@ -31,9 +31,11 @@ demo: $(VENV)/.cpu
 serve: $(VENV)/.cpu
 	@$(BIN)/python -m server $(call given,MODEL,model) $(call given,BACKEND,backend) $(call given,DEVICE,device)
 
-onnx: $(VENV)/.export
-	@test -n '$(MODEL)' || { echo 'make onnx needs MODEL=dir, the checkpoint' >&2; exit 2; }
+onnx: need-model $(VENV)/.export
 	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out)
+
+need-model:
+	@test -n '$(MODEL)' || { echo 'give MODEL=dir, the checkpoint' >&2; exit 2; }
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -23,7 +23,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    raise SystemExit("gpu-check needs torch, which this Python does not have") from None
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

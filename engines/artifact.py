@@ -12,7 +12,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,18 @@ GRAPHS = {
     "vae_decoder": "vae/decoder.onnx",
     "vae_encoder": "vae/encoder.onnx",
 }
+# What read_spec and ClipTokenizer read; the second ones where they are there.
+CONFIGS = (
+    "model_index.json",
+    "text_encoder/config.json",
+    "unet/config.json",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer_config.json",
+)
+OPTIONAL_CONFIGS = ("latentd.json", "tokenizer/special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -52,42 +63,57 @@ def is_artifact(folder: Path) -> bool:
 def open_artifact(folder: Path) -> Artifact:
     """Read and verify. Errors: CheckpointError naming the file, the reason and the command that mends it."""
     folder = folder.resolve()
-    text = (folder / MANIFEST).read_bytes()
+    path = folder / MANIFEST
     mend = f"run `make onnx MODEL={folder}` to export it again"
     try:
+        text = path.read_bytes()
         manifest = json.loads(text)
         if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{folder / MANIFEST} has format {manifest['format']!r}, not {FORMAT}; {mend}")
-        files: dict[str, dict[str, Any]] = manifest["files"]
+            raise CheckpointError(f"{path} has format {manifest['format']!r}, not {FORMAT}; {mend}")
+        vouched = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
         preview = np.array(manifest["preview"]["matrix"], np.float32)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} is damaged ({error!r}); {mend}") from None
-    for name in GRAPHS.values():
-        if name not in files:
-            raise CheckpointError(f"{folder / MANIFEST} does not name {name}; {mend}")
-    for name, entry in files.items():
-        path = folder / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise CheckpointError(f"{folder / MANIFEST} names {name!r}, which lies outside its folder; {mend}")
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing; {mend}")
-    for (name, entry), digest in zip(files.items(), digests([folder / n for n in files]), strict=True):
-        if digest != entry.get("sha256"):
-            raise CheckpointError(f"{folder / name} is not the file that the manifest vouches for; {mend}")
+        told = manifest["spec"]
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); {mend}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); {mend}") from None
+    _check_files(folder, vouched, mend)
     spec = read_spec(folder)
-    if json.loads(json.dumps(spec.to_json())) != manifest.get("spec"):
-        raise CheckpointError(f"{folder / MANIFEST} was made for another spec than its configs give; {mend}")
-    if preview.shape != (3, spec.vae.latent_channels + 1):
-        raise CheckpointError(f"{folder / MANIFEST} has a preview of shape {preview.shape}; {mend}")
+    if json.loads(json.dumps(spec.to_json())) != told:
+        raise CheckpointError(f"{path} was made for another spec than its configs give; {mend}")
+    if preview.shape != (3, spec.vae.latent_channels + 1) or not np.isfinite(preview).all():
+        raise CheckpointError(f"{path} has no preview of 3 x {spec.vae.latent_channels + 1} numbers; {mend}")
     return Artifact(folder, hashlib.sha256(text).hexdigest(), spec, preview)
 
 
+def _check_files(folder: Path, vouched: dict[str, str], mend: str) -> None:
+    """Every file that a server reads is named, in the folder, and has the SHA-256 of the manifest."""
+    present = [name for name in OPTIONAL_CONFIGS if (folder / name).exists()]
+    for name in (*GRAPHS.values(), *CONFIGS, *present):
+        if name not in vouched:
+            raise CheckpointError(f"{folder / MANIFEST} does not name {name}; {mend}")
+    for name in vouched:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointError(f"{folder / MANIFEST} names {name!r}, which lies outside its folder; {mend}")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing; {mend}")
+    for (name, sha256), found in zip(vouched.items(), digests([folder / name for name in vouched]), strict=True):
+        if sha256 != found:
+            raise CheckpointError(
+                f"{folder / name} is not the file that the manifest vouches for; restore it, or where the change is "
+                f"meant {mend}"
+            )
+
+
 def digests(paths: list[Path]) -> list[str]:
-    """SHA-256 of each file, several at once: hashing lets go of the interpreter lock."""
+    """SHA-256 of each file, several at once: hashing lets go of the interpreter lock. Errors: CheckpointError."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(_digest, paths))
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None

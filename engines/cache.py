@@ -20,10 +20,10 @@ log = logging.getLogger("latentd.cache")
 
 
 def cache_folder() -> Path:
-    """$LATENTD_CACHE, else $XDG_CACHE_HOME/latentd, else ~/.cache/latentd."""
+    """$LATENTD_CACHE, else $XDG_CACHE_HOME/latentd, else ~/.cache/latentd; absolute."""
     if own := os.environ.get("LATENTD_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latentd"
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "latentd"
 
 
 def key(**parts: Any) -> str:
@@ -58,5 +58,6 @@ def store(name: str, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         log.warning("engine not cached, the next start compiles it again: %s", error)
+    finally:  # renamed away, unless something failed or interrupted
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)

@@ -29,9 +29,10 @@ def generate(
 ) -> NDArray[np.uint8]:
     """A picture, uint8 [height, width, 3]. What is absent is the model's default; guidance <= 1 is unguided."""
     spec, backend, default = model.spec, model.backend, model.spec.defaults
+    steps = default.steps if steps is None else steps
     guidance = default.guidance if guidance is None else guidance
     width, height = width or default.width, height or default.height
-    run = table(spec.schedule, sampler or default.sampler, steps or default.steps)
+    run = table(spec.schedule, sampler or default.sampler, steps)
     prompts = [prompt, negative_prompt] if guidance > 1 else [prompt]
     rows = range(len(prompts))
 

@@ -34,7 +34,7 @@ def load(artifact: Artifact, backend: str = "auto", precision: str = "auto", thr
     has it ("auto"), or "f32". Errors: BackendError, naming the extra to install, for a backend that is not here.
     """
     name = "openvino" if backend == "auto" else backend
-    tokenizer = ClipTokenizer(artifact.folder, artifact.spec.text.tokens)
+    tokenizer = ClipTokenizer(artifact.folder, artifact.spec.text)
     try:
         if name == "openvino":
             from engines.openvino import OpenVinoBackend

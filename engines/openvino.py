@@ -60,9 +60,12 @@ class OpenVinoBackend:
         return self._bind(width, height, rows, self._streams[size])
 
     def _bind(self, width: int, height: int, rows: int, streams: int) -> OpenVinoDenoiser:
-        latents, text = self.spec.latent_shape(width, height), self.spec.text
-        shapes = {"sample": [1, *latents], "timestep": [1], "context": [1, text.tokens, text.width]}
+        shapes = self._unet_shapes(width, height)
         return OpenVinoDenoiser(self._engine("unet", shapes, self.precision, streams), rows)
+
+    def _unet_shapes(self, width: int, height: int) -> dict[str, list[int]]:
+        latents, text = self.spec.latent_shape(width, height), self.spec.text
+        return {"sample": [1, *latents], "timestep": [1], "context": [1, text.tokens, text.width]}
 
     def _choose_streams(self, width: int, height: int) -> int:
         """One stream has the lowest latency of a row, several share the cores better; what wins is the machine's.
@@ -79,8 +82,9 @@ class OpenVinoBackend:
             denoiser.run([0])
             cost[streams] = _best_seconds(denoiser, 2) * _best_seconds(denoiser, 8)
         chosen = min(cost, key=lambda streams: cost[streams])
-        for engine in [k for k in self._compiled if k[0] == "unet" and k[2] != chosen]:
-            del self._compiled[engine]
+        shapes = json.dumps(self._unet_shapes(width, height))
+        for loser in cost.keys() - {chosen}:  # each holds its own copy of the weights
+            del self._compiled["unet", self.precision, loser, shapes]
         cache.store(name, json.dumps(chosen).encode())
         return chosen
 

@@ -29,7 +29,7 @@ class HostStepper:
         self._predictions = np.zeros((seats, *shape), np.float32)
         self._tables: list[Table | None] = [None] * seats
         self._matrices: list[F32] = [np.empty(0, np.float32)] * seats
-        self._guidance = np.zeros(seats, np.float32)
+        self._guidance = [1.0] * seats
         self._reached = [0] * seats  # evaluations done
 
     def sit(self, seat: int, table: Table, noise: F32, context: F32, negative: F32 | None, guidance: float) -> None:
@@ -38,7 +38,7 @@ class HostStepper:
         terms[:] = 0  # the history of the last tenant
         np.multiply(noise, np.float32(table.initial_scale), out=terms[0])
         self.denoiser.contexts[2 * seat] = context
-        self._guidance[seat] = 1 if negative is None else guidance
+        self._guidance[seat] = 1.0 if negative is None else guidance
         if negative is not None:
             self.denoiser.contexts[2 * seat + 1] = negative
         self._tables[seat] = table
@@ -57,6 +57,7 @@ class HostStepper:
         denoiser, rows = self.denoiser, []
         for seat in seats:
             table, reached = self._table(seat), self._reached[seat]
+            assert reached < table.evaluations, f"seat {seat} is finished"
             for row in self.rows(seat):
                 np.multiply(self._terms[seat, 0], np.float32(table.input_scales[reached]), out=denoiser.samples[row])
                 denoiser.timesteps[row] = table.timesteps[reached]
@@ -73,9 +74,7 @@ class HostStepper:
         matrix = self._matrices[seat][self._reached[seat]]  # [6, 7]
         if predict:
             self._predictions[seat] = combine(matrix[STATE], terms)
-        following = [combine(row, terms) if row.any() else None for row in matrix[:STATE]]
-        for term, value in zip(terms, following, strict=False):
-            term[:] = 0 if value is None else value
+        terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
         self._reached[seat] += 1
 
     def reached(self, seat: int) -> int:

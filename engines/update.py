@@ -13,7 +13,11 @@ from engines.backend import F32
 
 def guide(positive: F32, negative: F32, guidance: float) -> F32:
     """Classifier-free guidance (Ho & Salimans 2022, eq. 6, in its extrapolating form)."""
-    return negative + np.float32(guidance) * (positive - negative)
+    guided = positive.copy()
+    guided -= negative
+    guided *= np.float32(guidance)
+    guided += negative
+    return guided
 
 
 def combine(coefficients: F32, terms: F32) -> F32:

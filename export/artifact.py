@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.artifact import FORMAT, MANIFEST, Artifact, digests, open_artifact
+from engines.artifact import CONFIGS, FORMAT, MANIFEST, OPTIONAL_CONFIGS, Artifact, digests, open_artifact
 from export import check
 from export.graph import OPSET, trace
 from export.networks import NETWORKS
@@ -24,16 +25,6 @@ from pipeline.errors import CheckpointError
 from pipeline.spec import read_spec
 from pipeline.tokenizer import ClipTokenizer
 
-_CONFIGS = [
-    "model_index.json",
-    "text_encoder/config.json",
-    "unet/config.json",
-    "vae/config.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    "tokenizer/tokenizer_config.json",
-]
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -41,10 +32,10 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
     """Export, check and vouch for a checkpoint; into its own folder, or into `out` with copies of its files.
 
     Errors: CheckpointError for a checkpoint that cannot be read or written beside; ExportError when a graph does
-    not compute what its network computes. In both cases there is no manifest.
+    not compute what its network computes. Once the work has begun, either leaves no manifest.
     """
     spec = read_spec(checkpoint)
-    tokenizer = ClipTokenizer(checkpoint, spec.text.tokens)
+    tokenizer = ClipTokenizer(checkpoint, spec.text)
     files = _sources(checkpoint)
     if out is None:
         _writable(checkpoint, files)
@@ -95,22 +86,21 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
 
 def _sources(checkpoint: Path) -> list[str]:
     """Names, relative to the checkpoint, of every file of it that a server reads."""
-    names = [*_CONFIGS, *(["latentd.json"] if (checkpoint / "latentd.json").exists() else [])]
+    names = [*CONFIGS, *(name for name in OPTIONAL_CONFIGS if (checkpoint / name).exists())]
+    for part in dict.fromkeys(network.part for network in NETWORKS):
+        indexes = sorted((checkpoint / part).glob("*.safetensors.index*.json"))  # of shards
+        names += [path.relative_to(checkpoint).as_posix() for path in (*weight_files(checkpoint, part), *indexes)]
     for name in names:
         if not (checkpoint / name).is_file():
             raise CheckpointError(f"{checkpoint / name} is missing; a checkpoint is a folder in diffusers' layout")
-    for part in dict.fromkeys(network.part for network in NETWORKS):
-        names += [path.relative_to(checkpoint).as_posix() for path in weight_files(checkpoint, part)]
     return names
 
 
 def _writable(checkpoint: Path, files: list[str]) -> None:
     remedy = f"give another folder: make onnx MODEL={checkpoint} OUT=dir"
-    linked = [name for name in files if (checkpoint / name).is_symlink()]
-    if linked:
-        raise CheckpointError(
-            f"{checkpoint / linked[0]} is a link, and readers of ONNX refuse weights behind links; {remedy}"
-        )
+    for path in (checkpoint / name for name in files):
+        if path.is_symlink() or path.stat().st_nlink > 1:
+            raise CheckpointError(f"{path} is a link, and readers of ONNX refuse weights behind links; {remedy}")
     for folder in {checkpoint, *((checkpoint / network.graph).parent for network in NETWORKS)}:
         if not os.access(folder, os.W_OK):
             raise CheckpointError(f"{folder} cannot be written; {remedy}")
@@ -138,8 +128,10 @@ def _write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error}") from None
+    finally:  # renamed away, unless something failed or interrupted
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 assert sys.byteorder == "little", "safetensors are little-endian, and the graphs point into them as they are"

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from export.tensors import StoredTensor
+from pipeline.errors import CheckpointError
 
 OPSET = 23
-_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
+_TYPES = {"F64": TensorProto.DOUBLE, "F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def trace(net: nn.Module, inputs: list[Port], output: str, stored: dict[str, Sto
     """The ONNX model of `net`, serialised, to be written into `folder`.
 
     `stored` says where each parameter lies; the files must be in `folder` or below it, because every reader of
-    external data refuses `..` and links.
+    external data refuses `..` and links. Errors: CheckpointError for a parameter stored in a type that ONNX lacks.
     """
     with _quiet():
         program = torch.onnx.export(
@@ -80,6 +81,10 @@ def _point(proto: onnx.ModelProto, parameters: set[str], stored: dict[str, Store
         if name not in used:
             continue
         tensor = stored[name]
+        if tensor.dtype not in _TYPES:
+            raise CheckpointError(
+                f"{tensor.path}: {name} is stored as {tensor.dtype}; latentd takes {', '.join(_TYPES)}"
+            )
         kind = _TYPES[tensor.dtype]
         own = name if kind == TensorProto.FLOAT else f"{name}.{tensor.dtype.lower()}"
         # The shape is the network's: an old VAE stores some matrices as 1x1 convolutions, with the same bytes.
@@ -100,7 +105,7 @@ def _point(proto: onnx.ModelProto, parameters: set[str], stored: dict[str, Store
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Drop what the tracer notes about the machine (source paths in metadata), so that equal models give equal bytes."""
+    """Drop what the tracer notes about the machine (source paths), so that equal models give equal bytes."""
     del proto.metadata_props[:]
     proto.graph.doc_string = proto.doc_string = ""
     del proto.graph.metadata_props[:]

@@ -40,33 +40,30 @@ def _ids(spec: Spec) -> list[Port]:
 
 
 def _latents(spec: Spec) -> list[Port]:
-    h, w = (4 * 2 ** (len(spec.unet.channels) - 1) for _ in range(2))
-    return [Port("latents", example(2, spec.vae.latent_channels, h, w), {0: Dim("rows"), 2: Dim("h"), 3: Dim("w")})]
+    unit = _unit(spec)
+    latents = example(2, spec.vae.latent_channels, 3 * unit, 4 * unit)
+    return [Port("latents", latents, {0: Dim("rows"), 2: Dim("h"), 3: Dim("w")})]
 
 
 def _pictures(spec: Spec) -> list[Port]:
-    side, factor = 4 * spec.size_multiple, spec.vae.factor
-    return [
-        Port(
-            "picture",
-            example(2, spec.vae.image_channels, side, side),
-            {0: Dim("rows"), 2: factor * Dim("h"), 3: factor * Dim("w")},
-        )
-    ]
+    side, factor = spec.size_multiple, spec.vae.factor
+    picture = example(2, spec.vae.image_channels, 3 * side, 4 * side)
+    return [Port("picture", picture, {0: Dim("rows"), 2: factor * Dim("h"), 3: factor * Dim("w")})]
 
 
 def _unet_inputs(spec: Spec) -> list[Port]:
-    unit = 2 ** (len(spec.unet.channels) - 1)  # a latent's sides are multiples of it
-    rows = Dim("rows")
+    unit, rows = _unit(spec), Dim("rows")
+    sample = example(2, spec.unet.in_channels, 3 * unit, 4 * unit)
     return [
-        Port(
-            "sample",
-            example(2, spec.unet.in_channels, 4 * unit, 4 * unit),
-            {0: rows, 2: unit * Dim("h"), 3: unit * Dim("w")},
-        ),
+        Port("sample", sample, {0: rows, 2: unit * Dim("h"), 3: unit * Dim("w")}),
         Port("timestep", torch.tensor([999.0, 1.0]), {0: rows}),
         Port("context", example(2, spec.text.tokens, spec.text.width), {0: rows, 1: Dim("tokens")}),
     ]
+
+
+def _unit(spec: Spec) -> int:
+    """A latent's sides are multiples of it: each block of the UNet but the last halves them."""
+    return spec.size_multiple // spec.vae.factor
 
 
 NETWORKS = [

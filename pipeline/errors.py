@@ -15,7 +15,7 @@ class CheckpointError(LatentdError):
     code = "FAILED_PRECONDITION"
 
 
-class InvalidRequest(LatentdError):
+class InvalidRequest(LatentdError):  # noqa: N818 (a sentence at a door, not a fault)
     """A request's field is outside its limits; the message names field, value and limit."""
 
     code = "INVALID_ARGUMENT"

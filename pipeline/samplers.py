@@ -12,6 +12,7 @@ coefficients over (x, h1, h2, h3, h4, out, noise). Adding a sampler is adding a 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import schedule
-from pipeline.spec import ScheduleSpec
+from pipeline.errors import InvalidRequest
+from pipeline.schedule import ScheduleSpec
 
 Row = NDArray[np.float64]  # [7]
 
@@ -48,7 +50,14 @@ class Table:
 
 @functools.lru_cache(maxsize=512)
 def table(spec: ScheduleSpec, sampler: str, steps: int) -> Table:
-    """The table of `sampler` (a key of SAMPLERS) for `steps` steps of a model with this schedule."""
+    """The table of `sampler` (a key of SAMPLERS) for `steps` steps of a model with this schedule.
+
+    Errors: InvalidRequest for an unknown sampler, or for more steps than the schedule has room for.
+    """
+    if sampler not in SAMPLERS:
+        raise InvalidRequest(f"sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}")
+    if steps < 1:
+        raise InvalidRequest(f"steps is {steps}; it must be at least 1")
     return SAMPLERS[sampler](spec, steps)
 
 
@@ -56,7 +65,7 @@ def _ddim(spec: ScheduleSpec, steps: int) -> Table:
     """Song et al. 2020, "Denoising Diffusion Implicit Models", eq. 12 with sigma_t = 0."""
     cumulative = schedule.alphas_cumprod(spec)
     last = 1.0 if spec.set_alpha_to_one else float(cumulative[0])
-    visited = np.round(schedule.timesteps(spec, steps))
+    visited = np.round(schedule.timesteps(spec, steps, spacing="leading"))
     matrices = []
     for t in visited:
         previous = int(t) - spec.train_steps // steps
@@ -73,10 +82,10 @@ def _euler(spec: ScheduleSpec, steps: int) -> Table:
 
     x is the picture plus sigma times noise here, and the UNet sees it scaled to unit variance.
     """
-    visited = schedule.timesteps(spec, steps)
+    visited = schedule.timesteps(spec, steps, spacing="linspace")
     levels = _noise_levels(spec, visited)
     matrices = []
-    for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, following in itertools.pairwise(levels):
         scale = 1 / math.hypot(sigma, 1)  # x scaled by it is the variance-preserving sample
         x0, _ = _predictions(spec, scale, sigma * scale, x=scale * X)
         slope = (X - x0) / sigma
@@ -92,7 +101,7 @@ def _dpmpp_2m(spec: ScheduleSpec, steps: int) -> Table:
 
     The first step has no history and the last ends at sigma = 0: both are of first order.
     """
-    visited = np.round(schedule.timesteps(spec, steps, intervals=steps + 1))
+    visited = np.round(schedule.timesteps(spec, steps, spacing="linspace", intervals=steps + 1))
     levels = _noise_levels(spec, visited)
     logs = [-math.log(sigma) for sigma in levels[:-1]] + [math.inf]  # lambda = log(alpha / sigma)
     matrices = []

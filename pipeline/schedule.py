@@ -6,11 +6,26 @@ Spacings are those of Lin et al. 2023, "Common Diffusion Noise Schedules and Sam
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.spec import ScheduleSpec
+from pipeline.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """The training schedule, and how inference steps are spread over it."""
+
+    train_steps: int
+    beta_start: float
+    beta_end: float
+    beta_schedule: str  # "scaled_linear" or "linear"
+    prediction: str  # "epsilon" or "v_prediction"
+    spacing: str | None  # "leading", "trailing" or "linspace"; None: each sampler has its own
+    steps_offset: int
+    set_alpha_to_one: bool
 
 
 @functools.lru_cache(maxsize=16)
@@ -35,22 +50,32 @@ def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
     index = np.arange(count)
     rising = float(first) + step * index
     falling = float(last) - step * (count - 1 - index)
-    return np.where(index < count // 2, rising, falling).astype(np.float32)
+    return np.where(index < max(count // 2, 1), rising, falling).astype(np.float32)
 
 
-def timesteps(spec: ScheduleSpec, steps: int, *, intervals: int | None = None) -> NDArray[np.float64]:
+def timesteps(spec: ScheduleSpec, steps: int, *, spacing: str, intervals: int | None = None) -> NDArray[np.float64]:
     """The timesteps of a run, falling: float64 [steps], whole numbers except for a linspace.
 
-    `intervals` is how many parts "leading" and "linspace" cut the schedule into: `steps` (DDIM, Euler), or
-    `steps + 1` as DPM-Solver does, whose last part ends at the clean picture.
+    `spacing` holds where the spec names none. `intervals` is how many parts "leading" and "linspace" cut the
+    schedule into: `steps` (DDIM, Euler), or `steps + 1` as DPM-Solver does, whose last part ends at the clean
+    picture. Errors: InvalidRequest for more steps than the schedule has room for.
     """
+    spacing = spec.spacing or spacing
     intervals = intervals or steps
-    if spec.spacing == "leading":
-        ratio = spec.train_steps // intervals
-        return (np.arange(steps)[::-1] + (intervals - steps)) * float(ratio) + spec.steps_offset
-    if spec.spacing == "trailing":
-        return np.round(np.arange(spec.train_steps, 0, -spec.train_steps / steps))[:steps] - 1
-    return np.linspace(0, spec.train_steps - 1, intervals)[::-1][:steps]
+    last = spec.train_steps - 1
+    room = InvalidRequest(f"steps is {steps}; the model's {spec.train_steps} timesteps have no room for them")
+    if intervals > spec.train_steps:
+        raise room
+    if spacing == "leading":
+        visited = np.arange(intervals - steps, intervals, dtype=np.float64)[::-1]
+        visited = visited * (spec.train_steps // intervals) + spec.steps_offset
+    elif spacing == "trailing":
+        visited = np.round(np.arange(spec.train_steps, 0, -spec.train_steps / steps, dtype=np.float64))[:steps] - 1
+    else:
+        visited = np.linspace(0, last, intervals, dtype=np.float64)[::-1][:steps]
+    if visited[0] > last:  # by the offset
+        raise room
+    return visited
 
 
 def sigmas(spec: ScheduleSpec) -> NDArray[np.float64]:

@@ -7,12 +7,14 @@ refused by name here, at load, rather than found in a wrong picture.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import Config
 from pipeline.errors import CheckpointError
+from pipeline.samplers import SAMPLERS
+from pipeline.schedule import ScheduleSpec, alphas_cumprod
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,6 @@ class VaeSpec:
 
 
 @dataclass(frozen=True)
-class ScheduleSpec:
-    """The training schedule, and how inference steps are spread over it."""
-
-    train_steps: int
-    beta_start: float
-    beta_end: float
-    beta_schedule: str  # "scaled_linear" or "linear"
-    prediction: str  # "epsilon" or "v_prediction"
-    spacing: str  # "leading", "trailing" or "linspace"
-    steps_offset: int
-    set_alpha_to_one: bool
-
-
-@dataclass(frozen=True)
 class Defaults:
     """What an absent request field means."""
 
@@ -122,16 +110,11 @@ def read_spec(checkpoint: Path) -> Spec:
 
     Errors: CheckpointError, naming the file and the key, for anything missing, malformed or not done here.
     """
-    index = _read_json(checkpoint, "model_index.json")
-    kind = index.get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise CheckpointError(
-            f"{checkpoint / 'model_index.json'}: _class_name is {kind!r}; latentd serves StableDiffusionPipeline"
-        )
-    text = _text(_Config(checkpoint, "text_encoder/config.json"))
-    unet = _unet(_Config(checkpoint, "unet/config.json"))
-    vae = _vae(_Config(checkpoint, "vae/config.json"))
-    schedule = _schedule(_Config(checkpoint, "scheduler/scheduler_config.json"))
+    Config(checkpoint, "model_index.json").one_of("_class_name", ("StableDiffusionPipeline",), default="")
+    text = _text(Config(checkpoint, "text_encoder/config.json"))
+    unet = _unet(Config(checkpoint, "unet/config.json"))
+    vae = _vae(Config(checkpoint, "vae/config.json"))
+    schedule = _schedule(Config(checkpoint, "scheduler/scheduler_config.json"))
     if unet.context_width != text.width:
         raise CheckpointError(
             f"{checkpoint}: the UNet's cross_attention_dim is {unet.context_width}, "
@@ -139,81 +122,18 @@ def read_spec(checkpoint: Path) -> Spec:
         )
     if not unet.in_channels == unet.out_channels == vae.latent_channels:
         raise CheckpointError(
-            f"{checkpoint}: the UNet takes {unet.in_channels} channels and gives {unet.out_channels}, "
-            f"the VAE has {vae.latent_channels} latent channels; they must be equal"
+            f"{checkpoint}: the UNet has in_channels {unet.in_channels} and out_channels {unet.out_channels}, "
+            f"the VAE latent_channels {vae.latent_channels}; they must be equal"
         )
     side = unet.sample_size * vae.factor
-    return Spec(text, unet, vae, schedule, _defaults(checkpoint, side))
+    defaults = Defaults(steps=25, guidance=7.5, sampler="dpmpp_2m", width=side, height=side)
+    spec = Spec(text, unet, vae, schedule, defaults)
+    if not (checkpoint / "latentd.json").exists():
+        return spec
+    return replace(spec, defaults=_defaults(Config(checkpoint, "latentd.json"), spec))
 
 
-class _Config:
-    """One JSON config: typed reads whose errors name the file and the key."""
-
-    def __init__(self, checkpoint: Path, name: str) -> None:
-        self.path = checkpoint / name
-        self._values = _read_json(checkpoint, name)
-
-    def get(self, key: str, default: Any) -> Any:
-        value = self._values.get(key, default)
-        return default if value is None else value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(f"{self.path}: {key} must be a number, not {value!r}")
-        return float(value)
-
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise CheckpointError(f"{self.path}: {key} must be an integer of at least {least}, not {value!r}")
-        return value
-
-    def integers(self, key: str, length: int | None = None, default: int | None = None) -> tuple[int, ...]:
-        """A list of integers, or one integer that stands for `length` equal ones."""
-        value = self.get(key, default)
-        values = [value] * length if isinstance(value, int) and length else value
-        if (
-            not isinstance(values, list)
-            or not values
-            or (length and len(values) != length)
-            or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
-        ):
-            raise CheckpointError(f"{self.path}: {key} must be {length or 'some'} positive integers, not {value!r}")
-        return tuple(values)
-
-    def one_of(self, key: str, choices: tuple[str, ...], default: str) -> str:
-        value = self.get(key, default)
-        if value not in choices:
-            raise CheckpointError(f"{self.path}: {key} is {value!r}; latentd does {', '.join(choices)}")
-        return value
-
-    def require(self, fixed: dict[str, Any]) -> None:
-        """Each key is absent, null, or has the one value that latentd implements."""
-        for key, wanted in fixed.items():
-            value = self._values.get(key)
-            if value is not None and value != wanted:
-                raise CheckpointError(
-                    f"{self.path}: {key} is {json.dumps(value)}; latentd does only {json.dumps(wanted)}"
-                )
-
-
-def _read_json(checkpoint: Path, name: str) -> dict[str, Any]:
-    path = checkpoint / name
-    try:
-        if path.stat().st_size > 1 << 20:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; a config has at most {1 << 20}")
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; a checkpoint is a folder in diffusers' layout") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}")
-    return values
-
-
-def _text(config: _Config) -> TextSpec:
+def _text(config: Config) -> TextSpec:
     heads, width = config.integer("num_attention_heads"), config.integer("hidden_size")
     if width % heads:
         raise CheckpointError(f"{config.path}: hidden_size {width} is not a multiple of num_attention_heads {heads}")
@@ -225,7 +145,7 @@ def _text(config: _Config) -> TextSpec:
         layers=config.integer("num_hidden_layers"),
         heads=heads,
         activation=config.one_of("hidden_act", ("quick_gelu", "gelu"), "quick_gelu"),
-        eps=config.number("layer_norm_eps", 1e-5),
+        eps=config.number("layer_norm_eps", 1e-5, least=0),
     )
 
 
@@ -260,23 +180,30 @@ _UNET_FIXED = {
 }
 
 
-def _unet(config: _Config) -> UnetSpec:
+def _unet(config: Config) -> UnetSpec:
     config.require(_UNET_FIXED)
     channels = config.integers("block_out_channels")
     blocks = len(channels)
     groups = config.integer("norm_num_groups", 32)
     # diffusers' `attention_head_dim` is the number of heads wherever `num_attention_heads` is absent.
-    heads_key = "num_attention_heads" if config.get("num_attention_heads", None) else "attention_head_dim"
+    heads_key = "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim"
     heads = config.integers(heads_key, blocks, default=8)
     for width, head_count in zip(channels, heads, strict=True):
         if width % groups or width % head_count:
             raise CheckpointError(
                 f"{config.path}: {width} channels do not divide into {groups} groups and {head_count} heads"
             )
+    sample_size, unit = config.integer("sample_size"), 2 ** (blocks - 1)
+    if sample_size % unit:
+        raise config.refusal("sample_size", f"{blocks} blocks halve only multiples of {unit} to whole sides")
+    shift = config.number("freq_shift", 0)
+    if channels[0] % 2 or channels[0] <= 2 * shift:
+        # Half of the timestep's embedding are sines, half cosines, over width / 2 - freq_shift frequencies.
+        raise config.refusal("block_out_channels", f"the first must be even, and more than twice freq_shift {shift:g}")
     return UnetSpec(
         in_channels=config.integer("in_channels", 4),
         out_channels=config.integer("out_channels", 4),
-        sample_size=config.integer("sample_size"),
+        sample_size=sample_size,
         channels=channels,
         layers=config.integers("layers_per_block", blocks, default=2),
         attention_down=_attention(config, "down_block_types", "CrossAttnDownBlock2D", "DownBlock2D", blocks),
@@ -284,70 +211,81 @@ def _unet(config: _Config) -> UnetSpec:
         heads=heads,
         transformer_layers=config.integers("transformer_layers_per_block", blocks, default=1),
         context_width=config.integer("cross_attention_dim", 1280),
-        linear_projection=bool(config.get("use_linear_projection", False)),
+        linear_projection=config.flag("use_linear_projection", False),
         groups=groups,
-        eps=config.number("norm_eps", 1e-5),
-        flip_sin_to_cos=bool(config.get("flip_sin_to_cos", True)),
-        freq_shift=config.number("freq_shift", 0),
+        eps=config.number("norm_eps", 1e-5, least=0),
+        flip_sin_to_cos=config.flag("flip_sin_to_cos", True),
+        freq_shift=shift,
     )
 
 
-def _attention(config: _Config, key: str, cross: str, plain: str, blocks: int) -> tuple[bool, ...]:
-    types = config.get(key, None)
+def _attention(config: Config, key: str, cross: str, plain: str, blocks: int) -> tuple[bool, ...]:
+    types = config.get(key)
     if not isinstance(types, list) or len(types) != blocks or not all(t in (cross, plain) for t in types):
-        raise CheckpointError(f"{config.path}: {key} must be {blocks} of {cross} and {plain}, not {types!r}")
+        raise config.refusal(key, f"latentd does {blocks} of {cross} and {plain}")
     return tuple(t == cross for t in types)
 
 
-def _vae(config: _Config) -> VaeSpec:
+def _vae(config: Config) -> VaeSpec:
     channels = config.integers("block_out_channels")
     groups = config.integer("norm_num_groups", 32)
     for key, name in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if config.get(key, [name] * len(channels)) != [name] * len(channels):
-            raise CheckpointError(f"{config.path}: {key} must be {len(channels)} of {name}")
+        if config.get(key) not in (None, [name] * len(channels)):
+            raise config.refusal(key, f"latentd does {len(channels)} of {name}")
     if any(width % groups for width in channels):
-        raise CheckpointError(f"{config.path}: block_out_channels {channels} are not multiples of {groups} groups")
-    config.require({"act_fn": "silu", "latents_mean": None, "latents_std": None})
+        raise config.refusal("block_out_channels", f"each must be a multiple of norm_num_groups {groups}")
+    config.require({"act_fn": "silu", "in_channels": 3, "out_channels": 3, "latents_mean": None, "latents_std": None})
     return VaeSpec(
-        image_channels=config.integer("in_channels", 3),
+        image_channels=3,
         latent_channels=config.integer("latent_channels", 4),
         channels=channels,
         layers=config.integer("layers_per_block", 1),
         groups=groups,
-        scaling_factor=config.number("scaling_factor", 0.18215),
+        scaling_factor=config.number("scaling_factor", 0.18215, least=1e-6),
         shift_factor=config.number("shift_factor", 0.0),
-        quant_conv=bool(config.get("use_quant_conv", True)),
-        post_quant_conv=bool(config.get("use_post_quant_conv", True)),
-        mid_attention=bool(config.get("mid_block_add_attention", True)),
+        quant_conv=config.flag("use_quant_conv", True),
+        post_quant_conv=config.flag("use_post_quant_conv", True),
+        mid_attention=config.flag("mid_block_add_attention", True),
     )
 
 
-def _schedule(config: _Config) -> ScheduleSpec:
+def _schedule(config: Config) -> ScheduleSpec:
     # What is not linear in the sampler's memory, or not implemented yet, is refused by name.
     config.require(
         {"clip_sample": False, "thresholding": False, "trained_betas": None, "rescale_betas_zero_snr": False}
     )
-    return ScheduleSpec(
+    spacings = ("leading", "trailing", "linspace")
+    spec = ScheduleSpec(
         train_steps=config.integer("num_train_timesteps", 1000),
         beta_start=config.number("beta_start"),
         beta_end=config.number("beta_end"),
         beta_schedule=config.one_of("beta_schedule", ("scaled_linear", "linear"), "linear"),
         prediction=config.one_of("prediction_type", ("epsilon", "v_prediction"), "epsilon"),
-        spacing=config.one_of("timestep_spacing", ("leading", "trailing", "linspace"), "leading"),
+        spacing=config.one_of("timestep_spacing", spacings, "") if config.get("timestep_spacing") is not None else None,
         steps_offset=config.integer("steps_offset", 0, least=0),
-        set_alpha_to_one=bool(config.get("set_alpha_to_one", True)),
+        set_alpha_to_one=config.flag("set_alpha_to_one", True),
     )
+    if not 0 < spec.beta_start <= spec.beta_end < 1:
+        raise config.refusal("beta_end", f"0 < beta_start {spec.beta_start:g} <= beta_end < 1 must hold")
+    kept = alphas_cumprod(spec)
+    if not (kept[0] < 1 and kept[-1] > 0):
+        raise config.refusal(
+            "beta_end", f"{spec.train_steps} timesteps would start without noise or end without signal"
+        )
+    return spec
 
 
-def _defaults(checkpoint: Path, side: int) -> Defaults:
-    """`latentd.json` beside model_index.json, if it is there; else the numbers that SD was published with."""
-    own = _Config(checkpoint, "latentd.json") if (checkpoint / "latentd.json").exists() else None
-    if own is None:
-        return Defaults(steps=25, guidance=7.5, sampler="dpmpp_2m", width=side, height=side)
-    return Defaults(
-        steps=own.integer("steps", 25),
-        guidance=own.number("guidance", 7.5),
-        sampler=str(own.get("sampler", "dpmpp_2m")),
-        width=own.integer("width", side),
-        height=own.integer("height", side),
+def _defaults(own: Config, spec: Spec) -> Defaults:
+    """A model's own answers in `latentd.json`; what it leaves out stays as in `spec`."""
+    default, multiple = spec.defaults, spec.size_multiple
+    chosen = Defaults(
+        steps=own.integer("steps", default.steps),
+        guidance=own.number("guidance", default.guidance, least=0),
+        sampler=own.one_of("sampler", SAMPLERS, default.sampler),
+        width=own.integer("width", default.width),
+        height=own.integer("height", default.height),
     )
+    for key in ("width", "height"):
+        if own.get(key) is not None and getattr(chosen, key) % multiple:
+            raise own.refusal(key, f"a side must be a multiple of {multiple}")
+    return chosen

@@ -6,7 +6,6 @@ words split by one pattern, "</w>" at the end of a word, a start and an end mark
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from pipeline.config import read_object
 from pipeline.errors import CheckpointError
+from pipeline.spec import TextSpec
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_MARKS = {"bos": "<|startoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>", "unk": "<|endoftext|>"}
+_LARGEST = 64 << 20  # bytes of a vocabulary; CLIP's has one million
 
 
 @dataclass(frozen=True)
@@ -29,29 +32,33 @@ class Tokens:
 class ClipTokenizer:
     """Text to the token ids that the text encoder takes."""
 
-    def __init__(self, checkpoint: Path, tokens: int) -> None:
-        """`tokens` is the encoder's context length. Errors: CheckpointError for files missing or malformed."""
+    def __init__(self, checkpoint: Path, spec: TextSpec) -> None:
+        """Errors: CheckpointError, naming the file, for one that is missing, malformed or made for another encoder."""
         folder = checkpoint / "tokenizer"
-        self._length = tokens
+        vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
+        vocab, marks = read_object(vocab_path, _LARGEST), _marks(folder)
+        self._length = spec.tokens
+        for name, number in vocab.items():
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < spec.vocab_size:
+                raise CheckpointError(
+                    f"{vocab_path}: token {name[:64]!r} has number {number!r}; "
+                    f"the text encoder takes 0 to {spec.vocab_size - 1}"
+                )
+        for mark in marks.values():
+            if mark not in vocab:
+                raise CheckpointError(f"{vocab_path} lacks the token {mark[:64]!r}")
+        self._bos, self._eos, self._pad = (vocab[marks[mark]] for mark in ("bos", "eos", "pad"))
         try:
-            vocab = json.loads((folder / "vocab.json").read_bytes())
-            config = json.loads((folder / "tokenizer_config.json").read_bytes())
-            names = {mark: _name(config.get(f"{mark}_token")) for mark in ("bos", "eos", "pad")}
-            self._bos, self._eos, self._pad = (vocab[names[mark]] for mark in ("bos", "eos", "pad"))
             model = models.BPE.from_file(
-                str(folder / "vocab.json"),
-                str(folder / "merges.txt"),
-                unk_token=_name(config.get("unk_token")),
+                str(vocab_path),
+                str(merges_path),
+                unk_token=marks["unk"],
                 continuing_subword_prefix="",
                 end_of_word_suffix="</w>",
                 fuse_unk=False,
             )
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{folder}: the tokenizer's files cannot be read: {error}") from None
-        except KeyError as error:
-            raise CheckpointError(f"{folder / 'vocab.json'} lacks the token {error}") from None
         except Exception as error:  # the wheel raises bare Exception for files that it does not understand
-            raise CheckpointError(f"{folder}: vocab.json and merges.txt do not fit together: {error}") from None
+            raise CheckpointError(f"{merges_path} cannot be read, or does not fit vocab.json: {error}") from None
         self._tokenizer = Tokenizer(model)
         self._tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -62,7 +69,7 @@ class ClipTokenizer:
                 pre_tokenizers.ByteLevel(add_prefix_space=False),
             ]
         )
-        self._tokenizer.add_special_tokens([AddedToken(name, special=True) for name in dict.fromkeys(names.values())])
+        self._tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in dict.fromkeys(marks.values())])
 
     @property
     def room(self) -> int:
@@ -78,6 +85,20 @@ class ClipTokenizer:
         return Tokens(ids, cut=len(words) > self.room)
 
 
-def _name(token: Any) -> str:
-    """A token's text; configs hold it bare or as {"content": text}."""
-    return str(token["content"] if isinstance(token, dict) else token or "<|endoftext|>")
+def _marks(folder: Path) -> dict[str, str]:
+    """The names of the start, end, padding and unknown tokens.
+
+    special_tokens_map.json, where it is there, has the last word: SD 2's pads with "!" and its config says otherwise.
+    """
+    told = read_object(folder / "tokenizer_config.json", _LARGEST)
+    own = folder / "special_tokens_map.json"
+    if own.exists():
+        told |= {key: token for key, token in read_object(own, _LARGEST).items() if token}
+    marks = {}
+    for mark, default in _MARKS.items():
+        token: Any = told.get(f"{mark}_token") or default
+        name = token.get("content") if isinstance(token, dict) else token  # bare, or as {"content": text}
+        if not isinstance(name, str):
+            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {mark}_token is not a token's text")
+        marks[mark] = name
+    return marks

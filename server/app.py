@@ -16,6 +16,7 @@ from engines.cores import available_cores
 from engines.first_use import artifact_of, stop_exports
 from engines.model import Model, load
 from pipeline.errors import LatentdError
+from server.address import joined
 from server.admission import Admission
 from server.device import Device
 from server.doors.grpc import GrpcDoor
@@ -83,7 +84,7 @@ class Server:
         await self._door.close(grace)
         if self.service.device is not None:
             await asyncio.to_thread(self.service.device.stop)
-        self.metrics.close()
+        await asyncio.to_thread(self.metrics.close)
 
 
 async def serve(settings: Settings) -> int:
@@ -107,10 +108,9 @@ async def serve(settings: Settings) -> int:
     except LatentdError:
         await server.close(0)
         raise
-    host = settings.host
+    grpc, metrics = (joined(settings.host, port) for port in (server.grpc_port, server.metrics_port))
     print(
-        f"latentd serves {server.service.model_id}: gRPC {host}:{server.grpc_port}, "
-        f"metrics http://{host}:{server.metrics_port}/metrics",
+        f"latentd serves {server.service.model_id}: gRPC {grpc}, metrics http://{metrics}/metrics",
         flush=True,
     )
     stopping, dying = asyncio.create_task(stop.wait()), asyncio.create_task(server.died())
@@ -145,6 +145,6 @@ def _device(
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"

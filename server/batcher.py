@@ -46,6 +46,11 @@ class Batcher:
     def idle(self) -> bool:
         return not self._queue and not any(lane.live for lane in self.lanes.values())
 
+    @property
+    def rows_live(self) -> int:
+        """UNet rows of all who sit."""
+        return sum(tenant.job.wish.rows for lane in self.lanes.values() for tenant in lane.tenants if tenant)
+
     def ahead_of(self, priority: int) -> int:
         """Pictures that would be seated before a new job of this priority."""
         return sum(1 for negated, _, _ in self._queue if -negated >= priority)
@@ -84,8 +89,3 @@ class Batcher:
         """The lane with live seats that has had the least step time."""
         live = [size for size, lane in self.lanes.items() if lane.live]
         return min(live, key=lambda size: self.lanes[size].spent, default=None)
-
-    def jobs(self) -> set[Job]:
-        """Every job that waits or sits."""
-        seated = {tenant.job for lane in self.lanes.values() for tenant in lane.tenants if tenant}
-        return seated | {picture.job for _, _, picture in self._queue}

@@ -1,7 +1,7 @@
 """The one thread that owns the device: seats, steps, decodes.
 
 Everything that a backend does happens here, one thing at a time; a turn of the loop is: who has gone leaves,
-who waits sits down, one lane steps, one finished picture is decoded. Files are made in a thread pool.
+who waits sits down, one lane steps, one finished picture is decoded.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,11 @@ from engines.model import Model
 from engines.stepper import HostStepper
 from pipeline.errors import LatentdError
 from pipeline.noise import standard_normal
-from server import pictures
 from server.admission import Admission
 from server.batcher import Batcher
+from server.delivery import Delivery
 from server.errors import Cancelled, NotServing, PictureFailed, TooLate
-from server.events import Done, Event, Failed, Image, Preview, Started, Step
+from server.events import Started, Step
 from server.job import Job, Picture, Size
 from server.metrics import Metrics
 
@@ -59,10 +58,11 @@ class Device:
         self._row_seconds = {size: self._warm(size) for size in sizes}
         self._contexts: OrderedDict[bytes, F32] = OrderedDict()
         self._finished: deque[tuple[Picture, F32]] = deque()  # latents to decode
-        self._changed = threading.Condition()  # guards the batcher and the two flags below
+        self._changed = threading.Condition()  # guards the batcher and the three below
+        self._jobs: set[Job] = set()  # admitted and not yet told Done or Failed
         self._stopping = False
         self._failed = False
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        self._delivery = Delivery(workers, model.artifact.preview, metrics, self._forget)
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         metrics.rows_capacity.set(2 * seats * len(sizes))
 
@@ -79,7 +79,8 @@ class Device:
             self._admission.check(job.wish, self._batcher, self._row_seconds, time.monotonic(), job.deadline)
             ahead = self._batcher.ahead_of(job.wish.priority)
             self._batcher.add(job)
-            self._metrics.queue_depth.set(self._batcher.waiting_count)
+            self._jobs.add(job)
+            self._count()
             self._changed.notify()
         return ahead
 
@@ -90,7 +91,7 @@ class Device:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
-        self._pool.shutdown(wait=True)
+        self._delivery.close()
 
     def _run(self) -> None:
         try:
@@ -108,10 +109,13 @@ class Device:
             )
         with self._changed:
             self._stopping = True
-            left = self._batcher.jobs() | {picture.job for picture, _ in self._finished}
+        self._delivery.close()  # what has been decoded is still delivered
+        with self._changed:
+            left = list(self._jobs)
             self._batcher.drop(left)
+            self._count()
         for job in left:
-            self._end(job, error)
+            self._delivery.end(job, error)
         if self._failed:
             self._died()
 
@@ -126,16 +130,28 @@ class Device:
         """Cancelled and expired jobs leave their seats and the queue."""
         now = time.monotonic()
         with self._changed:
-            gone = [job for job in self._batcher.jobs() if job.cancelled or (job.deadline or now + 1) <= now]
-            if not gone:
-                return
-            seated = self._batcher.drop(gone)
-            self._metrics.queue_depth.set(self._batcher.waiting_count)
-        for size, seat in seated:
-            self._steppers[size].leave(seat)
+            gone = [job for job in self._jobs if job.cancelled or job.expired(now)]
+        if gone:
+            self._leave(gone)
         for job in gone:
             self._metrics.cancelled("seat" if job.timings.seats else "queue")
-            self._end(job, Cancelled("the client went away") if job.cancelled else TooLate("the deadline passed"))
+            error = Cancelled("the client went away") if job.cancelled else TooLate("the deadline passed")
+            self._delivery.end(job, error)
+
+    def _leave(self, gone: Iterable[Job]) -> None:
+        with self._changed:
+            for size, seat in self._batcher.drop(gone):
+                self._steppers[size].leave(seat)
+            self._count()
+
+    def _forget(self, job: Job) -> None:
+        with self._changed:
+            self._jobs.discard(job)
+
+    def _count(self) -> None:
+        """The gauges follow the batcher; called with the lock held."""
+        self._metrics.queue_depth.set(self._batcher.waiting_count)
+        self._metrics.rows_live.set(self._batcher.rows_live)
 
     def _seat(self) -> None:
         """Who waits takes the free seats. After one prompt is encoded the others step first: it takes a while."""
@@ -143,23 +159,35 @@ class Device:
         while not encoded:
             with self._changed:
                 place = self._batcher.seat_next()
-                self._metrics.queue_depth.set(self._batcher.waiting_count)
+                self._count()
             if place is None:
                 return
             size, seat, picture = place
-            job, wish = picture.job, picture.job.wish
-            picture.seated_at = start = time.monotonic()
-            context, encoded = self._encode(wish.ids)
-            negative = None
-            if wish.negative_ids is not None:
-                negative, also = self._encode(wish.negative_ids)
-                encoded = encoded or also
-            noise = standard_normal(wish.picture_seed(picture.index), self.model.spec.latent_shape(*size))[0]
-            self._steppers[size].sit(seat, wish.table, noise, context, negative, wish.guidance)
-            job.timings.queue_ms = max(job.timings.queue_ms, 1e3 * (start - job.arrived))
-            job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
-            self._metrics.queue_seconds.observe(start - job.arrived)
-            job.mailbox.post(Started(picture.index))
+            try:
+                encoded = self._sit(size, seat, picture)
+            except DeviceError:
+                raise
+            except Exception:
+                log.exception("image %d cannot be begun", picture.index, extra={"request": picture.job.id})
+                self._leave([picture.job])
+                self._delivery.end(picture.job, PictureFailed(f"image {picture.index} cannot be begun"))
+
+    def _sit(self, size: Size, seat: int, picture: Picture) -> bool:
+        """Fill a seat; returns whether a prompt had to be encoded."""
+        job, wish = picture.job, picture.job.wish
+        picture.seated_at = start = time.monotonic()
+        context, encoded = self._encode(wish.ids)
+        negative = None
+        if wish.negative_ids is not None:
+            negative, also = self._encode(wish.negative_ids)
+            encoded = encoded or also
+        noise = standard_normal(wish.picture_seed(picture.index), self.model.spec.latent_shape(*size))[0]
+        self._steppers[size].sit(seat, wish.table, noise, context, negative, wish.guidance)
+        job.timings.queue_ms = max(job.timings.queue_ms, 1e3 * (start - job.arrived))
+        job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
+        self._metrics.queue_seconds.observe(start - job.arrived)
+        job.mailbox.post(Started(picture.index))
+        return encoded
 
     def _encode(self, ids: NDArray[np.int64]) -> tuple[F32, bool]:
         """Context [tokens, width] of token ids, and whether it had to be computed."""
@@ -182,7 +210,6 @@ class Device:
         tenants = {seat: tenant for seat in seats if (tenant := lane.tenants[seat])}
         wanted = [seat for seat, picture in tenants.items() if _wants_preview(picture)]
         rows = sum(picture.job.wish.rows for picture in tenants.values())
-        self._metrics.rows_live.set(rows)
         start = time.monotonic()
         stepper.step(seats, predict=wanted)
         took = time.monotonic() - start
@@ -192,26 +219,22 @@ class Device:
         self._metrics.step_seconds.observe(took)
         self._metrics.steps_total.inc()
         for seat, picture in tenants.items():
-            self._after_step(stepper, size, seat, picture, len(seats), start, preview=seat in wanted)
-        if not any(other.live for other in self._batcher.lanes.values()):
-            self._metrics.rows_live.set(0)
+            self._after_step(size, seat, picture, len(seats), preview=seat in wanted)
 
-    def _after_step(
-        self, stepper: HostStepper, size: Size, seat: int, picture: Picture, live: int, start: float, *, preview: bool
-    ) -> None:
-        job, wish = picture.job, picture.job.wish
+    def _after_step(self, size: Size, seat: int, picture: Picture, live: int, *, preview: bool) -> None:
+        job, wish, stepper = picture.job, picture.job.wish, self._steppers[size]
         picture.reached = stepper.reached(seat)
         job.timings.seats.append(live)
         done = int(wish.table.steps_done[picture.reached - 1])
         job.mailbox.post(Step(picture.index, done, wish.steps))
         if preview:
-            picture.previews_under_way += 1
-            self._pool.submit(self._preview, picture, done, stepper.prediction(seat))
+            self._delivery.preview(picture, done, stepper.prediction(seat))
         if stepper.finished(seat):
             latents = stepper.latents(seat)
             stepper.leave(seat)
             with self._changed:
                 self._batcher.free(size, seat)
+                self._count()
             job.timings.denoise_ms += 1e3 * (time.monotonic() - picture.seated_at)
             self._finished.append((picture, latents))
 
@@ -219,68 +242,24 @@ class Device:
         """One finished picture. What is not a number fails alone."""
         if not self._finished:
             return
+        self._drop()  # the step took a while
         picture, latents = self._finished.popleft()
-        if picture.job.cancelled:
-            self._settle(picture, Cancelled("the client went away"))
+        if picture.job.over:
             return
         start = time.monotonic()
-        if not np.isfinite(latents).all():
-            self._metrics.nan_images_total.inc()
-            self._settle(picture, PictureFailed(f"image {picture.index} came out as not a number"))
-            return
         try:
-            pixels = to_pixels(self.model.backend.decode(latents))
+            decoded = self.model.backend.decode(latents) if np.isfinite(latents).all() else None
         except DeviceError:
             raise
         except Exception:
-            log.exception("request=%s image %d cannot be decoded", picture.job.id, picture.index)
-            self._settle(picture, PictureFailed(f"image {picture.index} cannot be decoded"))
+            log.exception("image %d cannot be decoded", picture.index, extra={"request": picture.job.id})
+            self._delivery.settle(picture, PictureFailed(f"image {picture.index} cannot be decoded"))
             return
-        self._pool.submit(self._file, picture, pixels, start)
-
-    def _file(self, picture: Picture, pixels: NDArray[np.uint8], start: float) -> None:
-        """In the pool: pixels to a file, and on its way."""
-        job, wish = picture.job, picture.job.wish
-        try:
-            data = pictures.encode(pixels, wish.format)
-        except Exception:
-            log.exception("request=%s image %d cannot be written as %s", job.id, picture.index, wish.format)
-            self._settle(picture, PictureFailed(f"image {picture.index} cannot be written as {wish.format}"))
+        if decoded is None or not np.isfinite(decoded).all():
+            self._metrics.nan_images_total.inc()
+            self._delivery.settle(picture, PictureFailed(f"image {picture.index} came out as not a number"))
             return
-        job.timings.decode_ms += 1e3 * (time.monotonic() - start)
-        self._metrics.images_total.inc()
-        self._settle(picture, Image(picture.index, data, wish.picture_seed(picture.index)))
-
-    def _preview(self, picture: Picture, step: int, prediction: F32) -> None:
-        """In the pool: x0 to colours."""
-        job = picture.job
-        try:
-            jpeg = pictures.preview(prediction, self.model.artifact.preview, *job.wish.size)
-            job.mailbox.post(Preview(picture.index, step, jpeg))
-            if not job.previewed:
-                job.previewed = True
-                self._metrics.preview_first_seconds.observe(time.monotonic() - job.arrived)
-        except Exception:
-            log.exception("request=%s preview of image %d failed", job.id, picture.index)
-        finally:
-            picture.previews_under_way -= 1
-
-    def _settle(self, picture: Picture, outcome: Image | LatentdError) -> None:
-        """A picture is delivered or failed; the last one ends its job."""
-        job = picture.job
-        with job.lock:
-            job.left -= 1
-            last = job.left == 0
-            if isinstance(outcome, LatentdError):
-                job.failures.append(outcome)
-            else:
-                job.mailbox.post(outcome)
-        if last:
-            self._end(job, job.failures[0] if job.failures else None)
-
-    def _end(self, job: Job, error: LatentdError | None) -> None:
-        event: Event = Failed(error) if error else Done(job.timings)
-        job.mailbox.post(event)
+        self._delivery.picture(picture, to_pixels(decoded), start)
 
     def _warm(self, size: Size) -> float:
         """Seconds a row, measured on the second of two steps of two rows; the first one warms the engine up."""

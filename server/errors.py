@@ -1,5 +1,7 @@
 """What a request can be refused or failed with. Each carries its gRPC code; one place maps them (doors)."""
 
+# ruff: noqa: N818 - they are named for what the client is told
+
 from __future__ import annotations
 
 from pipeline.errors import LatentdError

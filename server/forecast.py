@@ -6,6 +6,7 @@ is evaluations x rows, and everybody who sits advances together.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from server.batcher import Batcher
@@ -14,7 +15,7 @@ from server.job import Picture, Size, Wish
 
 @dataclass(frozen=True)
 class Forecast:
-    wait: float  # seconds until the last picture of the job has a seat
+    wait: float  # seconds until the first picture of the job has a seat: its own pictures are no queue
     finish: float  # seconds until its last evaluation
 
 
@@ -31,7 +32,7 @@ def forecast(batcher: Batcher, wish: Wish, row_seconds: dict[Size, float]) -> Fo
     for size, work in [*before, *own, *after]:
         queue[size].append(work)
 
-    now = wait = 0.0
+    now, wait = 0.0, math.inf
     unfinished = wish.images
     while unfinished:
         for size, waiting_here in queue.items():
@@ -39,7 +40,7 @@ def forecast(batcher: Batcher, wish: Wish, row_seconds: dict[Size, float]) -> Fo
                 work = waiting_here.pop(0)
                 live[size].append(work)
                 if work[2]:
-                    wait = now
+                    wait = min(wait, now)
         # All lanes with live seats advance in turn until the first seat of any of them is done.
         evaluations = min(left for here in live.values() for left, _, _ in here)
         for size, here in live.items():

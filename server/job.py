@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from engines.model import Model
 from latentd.v1 import images_pb2 as pb
-from pipeline.errors import InvalidRequest, LatentdError
+from pipeline.errors import InvalidRequest
 from pipeline.samplers import SAMPLERS, Table, table
+from server.errors import PictureFailed
 from server.events import Timings
 from server.limits import Limits, checked_text, one_of, within
 from server.mailbox import Mailbox
@@ -25,6 +26,12 @@ FORMATS = {
     pb.IMAGE_FORMAT_JPEG: "jpeg",
     pb.IMAGE_FORMAT_WEBP: "webp",
 }
+
+
+def default_size(model: Model, sizes: list[Size]) -> Size:
+    """The model's own where it is served, else the first that is."""
+    own = model.spec.defaults.width, model.spec.defaults.height
+    return own if own in sizes else sizes[0]
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,13 @@ class Wish:
         default = model.spec.defaults
         prompt = checked_text("prompt", request.prompt, limits.prompt_characters)
         negative = checked_text("negative_prompt", request.negative_prompt, limits.prompt_characters)
+        width, height = default_size(model, sizes)
         size = (
-            request.width if request.HasField("width") else default.width,
-            request.height if request.HasField("height") else default.height,
+            request.width if request.HasField("width") else width,
+            request.height if request.HasField("height") else height,
         )
         if size not in sizes:
-            listed = ", ".join(f"{width}x{height}" for width, height in sizes)
+            listed = ", ".join(f"{w}x{h}" for w, h in sizes)
             raise InvalidRequest(f"width x height is {size[0]}x{size[1]}; the sizes served are {listed}")
         # A spacing needs at least one training step for each interval.
         most_steps = min(limits.steps, model.spec.schedule.train_steps - 1)
@@ -108,9 +116,11 @@ class Job:
     cancelled: bool = False
     left: int = field(init=False)  # pictures neither delivered nor failed
     timings: Timings = field(default_factory=Timings)
-    failures: list[LatentdError] = field(default_factory=list)
+    failures: list[PictureFailed] = field(default_factory=list)
     previewed: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)  # guards `left` and `failures`: the pool's threads
+    over: bool = False  # Done or Failed has been told; nobody reads what comes after it
+    # Guards what the device thread and the pool's threads both write: the ends of pictures, previews, decode_ms.
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.left = self.wish.images
@@ -118,6 +128,9 @@ class Job:
     def cancel(self) -> None:
         """The job leaves at the next step."""
         self.cancelled = True
+
+    def expired(self, now: float) -> bool:
+        return self.deadline is not None and self.deadline <= now
 
 
 @dataclass(eq=False)
@@ -129,6 +142,8 @@ class Picture:
     reached: int = 0  # evaluations done
     seated_at: float = 0.0
     previews_under_way: int = 0
+    previewed: int = 0  # the step of the last preview that was told
+    settled: bool = False  # delivered or failed
 
     @property
     def evaluations_left(self) -> int:

@@ -23,7 +23,8 @@ class Limits:
 def within(field: str, value: Number, least: Number, most: Number) -> Number:
     """`value`, or InvalidRequest naming field, value and limit. NaN is outside everything."""
     if math.isnan(value) or not least <= value <= most:
-        raise InvalidRequest(f"{field} is {value:.6g}; it must be {least:g} to {most:g}")
+        told = f"{value:g}" if isinstance(value, float) else value
+        raise InvalidRequest(f"{field} is {told}; it must be {least:g} to {most:g}")
     return value
 
 

@@ -9,6 +9,7 @@ milliseconds, a message each would cost the device's cores more than it tells.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 
@@ -42,10 +43,8 @@ class Mailbox:
                 self._step_due = now + _STEP_SECONDS
             wake, self._woken = not self._woken, True
         if wake:
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending and nobody reads
                 self._loop.call_soon_threadsafe(self._arrived.set)
-            except RuntimeError:
-                pass  # the loop is closed: the process is ending and nobody reads
 
     async def take(self) -> list[Event]:
         """All events that have come since the last call; waits for one. The last one ever is Done or Failed."""

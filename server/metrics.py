@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
@@ -14,7 +16,7 @@ from prometheus_client import (
 )
 
 from engines.model import Model
-from pipeline.errors import LatentdError
+from server.address import refuse_taken
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150, 400)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
@@ -28,6 +30,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._model = model_id
         self._server: WSGIServer | None = None
+        self._thread: threading.Thread | None = None
         self._requests = self._make(Counter, "requests_total", "Requests ended", "door", "code")
         self.request_seconds = self._make(Histogram, "request_seconds", "Request to last event", buckets=_SECONDS)
         self.queue_seconds = self._make(Histogram, "queue_seconds", "Wait for a seat", buckets=_SECONDS)
@@ -44,7 +47,7 @@ class Metrics:
         self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows there are")
         self._engine_info = self._make(Gauge, "engine_info", "Always 1", "backend", "precision", "artifact")
 
-    def _make(self, kind: type, name: str, text: str, *labels: str, **options: object):  # noqa: ANN202 - Any of three
+    def _make(self, kind: type, name: str, text: str, *labels: str, **options: Any) -> Any:
         metric = kind(f"latentd_{name}", text, ["model", *labels], registry=self.registry, **options)
         return metric if labels else metric.labels(self._model)
 
@@ -61,16 +64,13 @@ class Metrics:
 
     def serve(self, host: str, port: int) -> int:
         """Answer scrapes; returns the port. Errors: LatentdError when the port is taken."""
-        try:
-            self._server, _ = start_http_server(port, addr=host, registry=self.registry)
-        except OSError as error:
-            raise LatentdError(
-                f"metrics port {host}:{port} cannot be opened: {error.strerror}; is another latentd running? "
-                "Choose another with --metrics-port"
-            ) from None
+        refuse_taken("metrics", host, port)
+        self._server, self._thread = start_http_server(port, addr=host, registry=self.registry)
         return self._server.server_port
 
     def close(self) -> None:
-        if self._server is not None:
+        """Takes up to half a second: the standard library's server looks only so often."""
+        if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._server.server_close()
+            self._thread.join()

@@ -80,9 +80,10 @@ class Service:
         if job is not None:
             wish, timings = job.wish, job.timings
             told = (
-                f" size={wish.size[0]}x{wish.size[1]} images={wish.images} steps={wish.steps} guidance={wish.guidance:g}"
-                f" sampler={wish.sampler} seed={wish.seed} queue_ms={timings.queue_ms:.0f}"
-                f" denoise_ms={timings.denoise_ms:.0f} seats_shared={timings.seats_shared:.1f}"
+                f" size={wish.size[0]}x{wish.size[1]} images={wish.images} steps={wish.steps}"
+                f" guidance={wish.guidance:g} sampler={wish.sampler} seed={wish.seed}"
+                f" queue_ms={timings.queue_ms:.0f} denoise_ms={timings.denoise_ms:.0f}"
+                f" seats_shared={timings.seats_shared:.1f}"
             )
         level = logging.INFO if code in ("OK", "CANCELLED") else logging.WARNING
         log.log(

@@ -1,5 +1,7 @@
 """Settings: flag > environment LATENTD_<NAME> > a key of one YAML file > default."""
 
+# ruff: noqa: RUF009 - a setting's default is a field, which is what `_setting` makes
+
 from __future__ import annotations
 
 import argparse
@@ -61,8 +63,8 @@ def _setting(default: Any, reads: tuple[Callable[[str], Any], str], help: str) -
     return field(default=default, metadata={"kind": _Kind(*reads, help)})
 
 
-_TEXT: tuple[Callable[[str], Any], str] = (str, "text")
 _PATH: tuple[Callable[[str], Any], str] = (lambda text: Path(text).expanduser(), "a folder")
+_HOST: tuple[Callable[[str], Any], str] = (lambda text: text.strip("[]"), "an address")
 _PORT = _number(0, 65535)
 
 
@@ -79,7 +81,7 @@ class Settings:
     pixels: str = _setting(
         "exact", _choice("exact", "fast"), "exact: a request's pixels do not depend on its company; on a CPU both are"
     )
-    host: str = _setting("127.0.0.1", _TEXT, "address to listen on; others than loopback reach you unauthenticated")
+    host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback reach you unauthenticated")
     grpc_port: int = _setting(8001, _PORT, "0 takes a free one and prints it")
     metrics_port: int = _setting(8002, _PORT, "Prometheus metrics; 0 takes a free one and prints it")
     seats: int = _setting(8, _number(1, 1024), "pictures of a size that are made at once; more wait their turn")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import re
 import secrets
@@ -15,9 +17,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest, LatentdError
 from pipeline.samplers import SAMPLERS
+from server.address import joined, refuse_taken
 from server.doors.handlers import handlers
 from server.events import Done, Event, Image, Preview, Started, Step, Timings
-from server.job import FORMATS, Job
+from server.job import FORMATS, Job, default_size
 from server.service import Accepted, Service, collect
 
 log = logging.getLogger("latentd.door")
@@ -36,18 +39,20 @@ OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
 
+_FAREWELL = 0.5  # seconds for what is still on the wire when no request is under way any more
+
 
 class GrpcDoor:
     """Listens from `open` on, answers health from `start` on, takes requests once the service is ready."""
 
     def __init__(self, service: Service, max_message: int) -> None:
-        self._service = service
+        self._images = ImagesServicer(service)
         self._server = grpc.aio.server(options=[*OPTIONS, ("grpc.max_receive_message_length", max_message)])
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._server.add_generic_rpc_handlers(
             (
-                handlers(pb.DESCRIPTOR.services_by_name["Images"], ImagesServicer(service)),
+                handlers(pb.DESCRIPTOR.services_by_name["Images"], self._images),
                 handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health),
                 handlers(
                     reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
@@ -58,15 +63,11 @@ class GrpcDoor:
 
     def open(self, host: str, port: int) -> int:
         """Bind; returns the port. Errors: LatentdError when it is taken, by another latentd too."""
+        refuse_taken("grpc", host, port)
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise LatentdError(
-                f"gRPC port {host}:{port} cannot be opened; is another latentd running? Choose another with --grpc-port"
-            )
-        return bound
+            return self._server.add_insecure_port(joined(host, port))
+        except RuntimeError as error:
+            raise LatentdError(f"grpc port {joined(host, port)} cannot be opened: {error}") from None
 
     async def start(self) -> None:
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -79,8 +80,13 @@ class GrpcDoor:
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def close(self, grace: float) -> None:
-        """No new calls; those that run have `grace` seconds, then they are cancelled."""
-        await self._server.stop(grace)
+        """Requests that run have `grace` seconds, then they are cancelled. Health answers until they are done.
+
+        gRPC's own grace waits for everybody, and who watches health stays for ever.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._images.idle.wait(), grace)
+        await self._server.stop(min(grace, _FAREWELL))
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):
@@ -92,11 +98,29 @@ class ImagesServicer:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._live = 0
+        self.idle = asyncio.Event()  # no request is under way
+        self.idle.set()
+
+    def _call(self, context: grpc.aio.ServicerContext) -> _Call:
+        self._live += 1
+        self.idle.clear()
+        call = _Call(self._service, context)
+        # The stub asks for an instance of a class that does not exist.
+        context.add_done_callback(lambda _: self._over(call))  # pyright: ignore[reportArgumentType]
+        return call
+
+    def _over(self, call: _Call) -> None:
+        """However a call ended: where the client left while a message was on its way, no method hears of it."""
+        call.ended(asyncio.CancelledError())
+        self._live -= 1
+        if not self._live:
+            self.idle.set()
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateEvent]:
-        call = _Call(self._service, context)
+        call = self._call(context)
         try:
             accepted = call.submit(request)
             yield pb.GenerateEvent(queued=_queued(self._service, accepted))
@@ -110,7 +134,7 @@ class ImagesServicer:
     async def GenerateBlocking(  # noqa: N802
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> pb.GenerateResponse:
-        call = _Call(self._service, context)
+        call = self._call(context)
         try:
             self._fits_one_message(request)
             accepted = call.submit(request)
@@ -130,12 +154,13 @@ class ImagesServicer:
     ) -> pb.ListModelsResponse:
         device, limits = self._service.ready(), self._service.limits
         model, default = device.model, device.model.spec.defaults
+        width, height = default_size(model, device.sizes)
         told = pb.Model(
             id=model.id,
-            sizes=[pb.Size(width=width, height=height) for width, height in device.sizes],
+            sizes=[pb.Size(width=w, height=h) for w, h in device.sizes],
             samplers=list(SAMPLERS),
-            width=default.width,
-            height=default.height,
+            width=width,
+            height=height,
             steps=default.steps,
             guidance=default.guidance,
             sampler=default.sampler,
@@ -153,9 +178,10 @@ class ImagesServicer:
         return pb.ListModelsResponse(models=[told])
 
     def _fits_one_message(self, request: pb.GenerateRequest) -> None:
-        default, most = self._service.ready().model.spec.defaults, self._service.limits.blocking_bytes
+        device, most = self._service.ready(), self._service.limits.blocking_bytes
         images = request.images if request.HasField("images") else 1
-        width, height = request.width or default.width, request.height or default.height
+        width, height = default_size(device.model, device.sizes)
+        width, height = request.width or width, request.height or height
         if images * width * height * 3 > most:
             raise InvalidRequest(
                 f"images x width x height x 3 is {images * width * height * 3} bytes, which may not fit the 4 MiB "
@@ -170,25 +196,34 @@ class _Call:
         self._service, self._context = service, context
         self._started = time.monotonic()
         self._job: Job | None = None
+        self._told = False
         metadata = dict(context.invocation_metadata() or ())
         asked = str(metadata.get("x-request-id", ""))
         self.id = asked if re.fullmatch(r"[\w.:-]{1,64}", asked) else secrets.token_hex(6)
         context.set_trailing_metadata((("x-request-id", self.id),))
 
     def submit(self, request: pb.GenerateRequest) -> Accepted:
+        """Errors: as Service.submit."""
         accepted = self._service.submit(request, self.id, self._context.time_remaining())
         self._job = accepted.job
         return accepted
 
     def ended(self, error: BaseException | None = None) -> None:
+        """Told once; the job is not left running."""
+        if self._told:
+            return
+        self._told = True
         code, reason = "OK", ""
         if isinstance(error, LatentdError):
             code, reason = error.code, str(error)
-        elif error is not None:
-            # The client went away or its deadline passed (asyncio cancels us, or closes the generator), or a bug.
-            code = "INTERNAL" if isinstance(error, Exception) else "CANCELLED"
-            reason = "" if code == "CANCELLED" else repr(error)
+        elif isinstance(error, Exception):
+            code, reason = "INTERNAL", repr(error)
+        elif error is not None:  # asyncio cancelled us, or closed the generator
+            code = "DEADLINE_EXCEEDED" if self._context.time_remaining() == 0 else "CANCELLED"
         self._service.ended("grpc", code, self._job, self.id, self._started, reason)
+        if self._job is not None:
+            self._job.cancel()  # of no effect on a job that is done
+            self._job = None  # gRPC's context and what it calls back hold each other
 
 
 def _event(event: Event, job: Job) -> pb.GenerateEvent:

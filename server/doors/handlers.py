@@ -7,12 +7,13 @@ logged and answered with one fixed sentence.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -34,8 +35,8 @@ class _Malformed:
         self.error = InvalidRequest(f"the request's {size} bytes do not parse as {kind}")
 
 
-def handlers(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
-    """All methods of `service` that `servicer` has, by name; the rest stay UNIMPLEMENTED."""
+def handlers(service: Any, servicer: object) -> grpc.GenericRpcHandler:
+    """All methods of `service`, a ServiceDescriptor, that `servicer` has, by name; the rest stay UNIMPLEMENTED."""
     made = {}
     for method in service.methods:
         behaviour = getattr(servicer, method.name, None)
@@ -46,7 +47,8 @@ def handlers(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHan
             + "_"
             + ("stream" if method.server_streaming else "unary")
         )
-        guarded = _guard_stream(behaviour) if method.server_streaming else _guard_unary(behaviour)
+        # A coroutine that streams writes to its context itself: health's Watch does.
+        guarded = _guard_stream(behaviour) if inspect.isasyncgenfunction(behaviour) else _guard_unary(behaviour)
         made[method.name] = getattr(grpc, f"{kind}_rpc_method_handler")(
             guarded,
             request_deserializer=_parser(GetMessageClass(method.input_type)),
@@ -91,8 +93,9 @@ def _guard_unary(behaviour: Callable[..., Any]) -> Callable[..., Any]:
 def _guard_stream(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     async def guarded(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         try:
-            async for response in behaviour(_prepared(request), context):
-                yield response
+            async with contextlib.aclosing(behaviour(_prepared(request), context)) as responses:
+                async for response in responses:
+                    yield response
         except Exception as error:
             await abort(context, error)
 
@@ -101,14 +104,14 @@ def _guard_stream(behaviour: Callable[..., Any]) -> Callable[..., Any]:
 
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> None:
     """End the call with the error's code and sentence; a Busy one says when to ask again."""
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
+    if isinstance(error, grpc.aio.BaseError):
+        raise error  # gRPC's own: ended already, or nobody is there
+    trailing = tuple(context.trailing_metadata() or ())
     if not isinstance(error, LatentdError):
-        log.error("unexpected error", exc_info=error)
-        await context.abort(grpc.StatusCode.INTERNAL, UNEXPECTED)
+        log.error("unexpected error", exc_info=error, extra={"request": dict(trailing).get("x-request-id")})
+        await context.abort(grpc.StatusCode.INTERNAL, UNEXPECTED, trailing)
         return
     code: grpc.StatusCode = getattr(grpc.StatusCode, error.code)
-    trailing = tuple(context.trailing_metadata() or ())
     if isinstance(error, Busy):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.CopyFrom(Duration(seconds=int(error.retry_after), nanos=int(error.retry_after % 1 * 1e9)))

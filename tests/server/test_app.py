@@ -1,0 +1,269 @@
+"""A server's life in this process: loading, serving, draining, dying."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from engines.backend import DeviceError
+from engines.model import Model
+from latentd import AsyncClient, Client, ServerError
+from latentd.events import Queued
+from pipeline.errors import LatentdError
+from pipeline.samplers import SAMPLERS
+from server.app import Server
+from server.settings import Settings, SettingsError
+from tests.server.held import PATIENCE, Held, raising
+from tests.serving import address, serving
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE = "latentd.v1.Images"
+
+
+def settings(model: Model, **others: Any) -> Settings:
+    return Settings(**{"model": model.artifact.folder, "grpc_port": 0, "metrics_port": 0, **others})
+
+
+def in_time(coroutine: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(coroutine, PATIENCE))
+
+
+@asynccontextmanager
+async def opened(model: Model, **others: Any) -> AsyncIterator[Server]:
+    server = Server(settings(model, **others))
+    await server.open()
+    try:
+        yield server
+    finally:
+        await server.close(0)
+
+
+async def health(server: Server, service: str = "") -> int:
+    async with grpc.aio.insecure_channel(address(server)) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        return (await health_pb2_grpc.HealthStub(channel).Check(request)).status
+
+
+def test_health_follows_loading_and_serving(model: Model) -> None:
+    async def life() -> None:
+        loading, go_on = threading.Event(), threading.Event()
+
+        def load(_: Settings) -> Model:
+            loading.set()
+            assert go_on.wait(PATIENCE)
+            return model
+
+        async with opened(model) as server, AsyncClient(address(server)) as client:
+            load_task = asyncio.create_task(server.load(load))
+            await asyncio.to_thread(loading.wait, PATIENCE)
+            for service in ("", SERVICE):
+                assert await health(server, service) == NOT_SERVING
+            for refused in (client.generate("a cat"), client.models()):
+                with pytest.raises(ServerError, match="tiny is loading; health says SERVING when it is done") as told:
+                    await refused
+                assert told.value.code is grpc.StatusCode.UNAVAILABLE
+            go_on.set()
+            await load_task
+            for service in ("", SERVICE):
+                assert await health(server, service) == SERVING
+            assert await client.generate("a cat", steps=1)
+            with pytest.raises(grpc.aio.AioRpcError) as unknown:
+                await health(server, "latentd.v1.Sounds")
+            assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+    in_time(life())
+
+
+def test_draining_ends_what_runs_and_refuses_what_comes(wired: Model, held: Held) -> None:
+    async def life() -> None:
+        async with opened(wired, seats=1) as server, AsyncClient(address(server)) as client:
+            await server.load(lambda _: wired)
+            held.hold()
+            runs, waits = client.stream("a red apple", steps=2, seed=1), client.stream("a cat", steps=2, seed=2)
+            assert isinstance(await anext(runs), Queued) and isinstance(await anext(waits), Queued)
+            closing = asyncio.create_task(server.close(PATIENCE))
+            while not server.service.draining:
+                await asyncio.sleep(0)
+            assert await health(server) == NOT_SERVING
+            with pytest.raises(ServerError, match="this server is draining; ask another one") as refused:
+                await client.generate("a cat")
+            assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+            assert not closing.done()
+            held.release()
+            for events in (runs, waits):
+                kinds = [type(event).__name__ async for event in events]
+                assert kinds[-2:] == ["Image", "Done"]
+            await closing
+            with pytest.raises(ServerError, match="no latentd server answers"):
+                await client.generate("a cat", timeout=PATIENCE)
+
+    in_time(life())
+
+
+def test_after_the_grace_what_runs_is_cancelled(wired: Model, held: Held) -> None:
+    async def life() -> None:
+        async with opened(wired) as server, AsyncClient(address(server)) as client:
+            await server.load(lambda _: wired)
+            held.hold()
+            events = client.stream("a red apple", steps=100)
+            assert isinstance(await anext(events), Queued)
+            await asyncio.to_thread(held.begun)
+            closing = asyncio.create_task(server.close(0.01))
+            with pytest.raises(ServerError) as cancelled:
+                async for _ in events:
+                    pass
+            assert cancelled.value.code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+            held.release()
+            await closing
+            device = server.service.device
+            assert device and not device._jobs and not device._thread.is_alive()
+
+    in_time(life())
+
+
+def test_who_watches_health_sees_the_end_and_does_not_delay_it(model: Model) -> None:
+    async def life() -> None:
+        async with opened(model) as server, grpc.aio.insecure_channel(address(server)) as channel:
+            watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+            seen = [(await watching.read()).status]
+            await server.load(lambda _: model)
+            seen.append((await watching.read()).status)
+            closing = asyncio.create_task(server.close(1000 * PATIENCE))
+            seen.append((await watching.read()).status)
+            assert seen == [NOT_SERVING, SERVING, NOT_SERVING]
+            await closing
+
+    in_time(life())
+
+
+def test_a_failed_device_ends_the_server(wired: Model, held: Held) -> None:
+    async def life() -> None:
+        async with opened(wired) as server, AsyncClient(address(server)) as client:
+            await server.load(lambda _: wired)
+            died = asyncio.create_task(server.died())
+            assert await client.generate("a cat", steps=1)
+            assert not died.done() and await health(server) == SERVING
+            held.before_run = raising(DeviceError("the card fell off the bus"))
+            with pytest.raises(ServerError, match="the device failed: the card fell off the bus") as failed:
+                await client.generate("a cat")
+            assert failed.value.code is grpc.StatusCode.UNAVAILABLE
+            await died
+            assert await health(server) == NOT_SERVING and await health(server, SERVICE) == NOT_SERVING
+            with pytest.raises(ServerError) as refused:
+                await client.generate("a cat")
+            assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+
+    in_time(life())
+
+
+def test_an_unexpected_error_says_nothing_of_itself(model: Model, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    with serving(model) as server, Client(address(server)) as client:
+        monkeypatch.setattr(server.service, "limits", None)
+        for failing in (lambda: client.generate("a cat"), client.models):
+            with pytest.raises(ServerError) as failed:
+                failing()
+            assert failed.value.code is grpc.StatusCode.INTERNAL
+            assert failed.value.message == "an unexpected error; the server's log has it under this request's id"
+        records = [record for record in caplog.records if record.message == "unexpected error"]
+        assert len(records) == 2 and all("AttributeError" in str(record.exc_info) for record in records)
+        assert len(records[0].request) == 12  # type: ignore[attr-defined]
+
+
+def test_no_thread_outlives_the_server(model: Model) -> None:
+    with serving(model) as server:  # gRPC's own poller stays for the next one
+        Client(address(server)).close()
+    before = set(threading.enumerate())
+    with serving(model) as server, Client(address(server)) as client:
+        client.generate("a red apple", images=3, preview_every=1)
+        assert len(set(threading.enumerate()) - before) >= 3, "an event loop, a device, metrics"
+    assert set(threading.enumerate()) <= before
+
+
+def test_reflection_lists_the_services(server: Server) -> None:
+    with grpc.insecure_channel(address(server)) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        ask = reflection_pb2.ServerReflectionRequest
+        requests = [ask(list_services=""), ask(file_containing_symbol=SERVICE), ask(file_by_filename="x")]
+        listed, file, missing = stub.ServerReflectionInfo(iter(requests), timeout=PATIENCE)
+    names = [service.name for service in listed.list_services_response.service]
+    assert sorted(names) == ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", SERVICE]
+    assert b"GenerateRequest" in file.file_descriptor_response.file_descriptor_proto[0]
+    assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+def test_models_tells_what_absent_fields_mean(server: Server, model: Model, sizes) -> None:
+    with Client(address(server)) as client:
+        (told,) = client.models()
+    default = model.spec.defaults
+    assert (told.id, told.backend, told.precision, told.seats) == (model.id, "openvino", "f32", 2)
+    assert [(size.width, size.height) for size in told.sizes] == list(sizes)
+    assert list(told.samplers) == list(SAMPLERS)
+    assert (told.width, told.height, told.steps) == (default.width, default.height, default.steps)
+    assert (told.guidance, told.sampler, told.max_tokens) == (default.guidance, default.sampler, 14)
+    limits = told.limits
+    assert (limits.prompt_characters, limits.steps, limits.guidance, limits.images) == (4096, 150, 30, 8)
+
+
+def test_where_the_models_own_size_is_not_served_the_first_is_the_default(model: Model) -> None:
+    with serving(model, sizes=((32, 24),)) as server, Client(address(server)) as client:
+        (told,) = client.models()
+        (picture,) = client.generate("a cat", steps=1)
+    assert (told.width, told.height) == (32, 24) == picture.image.size
+
+
+@pytest.mark.parametrize("taken", ["grpc", "metrics"])
+def test_a_port_that_another_server_has_is_told(taken: str, server: Server, model: Model) -> None:
+    port = {"grpc": server.grpc_port, "metrics": server.metrics_port}[taken]
+
+    async def life() -> None:
+        second = Server(settings(model, **{f"{taken}_port": port}))
+        with pytest.raises(LatentdError, match=f"{taken} port 127.0.0.1:{port} cannot be opened.*another latentd"):
+            await second.open()
+        await second.close(0)
+
+    in_time(life())
+
+
+@pytest.mark.parametrize("size", [(25, 24), (24, 26), (0, 24), (5000, 24)])
+def test_a_size_that_the_model_cannot_make_is_refused_before_serving(size, model: Model) -> None:
+    async def life() -> None:
+        async with opened(model, sizes=(size,)) as server:
+            with pytest.raises(SettingsError, match=f"sizes: {size[0]}x{size[1]}; sides of this model are multiples of"):
+                await server.load(lambda _: model)
+            assert await health(server) == NOT_SERVING
+
+    in_time(life())
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
+def test_listening_to_everybody_is_said_aloud(host: str, warned: bool, model: Model, caplog) -> None:
+    async def life() -> None:
+        async with opened(model, host=host):
+            pass
+
+    in_time(life())
+    assert ("without authentication" in caplog.text) == warned
+
+
+def test_ipv6(model: Model) -> None:
+    async def life() -> None:
+        async with opened(model, host="::1") as server, AsyncClient(f"[::1]:{server.grpc_port}") as client:
+            await server.load(lambda _: model)
+            assert await client.generate("a cat", steps=1)
+
+    try:
+        in_time(life())
+    except LatentdError as error:
+        assert "Cannot assign requested address" in str(error) or "not supported" in str(error)
+        pytest.skip("this machine has no IPv6")
+
+

@@ -1,0 +1,88 @@
+"""A request to a wish: defaults filled in, every field checked."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from engines.model import Model
+from latentd.v1 import images_pb2 as pb
+from pipeline.errors import InvalidRequest
+from pipeline.samplers import SAMPLERS
+from server.job import Wish
+from server.limits import Limits
+
+
+def wish(model: Model, sizes: list[tuple[int, int]] | None = None, **fields) -> Wish:
+    default = model.spec.defaults
+    sizes = sizes or [(default.width, default.height)]
+    return Wish.from_proto(pb.GenerateRequest(**fields), model, sizes, Limits())
+
+
+def test_an_empty_request_is_the_models_defaults(model: Model) -> None:
+    made, default = wish(model), model.spec.defaults
+    assert made.size == (default.width, default.height)
+    assert (made.steps, made.guidance, made.sampler) == (default.steps, default.guidance, default.sampler)
+    assert (made.images, made.format, made.preview_every, made.priority) == (1, "png", 0, 0)
+    assert not made.prompt_cut and not made.negative_cut
+
+
+def test_a_drawn_seed_differs_from_request_to_request(model: Model) -> None:
+    seeds = {wish(model).seed for _ in range(8)}
+    assert len(seeds) == 8 and all(0 <= seed < 2**32 for seed in seeds)
+    assert wish(model, seed=0).seed == 0
+
+
+@pytest.mark.parametrize(("guidance", "rows"), [(0.0, 1), (1.0, 1), (1.0001, 2), (30.0, 2)])
+def test_guidance_of_one_and_less_is_unguided(guidance: float, rows: int, model: Model) -> None:
+    assert wish(model, guidance=guidance).rows == rows
+
+
+def test_a_default_size_that_is_not_served_gives_way_to_the_first_that_is(model: Model) -> None:
+    assert wish(model, [(64, 32), (32, 64)]).size == (64, 32)
+
+
+def test_words_that_do_not_fit_are_told(model: Model) -> None:
+    long = "apple " * 40
+    assert wish(model, prompt=long).prompt_cut
+    told = wish(model, prompt="apple", negative_prompt=long)
+    assert told.negative_cut and not told.prompt_cut
+    assert not wish(model, negative_prompt=long, guidance=1.0).negative_cut, "an unguided request has no use for it"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"prompt": "x" * 10**6}, "prompt has 1000000 characters; at most 4096 are taken"),
+        ({"prompt": "a\0b"}, "prompt has a NUL character at position 1; text has none"),
+        ({"negative_prompt": "x" * 4097}, "negative_prompt has 4097 characters; at most 4096 are taken"),
+        ({"negative_prompt": "\0"}, "negative_prompt has a NUL character at position 0; text has none"),
+        ({"steps": 0}, "steps is 0; it must be 1 to 150"),
+        ({"steps": 10**9}, "steps is 1000000000; it must be 1 to 150"),
+        ({"guidance": math.nan}, "guidance is nan; it must be 0 to 30"),
+        ({"guidance": math.inf}, "guidance is inf; it must be 0 to 30"),
+        ({"guidance": -1.0}, "guidance is -1; it must be 0 to 30"),
+        ({"guidance": 31.0}, "guidance is 31; it must be 0 to 30"),
+        ({"images": 0}, "images is 0; it must be 1 to 8"),
+        ({"images": 9}, "images is 9; it must be 1 to 8"),
+        ({"format": 77}, "format is 77; it must be one of 0 to 3"),
+        ({"width": 0}, "width x height is 0x24; the sizes served are 24x24"),
+        ({"width": 25}, "width x height is 25x24; the sizes served are 24x24"),
+        ({"height": 4096}, "width x height is 24x4096; the sizes served are 24x24"),
+        ({"width": 2**32 - 1, "height": 1}, "width x height is 4294967295x1; the sizes served are 24x24"),
+        ({"sampler": ""}, "sampler is ''; it must be one of " + ", ".join(SAMPLERS)),
+        ({"sampler": "DDIM"}, "sampler is 'DDIM'; it must be one of " + ", ".join(SAMPLERS)),
+    ],
+)
+def test_what_is_outside_its_limits_names_field_value_and_limit(fields, told: str, model: Model) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        wish(model, **fields)
+    assert str(refused.value) == told and refused.value.code == "INVALID_ARGUMENT"
+
+
+def test_more_steps_than_the_schedule_has_intervals_are_refused(model: Model) -> None:
+    train_steps = model.spec.schedule.train_steps
+    request = pb.GenerateRequest(steps=train_steps)
+    with pytest.raises(InvalidRequest, match=f"steps is {train_steps}; it must be 1 to {train_steps - 1}"):
+        Wish.from_proto(request, model, [(24, 24)], Limits(steps=10_000))

@@ -1,0 +1,302 @@
+"""python -m server as a process: signals, exit statuses, and one sentence where something is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import grpc
+import pytest
+
+from engines.artifact import Artifact
+from latentd import Client, ServerError
+from latentd.events import Done, Image, Queued, Started
+from server.app import Server
+from tests.server.held import PATIENCE
+
+ROOT = Path(__file__).parent.parent.parent
+FREE = ("--grpc-port", "0", "--metrics-port", "0", "--precision", "f32")
+
+# The server, with a backend that the test holds: the steps wait while a file of this name is there.
+HELD = """
+import sys, time
+from pathlib import Path
+from server import app
+from server.__main__ import main
+
+gate, fault, load = Path(sys.argv[1]), Path(sys.argv[2]), app.load_model
+
+def load_held(settings):
+    model = load(settings)
+    make = model.backend.denoiser
+    def denoiser(*size, rows):
+        made = make(*size, rows)
+        run = made.run
+        def held(own):
+            while gate.exists():
+                time.sleep(0.005)
+            if fault.exists():
+                from engines.backend import DeviceError
+                raise DeviceError("lost")
+            run(own)
+        made.run = held
+        return made
+    model.backend.denoiser = denoiser
+    return model
+
+app.load_model = load_held
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+class Process:
+    """A running server; its lines are read by threads, so that it never waits for us."""
+
+    def __init__(self, *arguments: str | Path, environment: dict[str, str] | None = None) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self._changed = threading.Condition()
+        self._readers = [
+            threading.Thread(target=self._read, args=pair, daemon=True)
+            for pair in ((self.popen.stdout, self.out), (self.popen.stderr, self.err))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: IO[str], lines: list[str]) -> None:
+        for line in stream:
+            with self._changed:
+                lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def says(self, pattern: str) -> re.Match[str]:
+        """The first line of either stream that has `pattern`, once there is one."""
+
+        def found() -> re.Match[str] | None:
+            return next((match for line in self.out + self.err if (match := re.search(pattern, line))), None)
+
+        with self._changed:
+            assert self._changed.wait_for(lambda: found() or self.popen.poll() is not None, PATIENCE), self.err
+            match = found()
+        assert match, (pattern, self.out, self.err)
+        return match
+
+    def address(self) -> str:
+        return self.says(r"gRPC (\S+:\d+),")[1]
+
+    def end(self) -> int:
+        """The exit status."""
+        status = self.popen.wait(PATIENCE)
+        for reader in self._readers:
+            reader.join(PATIENCE)
+        return status
+
+
+@contextlib.contextmanager
+def process(*arguments: str | Path, environment: dict[str, str] | None = None) -> Iterator[Process]:
+    started = Process(*arguments, environment=environment)
+    try:
+        yield started
+    finally:
+        started.popen.kill()
+        started.end()
+
+
+@contextlib.contextmanager
+def held_server(artifact: Artifact, tmp_path: Path, *arguments: str) -> Iterator[Process]:
+    """`tmp_path / "gate"` holds its steps while it exists; with `tmp_path / "fault"` they fail."""
+    gate, fault = tmp_path / "gate", tmp_path / "fault"
+    with process("-c", HELD, gate, fault, "--model", artifact.folder, *FREE, *arguments) as started:
+        yield started
+
+
+def test_sigterm_lets_the_running_request_end(artifact: Artifact, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with held_server(artifact, tmp_path) as started, Client(started.address()) as client:
+        gate.touch()
+        events = client.stream("a red apple", steps=3, images=2)
+        assert isinstance(next(events), Queued) and isinstance(next(events), Started)
+        started.popen.send_signal(signal.SIGTERM)
+        started.says("draining: requests have 30 s to end")
+        gate.unlink()
+        kinds = [type(event) for event in events]
+        assert kinds.count(Image) == 2 and kinds[-1] is Done
+        assert started.end() == 0
+    assert started.err[-1].endswith("stopped") and "Traceback" not in "\n".join(started.err)
+    assert len(started.out) == 1, "the addresses, for who starts it from a script"
+
+
+def test_after_the_grace_the_request_is_cancelled(artifact: Artifact, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with held_server(artifact, tmp_path, "--grace", "0.05") as started, Client(started.address()) as client:
+        gate.touch()
+        events = client.stream("a red apple", steps=3)
+        assert isinstance(next(events), Queued) and isinstance(next(events), Started)
+        started.popen.send_signal(signal.SIGINT)
+        with pytest.raises(ServerError) as cancelled:
+            list(events)
+        assert cancelled.value.code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        gate.unlink()
+        assert started.end() == 0
+    assert "Traceback" not in "\n".join(started.err)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_means_now(number: int, status: int, artifact: Artifact, tmp_path: Path) -> None:
+    with held_server(artifact, tmp_path) as started, Client(started.address()) as client:
+        (tmp_path / "gate").touch()
+        events = client.stream("a red apple", steps=3)
+        assert isinstance(next(events), Queued) and isinstance(next(events), Started)
+        started.popen.send_signal(signal.SIGTERM)
+        started.says("draining")
+        started.popen.send_signal(number)
+        assert started.end() == status
+        with pytest.raises(ServerError):
+            list(events)
+    assert started.err[-1] == {143: "terminated", 130: "interrupted"}[status]
+
+
+def test_a_failed_device_ends_the_process(artifact: Artifact, tmp_path: Path) -> None:
+    with held_server(artifact, tmp_path) as started, Client(started.address()) as client:
+        (tmp_path / "fault").touch()
+        with pytest.raises(ServerError, match="the device failed: lost") as failed:
+            client.generate("a red apple")
+        assert failed.value.code is grpc.StatusCode.UNAVAILABLE
+        assert started.end() == 1
+
+
+SLOW_LOAD = """
+import sys, threading
+from server import app
+from server.__main__ import main
+
+def load_for_ever(settings):
+    print("loading", flush=True)
+    threading.Event().wait()
+
+app.load_model = load_for_ever
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_it_loads(number: int, status: int, artifact: Artifact) -> None:
+    with process("-c", SLOW_LOAD, "--model", artifact.folder, *FREE) as started:
+        started.says("^loading$")
+        started.popen.send_signal(number)
+        assert started.end() == status
+    assert started.err == [{130: "interrupted", 143: "terminated"}[status]]
+
+
+SLOW_IMPORT = """
+import runpy, sys, threading
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpc":
+            print("importing", flush=True)
+            threading.Event().wait()
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["server"]
+runpy.run_module("server", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_it_imports() -> None:
+    with process("-c", SLOW_IMPORT) as started:
+        started.says("^importing$")
+        started.popen.send_signal(signal.SIGINT)
+        assert started.end() == 130
+    assert started.err == ["interrupted"]
+
+
+def ends_with(*arguments: str | Path, environment: dict[str, str] | None = None) -> tuple[int, list[str]]:
+    """Exit status and the lines on stderr of a server that does not come up."""
+    with process(*arguments, environment=environment) as started:
+        return started.end(), started.err
+
+
+@pytest.mark.parametrize("door", ["grpc", "metrics"])
+def test_a_port_in_use_is_one_sentence(door: str, server: Server, artifact: Artifact) -> None:
+    port = {"grpc": server.grpc_port, "metrics": server.metrics_port}[door]
+    status, told = ends_with("-m", "server", "--model", artifact.folder, *FREE, f"--{door}-port", str(port))
+    assert status == 1
+    assert told == [
+        f"latentd: {door} port 127.0.0.1:{port} cannot be opened: Address already in use; is another latentd running? "
+        f"Choose another with --{door}-port"
+    ]
+
+
+def test_a_bad_setting_is_one_sentence() -> None:
+    status, told = ends_with("-m", "server", environment={"LATENTD_SEATS": "none"})
+    assert (status, told) == (1, ["latentd: LATENTD_SEATS is 'none'; it takes an integer from 1 to 1024"])
+
+
+def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    status, told = ends_with("-m", "server", "--model", tmp_path / "nothing", *FREE)
+    assert status == 1 and len(told) == 1 and told[0].startswith(f"latentd: model {tmp_path / 'nothing'} is not a folder")
+
+
+WITHOUT = "import sys; sys.modules[sys.argv.pop(1)] = None; from server.__main__ import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("grpc", "the server needs grpc, which is not installed: pip install -e '.[cpu]' in a clone of latentd"),
+        ("yaml", "the server needs yaml, which is not installed: pip install -e '.[cpu]' in a clone of latentd"),
+        (
+            "openvino",
+            "latentd: backend openvino needs openvino, which is not installed: pip install 'latentd[cpu]' "
+            "(from a clone: pip install -e '.[cpu]')",
+        ),
+    ],
+)
+def test_a_missing_extra_is_named(missing: str, told: str, artifact: Artifact) -> None:
+    assert ends_with("-c", WITHOUT, missing, "--model", artifact.folder, *FREE) == (1, [told])
+
+
+NO_TORCH = """
+import asyncio, sys
+from pathlib import Path
+from latentd import AsyncClient
+from server.app import Server, load_model
+from server.settings import read_settings
+
+async def main():
+    server = Server(read_settings(sys.argv[1:], {}))
+    await server.open()
+    await server.load(load_model)
+    async with AsyncClient(f"127.0.0.1:{server.grpc_port}") as client:
+        (picture,) = await client.generate("a red apple", preview_every=1)
+    await server.close(1)
+    heavy = {"torch", "transformers", "diffusers", "onnx", "model", "export", "kernels"}
+    print(picture.width, sorted(heavy & set(sys.modules)))
+
+asyncio.run(main())
+"""
+
+
+def test_a_cpu_server_imports_no_torch(artifact: Artifact) -> None:
+    with process("-c", NO_TORCH, "--model", artifact.folder, *FREE) as started:
+        assert started.end() == 0, started.err
+    assert started.out == ["24 []"]

@@ -1,0 +1,87 @@
+"""What a scrape says: the names and labels that dashboards rely on."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+
+import pytest
+
+from engines.model import Model
+from latentd import Client, ServerError
+from pipeline.errors import LatentdError
+from server.app import Server
+from server.metrics import Metrics
+from tests.server.held import eventually
+from tests.serving import address, serving
+
+NAMES = {
+    "requests_total": {"door", "code"},
+    "request_seconds": set(),
+    "queue_seconds": set(),
+    "queue_depth": set(),
+    "rows_live": set(),
+    "rows_capacity": set(),
+    "step_seconds": set(),
+    "steps_total": set(),
+    "preview_first_seconds": set(),
+    "images_total": set(),
+    "cancelled_total": {"where"},
+    "nan_images_total": set(),
+    "engine_info": {"backend", "precision", "artifact"},
+}
+
+
+def scrape(server: Server) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=30) as answer:
+        assert answer.status == 200
+        return answer.read().decode()
+
+
+def sample(server: Server, name: str, **labels: str) -> float:
+    for line in scrape(server).splitlines():
+        found = re.fullmatch(rf"latentd_{name}\{{(.*)\}} (\S+)", line)
+        if found and dict(re.findall(r'(\w+)="([^"]*)"', found[1])) == labels:
+            return float(found[2])
+    raise AssertionError(f"{name} {labels} is not told")
+
+
+def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
+    with serving(model, seats=3) as server, Client(address(server)) as client:
+        client.generate("a red apple", steps=4, images=2, preview_every=2)
+        with pytest.raises(ServerError):
+            client.generate("a red apple", steps=0)
+        server.metrics.cancelled("queue")
+        told = scrape(server)
+        for name, labels in NAMES.items():
+            own = [line for line in told.splitlines() if re.match(rf"latentd_{name}(_bucket|_sum|_count)?\{{", line)]
+            assert own, name
+            for line in own:
+                assert set(re.findall(r'(\w+)="', line)) - {"le"} == {"model", *labels}, line
+        assert set(re.findall(r"^# HELP latentd_(\w+)", told, re.M)) == set(NAMES)
+
+        own = {"model": model.id}
+        eventually(lambda: sample(server, "requests_total", door="grpc", code="OK", **own), 1)
+        eventually(lambda: sample(server, "requests_total", door="grpc", code="INVALID_ARGUMENT", **own), 1)
+        assert sample(server, "images_total", **own) == 2
+        assert sample(server, "steps_total", **own) == sample(server, "step_seconds_count", **own) >= 4
+        assert sample(server, "queue_seconds_count", **own) == 2
+        assert sample(server, "preview_first_seconds_count", **own) == 1
+        assert sample(server, "rows_capacity", **own) == 6 and sample(server, "rows_live", **own) == 0
+        artifact = model.artifact.digest[:12]
+        assert sample(server, "engine_info", backend="openvino", precision="f32", artifact=artifact, **own) == 1
+
+
+def test_a_port_in_use_is_told(model: Model) -> None:
+    first, second = Metrics("a"), Metrics("b")
+    port = first.serve("127.0.0.1", 0)
+    try:
+        with pytest.raises(LatentdError, match=f"metrics port 127.0.0.1:{port} cannot be opened: Address already"):
+            second.serve("127.0.0.1", port)
+    finally:
+        second.close()
+        first.close()
+
+
+def test_closing_what_was_never_opened_is_nothing() -> None:
+    Metrics("a").close()

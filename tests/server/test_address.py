@@ -33,6 +33,20 @@ def test_a_port_in_use_is_one_sentence(host: str, taken: int) -> None:
     )
 
 
+def test_one_address_in_use_is_enough(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, taken)) for host in ("127.0.0.1", "192.0.2.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(LatentdError, match="Address already in use"):
+        refuse_taken("grpc", "two.example", taken)
+
+
+def test_one_address_that_this_machine_lacks_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """localhost has an IPv6 address by name even where the machine has none."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, 0)) for host in ("192.0.2.1", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    refuse_taken("grpc", "two.example", 0)
+
+
 def test_a_free_port_is_left_free() -> None:
     refuse_taken("grpc", "127.0.0.1", 0)
     with socket.socket() as probe:

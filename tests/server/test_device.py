@@ -9,10 +9,11 @@ import pytest
 
 from engines.backend import DeviceError
 from engines.model import Model
+from server import pictures
 from server.admission import Admission
 from server.errors import Busy, NotServing
 from server.events import Done, Image, Started
-from tests.server.held import Held, raising
+from tests.server.held import Held, eventually, raising
 from tests.server.jobs import alone, box_of, running
 
 APPLE = {"prompt": "a red apple", "seed": 1, "steps": 4}
@@ -137,10 +138,11 @@ def test_nan_in_a_seat_fails_its_job_alone(wired: Model, held: Held, model: Mode
         spoilt, neighbour = at_work.submit(**APPLE), at_work.submit(**CAT)
         held.after_run = spoil(0)
         held.release()
+        before = held.decoded
         assert box_of(spoilt).error() == ("INTERNAL", "image 0 came out as not a number")
         assert isinstance(box_of(neighbour).end(), Done)
         np.testing.assert_array_equal(box_of(neighbour).images[0], alone(model, **CAT))
-        assert at_work.metric("nan_images_total") == 1
+        assert at_work.metric("nan_images_total") == 1 and held.decoded == before + 1
 
         held.after_run = lambda denoiser, rows: None
         heir = at_work.submit(**APPLE)  # in the seat of the one that came out as NaN
@@ -212,6 +214,28 @@ def test_a_device_error_ends_every_job_and_the_device(where: str, wired: Model, 
         with pytest.raises(NotServing, match="the device has failed"):
             at_work.submit(**APPLE)
         assert at_work.metric("rows_live") == 0 and at_work.metric("queue_depth") == 0
+
+
+def test_a_picture_that_was_decoded_when_the_device_failed_is_delivered(
+    wired: Model, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go_on, encode = threading.Event(), threading.Event(), pictures.encode
+
+    def slow(*arguments) -> bytes:
+        writing.set()
+        assert go_on.wait(30)
+        return encode(*arguments)
+
+    monkeypatch.setattr(pictures, "encode", slow)
+    with running(wired) as at_work:
+        job = at_work.submit(**APPLE)
+        assert writing.wait(30)
+        held.before_run = raising(DeviceError("lost"))
+        lost = at_work.submit(**CAT)
+        eventually(lambda: at_work.device._stopping, True)
+        go_on.set()
+        assert isinstance(box_of(job).end(), Done) and list(box_of(job).images) == [0]
+        assert box_of(lost).error()[0] == "UNAVAILABLE"
 
 
 def test_an_unforeseen_error_in_a_step_is_the_devices_and_says_nothing_of_itself(wired: Model, held: Held) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -21,9 +22,12 @@ from latentd.events import Queued, Started
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 from server.app import Server
+from server.doors.grpc import ImagesServicer
 from server.job import Job
+from server.limits import Limits
+from server.service import Service
 from tests.server.held import Held, eventually
-from tests.server.jobs import alone
+from tests.server.jobs import Running, alone, running
 from tests.serving import address, serving
 
 ROOT = Path(__file__).parent.parent.parent
@@ -84,23 +88,30 @@ def test_cancelled_while_it_waits_it_never_computes(wired: Model, held: Held, mo
 
 @pytest.mark.parametrize("seats", [1, 2])
 def test_a_deadline_that_passes_in_the_queue_or_in_a_seat(seats: int, wired: Model, held: Held) -> None:
-    with serving(wired, seats=seats) as server, Client(address(server)) as client:
+    with (
+        serving(wired, seats=seats) as server,
+        Client(address(server)) as client,
+        grpc.insecure_channel(address(server)) as channel,
+    ):
         held.hold()
         held.runs.clear()
         first = client.stream("a red apple", steps=3)
         next(first)
         held.begun()
-        if seats == 2:  # the second sits down before the step that is held
-            held.let()
-            held.begun()
-        with pytest.raises(ServerError) as late:
-            client.generate("a red apple", steps=50, timeout=0.25)
-        assert late.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        second = ImagesStub(channel).Generate(pb.GenerateRequest(prompt="a red apple", steps=4), timeout=0.4)
+        assert next(second).HasField("queued")
+        held.let()
+        held.begun()
+        with pytest.raises(grpc.RpcError):
+            list(second)
+        assert second.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         eventually(lambda: ended(server, "DEADLINE_EXCEEDED"), 1)
         held.release()
         assert list(first)
         nothing_left(server)
-        assert len(held.runs) == 3, "not one more than the first needs"
+        where = {1: [0, 1], 2: [0, 1, 2, 3]}[seats]
+        assert held.runs == [[0, 1], where, [0, 1]], "rows of each step"
+        assert metric(server, "cancelled_total", where="queue" if seats == 1 else "seat") == 1
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,23 +123,68 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(server: Server, monkey
     assert late.value.code is grpc.StatusCode.DEADLINE_EXCEEDED and late.value.retry_after is None
 
 
-def test_a_client_that_leaves_while_its_first_message_is_on_its_way(wired: Model, held: Held) -> None:
-    """Nobody hears of it in the method, which waits where it yields."""
-    with serving(wired, seats=1) as server:
+def test_clients_that_leave_at_once(wired: Model, held: Held) -> None:
+    with serving(wired, seats=1, queue_seconds=3600) as server:
         held.hold()
         with Client(address(server)) as client:
             first = client.stream("a red apple", steps=2)
             next(first)
             held.begun()
             with grpc.insecure_channel(address(server)) as channel:
-                calls = [ImagesStub(channel).Generate(pb.GenerateRequest(steps=100)) for _ in range(20)]
-                for call in calls:
+                for call in [ImagesStub(channel).Generate(pb.GenerateRequest(steps=100)) for _ in range(20)]:
                     call.cancel()
             eventually(lambda: server._door._images._live, 1)
             held.release()
-            list(first)
+            assert list(first)
         nothing_left(server)
-        assert held.runs[-1] and len(held.encoded) <= 2
+        assert len(held.encoded) == 2, "prompt and negative prompt of the first"
+
+
+class Context:
+    """gRPC's side of a call, as far as the door uses it."""
+
+    def __init__(self) -> None:
+        self.trailing: tuple[tuple[str, str], ...] = ()
+        self.callbacks: list[Callable[[Context], None]] = []
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self.trailing = metadata
+
+    def time_remaining(self) -> None:
+        return None
+
+    def add_done_callback(self, callback: Callable[[Context], None]) -> None:
+        self.callbacks.append(callback)
+
+
+@pytest.mark.parametrize("events", [1, 2])
+def test_a_client_that_leaves_while_a_message_is_on_its_way(events: int, wired: Model, held: Held) -> None:
+    """gRPC then lets go of the method, which waits where it yields and hears of nothing."""
+
+    async def leave(at_work: Running) -> None:
+        service = Service("m", Limits(), at_work.metrics)
+        service.device = at_work.device
+        images, context = ImagesServicer(service), Context()
+        call = images.Generate(pb.GenerateRequest(prompt="a cat", steps=100), context)  # type: ignore[arg-type]
+        for _ in range(events):
+            await anext(call)
+        await asyncio.to_thread(held.begun)
+        assert not images.idle.is_set()
+        for callback in context.callbacks:
+            callback(context)
+        assert images.idle.is_set()
+        held.release()
+        eventually(lambda: at_work.leftovers, [])
+        await call.aclose()
+
+    with running(wired, ready=held.hold) as at_work:
+        held.runs.clear()
+        asyncio.run(leave(at_work))
+        assert len(held.runs) == 1
+        assert at_work.metric("requests_total", door="grpc", code="CANCELLED") == 1
 
 
 def test_two_hundred_cancelled_requests_leave_no_memory_and_no_thread(
@@ -150,7 +206,7 @@ def test_two_hundred_cancelled_requests_leave_no_memory_and_no_thread(
                 assert isinstance(await anext(events), Queued)
                 await events.aclose()
 
-    with serving(wired, seats=2) as server:
+    with serving(wired, seats=2, queue_seconds=86400) as server:
         with Client(address(server)) as client:
             client.generate("the cat", steps=1)
             threads = set(threading.enumerate())

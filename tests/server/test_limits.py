@@ -31,12 +31,12 @@ def test_numbers_on_the_edge_are_inside() -> None:
 
 def test_text_is_counted_in_characters_not_bytes() -> None:
     assert checked_text("prompt", "\u00e9" * 4, 4) == "\u00e9" * 4
-    with pytest.raises(InvalidRequest, match="^prompt has 5 characters; at most 4 are taken$"):
+    with pytest.raises(InvalidRequest, match=r"^prompt has 5 characters; at most 4 are taken$"):
         checked_text("prompt", "abcde", 4)
 
 
 def test_nul_is_refused_with_its_place() -> None:
-    with pytest.raises(InvalidRequest, match="^prompt has a NUL character at position 2; text has none$"):
+    with pytest.raises(InvalidRequest, match=r"^prompt has a NUL character at position 2; text has none$"):
         checked_text("prompt", "ab\0c", 10)
 
 

@@ -23,9 +23,7 @@ def refuse_taken(door: str, host: str, port: int) -> None:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise LatentdError(
-            f"host {host!r} is no address: {error}; choose another with --host"
-        ) from None
+        raise LatentdError(f"host {host!r} is no address: {error}; choose another with --host") from None
     bound, refused = 0, None
     for family, kind, protocol, _, address in found:
         try:

@@ -237,7 +237,9 @@ def test_a_port_that_another_server_has_is_told(taken: str, server: Server, mode
 def test_a_size_that_the_model_cannot_make_is_refused_before_serving(size, model: Model) -> None:
     async def life() -> None:
         async with opened(model, sizes=(size,)) as server:
-            with pytest.raises(SettingsError, match=f"sizes: {size[0]}x{size[1]}; sides of this model are multiples of"):
+            with pytest.raises(
+                SettingsError, match=f"sizes: {size[0]}x{size[1]}; sides of this model are multiples of"
+            ):
                 await server.load(lambda _: model)
             assert await health(server) == NOT_SERVING
 
@@ -265,5 +267,3 @@ def test_ipv6(model: Model) -> None:
     except LatentdError as error:
         assert "Cannot assign requested address" in str(error) or "not supported" in str(error)
         pytest.skip("this machine has no IPv6")
-
-

@@ -98,7 +98,11 @@ def test_a_slow_reader_loses_no_image_and_holds_nobody_up(server: Server, model:
 
 def test_words_that_were_cut_are_told(server: Server) -> None:
     long = "apple " * 30
-    for prompt, negative, cut in (("apple", "", (False, False)), (long, "cat", (True, False)), ("a", long, (False, True))):
+    for prompt, negative, cut in (
+        ("apple", "", (False, False)),
+        (long, "cat", (True, False)),
+        ("a", long, (False, True)),
+    ):
         with Client(address(server)) as client:
             queued, *_ = client.stream(prompt, negative_prompt=negative, steps=1)
         assert isinstance(queued, Queued)

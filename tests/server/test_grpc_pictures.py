@@ -131,8 +131,6 @@ def test_blocking_answers_the_same_at_once(server: Server, model: Model) -> None
         response = ImagesStub(channel).GenerateBlocking(request)
     assert [(image.index, image.seed) for image in response.images] == [(0, 7), (1, 8), (2, 9)]
     for image in response.images:
-        np.testing.assert_array_equal(
-            decoded(image.data), alone(model, prompt="a red apple", seed=image.seed, steps=2)
-        )
+        np.testing.assert_array_equal(decoded(image.data), alone(model, prompt="a red apple", seed=image.seed, steps=2))
     assert (response.queued.seed, response.queued.images, response.timings.steps) == (7, 3, 2)
     assert response.timings.denoise_ms > 0

@@ -107,7 +107,9 @@ def test_a_message_beyond_the_limit(server: Server) -> None:
 def test_a_message_of_sixteen_mebibytes_is_read(server: Server) -> None:
     padding = pb.GenerateRequest(steps=1).SerializeToString() + b"\xf2\x3f"  # an unknown field, number 1022
     size = (16 << 20) - len(padding) - 4
-    message = padding + bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14 & 127 | 128, size >> 21]) + b"a" * size
+    message = (
+        padding + bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14 & 127 | 128, size >> 21]) + b"a" * size
+    )
     assert len(message) == 16 << 20
     assert len(wire.send(address(server), wire.GENERATE, message)) >= 2
 

@@ -253,10 +253,14 @@ def test_a_bad_setting_is_one_sentence() -> None:
 
 def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     status, told = ends_with("-m", "server", "--model", tmp_path / "nothing", *FREE)
-    assert status == 1 and len(told) == 1 and told[0].startswith(f"latentd: model {tmp_path / 'nothing'} is not a folder")
+    assert (
+        status == 1 and len(told) == 1 and told[0].startswith(f"latentd: model {tmp_path / 'nothing'} is not a folder")
+    )
 
 
-WITHOUT = "import sys; sys.modules[sys.argv.pop(1)] = None; from server.__main__ import main; sys.exit(main(sys.argv[1:]))"
+WITHOUT = (
+    "import sys; sys.modules[sys.argv.pop(1)] = None; from server.__main__ import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 @pytest.mark.parametrize(

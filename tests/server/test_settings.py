@@ -73,7 +73,9 @@ def test_unknown_keys_are_named_beside_those_there_are(written: str, file: Path)
         read_settings(["--config", str(file)], {})
 
 
-@pytest.mark.parametrize("written", [b"- 1\n- 2", b"just text", b"a: [", b"\xff\xfe\xff", b"{seats: 1, seats", b"? [a]"])
+@pytest.mark.parametrize(
+    "written", [b"- 1\n- 2", b"just text", b"a: [", b"\xff\xfe\xff", b"{seats: 1, seats", b"? [a]"]
+)
 def test_a_file_that_is_none_is_one_sentence(written: bytes, file: Path) -> None:
     file.write_bytes(written)
     with pytest.raises(SettingsError, match=str(file)):

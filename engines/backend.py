@@ -31,7 +31,7 @@ class Denoiser(Protocol):
 
     samples: F32  # [rows, C, h, w], written by the stepper
     timesteps: F32  # [rows]
-    contexts: F32  # [rows, tokens, width]
+    contexts: F32  # [rows, chunks * tokens, width]
     outputs: F32  # [rows, C, h, w], valid for the rows of the last run
 
     def run(self, rows: Sequence[int]) -> None:
@@ -49,12 +49,15 @@ class Backend(Protocol):
     precision: str  # "f32", "bf16", ...
     spec: Spec
 
-    def encode(self, ids: NDArray[np.int64]) -> F32:
-        """Token ids [tokens] to context [tokens, width]."""
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        """Token ids [tokens] to context [tokens, width], without the text encoder's last `skip` layers."""
         ...
 
-    def denoiser(self, width: int, height: int, rows: int) -> Denoiser:
-        """A UNet for pictures of `width` x `height` pixels, with buffers for `rows` rows."""
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
+        """A UNet for pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length.
+
+        Its buffers have `rows` rows.
+        """
         ...
 
     def decode(self, latents: F32) -> F32:

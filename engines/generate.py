@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backend import to_pixels
+from engines.context import context_of
 from engines.model import Model
 from engines.update import combine, guide
 from pipeline.noise import standard_normal
+from pipeline.prompt import read_prompts
 from pipeline.samplers import OUT_COLUMN, STATE, table
 
 
@@ -26,6 +28,9 @@ def generate(
     sampler: str | None = None,
     width: int | None = None,
     height: int | None = None,
+    long_prompt: bool = False,
+    prompt_weights: bool = False,
+    clip_skip: int = 0,
 ) -> NDArray[np.uint8]:
     """A picture, uint8 [height, width, 3]. What is absent is the model's default; guidance <= 1 is unguided."""
     spec, backend, default = model.spec, model.backend, model.spec.defaults
@@ -33,12 +38,13 @@ def generate(
     guidance = default.guidance if guidance is None else guidance
     width, height = width or default.width, height or default.height
     run = table(spec.schedule, sampler or default.sampler, steps)
-    prompts = [prompt, negative_prompt] if guidance > 1 else [prompt]
+    texts = [prompt, negative_prompt] if guidance > 1 else [prompt]
+    prompts = read_prompts(model.tokenizer, texts, long=long_prompt, weighted=prompt_weights, skip=clip_skip)
     rows = range(len(prompts))
 
-    denoiser = backend.denoiser(width, height, rows=len(prompts))
+    denoiser = backend.denoiser(width, height, rows=len(prompts), chunks=prompts[0].chunks)
     for row in rows:
-        denoiser.contexts[row] = backend.encode(model.tokenizer.encode(prompts[row]).ids)
+        denoiser.contexts[row] = context_of(prompts[row], backend.encode)
 
     noise = standard_normal(seed, spec.latent_shape(width, height))[0]
     terms = np.zeros((STATE + 2, *noise.shape), np.float32)  # x, h1..h4, out, noise

@@ -44,28 +44,36 @@ class OpenVinoBackend:
         self._device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         self._compiled: dict[tuple[Any, ...], ov.CompiledModel] = {}
         self._streams: dict[tuple[int, int], int] = {}
+        self._decoders: dict[tuple[int, ...], ov.InferRequest] = {}
         self._encoder = self._request("text_encoder", {"ids": [1, self.spec.text.tokens]}, "f32")
 
-    def encode(self, ids: NDArray[np.int64]) -> F32:
-        return self._infer(self._encoder, ids[None])
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        self._infer(self._encoder, ids[None])
+        if skip:
+            return self._encoder.get_output_tensor(1).data[0, skip - 1].copy()
+        return self._encoder.get_output_tensor(0).data[0].copy()
 
     def decode(self, latents: F32) -> F32:
-        shape = [1, *latents.shape]
-        return self._infer(self._request("vae_decoder", {"latents": shape}, self.precision), latents[None])
+        if latents.shape not in self._decoders:
+            shapes = {"latents": [1, *latents.shape]}
+            self._decoders[latents.shape] = self._request("vae_decoder", shapes, self.precision)
+        decoder = self._decoders[latents.shape]
+        self._infer(decoder, latents[None])
+        return decoder.get_output_tensor(0).data[0].copy()
 
-    def denoiser(self, width: int, height: int, rows: int) -> OpenVinoDenoiser:
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> OpenVinoDenoiser:
         size = width, height
         if size not in self._streams:
             self._streams[size] = self._choose_streams(width, height)
-        return self._bind(width, height, rows, self._streams[size])
+        return self._bind(width, height, rows, self._streams[size], chunks)
 
-    def _bind(self, width: int, height: int, rows: int, streams: int) -> OpenVinoDenoiser:
-        shapes = self._unet_shapes(width, height)
+    def _bind(self, width: int, height: int, rows: int, streams: int, chunks: int = 1) -> OpenVinoDenoiser:
+        shapes = self._unet_shapes(width, height, chunks)
         return OpenVinoDenoiser(self._engine("unet", shapes, self.precision, streams), rows)
 
-    def _unet_shapes(self, width: int, height: int) -> dict[str, list[int]]:
+    def _unet_shapes(self, width: int, height: int, chunks: int = 1) -> dict[str, list[int]]:
         latents, text = self.spec.latent_shape(width, height), self.spec.text
-        return {"sample": [1, *latents], "timestep": [1], "context": [1, text.tokens, text.width]}
+        return {"sample": [1, *latents], "timestep": [1], "context": [1, chunks * text.tokens, text.width]}
 
     def _choose_streams(self, width: int, height: int) -> int:
         """One stream has the lowest latency of a row, several share the cores better; what wins is the machine's.
@@ -137,13 +145,12 @@ class OpenVinoBackend:
         }
 
     @staticmethod
-    def _infer(request: ov.InferRequest, value: NDArray[Any]) -> F32:
+    def _infer(request: ov.InferRequest, value: NDArray[Any]) -> None:
         try:
             request.set_input_tensor(ov.Tensor(np.ascontiguousarray(value)))
             request.infer()
         except RuntimeError as error:
             raise DeviceError(f"openvino failed: {error}") from error
-        return request.get_output_tensor().data[0].copy()
 
 
 class OpenVinoDenoiser:

@@ -29,14 +29,15 @@ class TorchBackend:
         self._unet = weights.load_unet(self.spec, folder)
         self._decoder = weights.load_vae_decoder(self.spec, folder)
 
-    def encode(self, ids: NDArray[np.int64]) -> F32:
-        return _run(self._text, ids[None])
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        context, *skipped = _run(self._text, ids[None])
+        return skipped[0][skip - 1] if skip else context
 
     def decode(self, latents: F32) -> F32:
-        return _run(self._decoder, latents[None])
+        return _run(self._decoder, latents[None])[0]
 
-    def denoiser(self, width: int, height: int, rows: int) -> TorchDenoiser:
-        return TorchDenoiser(self._unet, self.spec.latent_shape(width, height), self.spec.text.tokens, rows)
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> TorchDenoiser:
+        return TorchDenoiser(self._unet, self.spec.latent_shape(width, height), chunks * self.spec.text.tokens, rows)
 
 
 class TorchDenoiser:
@@ -52,9 +53,11 @@ class TorchDenoiser:
     def run(self, rows: Sequence[int]) -> None:
         for row in rows:
             own = slice(row, row + 1)
-            self.outputs[row] = _run(self._unet, self.samples[own], self.timesteps[own], self.contexts[own])
+            (self.outputs[row],) = _run(self._unet, self.samples[own], self.timesteps[own], self.contexts[own])
 
 
-def _run(net: torch.nn.Module, *inputs: NDArray[np.generic]) -> F32:
+def _run(net: torch.nn.Module, *inputs: NDArray[np.generic]) -> list[F32]:
+    """The network's outputs for a batch of one, without the batch."""
     with torch.inference_mode():
-        return net(*(torch.from_numpy(value) for value in inputs))[0].numpy()
+        told = net(*(torch.from_numpy(value) for value in inputs))
+    return [tensor[0].numpy() for tensor in (told if isinstance(told, tuple) else (told,))]

@@ -51,7 +51,7 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
         net = network.load(spec, folder)
         path = folder / network.graph
         stored = stored_tensors(folder, network.part)
-        _write(path, trace(net, network.inputs(spec), network.output, stored, path.parent))
+        _write(path, trace(net, network.inputs(spec), network.outputs(spec), stored, path.parent))
         running = check.session(path)
         errors[network.name] = check.network_error(network, spec, net, running)
         say(f"{network.graph}: {path.stat().st_size / 1e3:.0f} kB, error {errors[network.name]:.1e}")

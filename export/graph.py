@@ -38,7 +38,9 @@ class Port:
     dynamic: dict[int, Dim | int]
 
 
-def trace(net: nn.Module, inputs: list[Port], output: str, stored: dict[str, StoredTensor], folder: Path) -> bytes:
+def trace(
+    net: nn.Module, inputs: list[Port], outputs: list[str], stored: dict[str, StoredTensor], folder: Path
+) -> bytes:
     """The ONNX model of `net`, serialised, to be written into `folder`.
 
     `stored` says where each parameter lies; the files must be in `folder` or below it, because every reader of
@@ -52,7 +54,7 @@ def trace(net: nn.Module, inputs: list[Port], output: str, stored: dict[str, Sto
             opset_version=OPSET,
             optimize=False,
             input_names=[port.name for port in inputs],
-            output_names=[output],
+            output_names=outputs,
             dynamic_shapes=tuple(port.dynamic for port in inputs),
             verbose=False,
         )

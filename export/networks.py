@@ -22,7 +22,7 @@ class Network:
     part: str  # the checkpoint's folder of its weights
     load: Callable[[Spec, Path], nn.Module]
     inputs: Callable[[Spec], list[Port]]
-    output: str
+    outputs: Callable[[Spec], list[str]]
 
     @property
     def graph(self) -> str:
@@ -66,9 +66,13 @@ def _unit(spec: Spec) -> int:
     return spec.size_multiple // spec.vae.factor
 
 
+def _contexts(spec: Spec) -> list[str]:
+    return ["context", "skipped"] if spec.text.skips else ["context"]
+
+
 NETWORKS = [
-    Network("text_encoder", "text_encoder", weights.load_text, _ids, "context"),
-    Network("unet", "unet", weights.load_unet, _unet_inputs, "out"),
-    Network("vae_decoder", "vae", weights.load_vae_decoder, _latents, "picture"),
-    Network("vae_encoder", "vae", weights.load_vae_encoder, _pictures, "latents"),
+    Network("text_encoder", "text_encoder", weights.load_text, _ids, _contexts),
+    Network("unet", "unet", weights.load_unet, _unet_inputs, lambda _: ["out"]),
+    Network("vae_decoder", "vae", weights.load_vae_decoder, _latents, lambda _: ["picture"]),
+    Network("vae_encoder", "vae", weights.load_vae_encoder, _pictures, lambda _: ["latents"]),
 ]

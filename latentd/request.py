@@ -29,6 +29,9 @@ class Options(TypedDict, total=False):
     preview_every: int  # a Preview after every n-th step; 0: none
     priority: int  # higher is seated first
     model: str  # an id; "": the server's only or first model
+    long_prompt: bool  # encode past the encoder's length, in chunks
+    prompt_weights: bool  # (words:1.3) weigh more
+    clip_skip: int  # leave out so many of the text encoder's last layers
 
 
 def build_request(
@@ -46,12 +49,15 @@ def build_request(
     preview_every: int = 0,
     priority: int = 0,
     model: str = "",
+    long_prompt: bool = False,
+    prompt_weights: bool = False,
+    clip_skip: int = 0,
 ) -> pb.GenerateRequest:
     """See Options for meanings and units. Raises ValueError for what a message cannot hold."""
     for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
         _check_text(name, text)
     counts = {"width": width, "height": height, "steps": steps, "seed": seed, "images": images}
-    for name, value in {**counts, "preview_every": preview_every}.items():
+    for name, value in {**counts, "preview_every": preview_every, "clip_skip": clip_skip}.items():
         if value is not None and not 0 <= value <= UINT32:
             raise ValueError(f"{name} {value} is outside 0..{UINT32}")
     if not -(2**31) <= priority < 2**31:
@@ -67,6 +73,9 @@ def build_request(
         preview_every=preview_every,
         priority=priority,
         model=model,
+        long_prompt=long_prompt,
+        prompt_weights=prompt_weights,
+        clip_skip=clip_skip,
         **counts,
     )
 

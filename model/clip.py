@@ -17,8 +17,10 @@ class ClipText(nn.Module):
         super().__init__()
         self.text_model = _Tower(spec, ops)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Token ids [n, tokens], integers -> context [n, tokens, width], after the final normalisation.
+
+        Where there are layers to leave out, also [n, skips, tokens, width]: the k-th of them without the last k + 1.
 
         No padding mask: a token sees those before it, and what stands after the end mark is part of the context
         that Stable Diffusion was trained with.
@@ -29,16 +31,22 @@ class ClipText(nn.Module):
 class _Tower(nn.Module):
     def __init__(self, spec: TextSpec, ops: Ops) -> None:
         super().__init__()
-        self.ops = ops
+        self.ops, self.skips = ops, spec.skips
         self.embeddings = _Embeddings(spec)
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(spec, ops) for _ in range(spec.layers))})
         self.final_layer_norm = nn.LayerNorm(spec.width, eps=spec.eps)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x = self.embeddings(ids)  # [n, tokens, width]
+        layers = []
         for layer in self.encoder["layers"].children():
             x = layer(x)
-        return self.ops.layer_norm(x, self.final_layer_norm)
+            layers.append(x)
+        context = self.ops.layer_norm(x, self.final_layer_norm)
+        if not self.skips:
+            return context
+        skipped = [self.ops.layer_norm(layers[-2 - skip], self.final_layer_norm) for skip in range(self.skips)]
+        return context, torch.stack(skipped, dim=1)
 
 
 class _Embeddings(nn.Module):

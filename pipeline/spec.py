@@ -30,6 +30,11 @@ class TextSpec:
     activation: str  # "quick_gelu" or "gelu"
     eps: float
 
+    @property
+    def skips(self) -> int:
+        """How many of the last layers a request may leave out (clip_skip)."""
+        return min(self.layers - 1, 11)
+
 
 @dataclass(frozen=True)
 class UnetSpec:

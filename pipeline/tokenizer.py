@@ -78,11 +78,20 @@ class ClipTokenizer:
 
     def encode(self, text: str) -> Tokens:
         """Start mark, the text's first `room` tokens, end mark, padding: int64 [tokens]."""
-        words = self._tokenizer.encode(text, add_special_tokens=False).ids
+        words = self.words(text)
+        return Tokens(self.framed(words[: self.room]), cut=len(words) > self.room)
+
+    def words(self, text: str) -> list[int]:
+        """The text's tokens, as many as it has, without marks."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def framed(self, words: list[int]) -> NDArray[np.int64]:
+        """At most `room` tokens between start and end mark, then padding: int64 [tokens]."""
+        assert len(words) <= self.room
         ids = np.full(self._length, self._pad, np.int64)
-        marked = [self._bos, *words[: self.room], self._eos]
+        marked = [self._bos, *words, self._eos]
         ids[: len(marked)] = marked
-        return Tokens(ids, cut=len(words) > self.room)
+        return ids
 
 
 def _marks(folder: Path) -> dict[str, str]:

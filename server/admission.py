@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from server.batcher import Batcher
 from server.errors import Busy, TooLate
 from server.forecast import forecast
-from server.job import Size, Wish
+from server.job import LaneKey, Wish
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Admission:
     queue_seconds: float = 60.0
 
     def check(
-        self, wish: Wish, batcher: Batcher, row_seconds: dict[Size, float], now: float, deadline: float | None
+        self, wish: Wish, batcher: Batcher, row_seconds: dict[LaneKey, float], now: float, deadline: float | None
     ) -> None:
         """Errors: Busy (with when to ask again) or TooLate; nothing when the job may join."""
         if deadline is not None and deadline <= now:
@@ -34,7 +34,7 @@ class Admission:
                 expected.wait - self.queue_seconds,
             )
         if deadline is not None and now + expected.finish > deadline:
-            alone = wish.table.evaluations * wish.rows * wish.images * row_seconds[wish.size]
+            alone = wish.table.evaluations * wish.rows * wish.images * row_seconds[wish.lane]
             left = deadline - now
             if alone > left:
                 raise TooLate(f"the request takes about {alone:.2f} s by itself; its deadline is in {left:.2f} s")

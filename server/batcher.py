@@ -6,11 +6,11 @@ import bisect
 import itertools
 from collections.abc import Iterable
 
-from server.job import Job, Picture, Size
+from server.job import Job, LaneKey, Picture
 
 
 class Lane:
-    """The seats of one size, and how much step time they have had."""
+    """The seats of one lane, and how much step time they have had."""
 
     def __init__(self, seats: int) -> None:
         self.tenants: list[Picture | None] = [None] * seats
@@ -24,10 +24,18 @@ class Lane:
 class Batcher:
     """Higher priorities are seated first; equal ones in order of arrival; a lane's queue is its own."""
 
-    def __init__(self, sizes: Iterable[Size], seats: int) -> None:
-        self.lanes = {size: Lane(seats) for size in sizes}
+    def __init__(self, lanes: Iterable[LaneKey], seats: int) -> None:
+        self._seats = seats
+        self.lanes = {key: Lane(seats) for key in lanes}
         self._queue: list[tuple[int, int, Picture]] = []  # sorted: minus priority, arrival
         self._arrivals = itertools.count()
+
+    def open(self, key: LaneKey) -> bool:
+        """Make a lane with empty seats; False when there is one already."""
+        new = key not in self.lanes
+        if new:
+            self.lanes[key] = Lane(self._seats)
+        return new
 
     def add(self, job: Job) -> None:
         for index in range(job.wish.images):
@@ -55,37 +63,37 @@ class Batcher:
         """Pictures that would be seated before a new job of this priority."""
         return sum(1 for negated, _, _ in self._queue if -negated >= priority)
 
-    def drop(self, gone: Iterable[Job]) -> list[tuple[Size, int]]:
+    def drop(self, gone: Iterable[Job]) -> list[tuple[LaneKey, int]]:
         """Take these jobs out of the queue and out of their seats; returns the seats that they left."""
         jobs = set(gone)
         self._queue = [entry for entry in self._queue if entry[2].job not in jobs]
         left = []
-        for size, lane in self.lanes.items():
+        for key, lane in self.lanes.items():
             for seat in lane.live:
                 tenant = lane.tenants[seat]
                 if tenant and tenant.job in jobs:
                     lane.tenants[seat] = None
-                    left.append((size, seat))
+                    left.append((key, seat))
         return left
 
-    def seat_next(self) -> tuple[Size, int, Picture] | None:
+    def seat_next(self) -> tuple[LaneKey, int, Picture] | None:
         """Give the first of the queue whose lane has a free seat that seat."""
         for place, (_, _, picture) in enumerate(self._queue):
-            size = picture.job.wish.size
-            lane = self.lanes[size]
+            key = picture.job.wish.lane
+            lane = self.lanes[key]
             if None in lane.tenants:
                 seat = lane.tenants.index(None)
                 if not lane.live:  # a lane that slept does not get the past back
                     lane.spent = max(lane.spent, min((x.spent for x in self.lanes.values() if x.live), default=0.0))
                 lane.tenants[seat] = picture
                 del self._queue[place]
-                return size, seat, picture
+                return key, seat, picture
         return None
 
-    def free(self, size: Size, seat: int) -> None:
-        self.lanes[size].tenants[seat] = None
+    def free(self, key: LaneKey, seat: int) -> None:
+        self.lanes[key].tenants[seat] = None
 
-    def next_lane(self) -> Size | None:
+    def next_lane(self) -> LaneKey | None:
         """The lane with live seats that has had the least step time."""
-        live = [size for size, lane in self.lanes.items() if lane.live]
-        return min(live, key=lambda size: self.lanes[size].spent, default=None)
+        live = [key for key, lane in self.lanes.items() if lane.live]
+        return min(live, key=lambda key: self.lanes[key].spent, default=None)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backend import F32, DeviceError, to_pixels
+from engines.context import context_of
 from engines.model import Model
 from engines.stepper import HostStepper
 from pipeline.errors import LatentdError
@@ -25,7 +26,7 @@ from server.batcher import Batcher
 from server.delivery import Delivery
 from server.errors import Cancelled, NotServing, PictureFailed, TooLate
 from server.events import Started, Step
-from server.job import Job, Picture, Size
+from server.job import Job, LaneKey, Picture, Size
 from server.metrics import Metrics
 
 log = logging.getLogger("latentd.device")
@@ -50,13 +51,15 @@ class Device:
         self.model = model
         self.seats = seats
         self.sizes = sizes
-        self._batcher = Batcher(sizes, seats)
+        plain = [(width, height, 1) for width, height in sizes]
+        self._batcher = Batcher(plain, seats)
         self._admission = admission
         self._metrics = metrics
         self._died = died
-        self._steppers = {size: HostStepper(model.backend.denoiser(*size, rows=2 * seats), seats) for size in sizes}
-        self._row_seconds = {size: self._warm(size) for size in sizes}
-        self._contexts: OrderedDict[bytes, F32] = OrderedDict()
+        self._steppers: dict[LaneKey, HostStepper] = {}
+        self._row_seconds = {lane: self._warm(lane) for lane in plain}
+        self._contexts: OrderedDict[tuple[bytes, int], F32] = OrderedDict()
+        self._encoded = 0  # chunks of prompts that had to be computed
         self._finished: deque[tuple[Picture, F32]] = deque()  # latents to decode
         self._changed = threading.Condition()  # guards the batcher and the three below
         self._jobs: set[Job] = set()  # admitted and not yet told Done or Failed
@@ -64,7 +67,6 @@ class Device:
         self._failed = False
         self._delivery = Delivery(workers, model.artifact.preview, metrics, self._forget)
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
-        metrics.rows_capacity.set(2 * seats * len(sizes))
 
     def start(self) -> None:
         self._thread.start()
@@ -76,6 +78,9 @@ class Device:
                 raise NotServing(
                     "the device has failed; the server is about to restart" if self._failed else "draining"
                 )
+            width, height, _ = job.wish.lane
+            if self._batcher.open(job.wish.lane):  # its engine is made when its first job is seated
+                self._row_seconds[job.wish.lane] = self._row_seconds[width, height, 1]
             self._admission.check(job.wish, self._batcher, self._row_seconds, time.monotonic(), job.deadline)
             ahead = self._batcher.ahead_of(job.wish.priority)
             self._batcher.add(job)
@@ -140,8 +145,9 @@ class Device:
 
     def _leave(self, gone: Iterable[Job]) -> None:
         with self._changed:
-            for size, seat in self._batcher.drop(gone):
-                self._steppers[size].leave(seat)
+            for lane, seat in self._batcher.drop(gone):
+                if lane in self._steppers:
+                    self._steppers[lane].leave(seat)
             self._count()
 
     def _forget(self, job: Job) -> None:
@@ -162,9 +168,9 @@ class Device:
                 self._count()
             if place is None:
                 return
-            size, seat, picture = place
+            lane, seat, picture = place
             try:
-                encoded = self._sit(size, seat, picture)
+                encoded = self._sit(lane, seat, picture)
             except DeviceError:
                 raise
             except Exception:
@@ -172,40 +178,50 @@ class Device:
                 self._leave([picture.job])
                 self._delivery.end(picture.job, PictureFailed(f"image {picture.index} cannot be begun"))
 
-    def _sit(self, size: Size, seat: int, picture: Picture) -> bool:
+    def _sit(self, lane: LaneKey, seat: int, picture: Picture) -> bool:
         """Fill a seat; returns whether a prompt had to be encoded."""
         job, wish = picture.job, picture.job.wish
         picture.seated_at = start = time.monotonic()
-        context, encoded = self._encode(wish.ids)
-        negative = None
-        if wish.negative_ids is not None:
-            negative, also = self._encode(wish.negative_ids)
-            encoded = encoded or also
-        noise = standard_normal(wish.picture_seed(picture.index), self.model.spec.latent_shape(*size))[0]
-        self._steppers[size].sit(seat, wish.table, noise, context, negative, wish.guidance)
+        known = self._encoded
+        context = context_of(wish.prompt, self._encode)
+        negative = None if wish.negative is None else context_of(wish.negative, self._encode)
+        encoded = self._encoded > known
+        noise = standard_normal(wish.picture_seed(picture.index), self.model.spec.latent_shape(*wish.size))[0]
+        self._stepper(lane).sit(seat, wish.table, noise, context, negative, wish.guidance)
         job.timings.queue_ms = max(job.timings.queue_ms, 1e3 * (start - job.arrived))
         job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
         self._metrics.queue_seconds.observe(start - job.arrived)
         job.mailbox.post(Started(picture.index))
         return encoded
 
-    def _encode(self, ids: NDArray[np.int64]) -> tuple[F32, bool]:
-        """Context [tokens, width] of token ids, and whether it had to be computed."""
-        key = ids.tobytes()
+    def _stepper(self, lane: LaneKey) -> HostStepper:
+        """The lane's, made when it is first needed: a long prompt's engine takes seconds once, then the cache has it."""
+        if lane not in self._steppers:
+            width, height, chunks = lane
+            denoiser = self.model.backend.denoiser(width, height, rows=2 * self.seats, chunks=chunks)
+            self._steppers[lane] = HostStepper(denoiser, self.seats)
+            self._metrics.rows_capacity.set(2 * self.seats * len(self._steppers))
+        return self._steppers[lane]
+
+    def _encode(self, ids: NDArray[np.int64], skip: int) -> F32:
+        """Context [tokens, width] of a chunk, remembered or computed."""
+        key = ids.tobytes(), skip
         if (known := self._contexts.get(key)) is not None:
             self._contexts.move_to_end(key)
-            return known, False
-        context = self._contexts[key] = self.model.backend.encode(ids)
+            return known
+        context = self._contexts[key] = self.model.backend.encode(ids, skip)
+        self._encoded += 1
         if len(self._contexts) > _CONTEXTS:
             self._contexts.popitem(last=False)
-        return context, True
+        return context
 
     def _step(self) -> None:
         """One evaluation of the lane whose turn it is."""
-        size = self._batcher.next_lane()
-        if size is None:
+        with self._changed:  # a submit may open a lane meanwhile
+            key = self._batcher.next_lane()
+        if key is None:
             return
-        lane, stepper = self._batcher.lanes[size], self._steppers[size]
+        lane, stepper = self._batcher.lanes[key], self._steppers[key]
         seats = lane.live
         tenants = {seat: tenant for seat in seats if (tenant := lane.tenants[seat])}
         wanted = [seat for seat, picture in tenants.items() if _wants_preview(picture)]
@@ -215,14 +231,14 @@ class Device:
         took = time.monotonic() - start
         lane.spent += took
         # A moving average: forecasts follow the machine's load within some ten steps.
-        self._row_seconds[size] += 0.1 * (took / rows - self._row_seconds[size])
+        self._row_seconds[key] += 0.1 * (took / rows - self._row_seconds[key])
         self._metrics.step_seconds.observe(took)
         self._metrics.steps_total.inc()
         for seat, picture in tenants.items():
-            self._after_step(size, seat, picture, len(seats), preview=seat in wanted)
+            self._after_step(key, seat, picture, len(seats), preview=seat in wanted)
 
-    def _after_step(self, size: Size, seat: int, picture: Picture, live: int, *, preview: bool) -> None:
-        job, wish, stepper = picture.job, picture.job.wish, self._steppers[size]
+    def _after_step(self, lane: LaneKey, seat: int, picture: Picture, live: int, *, preview: bool) -> None:
+        job, wish, stepper = picture.job, picture.job.wish, self._steppers[lane]
         picture.reached = stepper.reached(seat)
         job.timings.seats.append(live)
         done = int(wish.table.steps_done[picture.reached - 1])
@@ -233,7 +249,7 @@ class Device:
             latents = stepper.latents(seat)
             stepper.leave(seat)
             with self._changed:
-                self._batcher.free(size, seat)
+                self._batcher.free(lane, seat)
                 self._count()
             job.timings.denoise_ms += 1e3 * (time.monotonic() - picture.seated_at)
             self._finished.append((picture, latents))
@@ -261,16 +277,16 @@ class Device:
             return
         self._delivery.picture(picture, to_pixels(decoded), start)
 
-    def _warm(self, size: Size) -> float:
+    def _warm(self, lane: LaneKey) -> float:
         """Seconds a row, measured on the second of two steps of two rows; the first one warms the engine up."""
-        denoiser = self._steppers[size].denoiser
+        denoiser = self._stepper(lane).denoiser
         denoiser.timesteps[:2] = 1.0
         took = 0.0
         for _ in range(2):
             start = time.monotonic()
             denoiser.run([0, 1])
             took = time.monotonic() - start
-        self.model.backend.decode(np.zeros(self.model.spec.latent_shape(*size), np.float32))
+        self.model.backend.decode(np.zeros(self.model.spec.latent_shape(*lane[:2]), np.float32))
         return took / 2
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from server.batcher import Batcher
-from server.job import Picture, Size, Wish
+from server.job import LaneKey, Picture, Wish
 
 
 @dataclass(frozen=True)
@@ -19,34 +19,34 @@ class Forecast:
     finish: float  # seconds until its last evaluation
 
 
-def forecast(batcher: Batcher, wish: Wish, row_seconds: dict[Size, float]) -> Forecast:
+def forecast(batcher: Batcher, wish: Wish, row_seconds: dict[LaneKey, float]) -> Forecast:
     """Play the seats and the queue forward with `wish` at its place in the queue. Lanes share the device evenly."""
-    seats = {size: len(lane.tenants) for size, lane in batcher.lanes.items()}
+    seats = {key: len(lane.tenants) for key, lane in batcher.lanes.items()}
     # [evaluations left, rows, own] of those who sit, and of those who wait in order, by lane
-    live = {size: [_work(tenant) for tenant in lane.tenants if tenant] for size, lane in batcher.lanes.items()}
-    queue: dict[Size, list[tuple[int, int, bool]]] = {size: [] for size in batcher.lanes}
-    own = [(wish.size, (wish.table.evaluations, wish.rows, True))] * wish.images
-    waiting = [(p.job.wish.priority, p.job.wish.size, _work(p)) for p in batcher.waiting]
-    before = [(size, work) for priority, size, work in waiting if priority >= wish.priority]
-    after = [(size, work) for priority, size, work in waiting if priority < wish.priority]
-    for size, work in [*before, *own, *after]:
-        queue[size].append(work)
+    live = {key: [_work(tenant) for tenant in lane.tenants if tenant] for key, lane in batcher.lanes.items()}
+    queue: dict[LaneKey, list[tuple[int, int, bool]]] = {key: [] for key in batcher.lanes}
+    own = [(wish.lane, (wish.table.evaluations, wish.rows, True))] * wish.images
+    waiting = [(p.job.wish.priority, p.job.wish.lane, _work(p)) for p in batcher.waiting]
+    before = [(key, work) for priority, key, work in waiting if priority >= wish.priority]
+    after = [(key, work) for priority, key, work in waiting if priority < wish.priority]
+    for key, work in [*before, *own, *after]:
+        queue[key].append(work)
 
     now, wait = 0.0, math.inf
     unfinished = wish.images
     while unfinished:
-        for size, waiting_here in queue.items():
-            while waiting_here and len(live[size]) < seats[size]:
+        for key, waiting_here in queue.items():
+            while waiting_here and len(live[key]) < seats[key]:
                 work = waiting_here.pop(0)
-                live[size].append(work)
+                live[key].append(work)
                 if work[2]:
                     wait = min(wait, now)
         # All lanes with live seats advance in turn until the first seat of any of them is done.
         evaluations = min(left for here in live.values() for left, _, _ in here)
-        for size, here in live.items():
-            now += evaluations * row_seconds[size] * sum(rows for _, rows, _ in here)
+        for key, here in live.items():
+            now += evaluations * row_seconds[key] * sum(rows for _, rows, _ in here)
             unfinished -= sum(1 for left, _, is_own in here if is_own and left == evaluations)
-            live[size] = [(left - evaluations, rows, o) for left, rows, o in here if left > evaluations]
+            live[key] = [(left - evaluations, rows, o) for left, rows, o in here if left > evaluations]
     return Forecast(wait, now)
 
 

@@ -6,19 +6,18 @@ import secrets
 import threading
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engines.model import Model
 from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest
+from pipeline.prompt import Prompt, read_prompts
 from pipeline.samplers import SAMPLERS, Table, table
 from server.errors import PictureFailed
 from server.events import Timings
 from server.limits import Limits, checked_text, one_of, within
 from server.mailbox import Mailbox
 
-Size = tuple[int, int]  # width and height in pixels: what tells lanes apart
+Size = tuple[int, int]  # width and height in pixels
+LaneKey = tuple[int, int, int]  # width, height and chunks of the prompt: what tells lanes apart
 
 FORMATS = {
     pb.IMAGE_FORMAT_UNSPECIFIED: "png",
@@ -48,15 +47,17 @@ class Wish:
     preview_every: int
     priority: int
     table: Table
-    ids: NDArray[np.int64]  # [tokens]
-    negative_ids: NDArray[np.int64] | None  # None: unguided
-    prompt_cut: bool
-    negative_cut: bool
+    prompt: Prompt
+    negative: Prompt | None  # as many chunks as the prompt; None: unguided
+
+    @property
+    def lane(self) -> LaneKey:
+        return *self.size, self.prompt.chunks
 
     @property
     def rows(self) -> int:
         """UNet rows a picture: two when guided."""
-        return 1 if self.negative_ids is None else 2
+        return 1 if self.negative is None else 2
 
     def picture_seed(self, index: int) -> int:
         return (self.seed + index) % 2**32
@@ -84,8 +85,14 @@ class Wish:
         images = within("images", request.images if request.HasField("images") else 1, 1, limits.images)
         if request.format not in FORMATS:
             raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}")
-        tokens, negative_tokens = model.tokenizer.encode(prompt), model.tokenizer.encode(negative)
-        guided = guidance > 1
+        skip = within("clip_skip", request.clip_skip, 0, model.spec.text.skips)
+        prompts = read_prompts(
+            model.tokenizer,
+            [prompt, negative] if guidance > 1 else [prompt],
+            long=request.long_prompt,
+            weighted=request.prompt_weights,
+            skip=skip,
+        )
         return cls(
             size=size,
             steps=steps,
@@ -97,10 +104,8 @@ class Wish:
             preview_every=request.preview_every,
             priority=request.priority,
             table=table(model.spec.schedule, sampler, steps),
-            ids=tokens.ids,
-            negative_ids=negative_tokens.ids if guided else None,
-            prompt_cut=tokens.cut,
-            negative_cut=guided and negative_tokens.cut,
+            prompt=prompts[0],
+            negative=prompts[1] if len(prompts) == 2 else None,
         )
 
 

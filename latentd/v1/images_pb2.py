@@ -24,45 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17latentd/v1/images.proto\x12\nlatentd.v1\"\xf9\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x03 \x01(\t\x12\x12\n\x05width\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06height\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05steps\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x15\n\x08guidance\x18\x07 \x01(\x02H\x03\x88\x01\x01\x12\x14\n\x07sampler\x18\x08 \x01(\tH\x04\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\rH\x05\x88\x01\x01\x12\x13\n\x06images\x18\n \x01(\rH\x06\x88\x01\x01\x12\'\n\x06\x66ormat\x18\x0b \x01(\x0e\x32\x17.latentd.v1.ImageFormat\x12\x15\n\rpreview_every\x18\x0c \x01(\r\x12\x10\n\x08priority\x18\r \x01(\x05\x42\x08\n\x06_widthB\t\n\x07_heightB\x08\n\x06_stepsB\x0b\n\t_guidanceB\n\n\x08_samplerB\x07\n\x05_seedB\t\n\x07_images\"\xf6\x01\n\rGenerateEvent\x12$\n\x06queued\x18\x01 \x01(\x0b\x32\x12.latentd.v1.QueuedH\x00\x12&\n\x07started\x18\x02 \x01(\x0b\x32\x13.latentd.v1.StartedH\x00\x12 \n\x04step\x18\x03 \x01(\x0b\x32\x10.latentd.v1.StepH\x00\x12&\n\x07preview\x18\x04 \x01(\x0b\x32\x13.latentd.v1.PreviewH\x00\x12\"\n\x05image\x18\x05 \x01(\x0b\x32\x11.latentd.v1.ImageH\x00\x12 \n\x04\x64one\x18\x06 \x01(\x0b\x32\x10.latentd.v1.DoneH\x00\x42\x07\n\x05\x65vent\"\xda\x01\n\x06Queued\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x10\n\x08guidance\x18\x05 \x01(\x02\x12\x0f\n\x07sampler\x18\x06 \x01(\t\x12\r\n\x05width\x18\x07 \x01(\r\x12\x0e\n\x06height\x18\x08 \x01(\r\x12\x0e\n\x06images\x18\t \x01(\r\x12\r\n\x05\x61head\x18\n \x01(\r\x12\x12\n\nprompt_cut\x18\x0b \x01(\x08\x12\x1b\n\x13negative_prompt_cut\x18\x0c \x01(\x08\"\x18\n\x07Started\x12\r\n\x05index\x18\x01 \x01(\r\"2\n\x04Step\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\"4\n\x07Preview\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0c\n\x04jpeg\x18\x03 \x01(\x0c\"z\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.latentd.v1.ImageFormat\x12\x0c\n\x04seed\x18\x03 \x01(\r\x12\r\n\x05index\x18\x04 \x01(\r\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\",\n\x04\x44one\x12$\n\x07timings\x18\x01 \x01(\x0b\x32\x13.latentd.v1.Timings\"\x8f\x01\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x02\x12\x11\n\tencode_ms\x18\x02 \x01(\x02\x12\x12\n\ndenoise_ms\x18\x03 \x01(\x02\x12\x11\n\tdecode_ms\x18\x04 \x01(\x02\x12\x14\n\x0cseats_shared\x18\x05 \x01(\x02\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x13\n\x0b\x65valuations\x18\x07 \x01(\r\"\x7f\n\x10GenerateResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.latentd.v1.Image\x12\"\n\x06queued\x18\x02 \x01(\x0b\x32\x12.latentd.v1.Queued\x12$\n\x07timings\x18\x03 \x01(\x0b\x32\x13.latentd.v1.Timings\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.latentd.v1.Model\"\x82\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1f\n\x05sizes\x18\x02 \x03(\x0b\x32\x10.latentd.v1.Size\x12\x10\n\x08samplers\x18\x03 \x03(\t\x12\r\n\x05width\x18\x04 \x01(\r\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x10\n\x08guidance\x18\x07 \x01(\x02\x12\x0f\n\x07sampler\x18\x08 \x01(\t\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\r\n\x05seats\x18\x0c \x01(\r\x12\"\n\x06limits\x18\r \x01(\x0b\x32\x12.latentd.v1.Limits\"%\n\x04Size\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"T\n\x06Limits\x12\x19\n\x11prompt_characters\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x10\n\x08guidance\x18\x03 \x01(\x02\x12\x0e\n\x06images\x18\x04 \x01(\r*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03\x32\xea\x01\n\x06Images\x12\x44\n\x08Generate\x12\x1b.latentd.v1.GenerateRequest\x1a\x19.latentd.v1.GenerateEvent0\x01\x12M\n\x10GenerateBlocking\x12\x1b.latentd.v1.GenerateRequest\x1a\x1c.latentd.v1.GenerateResponse\x12K\n\nListModels\x12\x1d.latentd.v1.ListModelsRequest\x1a\x1e.latentd.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17latentd/v1/images.proto\x12\nlatentd.v1\"\xb9\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x03 \x01(\t\x12\x12\n\x05width\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06height\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05steps\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x15\n\x08guidance\x18\x07 \x01(\x02H\x03\x88\x01\x01\x12\x14\n\x07sampler\x18\x08 \x01(\tH\x04\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\rH\x05\x88\x01\x01\x12\x13\n\x06images\x18\n \x01(\rH\x06\x88\x01\x01\x12\'\n\x06\x66ormat\x18\x0b \x01(\x0e\x32\x17.latentd.v1.ImageFormat\x12\x15\n\rpreview_every\x18\x0c \x01(\r\x12\x10\n\x08priority\x18\r \x01(\x05\x12\x13\n\x0blong_prompt\x18\x0e \x01(\x08\x12\x16\n\x0eprompt_weights\x18\x0f \x01(\x08\x12\x11\n\tclip_skip\x18\x10 \x01(\rB\x08\n\x06_widthB\t\n\x07_heightB\x08\n\x06_stepsB\x0b\n\t_guidanceB\n\n\x08_samplerB\x07\n\x05_seedB\t\n\x07_images\"\xf6\x01\n\rGenerateEvent\x12$\n\x06queued\x18\x01 \x01(\x0b\x32\x12.latentd.v1.QueuedH\x00\x12&\n\x07started\x18\x02 \x01(\x0b\x32\x13.latentd.v1.StartedH\x00\x12 \n\x04step\x18\x03 \x01(\x0b\x32\x10.latentd.v1.StepH\x00\x12&\n\x07preview\x18\x04 \x01(\x0b\x32\x13.latentd.v1.PreviewH\x00\x12\"\n\x05image\x18\x05 \x01(\x0b\x32\x11.latentd.v1.ImageH\x00\x12 \n\x04\x64one\x18\x06 \x01(\x0b\x32\x10.latentd.v1.DoneH\x00\x42\x07\n\x05\x65vent\"\xda\x01\n\x06Queued\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x10\n\x08guidance\x18\x05 \x01(\x02\x12\x0f\n\x07sampler\x18\x06 \x01(\t\x12\r\n\x05width\x18\x07 \x01(\r\x12\x0e\n\x06height\x18\x08 \x01(\r\x12\x0e\n\x06images\x18\t \x01(\r\x12\r\n\x05\x61head\x18\n \x01(\r\x12\x12\n\nprompt_cut\x18\x0b \x01(\x08\x12\x1b\n\x13negative_prompt_cut\x18\x0c \x01(\x08\"\x18\n\x07Started\x12\r\n\x05index\x18\x01 \x01(\r\"2\n\x04Step\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\"4\n\x07Preview\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0c\n\x04jpeg\x18\x03 \x01(\x0c\"z\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.latentd.v1.ImageFormat\x12\x0c\n\x04seed\x18\x03 \x01(\r\x12\r\n\x05index\x18\x04 \x01(\r\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\",\n\x04\x44one\x12$\n\x07timings\x18\x01 \x01(\x0b\x32\x13.latentd.v1.Timings\"\x8f\x01\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x02\x12\x11\n\tencode_ms\x18\x02 \x01(\x02\x12\x12\n\ndenoise_ms\x18\x03 \x01(\x02\x12\x11\n\tdecode_ms\x18\x04 \x01(\x02\x12\x14\n\x0cseats_shared\x18\x05 \x01(\x02\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x13\n\x0b\x65valuations\x18\x07 \x01(\r\"\x7f\n\x10GenerateResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.latentd.v1.Image\x12\"\n\x06queued\x18\x02 \x01(\x0b\x32\x12.latentd.v1.Queued\x12$\n\x07timings\x18\x03 \x01(\x0b\x32\x13.latentd.v1.Timings\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.latentd.v1.Model\"\x99\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1f\n\x05sizes\x18\x02 \x03(\x0b\x32\x10.latentd.v1.Size\x12\x10\n\x08samplers\x18\x03 \x03(\t\x12\r\n\x05width\x18\x04 \x01(\r\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x10\n\x08guidance\x18\x07 \x01(\x02\x12\x0f\n\x07sampler\x18\x08 \x01(\t\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\r\n\x05seats\x18\x0c \x01(\r\x12\"\n\x06limits\x18\r \x01(\x0b\x32\x12.latentd.v1.Limits\x12\x15\n\rmax_clip_skip\x18\x0e \x01(\r\"%\n\x04Size\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"T\n\x06Limits\x12\x19\n\x11prompt_characters\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x10\n\x08guidance\x18\x03 \x01(\x02\x12\x0e\n\x06images\x18\x04 \x01(\r*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03\x32\xea\x01\n\x06Images\x12\x44\n\x08Generate\x12\x1b.latentd.v1.GenerateRequest\x1a\x19.latentd.v1.GenerateEvent0\x01\x12M\n\x10GenerateBlocking\x12\x1b.latentd.v1.GenerateRequest\x1a\x1c.latentd.v1.GenerateResponse\x12K\n\nListModels\x12\x1d.latentd.v1.ListModelsRequest\x1a\x1e.latentd.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'latentd.v1.images_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEFORMAT']._serialized_start=1930
-  _globals['_IMAGEFORMAT']._serialized_end=2041
+  _globals['_IMAGEFORMAT']._serialized_start=2017
+  _globals['_IMAGEFORMAT']._serialized_end=2128
   _globals['_GENERATEREQUEST']._serialized_start=40
-  _globals['_GENERATEREQUEST']._serialized_end=417
-  _globals['_GENERATEEVENT']._serialized_start=420
-  _globals['_GENERATEEVENT']._serialized_end=666
-  _globals['_QUEUED']._serialized_start=669
-  _globals['_QUEUED']._serialized_end=887
-  _globals['_STARTED']._serialized_start=889
-  _globals['_STARTED']._serialized_end=913
-  _globals['_STEP']._serialized_start=915
-  _globals['_STEP']._serialized_end=965
-  _globals['_PREVIEW']._serialized_start=967
-  _globals['_PREVIEW']._serialized_end=1019
-  _globals['_IMAGE']._serialized_start=1021
-  _globals['_IMAGE']._serialized_end=1143
-  _globals['_DONE']._serialized_start=1145
-  _globals['_DONE']._serialized_end=1189
-  _globals['_TIMINGS']._serialized_start=1192
-  _globals['_TIMINGS']._serialized_end=1335
-  _globals['_GENERATERESPONSE']._serialized_start=1337
-  _globals['_GENERATERESPONSE']._serialized_end=1464
-  _globals['_LISTMODELSREQUEST']._serialized_start=1466
-  _globals['_LISTMODELSREQUEST']._serialized_end=1485
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1487
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1542
-  _globals['_MODEL']._serialized_start=1545
-  _globals['_MODEL']._serialized_end=1803
-  _globals['_SIZE']._serialized_start=1805
-  _globals['_SIZE']._serialized_end=1842
-  _globals['_LIMITS']._serialized_start=1844
-  _globals['_LIMITS']._serialized_end=1928
-  _globals['_IMAGES']._serialized_start=2044
-  _globals['_IMAGES']._serialized_end=2278
+  _globals['_GENERATEREQUEST']._serialized_end=481
+  _globals['_GENERATEEVENT']._serialized_start=484
+  _globals['_GENERATEEVENT']._serialized_end=730
+  _globals['_QUEUED']._serialized_start=733
+  _globals['_QUEUED']._serialized_end=951
+  _globals['_STARTED']._serialized_start=953
+  _globals['_STARTED']._serialized_end=977
+  _globals['_STEP']._serialized_start=979
+  _globals['_STEP']._serialized_end=1029
+  _globals['_PREVIEW']._serialized_start=1031
+  _globals['_PREVIEW']._serialized_end=1083
+  _globals['_IMAGE']._serialized_start=1085
+  _globals['_IMAGE']._serialized_end=1207
+  _globals['_DONE']._serialized_start=1209
+  _globals['_DONE']._serialized_end=1253
+  _globals['_TIMINGS']._serialized_start=1256
+  _globals['_TIMINGS']._serialized_end=1399
+  _globals['_GENERATERESPONSE']._serialized_start=1401
+  _globals['_GENERATERESPONSE']._serialized_end=1528
+  _globals['_LISTMODELSREQUEST']._serialized_start=1530
+  _globals['_LISTMODELSREQUEST']._serialized_end=1549
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1551
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1606
+  _globals['_MODEL']._serialized_start=1609
+  _globals['_MODEL']._serialized_end=1890
+  _globals['_SIZE']._serialized_start=1892
+  _globals['_SIZE']._serialized_end=1929
+  _globals['_LIMITS']._serialized_start=1931
+  _globals['_LIMITS']._serialized_end=2015
+  _globals['_IMAGES']._serialized_start=2131
+  _globals['_IMAGES']._serialized_end=2365
 # @@protoc_insertion_point(module_scope)

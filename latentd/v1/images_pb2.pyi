@@ -19,7 +19,7 @@ IMAGE_FORMAT_JPEG: ImageFormat
 IMAGE_FORMAT_WEBP: ImageFormat
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "sampler", "seed", "images", "format", "preview_every", "priority")
+    __slots__ = ("model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "sampler", "seed", "images", "format", "preview_every", "priority", "long_prompt", "prompt_weights", "clip_skip")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,9 @@ class GenerateRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    LONG_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    CLIP_SKIP_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
     negative_prompt: str
@@ -46,7 +49,10 @@ class GenerateRequest(_message.Message):
     format: ImageFormat
     preview_every: int
     priority: int
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., seed: _Optional[int] = ..., images: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., preview_every: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
+    long_prompt: bool
+    prompt_weights: bool
+    clip_skip: int
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., seed: _Optional[int] = ..., images: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., preview_every: _Optional[int] = ..., priority: _Optional[int] = ..., long_prompt: bool = ..., prompt_weights: bool = ..., clip_skip: _Optional[int] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("queued", "started", "step", "preview", "image", "done")
@@ -179,7 +185,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("id", "sizes", "samplers", "width", "height", "steps", "guidance", "sampler", "max_tokens", "backend", "precision", "seats", "limits")
+    __slots__ = ("id", "sizes", "samplers", "width", "height", "steps", "guidance", "sampler", "max_tokens", "backend", "precision", "seats", "limits", "max_clip_skip")
     ID_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     SAMPLERS_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +199,7 @@ class Model(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     SEATS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CLIP_SKIP_FIELD_NUMBER: _ClassVar[int]
     id: str
     sizes: _containers.RepeatedCompositeFieldContainer[Size]
     samplers: _containers.RepeatedScalarFieldContainer[str]
@@ -206,7 +213,8 @@ class Model(_message.Message):
     precision: str
     seats: int
     limits: Limits
-    def __init__(self, id: _Optional[str] = ..., sizes: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., samplers: _Optional[_Iterable[str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., max_tokens: _Optional[int] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., seats: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    max_clip_skip: int
+    def __init__(self, id: _Optional[str] = ..., sizes: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., samplers: _Optional[_Iterable[str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., max_tokens: _Optional[int] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., seats: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., max_clip_skip: _Optional[int] = ...) -> None: ...
 
 class Size(_message.Message):
     __slots__ = ("width", "height")

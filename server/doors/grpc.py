@@ -165,6 +165,7 @@ class ImagesServicer:
             guidance=default.guidance,
             sampler=default.sampler,
             max_tokens=model.tokenizer.room,
+            max_clip_skip=model.spec.text.skips,
             backend=model.backend.name,
             precision=model.backend.precision,
             seats=device.seats,
@@ -255,8 +256,8 @@ def _queued(service: Service, accepted: Accepted) -> pb.Queued:
         height=wish.size[1],
         images=wish.images,
         ahead=accepted.ahead,
-        prompt_cut=wish.prompt_cut,
-        negative_prompt_cut=wish.negative_cut,
+        prompt_cut=wish.prompt.cut,
+        negative_prompt_cut=wish.negative is not None and wish.negative.cut,
     )
 
 

@@ -181,7 +181,8 @@ class Device:
         if wish.negative_ids is not None:
             negative, also = self._encode(wish.negative_ids)
             encoded = encoded or also
-        noise = standard_normal(wish.picture_seed(picture.index), self.model.spec.latent_shape(*size))[0]
+        shape = self.model.spec.latent_shape(*size)
+        noise = standard_normal(wish.picture_seed(picture.index), shape, draws=1 + wish.table.draws)
         self._steppers[size].sit(seat, wish.table, noise, context, negative, wish.guidance)
         job.timings.queue_ms = max(job.timings.queue_ms, 1e3 * (start - job.arrived))
         job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
@@ -225,8 +226,9 @@ class Device:
         job, wish, stepper = picture.job, picture.job.wish, self._steppers[size]
         picture.reached = stepper.reached(seat)
         job.timings.seats.append(live)
-        done = int(wish.table.steps_done[picture.reached - 1])
-        job.mailbox.post(Step(picture.index, done, wish.steps))
+        done = wish.table.steps_after(picture.reached)
+        if done > wish.table.steps_after(picture.reached - 1):  # a step may take two evaluations
+            job.mailbox.post(Step(picture.index, done, wish.steps))
         if preview:
             self._delivery.preview(picture, done, stepper.prediction(seat))
         if stepper.finished(seat):
@@ -279,4 +281,5 @@ def _wants_preview(picture: Picture) -> bool:
     wish = picture.job.wish
     if not wish.preview_every or picture.previews_under_way >= _PREVIEWS or picture.evaluations_left == 1:
         return False
-    return int(wish.table.steps_done[picture.reached]) % wish.preview_every == 0
+    done = wish.table.steps_after(picture.reached + 1)
+    return done > wish.table.steps_after(picture.reached) and done % wish.preview_every == 0

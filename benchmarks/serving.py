@@ -108,7 +108,7 @@ class BareLoop:
                 if waiting:
                     picture = waiting.pop(0)
                     context = backend.encode(tokenizer.encode(work.prompt(turn, picture)).ids)
-                    noise = standard_normal(picture, spec.latent_shape(*self._size))[0]
+                    noise = standard_normal(picture, spec.latent_shape(*self._size), draws=1 + run.draws)
                     stepper.sit(seat, run, noise, context, negative, default.guidance)
                     live.add(seat)
             stepper.step(sorted(live))

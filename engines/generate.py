@@ -14,7 +14,7 @@ from engines.model import Model
 from engines.update import combine, guide
 from pipeline.noise import standard_normal
 from pipeline.prompt import read_prompts
-from pipeline.samplers import OUT_COLUMN, STATE, table
+from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
 
 
 def generate(
@@ -46,14 +46,17 @@ def generate(
     for row in rows:
         denoiser.contexts[row] = context_of(prompts[row], backend.encode)
 
-    noise = standard_normal(seed, spec.latent_shape(width, height))[0]
-    terms = np.zeros((STATE + 2, *noise.shape), np.float32)  # x, h1..h4, out, noise
-    terms[0] = noise * np.float32(run.initial_scale)
-    for matrix, t, scale in zip(run.matrices.astype(np.float32), run.timesteps, run.input_scales, strict=True):
+    first, *draws = standard_normal(seed, spec.latent_shape(width, height), draws=1 + run.draws)
+    terms = np.zeros((STATE + 2, *first.shape), np.float32)  # x, h1..h4, out, noise
+    terms[0] = first * np.float32(run.initial_scale)
+    matrices = run.matrices.astype(np.float32)
+    for matrix, t, scale, draw in zip(matrices, run.timesteps, run.input_scales, run.noise, strict=True):
         denoiser.samples[:] = terms[0] * np.float32(scale)
         denoiser.timesteps[:] = t
         denoiser.run(rows)
         out = denoiser.outputs
         terms[OUT_COLUMN] = guide(out[0], out[1], guidance) if guidance > 1 else out[0]
+        if draw >= 0:
+            terms[NOISE_COLUMN] = draws[draw]
         terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
     return to_pixels(backend.decode(terms[0]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from engines.backend import F32, Denoiser
 from engines.update import combine, guide
-from pipeline.samplers import OUT_COLUMN, STATE, Table
+from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, Table
 
 
 class HostStepper:
@@ -29,14 +29,16 @@ class HostStepper:
         self._predictions = np.zeros((seats, *shape), np.float32)
         self._tables: list[Table | None] = [None] * seats
         self._matrices: list[F32] = [np.empty(0, np.float32)] * seats
+        self._draws: list[F32] = [np.empty(0, np.float32)] * seats  # [draws, C, h, w] of a stochastic sampler
         self._guidance = [1.0] * seats
         self._reached = [0] * seats  # evaluations done
 
     def sit(self, seat: int, table: Table, noise: F32, context: F32, negative: F32 | None, guidance: float) -> None:
-        """Seat a picture: noise [C, h, w], contexts [tokens, width]; `negative` None means unguided."""
+        """Seat a picture: noise [1 + table.draws, C, h, w], contexts [tokens, width]; `negative` None: unguided."""
         terms = self._terms[seat]
         terms[:] = 0  # the history of the last tenant
-        np.multiply(noise, np.float32(table.initial_scale), out=terms[0])
+        np.multiply(noise[0], np.float32(table.initial_scale), out=terms[0])
+        self._draws[seat] = noise[1:]
         self.denoiser.contexts[2 * seat] = context
         self._guidance[seat] = 1.0 if negative is None else guidance
         if negative is not None:
@@ -71,6 +73,8 @@ class HostStepper:
         terms[OUT_COLUMN] = outputs[own[0]]
         if len(own) == 2:
             terms[OUT_COLUMN] = guide(outputs[own[0]], outputs[own[1]], self._guidance[seat])
+        if (draw := self._table(seat).noise[self._reached[seat]]) >= 0:
+            terms[NOISE_COLUMN] = self._draws[seat][draw]
         matrix = self._matrices[seat][self._reached[seat]]  # [6, 7]
         if predict:
             self._predictions[seat] = combine(matrix[STATE], terms)

@@ -6,6 +6,8 @@ Spacings are those of Lin et al. 2023, "Common Diffusion Noise Schedules and Sam
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +23,12 @@ class ScheduleSpec:
     train_steps: int
     beta_start: float
     beta_end: float
-    beta_schedule: str  # "scaled_linear" or "linear"
-    prediction: str  # "epsilon" or "v_prediction"
+    beta_schedule: str  # "scaled_linear", "linear" or "squaredcos_cap_v2"
+    prediction: str  # "epsilon", "v_prediction" or "sample"
     spacing: str | None  # "leading", "trailing" or "linspace"; None: each sampler has its own
     steps_offset: int
     set_alpha_to_one: bool
+    rescale_betas_zero_snr: bool = False  # the last timestep keeps no signal
 
 
 @functools.lru_cache(maxsize=16)
@@ -37,10 +40,33 @@ def alphas_cumprod(spec: ScheduleSpec) -> NDArray[np.float64]:
     """
     if spec.beta_schedule == "scaled_linear":
         betas = _linspace(spec.beta_start**0.5, spec.beta_end**0.5, spec.train_steps) ** 2
+    elif spec.beta_schedule == "squaredcos_cap_v2":
+        betas = _cosine(spec.train_steps)
     else:
         betas = _linspace(spec.beta_start, spec.beta_end, spec.train_steps)
-    alphas = np.float32(1) - betas
-    return np.cumprod(alphas, dtype=np.float64).astype(np.float32).astype(np.float64)
+    if spec.rescale_betas_zero_snr:
+        betas = _without_last_signal(betas)
+    return _kept(betas).astype(np.float64)
+
+
+def _kept(betas: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The product of 1 - beta so far."""
+    return np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32)
+
+
+def _without_last_signal(betas: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1."""
+    signal = np.sqrt(_kept(betas))
+    first, last = signal[0], signal[-1]
+    signal = (signal - last) * (first / (first - last))
+    kept = signal**2
+    return np.float32(1) - np.append(kept[:1], kept[1:] / kept[:-1])
+
+
+def _cosine(count: int) -> NDArray[np.float32]:
+    """Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 17; a beta is at most 0.999."""
+    kept = [math.cos((t / count + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(count + 1)]
+    return np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(kept)], np.float32)
 
 
 def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
@@ -79,6 +105,11 @@ def timesteps(spec: ScheduleSpec, steps: int, *, spacing: str, intervals: int | 
 
 
 def sigmas(spec: ScheduleSpec) -> NDArray[np.float64]:
-    """Noise over signal of each training step, in float32 as diffusers has it: float64 [train_steps]."""
+    """Noise over signal of each training step, in float32 as diffusers has it: float64 [train_steps].
+
+    Where no signal is left diffusers keeps 2**-24 of its variance, so that this is finite: 4096.
+    """
     alphas = alphas_cumprod(spec).astype(np.float32)
+    if spec.rescale_betas_zero_snr:
+        alphas[-1] = 2**-24
     return (((1 - alphas) / alphas) ** np.float32(0.5)).astype(np.float64)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import CheckpointError
-from pipeline.samplers import SAMPLERS
+from pipeline.samplers import DISTILLED_STEPS, SAMPLERS
 from pipeline.schedule import ScheduleSpec, alphas_cumprod
 
 
@@ -254,25 +254,36 @@ def _vae(config: Config) -> VaeSpec:
     )
 
 
+_SCHEDULE_FIXED = {
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "original_inference_steps": DISTILLED_STEPS,
+    "thresholding": False,
+    "timestep_scaling": 10.0,
+    "timestep_type": "discrete",
+    "trained_betas": None,
+    "use_flow_sigmas": False,
+}
+
+
 def _schedule(config: Config) -> ScheduleSpec:
     # What is not linear in the sampler's memory, or not implemented yet, is refused by name.
-    config.require(
-        {"clip_sample": False, "thresholding": False, "trained_betas": None, "rescale_betas_zero_snr": False}
-    )
+    config.require(_SCHEDULE_FIXED)
     spacings = ("leading", "trailing", "linspace")
     spec = ScheduleSpec(
         train_steps=config.integer("num_train_timesteps", 1000),
         beta_start=config.number("beta_start"),
         beta_end=config.number("beta_end"),
-        beta_schedule=config.one_of("beta_schedule", ("scaled_linear", "linear"), "linear"),
-        prediction=config.one_of("prediction_type", ("epsilon", "v_prediction"), "epsilon"),
+        beta_schedule=config.one_of("beta_schedule", ("scaled_linear", "linear", "squaredcos_cap_v2"), "linear"),
+        prediction=config.one_of("prediction_type", ("epsilon", "v_prediction", "sample"), "epsilon"),
         spacing=config.one_of("timestep_spacing", spacings, "") if config.get("timestep_spacing") is not None else None,
         steps_offset=config.integer("steps_offset", 0, least=0),
         set_alpha_to_one=config.flag("set_alpha_to_one", True),
+        rescale_betas_zero_snr=config.flag("rescale_betas_zero_snr", False),
     )
     if not 0 < spec.beta_start <= spec.beta_end < 1:
         raise config.refusal("beta_end", f"0 < beta_start {spec.beta_start:g} <= beta_end < 1 must hold")
-    kept = alphas_cumprod(spec)
+    kept = alphas_cumprod(replace(spec, rescale_betas_zero_snr=False))
     if not (kept[0] < 1 and kept[-1] > 0):
         raise config.refusal(
             "beta_end", f"{spec.train_steps} timesteps would start without noise or end without signal"

@@ -186,7 +186,8 @@ class Device:
         context = context_of(wish.prompt, self._encode)
         negative = None if wish.negative is None else context_of(wish.negative, self._encode)
         encoded = self._encoded > known
-        noise = standard_normal(wish.picture_seed(picture.index), self.model.spec.latent_shape(*wish.size))[0]
+        shape = self.model.spec.latent_shape(*wish.size)
+        noise = standard_normal(wish.picture_seed(picture.index), shape, draws=1 + wish.table.draws)
         self._stepper(lane).sit(seat, wish.table, noise, context, negative, wish.guidance)
         job.timings.queue_ms = max(job.timings.queue_ms, 1e3 * (start - job.arrived))
         job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
@@ -241,8 +242,9 @@ class Device:
         job, wish, stepper = picture.job, picture.job.wish, self._steppers[lane]
         picture.reached = stepper.reached(seat)
         job.timings.seats.append(live)
-        done = int(wish.table.steps_done[picture.reached - 1])
-        job.mailbox.post(Step(picture.index, done, wish.steps))
+        done = wish.table.steps_after(picture.reached)
+        if done > wish.table.steps_after(picture.reached - 1):  # a step may take two evaluations
+            job.mailbox.post(Step(picture.index, done, wish.steps))
         if preview:
             self._delivery.preview(picture, done, stepper.prediction(seat))
         if stepper.finished(seat):
@@ -295,4 +297,5 @@ def _wants_preview(picture: Picture) -> bool:
     wish = picture.job.wish
     if not wish.preview_every or picture.previews_under_way >= _PREVIEWS or picture.evaluations_left == 1:
         return False
-    return int(wish.table.steps_done[picture.reached]) % wish.preview_every == 0
+    done = wish.table.steps_after(picture.reached + 1)
+    return done > wish.table.steps_after(picture.reached) and done % wish.preview_every == 0

@@ -145,6 +145,7 @@ def wish(
         timesteps=np.zeros(evaluations),
         input_scales=np.ones(evaluations),
         steps_done=np.arange(1, evaluations + 1),
+        noise=np.full(evaluations, -1),
         initial_scale=1.0,
     )
     ids = np.zeros(4, np.int64)

@@ -1,0 +1,91 @@
+"""What every sampler fills: the rows of a quantity, the matrix of an evaluation, the table of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InvalidRequest
+from pipeline.schedule import ScheduleSpec
+
+Row = NDArray[np.float64]  # [7]: a quantity's coefficients over x, h1, h2, h3, h4, out, noise
+Matrix = NDArray[np.float64]  # [6, 7]
+
+HISTORY = 4
+STATE = 1 + HISTORY  # x and its history
+OUT_COLUMN, NOISE_COLUMN = STATE, STATE + 1
+X, H1, H2, H3, H4, OUT, NOISE = np.eye(STATE + 2)
+_FORGET: Row = np.zeros(STATE + 2)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A run of one sampler. The first axis counts UNet evaluations."""
+
+    matrices: NDArray[np.float64]  # [evaluations, 6, 7]
+    timesteps: NDArray[np.float64]  # [evaluations]
+    input_scales: NDArray[np.float64]  # [evaluations]: the UNet sees x times this
+    steps_done: NDArray[np.int64]  # [evaluations]: steps finished after each evaluation
+    noise: NDArray[np.int64]  # [evaluations]: which draw after the initial latents' each uses, from 0; -1: none
+    initial_scale: float  # x starts as noise times this
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def draws(self) -> int:
+        """Draws of noise beside the initial latents."""
+        return int(self.noise.max()) + 1
+
+    def steps_after(self, evaluations: int) -> int:
+        """Steps finished when so many evaluations are done."""
+        return int(self.steps_done[evaluations - 1]) if evaluations else 0
+
+
+def matrix(x: Row, x0: Row, *, h1: Row = _FORGET, h2: Row = _FORGET, h3: Row = _FORGET, h4: Row = _FORGET) -> Matrix:
+    """One evaluation: what becomes of x and of its history, and the picture that it predicts."""
+    return np.stack([x, h1, h2, h3, h4, x0])  # [6, 7]
+
+
+def filled(
+    matrices: list[Matrix],
+    timesteps: NDArray[np.float64],
+    *,
+    input_scales: NDArray[np.float64] | None = None,
+    steps_done: NDArray[np.int64] | None = None,
+    noisy: bool = False,
+    initial_scale: float = 1.0,
+) -> Table:
+    """A table; without `steps_done`, of one evaluation a step. `noisy`: a draw for each evaluation but the last."""
+    count = len(matrices)
+    noise = np.full(count, -1)
+    if noisy:
+        noise[:-1] = np.arange(count - 1)
+    return Table(
+        matrices=np.stack(matrices),
+        timesteps=timesteps,
+        input_scales=np.ones(count) if input_scales is None else input_scales,
+        steps_done=np.arange(1, count + 1) if steps_done is None else steps_done,
+        noise=noise,
+        initial_scale=initial_scale,
+    )
+
+
+def predictions(spec: ScheduleSpec, alpha: float, sigma: float, *, x: Row = X, out: Row = OUT) -> tuple[Row, Row]:
+    """x0 and noise as rows, where x = alpha x0 + sigma eps. v: Salimans & Ho 2022, appendix D.
+
+    Errors: InvalidRequest where a predicted noise says nothing about x0, because x has no signal.
+    """
+    if spec.prediction == "sample":
+        return out, (x - alpha * out) / sigma
+    if spec.prediction == "v_prediction":
+        return alpha * x - sigma * out, alpha * out + sigma * x
+    if alpha == 0:
+        raise InvalidRequest(
+            "this sampler starts at a timestep without signal (rescale_betas_zero_snr), where a model that predicts "
+            "noise says nothing; euler, heun, dpmpp_2m and unipc start beside it"
+        )
+    return (x - sigma * out) / alpha, out

@@ -118,7 +118,8 @@ def _pieces(shapes: Shapes, network: str, places: Iterable[Place], unused: str =
             continue
         shape, length = tensor.shape, tensor.length // len(new)
         if len(new) > 1:
-            shape = (shape[0] // len(new), *shape[1:])
+            rows, *rest = shape
+            shape = (rows // len(new), *rest)
         elif network == "vae" and ".attentions." in new[0] and shape[2:] == (1, 1):
             shape = shape[:2]  # the original has 1x1 convolutions there: the same bytes
         pieces += [_Piece(own, tensor.dtype, shape, tensor.offset + i * length, length) for i, own in enumerate(new)]

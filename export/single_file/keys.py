@@ -100,17 +100,17 @@ def is_weight(name: str) -> bool:
     return not _NO_WEIGHT.fullmatch(name)
 
 
-def renamed(name: str, names: Names) -> tuple[str, ...]:
+def renamed(name: str, names: Names) -> list[str]:
     """diffusers' names of a tensor, the prefix of its network left away: three for a fused one, none if unknown."""
     module, rest = _longest(name, names)
     if module is None:
-        return ()
+        return []
     ours, inside = names[module]
     within, ending = _longest(rest, inside)
     if within is not None:
         rest = f"{inside[within]}.{ending}".removesuffix(".")
     whole = f"{ours}.{rest}".removesuffix(".")
-    return tuple(whole.format(qkv=letter) for letter in "qkv") if "{qkv}" in whole else (whole,)
+    return [whole.format(qkv=letter) for letter in "qkv"] if "{qkv}" in whole else [whole]
 
 
 def _longest(name: str, known: Mapping[str, object]) -> tuple[str | None, str]:

@@ -79,6 +79,17 @@ def test_who_tells_the_prediction(
     assert (tmp_path / "out/latentd.json").exists() == bool(beside)
 
 
+def test_what_a_tensor_tells(files: dict[str, Path], tmp_path: Path) -> None:
+    """Some trainers mark v prediction with an empty tensor; LCM's guidance embedding goes into the config."""
+    more = {"v_pred": torch.zeros(0), f"{UNET}time_embed.cond_proj.weight": torch.zeros(64, 32)}
+    save_file({**load_file(files["sd2"]), **more}, file := tmp_path / "m.safetensors")
+    out = convert(file, tmp_path / "out", say=lambda line: None)
+    assert json.loads((out / "scheduler/scheduler_config.json").read_bytes())["prediction_type"] == "v_prediction"
+    assert json.loads((out / "unet/config.json").read_bytes())["time_cond_proj_dim"] == 32
+    weights = load_file(out / "unet/diffusion_pytorch_model.safetensors")
+    assert weights["time_embedding.cond_proj.weight"].shape == (64, 32)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("[1]", "JSON object"), ("{", "JSON"), ('{"prediction": "v"}', "prediction is 'v'; it must be one of epsilon")],

@@ -17,9 +17,11 @@ given = $(if $($(1)),--$(2) '$($(1))')
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
 	@echo "make test                            install what the tests need and run them all"
-	@echo "make serve [MODEL=dir] [BACKEND=auto] [DEVICE=auto]"
+	@echo "make serve [MODEL=dir|file.safetensors] [BACKEND=auto] [DEVICE=auto]"
 	@echo "                                     serve over gRPC until SIGTERM"
 	@echo "make onnx MODEL=dir [OUT=dir]        checkpoint to checked ONNX artifact"
+	@echo "make onnx MODEL=file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
+	@echo "                                     the same of a single-file checkpoint"
 	@echo "make bench                           start-up, memory and throughput as rows"
 	@echo "make gpu-check                       the step of SD 1.5 on an NVIDIA GPU (needs torch there)"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
@@ -29,13 +31,14 @@ demo: $(VENV)/.cpu
 	@$(BIN)/python -m demo
 
 serve: $(VENV)/.cpu
-	@$(BIN)/python -m server $(call given,MODEL,model) $(call given,BACKEND,backend) $(call given,DEVICE,device)
+	@$(BIN)/python -m server $(call given,MODEL,model) $(call given,BACKEND,backend) $(call given,DEVICE,device) \
+	    $(call given,PREDICTION,prediction)
 
 onnx: need-model $(VENV)/.export
-	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out)
+	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out) $(call given,PREDICTION,prediction)
 
 need-model:
-	@test -n '$(MODEL)' || { echo 'give MODEL=dir, the checkpoint' >&2; exit 2; }
+	@test -n '$(MODEL)' || { echo 'give MODEL=, the checkpoint: a folder, or a .safetensors file' >&2; exit 2; }
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

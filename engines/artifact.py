@@ -105,6 +105,12 @@ def _check_files(folder: Path, vouched: dict[str, str], mend: str) -> None:
             )
 
 
+def has_safety_checker(checkpoint: Path) -> bool:
+    """Does a checkpoint (one that read_spec has read) bring a safety checker? latentd runs none, and says so."""
+    named = json.loads((checkpoint / "model_index.json").read_bytes()).get("safety_checker")
+    return named not in (None, [None, None])
+
+
 def digests(paths: list[Path]) -> list[str]:
     """SHA-256 of each file, several at once: hashing lets go of the interpreter lock. Errors: CheckpointError."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

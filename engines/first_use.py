@@ -1,4 +1,4 @@
-"""An artifact from whatever folder a user names: an artifact as it is, a checkpoint exported on first use.
+"""An artifact from whatever a user names: an artifact as it is, a checkpoint (folder or file) exported on first use.
 
 Serving never imports the export stage (it would bring torch): a first export is a process of its own, and its
 result is kept under $LATENTD_CACHE by the content of the checkpoint.
@@ -18,6 +18,7 @@ from engines import cache
 from engines.artifact import CONFIGS, Artifact, digests, is_artifact, open_artifact
 from engines.backend import BackendError
 from pipeline.errors import CheckpointError
+from pipeline.single_file import check_single_file, is_single_file, settings_path
 from pipeline.spec import read_spec
 
 _ROOT = Path(__file__).parent.parent
@@ -26,26 +27,46 @@ _running: list[subprocess.Popen[bytes]] = []
 log = logging.getLogger("latentd.first_use")
 
 
-def artifact_of(folder: Path) -> Artifact:
-    """The artifact in `folder`, or of it.
+def model_id(model: Path) -> str:
+    """What clients call it: the folder's name, or the file's without its ending."""
+    return model.stem if is_single_file(model) else model.resolve().name
 
-    Errors: CheckpointError for a folder that is no model, BackendError when an export is needed and cannot be had.
+
+def artifact_of(folder: Path, prediction: str = "auto") -> Artifact:
+    """The artifact in `folder`, or of it; `folder` may be a single file, and then `prediction` may be needed.
+
+    Errors: CheckpointError for what is no model, BackendError when an export is needed and cannot be had.
     """
+    if is_single_file(folder):
+        return _artifact_of_file(folder.absolute(), prediction)
+    if prediction != "auto":
+        raise CheckpointError(f"prediction {prediction} is for single files; {folder} has its own scheduler config")
     if not folder.is_dir():
         raise CheckpointError(f"model {folder} is not a folder; give a checkpoint in diffusers' layout or an artifact")
     folder = folder.resolve()
     if is_artifact(folder):
         return open_artifact(folder)
     read_spec(folder)
-    own = cache.cache_folder() / "artifacts" / cache.key(checkpoint=_contents(folder))
-    out = own / folder.name
+    return _kept(cache.key(checkpoint=_contents(folder)), folder, folder.name)
+
+
+def _artifact_of_file(model: Path, prediction: str) -> Artifact:
+    check_single_file(model)
+    contents = digests([path for path in (model, settings_path(model)) if path.exists()])
+    return _kept(cache.key(file=contents, prediction=prediction), model, model_id(model), "--prediction", prediction)
+
+
+def _kept(key: str, model: Path, name: str, *flags: str) -> Artifact:
+    """The artifact that the cache has of `model`, exported now where it has none or a damaged one."""
+    own = cache.cache_folder() / "artifacts" / key
+    out = own / name
     if is_artifact(out):
         try:
             return open_artifact(out)
         except CheckpointError as error:
             log.warning("exporting again: %s", error)
             shutil.rmtree(own, ignore_errors=True)
-    _export(folder, out)
+    _export(model, out, *flags)
     return open_artifact(out)
 
 
@@ -67,16 +88,16 @@ def stop_exports() -> None:
         process.terminate()
 
 
-def _export(folder: Path, out: Path) -> None:
+def _export(folder: Path, out: Path, *flags: str) -> None:
     """Into a folder beside `out`, renamed when it is whole: two servers may start at once."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
         raise BackendError(
             f"{folder} is a checkpoint that has not been exported, and exporting needs the extra `export` "
-            f"(pip install -e '.[export]'); or export it elsewhere with `make onnx MODEL={folder}`"
+            f"(pip install -e '.[export]'); or export it elsewhere with `make onnx MODEL={folder} OUT=dir`"
         )
     new = out.with_name(f".new-{os.getpid()}")
     try:
-        _run([sys.executable, "-W", "ignore", "-m", "export", str(folder), "--out", str(new)])
+        _run([sys.executable, "-W", "ignore", "-m", "export", str(folder), "--out", str(new), *flags])
         try:
             new.rename(out)
         except OSError as error:

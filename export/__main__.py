@@ -1,34 +1,65 @@
-"""python -m export MODEL [--out DIR]: a checkpoint becomes an artifact."""
+"""python -m export MODEL [--out DIR] [--prediction epsilon|v_prediction]: a checkpoint becomes an artifact."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+from pipeline.errors import CheckpointError, LatentdError
+from pipeline.single_file import PREDICTIONS, check_single_file, is_single_file
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export",
-        description="Export a diffusers-layout safetensors checkpoint to ONNX graphs beside its weights, check them "
-        "with ONNX Runtime against torch, and write the manifest that a server verifies.",
+        description="Export a safetensors checkpoint, a folder in diffusers' layout or a single file, to ONNX graphs "
+        "beside its weights, check them with ONNX Runtime against torch, and write the manifest that servers verify.",
     )
-    parser.add_argument("model", type=Path, help="the checkpoint's folder")
+    parser.add_argument("model", type=Path, help="the checkpoint: a folder, or a .safetensors file")
     parser.add_argument("--out", type=Path, help="write here instead, with copies of the checkpoint's files")
+    parser.add_argument(
+        "--prediction",
+        default=os.environ.get("LATENTD_PREDICTION") or "auto",
+        help=f"{' or '.join(PREDICTIONS)}: of a single file that does not tell, as SD 2 does not",
+    )
     options = parser.parse_args(argv)
+    model, out, prediction = options.model, options.out, options.prediction
+    if prediction not in ("auto", *PREDICTIONS):
+        parser.error(f"--prediction is {prediction!r}; it takes auto, {' or '.join(PREDICTIONS)}")
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     try:
+        if is_single_file(model):
+            from export.single_file.convert import convert
+
+            model, out = convert(model, _wanted(out, model), prediction, say), None
+        elif prediction != "auto":
+            raise CheckpointError(f"prediction {prediction} is for single files; {model} has its own scheduler config")
         from export.artifact import export
-        from pipeline.errors import LatentdError
+
+        artifact = export(model, out, say)
     except ModuleNotFoundError as error:
         print(f"export needs {error.name}: pip install -e '.[export]'", file=sys.stderr)
         return 1
-    try:
-        artifact = export(options.model, options.out, say=lambda line: print(line, flush=True))
     except LatentdError as error:
         print(error, file=sys.stderr)
         return 1
     print(f"artifact {artifact.digest[:12]}: {artifact.folder}")
     return 0
+
+
+def _wanted(out: Path | None, model: Path) -> Path:
+    check_single_file(model)
+    if out is None:
+        raise CheckpointError(
+            f"{model} is a single file, so say where its checkpoint folder goes: --out DIR, or "
+            f"make onnx MODEL={model} OUT=dir"
+        )
+    return out
 
 
 if __name__ == "__main__":

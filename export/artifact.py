@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from engines.artifact import CONFIGS, FORMAT, MANIFEST, OPTIONAL_CONFIGS, Artifact, digests, open_artifact
+from engines.artifact import (
+    CONFIGS,
+    FORMAT,
+    MANIFEST,
+    OPTIONAL_CONFIGS,
+    Artifact,
+    digests,
+    has_safety_checker,
+    open_artifact,
+)
 from export import check
 from export.graph import OPSET, trace
 from export.networks import NETWORKS
@@ -44,6 +53,8 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
         folder = out
         _copy(checkpoint, out, files, say)
     (folder / MANIFEST).unlink(missing_ok=True)
+    if has_safety_checker(folder):
+        say("warning: the checkpoint's safety checker is not run: pictures are delivered as they come")
 
     errors: dict[str, float] = {}
     preview = context = None

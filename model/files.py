@@ -23,14 +23,12 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 def weight_files(checkpoint: Path, part: str) -> list[Path]:
     """The safetensors files with the weights of `part`: one, or the shards of an index.
 
-    Full precision before the `.fp16` variant. Errors: CheckpointError where there are none, where the weights are
-    only there as a pickle, or where an index names a file outside its folder.
+    Full precision before the variants of half of it. Errors: CheckpointError where there are none, where the
+    weights are only there as a pickle, or where an index names a file outside its folder.
     """
     folder, stem = checkpoint / part, STEMS[part]
-    for whole, index in (
-        (f"{stem}.safetensors", f"{stem}.safetensors.index.json"),
-        (f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json"),
-    ):
+    for variant in ("", ".fp16", ".bf16"):
+        whole, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
         if (folder / whole).is_file():
             return [folder / whole]
         if (folder / index).is_file():

@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 
+from engines.artifact import has_safety_checker
 from engines.cores import available_cores
-from engines.first_use import artifact_of, stop_exports
+from engines.first_use import artifact_of, model_id, stop_exports
 from engines.model import Model, load
 from pipeline.errors import LatentdError
 from server.address import joined
@@ -33,10 +34,10 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        model_id = settings.model.resolve().name
-        self.metrics = Metrics(model_id)
+        name = model_id(settings.model)
+        self.metrics = Metrics(name)
         limits = Limits(settings.max_prompt, settings.max_steps, settings.max_guidance, settings.max_images)
-        self.service = Service(model_id, limits, self.metrics)
+        self.service = Service(name, limits, self.metrics)
         self._door = GrpcDoor(self.service, settings.max_message)
         self._died = asyncio.Event()
         self.grpc_port = self.metrics_port = 0
@@ -125,7 +126,9 @@ async def serve(settings: Settings) -> int:
 
 def load_model(settings: Settings) -> Model:
     """The model that the settings name: exported if need be, its engines from the cache or compiled."""
-    artifact = artifact_of(settings.model)
+    artifact = artifact_of(settings.model, settings.prediction)
+    if has_safety_checker(artifact.folder):
+        log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")
     return load(artifact, settings.backend, settings.precision, settings.threads or None)
 
 

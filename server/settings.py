@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import LatentdError
+from pipeline.single_file import PREDICTIONS
 
 
 class SettingsError(LatentdError):
@@ -63,7 +64,7 @@ def _setting(default: Any, reads: tuple[Callable[[str], Any], str], help: str) -
     return field(default=default, metadata={"kind": _Kind(*reads, help)})
 
 
-_PATH: tuple[Callable[[str], Any], str] = (lambda text: Path(text).expanduser(), "a folder")
+_PATH: tuple[Callable[[str], Any], str] = (lambda text: Path(text).expanduser(), "a path")
 _HOST: tuple[Callable[[str], Any], str] = (lambda text: text.strip("[]"), "an address")
 _PORT = _number(0, 65535)
 
@@ -73,7 +74,10 @@ class Settings:
     model: Path = _setting(
         Path(__file__).parent.parent / "demo" / "small-things",
         _PATH,
-        "a checkpoint (exported on first use) or an artifact; without it, the embedded demo model",
+        "a checkpoint (folder or .safetensors file, exported on first use) or an artifact; without it, the demo model",
+    )
+    prediction: str = _setting(
+        "auto", _choice("auto", *PREDICTIONS), "of a single file; auto is what it tells, or the settings beside it"
     )
     backend: str = _setting("auto", _choice("auto", "openvino", "torch"), "what runs the networks")
     device: str = _setting("auto", _choice("auto", "cpu"), "where; GPUs are not supported yet")

@@ -102,8 +102,21 @@ def test_no_weights_and_pickles_are_refused_by_name(checkpoint: Path) -> None:
     assert "pickle (diffusion_pytorch_model.bin)" in message and "safetensors" in message
 
 
-def test_the_half_precision_variant_is_found(checkpoint: Path) -> None:
-    (checkpoint / UNET).rename(checkpoint / "unet/diffusion_pytorch_model.fp16.safetensors")
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+@pytest.mark.parametrize("path", [UNET, VAE, TEXT])
+def test_a_half_precision_variant_is_found(checkpoint: Path, path: str, variant: str) -> None:
+    loads = {UNET: load_unet, VAE: load_vae_decoder, TEXT: load_text}
+    other = (checkpoint / path).with_suffix(f".{variant}.safetensors")
+    (checkpoint / path).rename(other)
+    loads[path](read_spec(checkpoint), checkpoint)
+    (checkpoint / path).write_bytes(other.read_bytes())  # full precision comes first
+    assert weight_files(checkpoint, path.split("/")[0]) == [checkpoint / path]
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_the_index_of_a_variant_is_found(checkpoint: Path, variant: str) -> None:
+    index = shard(checkpoint)
+    index.rename(index.with_name(f"diffusion_pytorch_model.safetensors.index.{variant}.json"))
     load_unet(read_spec(checkpoint), checkpoint)
 
 

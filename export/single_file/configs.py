@@ -1,0 +1,140 @@
+"""The JSON configs of a converted single file: what its shapes say, and for the rest what its family has.
+
+What no shape tells, and every published model of the family has: 32 groups; in SD 1 eight heads at every level, in
+SD 2 heads of 64 channels; heads of 64 in both text encoders; the VAE's scale; the schedule. The schedule has no
+`timestep_spacing`, as the published folders have none, so that each sampler keeps its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from export.single_file.kinds import SD1, Family
+from export.single_file.layout import TextLayout, UnetLayout, VaeLayout
+from pipeline import clip_vocabulary
+from pipeline.errors import CheckpointError
+
+Config = dict[str, Any]
+
+_GROUPS, _HEADS, _HEAD_WIDTH = 32, 8, 64
+
+
+def configs(
+    path: Path, family: Family, unet: UnetLayout, vae: VaeLayout, text: TextLayout, prediction: str
+) -> dict[str, Config]:
+    """Each config by its name in the folder. Errors: CheckpointError for widths that the family's rules do not fit."""
+    factor = 2 ** (len(vae.channels) - 1)
+    # What the published models were trained at: SD 2 in its velocity form at 768, every other at 512.
+    side = 512 if family is SD1 or prediction == "epsilon" else 768
+    if text.vocab_size != clip_vocabulary.SIZE:
+        raise CheckpointError(
+            f"{path}: its text encoder knows {text.vocab_size} tokens, and CLIP's vocabulary has {clip_vocabulary.SIZE}"
+        )
+    _check_widths(path, "UNet's channels", unet.channels, _GROUPS if family is SD1 else _HEAD_WIDTH)
+    _check_widths(path, "VAE's channels", vae.channels, _GROUPS)
+    _check_widths(path, "text encoder's width", (text.width,), _HEAD_WIDTH)
+    return {
+        "text_encoder/config.json": _text(family, text),
+        "unet/config.json": _unet(family, unet, side // factor),
+        "vae/config.json": _vae(vae, side),
+        "scheduler/scheduler_config.json": _schedule(prediction),
+        "model_index.json": _index(),
+    }
+
+
+def _check_widths(path: Path, what: str, widths: tuple[int, ...], unit: int) -> None:
+    if any(width % unit for width in widths):
+        raise CheckpointError(f"{path}: its {what} {', '.join(map(str, widths))} must be multiples of {unit}")
+
+
+def _text(family: Family, text: TextLayout) -> Config:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "bos_token_id": clip_vocabulary.SIZE - 2,
+        "eos_token_id": clip_vocabulary.SIZE - 1,
+        "pad_token_id": clip_vocabulary.SIZE - 1 if family is SD1 else 0,
+        "hidden_act": family.activation,
+        "hidden_size": text.width,
+        "intermediate_size": text.hidden,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": text.tokens,
+        "num_attention_heads": text.width // _HEAD_WIDTH,
+        "num_hidden_layers": text.layers,
+        "vocab_size": text.vocab_size,
+    }
+
+
+def _unet(family: Family, unet: UnetLayout, sample_size: int) -> Config:
+    return {
+        "_class_name": "UNet2DConditionModel",
+        # diffusers' name for the number of heads.
+        "attention_head_dim": _HEADS if family is SD1 else [width // _HEAD_WIDTH for width in unet.channels],
+        "block_out_channels": unet.channels,
+        "cross_attention_dim": unet.context_width,
+        "down_block_types": [f"{'CrossAttn' * attends}DownBlock2D" for attends in unet.attends_down],
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": unet.in_channels,
+        "layers_per_block": _one(unet.layers),
+        "norm_eps": 1e-5,
+        "norm_num_groups": _GROUPS,
+        "out_channels": unet.out_channels,
+        "sample_size": sample_size,
+        "time_cond_proj_dim": unet.guidance_width,
+        "transformer_layers_per_block": _one(unet.depth),
+        "up_block_types": [f"{'CrossAttn' * attends}UpBlock2D" for attends in unet.attends_up],
+        "use_linear_projection": unet.linear,
+    }
+
+
+def _one(values: tuple[int, ...]) -> int | tuple[int, ...]:
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _vae(vae: VaeLayout, side: int) -> Config:
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": vae.channels,
+        "down_block_types": ["DownEncoderBlock2D"] * len(vae.channels),
+        "in_channels": vae.image_channels,
+        "latent_channels": vae.latent_channels,
+        "layers_per_block": vae.layers,
+        "mid_block_add_attention": vae.mid_attention,
+        "norm_num_groups": _GROUPS,
+        "out_channels": vae.image_channels,
+        "sample_size": side,
+        "scaling_factor": 0.18215,
+        "up_block_types": ["UpDecoderBlock2D"] * len(vae.channels),
+        "use_post_quant_conv": vae.post_quant,
+        "use_quant_conv": vae.quant,
+    }
+
+
+def _schedule(prediction: str) -> Config:
+    return {
+        "_class_name": "DDIMScheduler",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": False,
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+
+
+def _index() -> Config:
+    absent = ("feature_extractor", "image_encoder", "safety_checker")
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        **{name: [None, None] for name in absent},
+    }

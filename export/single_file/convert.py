@@ -1,0 +1,163 @@
+"""A single file to a checkpoint folder: other names, the same bytes.
+
+Nothing is computed and no torch is needed. Bytes are copied from file to file a few megabytes at a time, so memory
+does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from engines.artifact import MANIFEST
+from export.single_file.configs import configs
+from export.single_file.keys import is_weight, names, renamed
+from export.single_file.kinds import SD1, UNET, VAE, Family, recognise
+from export.single_file.layout import Place, Shapes, text_layout, unet_layout, vae_layout
+from export.tensors import BYTES, StoredTensor, read_header
+from model.files import STEMS
+from pipeline.clip_vocabulary import write_tokenizer
+from pipeline.errors import CheckpointError
+from pipeline.single_file import check_single_file, own_settings, settings_path
+
+_CHUNK = 8 << 20  # bytes in memory at once
+_MODELSPEC = "modelspec.prediction_type"  # in a file's metadata: "epsilon" or "v" (Stability AI's ModelSpec 1.0)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A tensor of the folder, and where its bytes are in the single file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+def convert(path: Path, out: Path, prediction: str = "auto", say: Callable[[str], None] = print) -> Path:
+    """Write the checkpoint of the single file `path` into the folder `out`, and return `out`.
+
+    `prediction`, where it is not "auto", wins over what the settings beside the file say, and that over what the file
+    tells itself. Errors: CheckpointError for a file that is not a Stable Diffusion 1.x or 2.x model, that does not
+    tell its prediction, or whose folder cannot be written.
+    """
+    check_single_file(path)
+    tensors, metadata = read_header(path)
+    family, text_prefix = recognise(path, tensors)
+    own = own_settings(path)
+    beside = own.pop("prediction", None)
+    told = beside if prediction == "auto" else prediction
+    prediction = told or _prediction(path, family, tensors, metadata)
+    unet, vae, text = (Shapes(path, tensors, prefix) for prefix in (UNET, VAE, text_prefix))
+    unet_is, vae_is, text_is = unet_layout(unet), vae_layout(vae), text_layout(text, family)
+    folder = configs(path, family, unet_is, vae_is, text_is, prediction)
+    parts = {
+        "text_encoder": _pieces(text, family.clip, text_is.places(), unused=f"transformer.resblocks.{text_is.layers}."),
+        "unet": _pieces(unet, "unet", unet_is.places()),
+        "vae": _pieces(vae, "vae", vae_is.places()),
+    }
+    say(f"{path.name}: {family.name}, prediction {prediction}")
+    if others := Counter(name.split(".")[0] for name in tensors if not name.startswith((UNET, VAE, text_prefix))):
+        say("left out, no weights of the model: " + ", ".join(f"{name} ({n})" for name, n in others.most_common(8)))
+    if own:
+        folder["latentd.json"] = own
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (MANIFEST, "model_index.json"):  # without them, what an interruption leaves is no checkpoint
+            (out / name).unlink(missing_ok=True)
+        for part, pieces in parts.items():
+            _write_weights(path, out / part / f"{STEMS[part]}.safetensors", pieces)
+        write_tokenizer(out / "tokenizer", pad=family.pad, tokens=text_is.tokens)
+        for name, values in sorted(folder.items(), key=lambda item: item[0] == "model_index.json"):
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write the checkpoint of {path} to {out}: {error}") from None
+    say(f"converted to {out}")
+    return out
+
+
+def _prediction(path: Path, family: Family, tensors: dict[str, StoredTensor], metadata: dict[str, str]) -> str:
+    if "v_pred" in tensors:  # an empty tensor with which some trainers mark their files
+        return "v_prediction"
+    if marked := {"epsilon": "epsilon", "v": "v_prediction"}.get(metadata.get(_MODELSPEC, "")):
+        return marked
+    if family is SD1:
+        return "epsilon"
+    raise CheckpointError(
+        f"{path} is a {family.name} model and does not tell what it predicts: give --prediction epsilon (SD 2-base, "
+        f"SD 2.1-base, SD-Turbo) or --prediction v_prediction (SD 2 and SD 2.1, the ones of 768x768); with make "
+        f'PREDICTION=..., or for good as {{"prediction": "..."}} in {settings_path(path).name} beside it'
+    )
+
+
+def _pieces(shapes: Shapes, network: str, places: Iterable[Place], unused: str = "\0") -> list[_Piece]:
+    """What of a network goes into the folder; names that begin with `unused` do not.
+
+    Errors: CheckpointError for a tensor of no known name or no known type.
+    """
+    table = names(network, places)
+    pieces, unknown = [], []
+    for name, tensor in shapes.tensors.items():
+        if name.startswith(unused) or not is_weight(name):
+            continue
+        new = renamed(name, table)
+        if tensor.dtype not in BYTES:
+            raise CheckpointError(
+                f"{shapes.path}: {shapes.prefix}{name} is stored as {tensor.dtype}; latentd reads {', '.join(BYTES)}"
+            )
+        if not new or (len(new) > 1 and (not tensor.shape or tensor.shape[0] % len(new))):
+            unknown.append(shapes.prefix + name)
+            continue
+        shape, length = tensor.shape, tensor.length // len(new)
+        if len(new) > 1:
+            rows, *rest = shape
+            shape = (rows // len(new), *rest)
+        elif network == "vae" and ".attentions." in new[0] and shape[2:] == (1, 1):
+            shape = shape[:2]  # the original has 1x1 convolutions there: the same bytes
+        pieces += [_Piece(own, tensor.dtype, shape, tensor.offset + i * length, length) for i, own in enumerate(new)]
+    if unknown:
+        raise CheckpointError(
+            f"{shapes.path} has {len(unknown)} tensors that its kind of model has not: {', '.join(unknown[:3])}"
+            f"{', ...' if len(unknown) > 3 else ''}"
+        )
+    return pieces
+
+
+def _write_weights(source: Path, target: Path, pieces: list[_Piece]) -> None:
+    """A safetensors file, whole or not at all. Wide types first, as the format's own library keeps them aligned."""
+    pieces = sorted(pieces, key=lambda piece: (-BYTES[piece.dtype], piece.name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for piece in pieces:
+        header[piece.name] = {"dtype": piece.dtype, "shape": piece.shape, "data_offsets": [at, at + piece.length]}
+        at += piece.length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    target.parent.mkdir(exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with source.open("rb") as reading, temporary.open("wb") as writing:
+            writing.write(struct.pack("<Q", len(text)) + text)
+            for piece in pieces:
+                _copy(reading, writing, piece.offset, piece.length)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy(reading: BinaryIO, writing: BinaryIO, offset: int, length: int) -> None:
+    reading.seek(offset)
+    while length:
+        data = reading.read(min(_CHUNK, length))
+        if not data:
+            raise OSError("the file became shorter while it was read")
+        writing.write(data)
+        length -= len(data)

@@ -119,7 +119,7 @@ class BareLoop:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.serving", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m benchmarks.serving", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, default=ROOT / "demo" / "small-things")
     parser.add_argument("--pictures", type=int, default=64, help="of one turn (default 64)")
     parser.add_argument("--turns", type=int, default=5)

@@ -68,6 +68,7 @@ async def _draw(address: str) -> None:
     for prompt, picture in zip(PROMPTS, pictures, strict=True):
         path = picture.save(OUT / (prompt.replace(",", "").replace(" ", "-") + ".png"))
         t = picture.timings
+        assert t is not None
         print(
             f"  {_shown(path)}: queue {t.queue_ms:.0f}, encode {t.encode_ms:.0f}, "
             f"denoise {t.denoise_ms:.0f}, decode {t.decode_ms:.0f} ms, {t.seats_shared:.1f} seats shared"

@@ -32,6 +32,7 @@ class Denoiser(Protocol):
     samples: F32  # [rows, C, h, w], written by the stepper
     timesteps: F32  # [rows]
     contexts: F32  # [rows, chunks * tokens, width]
+    guidance: F32  # [rows], of a UNet that takes it (LCM); of no effect on others
     outputs: F32  # [rows, C, h, w], valid for the rows of the last run
 
     def run(self, rows: Sequence[int]) -> None:

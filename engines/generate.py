@@ -38,13 +38,15 @@ def generate(
     guidance = default.guidance if guidance is None else guidance
     width, height = width or default.width, height or default.height
     run = table(spec.schedule, sampler or default.sampler, steps)
-    texts = [prompt, negative_prompt] if guidance > 1 else [prompt]
+    guided = guidance > 1 and not spec.unet.guidance_width
+    texts = [prompt, negative_prompt] if guided else [prompt]
     prompts = read_prompts(model.tokenizer, texts, long=long_prompt, weighted=prompt_weights, skip=clip_skip)
     rows = range(len(prompts))
 
     denoiser = backend.denoiser(width, height, rows=len(prompts), chunks=prompts[0].chunks)
     for row in rows:
         denoiser.contexts[row] = context_of(prompts[row], backend.encode)
+    denoiser.guidance[:] = guidance
 
     first, *draws = standard_normal(seed, spec.latent_shape(width, height), draws=1 + run.draws)
     terms = np.zeros((STATE + 2, *first.shape), np.float32)  # x, h1..h4, out, noise
@@ -55,7 +57,7 @@ def generate(
         denoiser.timesteps[:] = t
         denoiser.run(rows)
         out = denoiser.outputs
-        terms[OUT_COLUMN] = guide(out[0], out[1], guidance) if guidance > 1 else out[0]
+        terms[OUT_COLUMN] = guide(out[0], out[1], guidance) if guided else out[0]
         if draw >= 0:
             terms[NOISE_COLUMN] = draws[draw]
         terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 
 from engines.artifact import Artifact
@@ -9,7 +10,12 @@ from engines.backend import Backend, BackendError
 from pipeline.spec import Spec
 from pipeline.tokenizer import ClipTokenizer
 
-BACKENDS = ("openvino", "torch")
+# Name: the module and class, imported only when asked for, and the extra that installs what it needs.
+BACKENDS = {
+    "openvino": ("engines.openvino", "OpenVinoBackend", "cpu"),
+    "onnxruntime": ("engines.onnxruntime", "OnnxRuntimeBackend", "cpu"),
+    "torch": ("engines.torch", "TorchBackend", "export"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,24 +36,17 @@ class Model:
 def load(artifact: Artifact, backend: str = "auto", precision: str = "auto", threads: int | None = None) -> Model:
     """Engines of `artifact` on this machine, from the cache or compiled.
 
-    `backend`: "openvino" (what "auto" means on a CPU) or "torch", the oracle. `precision`: "bf16" where the CPU
-    has it ("auto"), or "f32". Errors: BackendError, naming the extra to install, for a backend that is not here.
+    `backend`: a key of BACKENDS; "auto" is openvino. `precision`: "bf16" where the backend and the CPU have it
+    ("auto"), or "f32". Errors: BackendError, naming the extra to install, for a backend that is not here.
     """
     name = "openvino" if backend == "auto" else backend
-    tokenizer = ClipTokenizer(artifact.folder, artifact.spec.text)
+    if name not in BACKENDS:
+        raise BackendError(f"backend {name!r} is unknown; there are: auto, {', '.join(BACKENDS)}")
+    module, kind, extra = BACKENDS[name]
     try:
-        if name == "openvino":
-            from engines.openvino import OpenVinoBackend
-
-            return Model(artifact, tokenizer, OpenVinoBackend(artifact, precision, threads))
-        if name == "torch":
-            from engines.torch import TorchBackend
-
-            return Model(artifact, tokenizer, TorchBackend(artifact, precision, threads))
+        made: Backend = getattr(importlib.import_module(module), kind)(artifact, precision, threads)
     except ModuleNotFoundError as error:
-        extra = {"openvino": "cpu", "torch": "export"}[name]
         raise BackendError(
-            f"backend {name} needs {error.name}, which is not installed: pip install 'latentd[{extra}]' "
-            f"(from a clone: pip install -e '.[{extra}]')"
+            f"backend {name} needs {error.name}, which is not installed: pip install -e '.[{extra}]' in a clone"
         ) from None
-    raise BackendError(f"backend {name!r} is unknown; there are: auto, {', '.join(BACKENDS)}")
+    return Model(artifact, ClipTokenizer(artifact.folder, artifact.spec.text), made)

@@ -34,14 +34,16 @@ class OnnxRuntimeBackend:
         self._unet = self._session("unet")
         self._decoder = self._session("vae_decoder")
 
-    def encode(self, ids: NDArray[np.int64]) -> F32:
-        return run(self._encoder, ids=ids[None])[0]
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        context, *skipped = _run(self._encoder, ids=ids[None])
+        return skipped[0][skip - 1] if skip else context
 
     def decode(self, latents: F32) -> F32:
-        return run(self._decoder, latents=latents[None])[0]
+        return _run(self._decoder, latents=latents[None])[0]
 
-    def denoiser(self, width: int, height: int, rows: int) -> OnnxRuntimeDenoiser:
-        return OnnxRuntimeDenoiser(self._unet, self.spec.latent_shape(width, height), self.spec.text.tokens, rows)
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> OnnxRuntimeDenoiser:
+        shape = self.spec.latent_shape(width, height)
+        return OnnxRuntimeDenoiser(self._unet, shape, chunks * self.spec.text.tokens, rows)
 
     def _session(self, graph: str) -> onnxruntime.InferenceSession:
         path = self._artifact.graph(graph)
@@ -58,22 +60,29 @@ class OnnxRuntimeDenoiser:
         self, unet: onnxruntime.InferenceSession, latents: tuple[int, int, int], tokens: int, rows: int
     ) -> None:
         self._unet = unet
-        width = unet.get_inputs()[2].shape[-1]
+        self._inputs = [port.name for port in unet.get_inputs()]  # an LCM's has one more: the guidance
+        width = unet.get_inputs()[self._inputs.index("context")].shape[-1]
         self.samples = np.zeros((rows, *latents), np.float32)
         self.timesteps = np.zeros(rows, np.float32)
         self.contexts = np.zeros((rows, tokens, width), np.float32)
+        self.guidance = np.ones(rows, np.float32)
         self.outputs = np.zeros((rows, *latents), np.float32)
 
     def run(self, rows: Sequence[int]) -> None:
+        buffers = {
+            "sample": self.samples,
+            "timestep": self.timesteps,
+            "context": self.contexts,
+            "guidance": self.guidance,
+        }
         for row in rows:
-            own = slice(row, row + 1)
-            out = run(self._unet, sample=self.samples[own], timestep=self.timesteps[own], context=self.contexts[own])
-            self.outputs[row] = out[0]
+            inputs = {name: buffers[name][row : row + 1] for name in self._inputs}
+            self.outputs[row] = _run(self._unet, **inputs)[0]
 
 
-def run(session: onnxruntime.InferenceSession, **inputs: NDArray[Any]) -> F32:
-    """The first output. Errors: DeviceError."""
+def _run(session: onnxruntime.InferenceSession, **inputs: NDArray[Any]) -> list[F32]:
+    """The outputs for a batch of one, without the batch. Errors: DeviceError."""
     try:
-        return np.asarray(session.run(None, inputs)[0])
+        return [np.asarray(output)[0] for output in session.run(None, inputs)]
     except Exception as error:
         raise DeviceError(f"onnxruntime failed: {error}") from error

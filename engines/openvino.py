@@ -73,7 +73,8 @@ class OpenVinoBackend:
 
     def _unet_shapes(self, width: int, height: int, chunks: int = 1) -> dict[str, list[int]]:
         latents, text = self.spec.latent_shape(width, height), self.spec.text
-        return {"sample": [1, *latents], "timestep": [1], "context": [1, chunks * text.tokens, text.width]}
+        shapes = {"sample": [1, *latents], "timestep": [1], "context": [1, chunks * text.tokens, text.width]}
+        return shapes | ({"guidance": [1]} if self.spec.unet.guidance_width else {})
 
     def _choose_streams(self, width: int, height: int) -> int:
         """One stream has the lowest latency of a row, several share the cores better; what wins is the machine's.
@@ -162,11 +163,15 @@ class OpenVinoDenoiser:
 
         self.samples, self.timesteps = buffer(engine.input("sample")), buffer(engine.input("timestep"))
         self.contexts, self.outputs = buffer(engine.input("context")), buffer(engine.output(0))
+        self.guidance = np.ones(rows, np.float32)
+        self._inputs = {"sample": self.samples, "timestep": self.timesteps, "context": self.contexts}
+        if any("guidance" in port.names for port in engine.inputs):
+            self._inputs["guidance"] = self.guidance
         self._requests = [self._bound(engine, slice(row, row + 1)) for row in range(rows)]
 
     def _bound(self, engine: ov.CompiledModel, own: slice) -> ov.InferRequest:
         request = engine.create_infer_request()
-        for name, buffer in (("sample", self.samples), ("timestep", self.timesteps), ("context", self.contexts)):
+        for name, buffer in self._inputs.items():
             request.set_tensor(name, ov.Tensor(buffer[own], shared_memory=True))
         request.set_output_tensor(ov.Tensor(self.outputs[own], shared_memory=True))
         return request

@@ -40,6 +40,7 @@ class HostStepper:
         np.multiply(noise[0], np.float32(table.initial_scale), out=terms[0])
         self._draws[seat] = noise[1:]
         self.denoiser.contexts[2 * seat] = context
+        self.denoiser.guidance[2 * seat] = guidance
         self._guidance[seat] = 1.0 if negative is None else guidance
         if negative is not None:
             self.denoiser.contexts[2 * seat + 1] = negative

@@ -48,12 +48,16 @@ class TorchDenoiser:
         self.samples = np.zeros((rows, *latents), np.float32)
         self.timesteps = np.zeros(rows, np.float32)
         self.contexts = np.zeros((rows, tokens, unet.spec.context_width), np.float32)
+        self.guidance = np.ones(rows, np.float32)
         self.outputs = np.zeros((rows, *latents), np.float32)
 
     def run(self, rows: Sequence[int]) -> None:
         for row in rows:
             own = slice(row, row + 1)
-            (self.outputs[row],) = _run(self._unet, self.samples[own], self.timesteps[own], self.contexts[own])
+            inputs = [self.samples[own], self.timesteps[own], self.contexts[own]]
+            if self._unet.spec.guidance_width:
+                inputs.append(self.guidance[own])
+            (self.outputs[row],) = _run(self._unet, *inputs)
 
 
 def _run(net: torch.nn.Module, *inputs: NDArray[np.generic]) -> list[F32]:

@@ -54,12 +54,15 @@ def network_error(network: Network, spec: Spec, net: nn.Module, running: onnxrun
 def trajectory_error(spec: Spec, net: nn.Module, running: onnxruntime.InferenceSession, context: F32) -> float:
     """The same of the latents after eight guided steps; `context` [2, T, D] of a prompt and of no prompt."""
 
+    extra = [np.full(2, 8.0, np.float32)] if spec.unet.guidance_width else []
+
     def torch_unet(sample: F32, timestep: F32, context: F32) -> F32:
         with torch.inference_mode():
-            return net(*(torch.from_numpy(x) for x in (sample, timestep, context))).numpy()
+            return net(*map(torch.from_numpy, (sample, timestep, context, *extra))).numpy()
 
     def onnx_unet(sample: F32, timestep: F32, context: F32) -> F32:
-        return np.asarray(running.run(None, {"sample": sample, "timestep": timestep, "context": context})[0])
+        inputs = {"sample": sample, "timestep": timestep, "context": context}
+        return np.asarray(running.run(None, inputs | ({"guidance": extra[0]} if extra else {}))[0])
 
     error = relative_error(_trajectory(spec, onnx_unet, context), _trajectory(spec, torch_unet, context))
     return _within(error, TRAJECTORY_TOLERANCE, "the trajectory")

@@ -58,6 +58,7 @@ def _unet_inputs(spec: Spec) -> list[Port]:
         Port("sample", sample, {0: rows, 2: unit * Dim("h"), 3: unit * Dim("w")}),
         Port("timestep", torch.tensor([999.0, 1.0]), {0: rows}),
         Port("context", example(2, spec.text.tokens, spec.text.width), {0: rows, 1: Dim("tokens")}),
+        *([Port("guidance", torch.tensor([7.5, 1.5]), {0: rows})] if spec.unet.guidance_width else []),
     ]
 
 

@@ -17,7 +17,7 @@ class ClipText(nn.Module):
         super().__init__()
         self.text_model = _Tower(spec, ops)
 
-    def forward(self, ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Token ids [n, tokens], integers -> context [n, tokens, width], after the final normalisation.
 
         Where there are layers to leave out, also [n, skips, tokens, width]: the k-th of them without the last k + 1.
@@ -36,7 +36,7 @@ class _Tower(nn.Module):
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(spec, ops) for _ in range(spec.layers))})
         self.final_layer_norm = nn.LayerNorm(spec.width, eps=spec.eps)
 
-    def forward(self, ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
         x = self.embeddings(ids)  # [n, tokens, width]
         layers = []
         for layer in self.encoder["layers"].children():
@@ -44,7 +44,7 @@ class _Tower(nn.Module):
             layers.append(x)
         context = self.ops.layer_norm(x, self.final_layer_norm)
         if not self.skips:
-            return context
+            return (context,)
         skipped = [self.ops.layer_norm(layers[-2 - skip], self.final_layer_norm) for skip in range(self.skips)]
         return context, torch.stack(skipped, dim=1)
 

@@ -30,6 +30,8 @@ class Unet(nn.Module):
         self.time_embedding = nn.ModuleDict(
             {"linear_1": nn.Linear(first, time_width), "linear_2": nn.Linear(time_width, time_width)}
         )
+        if spec.guidance_width:
+            self.time_embedding["cond_proj"] = nn.Linear(spec.guidance_width, first, bias=False)
         # Registered in the order of execution: shifts and (k, v) are handed out in that order.
         self.down_blocks = nn.ModuleList()
         self.mid_block = _Mid(spec, ops)
@@ -58,19 +60,28 @@ class Unet(nn.Module):
         cross = [m.get_submodule("attn2") for m in ordered if hasattr(m, "attn2")]
         self._cross_attentions = [m for m in cross if isinstance(m, Attention)]
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
         """latents [n, C, h, w], timestep [n] float32 in training steps, context [n, T, D] -> [n, C, h, w].
+
+        guidance [n] float32 is for a network that was distilled with it (`guidance_width`), and only for one.
 
         Rows are independent of each other. The result is what the model was trained to predict: noise or velocity.
         h and w are multiples of 2 to the number of blocks minus one.
         """
-        return self.denoise(latents, self.time_shifts(timestep), self.context_kv(context))
+        return self.denoise(latents, self.time_shifts(timestep, guidance), self.context_kv(context))
 
-    def time_shifts(self, timestep: Tensor) -> list[Tensor]:
+    def time_shifts(self, timestep: Tensor, guidance: Tensor | None = None) -> list[Tensor]:
         """timestep [n] float32 -> for each resnet, in order, what the time adds to its channels: [n, channels]."""
         spec = self.spec
         wave = timestep_embedding(timestep, spec.channels[0], spec.flip_sin_to_cos, spec.freq_shift)
-        first, second = self.time_embedding.children()
+        assert (guidance is None) == (not spec.guidance_width)
+        first, second, *conditions = self.time_embedding.children()
+        if guidance is not None:
+            (condition,) = conditions
+            assert isinstance(condition, nn.Linear)
+            wave = wave + self.ops.linear(
+                guidance_embedding(guidance, spec.guidance_width).to(condition.weight.dtype), condition
+            )
         assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
         x = F.silu(self.ops.linear(wave.to(first.weight.dtype), first))  # [n, 4 channels[0]]
         x = F.silu(self.ops.linear(x, second))
@@ -106,6 +117,15 @@ def timestep_embedding(timestep: Tensor, width: int, flip_sin_to_cos: bool, freq
     angles = timestep.float()[:, None] * frequencies  # [n, width / 2]
     waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
     return torch.cat(waves, dim=-1)
+
+
+def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
+    """Sinusoids of 1000 (guidance - 1) (Meng et al. 2023, appendix; Luo et al. 2023): [n] -> [n, width] float32."""
+    half = width // 2
+    rising = torch.arange(half, dtype=torch.float32, device=guidance.device)
+    frequencies = torch.exp(rising * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (guidance.float() - 1.0)[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
 class _Block(nn.Module):

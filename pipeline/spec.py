@@ -55,6 +55,7 @@ class UnetSpec:
     eps: float
     flip_sin_to_cos: bool
     freq_shift: float
+    guidance_width: int = 0  # LCM: the guidance is one more input, embedded in so many numbers; 0: it is not
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,6 @@ _UNET_FIXED = {
     "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
     "reverse_transformer_layers_per_block": None,
-    "time_cond_proj_dim": None,
     "time_embedding_act_fn": None,
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
@@ -205,6 +205,9 @@ def _unet(config: Config) -> UnetSpec:
     if channels[0] % 2 or channels[0] <= 2 * shift:
         # Half of the timestep's embedding are sines, half cosines, over width / 2 - freq_shift frequencies.
         raise config.refusal("block_out_channels", f"the first must be even, and more than twice freq_shift {shift:g}")
+    guidance_width = config.integer("time_cond_proj_dim", 0, least=0)
+    if guidance_width % 2 or guidance_width == 2:
+        raise config.refusal("time_cond_proj_dim", "it must be even and at least 4: half sines, half cosines")
     return UnetSpec(
         in_channels=config.integer("in_channels", 4),
         out_channels=config.integer("out_channels", 4),
@@ -221,6 +224,7 @@ def _unet(config: Config) -> UnetSpec:
         eps=config.number("norm_eps", 1e-5, least=0),
         flip_sin_to_cos=config.flag("flip_sin_to_cos", True),
         freq_shift=shift,
+        guidance_width=guidance_width,
     )
 
 

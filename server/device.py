@@ -196,7 +196,7 @@ class Device:
         return encoded
 
     def _stepper(self, lane: LaneKey) -> HostStepper:
-        """The lane's, made when it is first needed: a long prompt's engine takes seconds once, then the cache has it."""
+        """The lane's, made when first needed: a long prompt's engine takes seconds once, then the cache has it."""
         if lane not in self._steppers:
             width, height, chunks = lane
             denoiser = self.model.backend.denoiser(width, height, rows=2 * self.seats, chunks=chunks)

@@ -88,7 +88,7 @@ class Wish:
         skip = within("clip_skip", request.clip_skip, 0, model.spec.text.skips)
         prompts = read_prompts(
             model.tokenizer,
-            [prompt, negative] if guidance > 1 else [prompt],
+            [prompt, negative] if guidance > 1 and not model.spec.unet.guidance_width else [prompt],
             long=request.long_prompt,
             weighted=request.prompt_weights,
             skip=skip,

@@ -79,7 +79,7 @@ class Settings:
     prediction: str = _setting(
         "auto", _choice("auto", *PREDICTIONS), "of a single file; auto is what it tells, or the settings beside it"
     )
-    backend: str = _setting("auto", _choice("auto", "openvino", "torch"), "what runs the networks")
+    backend: str = _setting("auto", _choice("auto", "openvino", "onnxruntime", "torch"), "what runs the networks")
     device: str = _setting("auto", _choice("auto", "cpu"), "where; GPUs are not supported yet")
     precision: str = _setting("auto", _choice("auto", "bf16", "f32"), "auto is bf16 where the CPU has it")
     pixels: str = _setting(

@@ -35,6 +35,31 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.fixture(scope="session")
+def v_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Another one, with what Stable Diffusion 2 has: velocity, linear projections, as many heads as a block likes.
+
+    It has no shift_factor: diffusers' StableDiffusionPipeline, the oracle of whole pictures, leaves it out.
+    """
+    from export.artifact import export
+    from tests.checkpoints import make_checkpoint
+
+    checkpoint = make_checkpoint(
+        tmp_path_factory.mktemp("models") / "velocity",
+        kind="sd2",
+        unet={  # one level less than usual: an export's time goes with the layers
+            "attention_head_dim": [2, 3],
+            "block_out_channels": [24, 48],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "layers_per_block": 1,
+            "transformer_layers_per_block": [1, 2],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        },
+        vae={"layers_per_block": 1, "shift_factor": None},
+    )
+    return export(checkpoint, say=lambda line: None)
+
+
+@pytest.fixture(scope="session")
 def model(artifact: Artifact) -> Model:
     """On OpenVINO in f32, which every CPU has."""
     from engines.model import load

@@ -26,6 +26,9 @@ def serving(model: Model, **settings: Any) -> Iterator[Server]:
             await server.open()
             await server.load(lambda _: model)
             box["server"] = server
+        except BaseException:
+            await server.close(0)
+            raise
         finally:
             ready.set()
         await box["stop"].wait()

@@ -37,7 +37,9 @@ class FakeImages(ImagesServicer):
         self.cancelled = threading.Event()  # and has been cancelled
         self._meeting = threading.Barrier(2)
 
-    def Generate(self, request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateEvent]:
+    def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.GenerateEvent]:
         self.requests.append(request)
         word = request.prompt.split(" ")[0]
         gone = threading.Event()
@@ -97,7 +99,9 @@ class FakeImages(ImagesServicer):
             )
         yield pb.GenerateEvent(done=pb.Done(timings=TIMINGS))
 
-    def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
+    def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: grpc.ServicerContext
+    ) -> pb.ListModelsResponse:
         model = pb.Model(
             id="demo",
             sizes=[pb.Size(width=64, height=64)],

@@ -154,7 +154,7 @@ def test_text(tmp_path: Path, name: str, scale: float) -> None:
     spec = read_spec(tmp_path)
     ids = torch.randint(spec.text.vocab_size, (3, spec.text.tokens), generator=torch.Generator().manual_seed(1))
     ids[0, 5:] = spec.text.vocab_size - 1  # as a short prompt is padded
-    context = load_text(spec, tmp_path)(ids)
+    context, _ = load_text(spec, tmp_path)(ids)
     assert context.shape == (3, spec.text.tokens, spec.text.width)
     assert error(context, theirs(ids).last_hidden_state) < TOLERANCE
 

@@ -29,6 +29,7 @@ class Held:
         self.before_run: Callable[[], None] = lambda: None
         self.before_encode: Callable[[], None] = lambda: None
         self.before_decode: Callable[[], None] = lambda: None
+        self.before_denoiser: Callable[[], None] = lambda: None
         self.after_run: Callable[[Denoiser, Sequence[int]], None] = lambda denoiser, rows: None
         self.after_decode: Callable[[F32], F32] = lambda picture: picture
         self._holding = False
@@ -50,18 +51,19 @@ class Held:
         self._holding = False
         self._permits.release(1000)
 
-    def encode(self, ids: NDArray[np.int64]) -> F32:
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
         self.encoded.append(ids)
         self.before_encode()
-        return self._backend.encode(ids)
+        return self._backend.encode(ids, skip)
 
     def decode(self, latents: F32) -> F32:
         self.decoded += 1
         self.before_decode()
         return self.after_decode(self._backend.decode(latents))
 
-    def denoiser(self, width: int, height: int, rows: int) -> Denoiser:
-        return _HeldDenoiser(self, self._backend.denoiser(width, height, rows))
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
+        self.before_denoiser()
+        return _HeldDenoiser(self, self._backend.denoiser(width, height, rows, chunks))
 
     def _enter(self, rows: Sequence[int]) -> None:
         self.runs.append(list(rows))
@@ -75,7 +77,7 @@ class _HeldDenoiser:
     def __init__(self, held: Held, denoiser: Denoiser) -> None:
         self._held, self._denoiser = held, denoiser
         self.samples, self.timesteps = denoiser.samples, denoiser.timesteps
-        self.contexts, self.outputs = denoiser.contexts, denoiser.outputs
+        self.contexts, self.guidance, self.outputs = denoiser.contexts, denoiser.guidance, denoiser.outputs
 
     def run(self, rows: Sequence[int]) -> None:
         self._held._enter(rows)

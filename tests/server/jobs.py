@@ -16,11 +16,12 @@ from PIL import Image as PILImage
 from engines.generate import generate
 from engines.model import Model
 from latentd.v1 import images_pb2 as pb
+from pipeline.prompt import Prompt
 from pipeline.samplers import Table
 from server.admission import Admission
 from server.device import Device
 from server.events import Event, Failed, Image, Started
-from server.job import Job, Size, Wish
+from server.job import Job, LaneKey, Size, Wish
 from server.limits import Limits
 from server.mailbox import is_last
 from server.metrics import Metrics
@@ -137,7 +138,7 @@ def running(
 
 
 def wish(
-    size: Size = (8, 8), evaluations: int = 4, rows: int = 2, images: int = 1, priority: int = 0, seed: int = 0
+    lane: LaneKey = (8, 8, 1), evaluations: int = 4, rows: int = 2, images: int = 1, priority: int = 0, seed: int = 0
 ) -> Wish:
     """A wish with the numbers that admission and the batcher look at; no model stands behind it."""
     table = Table(
@@ -148,9 +149,10 @@ def wish(
         noise=np.full(evaluations, -1),
         initial_scale=1.0,
     )
-    ids = np.zeros(4, np.int64)
+    ids = np.zeros((lane[2], 4), np.int64)
+    prompt = Prompt(ids, np.ones(ids.shape, np.float32), ids[0], skip=0, cut=False)
     return Wish(
-        size=size,
+        size=lane[:2],
         steps=evaluations,
         guidance=3.0 if rows == 2 else 1.0,
         sampler="ddim",
@@ -160,10 +162,8 @@ def wish(
         preview_every=0,
         priority=priority,
         table=table,
-        ids=ids,
-        negative_ids=ids if rows == 2 else None,
-        prompt_cut=False,
-        negative_cut=False,
+        prompt=prompt,
+        negative=prompt if rows == 2 else None,
     )
 
 

@@ -9,14 +9,14 @@ from server.batcher import Batcher
 from server.errors import Busy, TooLate
 from tests.server.jobs import idle_job, wish
 
-SIZE = (8, 8)
-ROW = {SIZE: 0.1}  # seconds: a guided picture of ten evaluations takes two
+LANE = (8, 8, 1)
+ROW = {LANE: 0.1}  # seconds: a guided picture of ten evaluations takes two
 NOW = 1000.0
 
 
 def busy(jobs: int, seats: int = 1, **fields) -> Batcher:
     """One job in each seat, the others wait."""
-    batcher = Batcher([SIZE], seats)
+    batcher = Batcher([LANE], seats)
     for _ in range(jobs):
         batcher.add(idle_job(wish(evaluations=10, **fields)))
     while batcher.seat_next():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from server.batcher import Batcher
-from server.job import Job, Size
+from server.job import Job, LaneKey
 from tests.server.jobs import idle_job, wish
 
-SMALL, LARGE = (8, 8), (16, 8)
+SMALL, LARGE = (8, 8, 1), (16, 8, 1)
 
 
-def seated(batcher: Batcher) -> list[tuple[Size, int, str, int]]:
+def seated(batcher: Batcher) -> list[tuple[LaneKey, int, str, int]]:
     """Seats everybody who can be; in the order in which they sat down."""
     placed = []
     while place := batcher.seat_next():
@@ -64,7 +64,7 @@ def test_a_full_lane_does_not_hold_up_another() -> None:
     batcher = Batcher([SMALL, LARGE], seats=1)
     add(batcher, "a")
     add(batcher, "b")
-    add(batcher, "c", size=LARGE)
+    add(batcher, "c", lane=LARGE)
     assert seated(batcher) == [(SMALL, 0, "a", 0), (LARGE, 0, "c", 0)]
 
 
@@ -81,7 +81,7 @@ def test_drop_takes_waiting_and_seated_pictures_of_a_job_and_no_others() -> None
     batcher = Batcher([SMALL, LARGE], seats=2)
     gone = add(batcher, "a", images=3)
     add(batcher, "b")
-    other = add(batcher, "c", size=LARGE)
+    other = add(batcher, "c", lane=LARGE)
     seated(batcher)
     assert batcher.drop([gone]) == [(SMALL, 0), (SMALL, 1)]
     assert [p.job.id for p in batcher.waiting] == ["b"] and batcher.lanes[LARGE].live == [0]
@@ -96,7 +96,7 @@ def test_drop_takes_waiting_and_seated_pictures_of_a_job_and_no_others() -> None
 def test_lanes_take_turns_by_accumulated_time() -> None:
     batcher = Batcher([SMALL, LARGE], seats=1)
     add(batcher, "a")
-    add(batcher, "b", size=LARGE)
+    add(batcher, "b", lane=LARGE)
     seated(batcher)
     turns = []
     for _ in range(10):
@@ -112,7 +112,7 @@ def test_a_lane_that_slept_does_not_get_the_past_back() -> None:
     add(batcher, "a")
     seated(batcher)
     batcher.lanes[SMALL].spent = 100.0
-    add(batcher, "b", size=LARGE)
+    add(batcher, "b", lane=LARGE)
     seated(batcher)
     assert batcher.lanes[LARGE].spent == 100.0
     batcher.lanes[LARGE].spent += 1

@@ -8,7 +8,7 @@ from server.batcher import Batcher
 from server.forecast import Forecast, forecast
 from tests.server.jobs import idle_job, wish
 
-SMALL, LARGE = (8, 8), (16, 8)
+SMALL, LARGE = (8, 8, 1), (16, 8, 1)
 ROW = {SMALL: 0.1, LARGE: 0.5}  # seconds
 
 
@@ -29,7 +29,7 @@ def about(wait: float, finish: float) -> Forecast:
 def test_an_idle_server_takes_evaluations_times_rows() -> None:
     assert forecast(batcher(), wish(evaluations=10), ROW) == about(0, 2)
     assert forecast(batcher(), wish(evaluations=10, rows=1), ROW) == about(0, 1)
-    assert forecast(batcher(), wish(size=LARGE, evaluations=10), ROW) == about(0, 10)
+    assert forecast(batcher(), wish(lane=LARGE, evaluations=10), ROW) == about(0, 10)
 
 
 def test_who_sits_shares_the_device() -> None:
@@ -53,7 +53,7 @@ def test_a_higher_priority_overtakes_the_queue_but_not_the_seats() -> None:
 
 
 def test_other_lanes_take_their_turns() -> None:
-    busy = batcher(wish(size=LARGE, evaluations=2))
+    busy = batcher(wish(lane=LARGE, evaluations=2))
     assert forecast(busy, wish(evaluations=4), ROW) == about(0, 2 * (1.0 + 0.2) + 2 * 0.2)
 
 

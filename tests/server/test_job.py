@@ -25,7 +25,7 @@ def test_an_empty_request_is_the_models_defaults(model: Model) -> None:
     assert made.size == (default.width, default.height)
     assert (made.steps, made.guidance, made.sampler) == (default.steps, default.guidance, default.sampler)
     assert (made.images, made.format, made.preview_every, made.priority) == (1, "png", 0, 0)
-    assert not made.prompt_cut and not made.negative_cut
+    assert not made.prompt.cut and made.negative and not made.negative.cut
 
 
 def test_a_drawn_seed_differs_from_request_to_request(model: Model) -> None:
@@ -45,10 +45,10 @@ def test_a_default_size_that_is_not_served_gives_way_to_the_first_that_is(model:
 
 def test_words_that_do_not_fit_are_told(model: Model) -> None:
     long = "apple " * 40
-    assert wish(model, prompt=long).prompt_cut
+    assert wish(model, prompt=long).prompt.cut
     told = wish(model, prompt="apple", negative_prompt=long)
-    assert told.negative_cut and not told.prompt_cut
-    assert not wish(model, negative_prompt=long, guidance=1.0).negative_cut, "an unguided request has no use for it"
+    assert told.negative and told.negative.cut and not told.prompt.cut
+    assert wish(model, negative_prompt=long, guidance=1.0).negative is None, "an unguided request has no use for it"
 
 
 @pytest.mark.parametrize(

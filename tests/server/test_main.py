@@ -37,8 +37,8 @@ gate, fault, load = Path(sys.argv[1]), Path(sys.argv[2]), app.load_model
 def load_held(settings):
     model = load(settings)
     make = model.backend.denoiser
-    def denoiser(*size, rows):
-        made = make(*size, rows)
+    def denoiser(*shape, **options):
+        made = make(*shape, **options)
         run = made.run
         def held(own):
             while gate.exists():
@@ -273,8 +273,7 @@ sys.exit(main(sys.argv[1:]))
         ("yaml", "the server needs yaml, which is not installed: pip install -e '.[cpu]' in a clone of latentd"),
         (
             "openvino",
-            "latentd: backend openvino needs openvino, which is not installed: pip install 'latentd[cpu]' "
-            "(from a clone: pip install -e '.[cpu]')",
+            "latentd: backend openvino needs openvino, which is not installed: pip install -e '.[cpu]' in a clone",
         ),
     ],
 )

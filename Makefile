@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 given = $(if $($(1)),--$(2) '$($(1))')
 
 .DEFAULT_GOAL := help
-.PHONY: need-model help demo test setup serve onnx proto lint format bench gpu-check clean
+.PHONY: need-model help demo test setup serve onnx check proto lint format bench gpu-check clean
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
@@ -22,6 +22,8 @@ help:
 	@echo "make onnx MODEL=dir [OUT=dir]        checkpoint to checked ONNX artifact"
 	@echo "make onnx MODEL=file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
 	@echo "                                     the same of a single-file checkpoint"
+	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
+	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
 	@echo "make gpu-check                       the step of SD 1.5 on an NVIDIA GPU (needs torch there)"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
@@ -53,6 +55,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 setup: $(VENV)/.dev
+
+check: need-model $(VENV)/.export
+	@$(BIN)/python -m engines check '$(MODEL)' $(call given,BACKEND,backend) $(call given,PRECISION,precision) \
+	    $(call given,SIZE,size) $(call given,SAMPLERS,samplers) $(call given,STEPS,steps)
 
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving

@@ -5,10 +5,12 @@ The server makes the same picture, bit for bit, whatever else it is doing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import to_pixels
+from engines.backend import F32, to_pixels
 from engines.context import context_of
 from engines.model import Model
 from engines.update import combine, guide
@@ -17,7 +19,12 @@ from pipeline.prompt import read_prompts
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
 
 
-def generate(
+def generate(model: Model, prompt: str, negative_prompt: str = "", **options: Any) -> NDArray[np.uint8]:
+    """A picture, uint8 [height, width, 3]; `options` are those of `latents_of`."""
+    return to_pixels(model.backend.decode(latents_of(model, prompt, negative_prompt, **options)))
+
+
+def latents_of(
     model: Model,
     prompt: str,
     negative_prompt: str = "",
@@ -31,8 +38,8 @@ def generate(
     long_prompt: bool = False,
     prompt_weights: bool = False,
     clip_skip: int = 0,
-) -> NDArray[np.uint8]:
-    """A picture, uint8 [height, width, 3]. What is absent is the model's default; guidance <= 1 is unguided."""
+) -> F32:
+    """Denoised latents [C, h, w]. What is absent is the model's default; guidance <= 1 is unguided."""
     spec, backend, default = model.spec, model.backend, model.spec.defaults
     steps = default.steps if steps is None else steps
     guidance = default.guidance if guidance is None else guidance
@@ -61,4 +68,4 @@ def generate(
         if draw >= 0:
             terms[NOISE_COLUMN] = draws[draw]
         terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
-    return to_pixels(backend.decode(terms[0]))
+    return terms[0]

@@ -81,7 +81,7 @@ class OpenVinoBackend:
 
         A guided request alone (two rows) and four of them together weigh equally.
         """
-        name = cache.key(what="streams", **self._identity(), size=[width, height])
+        name = cache.key(what="streams", **self.identity(), size=[width, height])
         if known := cache.load(name):
             return int(json.loads(known))
         cost = {}
@@ -111,7 +111,7 @@ class OpenVinoBackend:
                 # Fixed cores lose to the operating system wherever anything else runs, our own event loop included.
                 "ENABLE_CPU_PINNING": False,
             }
-            name = cache.key(what=graph, config=config, shapes=shapes, **self._identity())
+            name = cache.key(what=graph, config=config, shapes=shapes, **self.identity())
             self._compiled[own] = self._load(name, config) or self._compile(name, graph, shapes, config)
         return self._compiled[own]
 
@@ -135,7 +135,7 @@ class OpenVinoBackend:
         cache.store(name, compiled.export_model().getvalue())
         return compiled
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What else an engine's bits depend on."""
         return {
             "artifact": self._artifact.digest,

@@ -43,7 +43,7 @@ class Diffusers:
 
     def __init__(self, artifact: Artifact) -> None:
         self._pipe: Any = StableDiffusionPipeline.from_pretrained(
-            artifact.folder, torch_dtype=torch.float32, safety_checker=None
+            artifact.folder, dtype=torch.float32, safety_checker=None
         )
         self._pipe.set_progress_bar_config(disable=True)
         self._config = self._pipe.scheduler.config
@@ -98,7 +98,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return Pair(artifact, Diffusers(artifact), loaded)
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("backend", ["torch", "openvino", "onnxruntime"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("guidance", [1.0, 3.0, 7.0])
 def test_the_pictures_of_diffusers(pair: Pair, backend: str, sampler: str, guidance: float) -> None:
@@ -112,7 +112,7 @@ def test_half_precision_is_near(pair: Pair, sampler: str) -> None:
         pytest.skip("this CPU has no bf16 instructions")
     asked = {**ASKED, "sampler": sampler, "guidance": 5.0}
     got, wanted = generate(pair.load("openvino", "bf16"), **asked), pair.theirs.generate(**asked)
-    assert HALF <= psnr(got, wanted)
+    assert psnr(got, wanted) >= HALF
     assert not np.array_equal(got, generate(pair.load("openvino", "f32"), **asked)), "it was f32 after all"
 
 
@@ -136,8 +136,9 @@ def test_anything_else_fails_the_same_comparison(pair: Pair, sampler: str) -> No
 
 
 def test_other_sizes_than_the_models_own(pair: Pair) -> None:
-    unit, default = pair.artifact.spec.size_multiple, pair.artifact.spec.defaults
-    asked = {**ASKED, "sampler": "euler", "guidance": 4.0, "width": default.width + unit, "height": default.height - unit}
+    default = pair.artifact.spec.defaults
+    size = {"width": default.width + 8, "height": default.height - 8}  # diffusers takes multiples of 8 alone
+    asked = {**ASKED, "sampler": "euler", "guidance": 4.0, **size}
     wanted = pair.theirs.generate(**asked)
     for backend in ("torch", "openvino"):
         got = generate(pair.load(backend, "f32"), **asked)

@@ -171,16 +171,16 @@ def test_a_tenant_that_is_not_a_number_leaves_no_trace(model: Model, stepper: Ho
 
 def test_unguided_after_guided_and_back(model: Model, stepper: HostStepper) -> None:
     guided = Request("a red apple", "blue", 1, 3, 6.0, "euler")
-    for request, rows in ((guided, 2), (replace(guided, guidance=1.0), 1), (replace(guided, guidance=0.0), 1), (guided, 2)):
+    for guidance, rows in ((6.0, 2), (1.0, 1), (0.0, 1), (6.0, 2)):
+        request = replace(guided, guidance=guidance)
         sit(stepper, 3, model, request)
         assert stepper.rows(3) == range(6, 6 + rows)
         assert np.array_equal(finish(stepper, 3), alone(model, request)[0])
 
 
-def test_a_step_computes_only_the_rows_that_sit(model: Model, stepper: HostStepper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_computes_only_the_rows_that_sit(model: Model, denoiser: Denoiser) -> None:
     ran: list[list[int]] = []
-    denoiser = stepper.denoiser
-    monkeypatch.setattr(stepper, "denoiser", Spy(denoiser, ran))
+    stepper = HostStepper(Spy(denoiser, ran), SEATS)  # type: ignore[arg-type]
     sit(stepper, 0, model, Request("a", "", 1, 2, 3.0, "ddim"))
     sit(stepper, 2, model, Request("a", "", 1, 2, 1.0, "ddim"))
     stepper.step([0, 2])

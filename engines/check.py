@@ -1,0 +1,113 @@
+"""How far engines are from the reference: each network's error, and whole trajectories', against torch in float32.
+
+Also whether a row's bits depend on its company, measured on the device at hand. That belongs to the machine and not
+to the model, so it is kept beside the cache, one file a device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import cache
+from engines.backend import F32, Denoiser, to_pixels
+from engines.generate import latents_of
+from engines.model import Model
+from pipeline.noise import standard_normal
+from pipeline.samplers import SAMPLERS
+
+PROMPT, SEED = "a photo of a red apple", 7
+# Of the largest absolute value of what the reference computes, and decibels of the picture. f32 differs by the order
+# of summation alone; bf16 has 8 bits of mantissa, and its errors add up over a trajectory.
+TOLERANCES = {"f32": (1e-3, 1e-3, 45.0), "bf16": (1e-1, 5e-1, 30.0)}  # network, latents, picture
+_COMPANY = 8  # rows
+
+
+@dataclass(frozen=True)
+class Finding:
+    what: str
+    figure: str
+    tolerance: str
+    good: bool
+
+
+def check(
+    model: Model,
+    reference: Model,
+    size: tuple[int, int],
+    samplers: Sequence[str],
+    steps: int,
+    say: Callable[[Finding], None],
+) -> bool:
+    """Compare; `say` is told each finding as it comes. True when all are within their tolerance."""
+    network, latents, decibels = TOLERANCES[model.backend.precision]
+    good = True
+
+    def found(what: str, figure: str, tolerance: str, within: bool) -> None:
+        nonlocal good
+        good = good and within
+        say(Finding(what, figure, tolerance, within))
+
+    def error(what: str, got: F32, wanted: F32, most: float) -> None:
+        relative = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+        found(what, f"{relative:.1e}", f"{most:.0e}", relative <= most)
+
+    ids = model.tokenizer.encode(PROMPT).ids
+    error("text_encoder", model.backend.encode(ids), reference.backend.encode(ids), network)
+    context = reference.backend.encode(ids)
+    mine, theirs = (m.backend.denoiser(*size, rows=_COMPANY) for m in (model, reference))
+    for t in (1, 500, 999):
+        for denoiser in (mine, theirs):
+            _fill(denoiser, context, t)
+            denoiser.run([0])
+        error(f"unet, timestep {t}", mine.outputs[0], theirs.outputs[0], network)
+    clean = standard_normal(SEED, model.spec.latent_shape(*size))[0]
+    error("vae_decoder", model.backend.decode(clean), reference.backend.decode(clean), network)
+
+    agree = _rows_agree(mine)
+    found(f"rows alone and in company of {_COMPANY}", "equal" if agree else "differ", "equal", agree)
+    _remember(model, size, agree)
+
+    for sampler in samplers:
+        most = min(steps, SAMPLERS[sampler].most_steps or steps)
+        options = {"seed": SEED, "steps": most, "sampler": sampler, "width": size[0], "height": size[1]}
+        got, wanted = latents_of(model, PROMPT, **options), latents_of(reference, PROMPT, **options)
+        error(f"{sampler}, {most} steps: latents", got, wanted, latents)
+        close = psnr(to_pixels(model.backend.decode(got)), to_pixels(reference.backend.decode(wanted)))
+        found(f"{sampler}, {most} steps: picture", f"{close:.1f} dB", f"{decibels:g} dB", close >= decibels)
+    return good
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Peak signal to noise ratio of two pictures, in decibels; infinite for equal ones."""
+    mean = np.square(a.astype(np.float64) - b).mean()
+    return float("inf") if mean == 0 else float(10 * np.log10(255**2 / mean))
+
+
+def _fill(denoiser: Denoiser, context: F32, timestep: float) -> None:
+    """Each row with noise of its own."""
+    denoiser.samples[:] = standard_normal(SEED, denoiser.samples.shape[1:], draws=len(denoiser.samples))
+    denoiser.contexts[:], denoiser.timesteps[:] = context, timestep
+
+
+def _rows_agree(denoiser: Denoiser) -> bool:
+    """Is each row's output the same bits alone as in company? `denoiser` has been filled."""
+    everyone = range(len(denoiser.samples))
+    denoiser.run(everyone)
+    together = denoiser.outputs.copy()
+    for row in everyone:
+        denoiser.outputs[row] = np.nan
+        denoiser.run([row])
+    return bool((denoiser.outputs == together).all())
+
+
+def _remember(model: Model, size: tuple[int, int], agree: bool) -> None:
+    """Kept per device: which numbers of rows give equal bits. On a CPU a bucket is one row, called so often."""
+    told = {"artifact": model.artifact.digest, "backend": model.backend.name, "precision": model.backend.precision}
+    told |= getattr(model.backend, "identity", dict)()
+    name = cache.key(what="rows", size=list(size), **told)
+    cache.store(name, json.dumps({**told, "size": list(size), "rows": _COMPANY, "agree": agree}).encode())

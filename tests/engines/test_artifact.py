@@ -1,0 +1,152 @@
+"""Opening an artifact: every file is the one that the manifest vouches for, or it is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines.artifact import CONFIGS, GRAPHS, MANIFEST, Artifact, digests, is_artifact, open_artifact
+from pipeline.errors import CheckpointError
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture
+def folder(artifact: Artifact, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(artifact.folder, tmp_path / "own"))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_artifact(folder)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500
+    assert f"run `make onnx MODEL={folder}` to export it again" in message, "say how to mend it"
+    return message
+
+
+def change(folder: Path, do: Callable[[Manifest], object]) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    do(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def files(folder: Path) -> list[str]:
+    return list(json.loads((folder / MANIFEST).read_text())["files"])
+
+
+def test_it_opens(artifact: Artifact, folder: Path) -> None:
+    opened = open_artifact(folder)
+    assert opened.digest == artifact.digest and opened.spec == artifact.spec and opened.id == "own"
+    assert np.array_equal(opened.preview, artifact.preview)
+    assert all(opened.graph(name) == folder / path for name, path in GRAPHS.items())
+
+
+def test_a_relative_or_linked_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(folder)
+    assert open_artifact(Path("own")).folder == open_artifact(tmp_path / "link").folder == folder
+
+
+def test_one_flipped_bit_in_any_file(folder: Path) -> None:
+    named = files(folder)
+    assert {*GRAPHS.values(), *CONFIGS, "unet/diffusion_pytorch_model.safetensors", "latentd.json"} <= {*named}
+    for name in named:
+        path = folder / name
+        whole = path.read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 1):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1
+            path.write_bytes(damaged)
+            assert f"{path} is not the file that the manifest vouches for" in refusal(folder)
+        path.write_bytes(whole)
+    open_artifact(folder)
+
+
+def test_a_missing_file(folder: Path) -> None:
+    for name in files(folder):
+        (folder / name).rename(folder / "away")
+        assert refusal(folder).startswith(f"{folder / name} is missing")
+        (folder / "away").rename(folder / name)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        digests([tmp_path])
+
+
+@pytest.mark.parametrize("name", [*GRAPHS.values(), *CONFIGS, "latentd.json"])
+def test_a_file_that_is_read_but_not_named(folder: Path, name: str) -> None:
+    change(folder, lambda manifest: manifest["files"].pop(name))
+    assert f"{MANIFEST} does not name {name}" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["../other/model.onnx", "unet/../../other", "/etc/passwd"])
+def test_a_name_outside_the_folder(folder: Path, name: str) -> None:
+    change(folder, lambda manifest: manifest["files"].update({name: {"sha256": "0" * 64}}))
+    assert f"names {name!r}, which lies outside its folder" in refusal(folder)
+
+
+@pytest.mark.parametrize("number", [0, 2, "1", None])
+def test_another_format(folder: Path, number: object) -> None:
+    change(folder, lambda manifest: manifest.update(format=number))
+    assert f"has format {number!r}, not 1" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"), [("unet", "heads", [8, 8]), ("defaults", "steps", 5), ("schedule", "beta_end", 0.0131)]
+)
+def test_another_spec(folder: Path, part: str, key: str, value: object) -> None:
+    change(folder, lambda manifest: manifest["spec"][part].update({key: value}))
+    assert "was made for another spec than its configs give" in refusal(folder)
+
+
+@pytest.mark.parametrize("matrix", [[[0.0] * 4] * 2, [[0.0] * 3] * 3, [0.0], [], [[float("nan")] * 4] * 3])
+def test_another_preview(folder: Path, matrix: object) -> None:
+    change(folder, lambda manifest: manifest["preview"].update(matrix=matrix))
+    assert "has no preview of 3 x 4 numbers" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"format": 1}',
+        b'{"format": 1, "files": []}',
+        b'{"format": 1, "files": {"a": 1}, "preview": {"matrix": []}, "spec": {}}',
+        b'{"format": 1, "files": {"a": {}}, "preview": {"matrix": []}, "spec": {}}',
+        b'{"format": 1, "files": {}, "preview": {"matrix": [[1], [1, 2]]}, "spec": {}}',
+        b'{"format": 1, "files": {}, "preview": [], "spec": {}}',
+        b'{"format": 1, "files": {}, "preview": {"matrix": []}}',
+    ],
+)
+def test_a_damaged_manifest(folder: Path, content: bytes) -> None:
+    (folder / MANIFEST).write_bytes(content)
+    assert f"{folder / MANIFEST} is damaged" in refusal(folder)
+
+
+def test_no_manifest(folder: Path) -> None:
+    assert is_artifact(folder)
+    (folder / MANIFEST).unlink()
+    assert not is_artifact(folder)
+    assert f"{folder / MANIFEST} cannot be read" in refusal(folder)
+
+
+def test_digests_keep_their_order(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(20)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * (1 if number % 2 else 100_000))
+    assert digests(paths[::-1]) == digests(paths)[::-1]
+    assert len({*digests(paths)}) == 20

@@ -1,0 +1,218 @@
+"""The OpenVINO backend: choices that are kept, refusals, and rows that do not know their company."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from engines import openvino as own
+from engines.artifact import Artifact
+from engines.backend import BackendError
+from engines.cores import available_cores
+from engines.openvino import OpenVinoBackend, OpenVinoDenoiser
+
+ROWS = 8
+
+
+def has_bf16() -> bool:
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def denoiser_of(backend: OpenVinoBackend, rows: int = ROWS) -> OpenVinoDenoiser:
+    default = backend.spec.defaults
+    return backend.denoiser(default.width, default.height, rows)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the test's own."""
+    monkeypatch.setenv("LATENTD_CACHE", str(tmp_path))
+    return tmp_path / "engines"
+
+
+def never(*_: object) -> Any:
+    pytest.fail("what the cache has was made again")
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_a_rows_bits_depend_on_that_row_alone(artifact: Artifact, precision: str) -> None:
+    if precision == "bf16" and not has_bf16():
+        pytest.skip("this CPU has no bf16 instructions")
+    denoiser = denoiser_of(OpenVinoBackend(artifact, precision))
+    chance = np.random.default_rng(0)
+    sample = chance.standard_normal(denoiser.samples.shape[1:], dtype=np.float32)
+    context = chance.standard_normal(denoiser.contexts.shape[1:], dtype=np.float32)
+
+    def fill(own: int) -> None:
+        """Others get other data, as they may have any."""
+        denoiser.samples[:] = chance.standard_normal(denoiser.samples.shape)
+        denoiser.contexts[:] = 30 * chance.standard_normal(denoiser.contexts.shape)
+        denoiser.timesteps[:] = chance.uniform(0, 800, ROWS)
+        denoiser.samples[own], denoiser.contexts[own], denoiser.timesteps[own] = sample, context, 333
+
+    fill(0)
+    denoiser.run([0])
+    wanted = denoiser.outputs[0].copy()
+    assert np.isfinite(wanted).all() and wanted.std() > 0.1
+    for turn in range(40):
+        row = turn % ROWS
+        company = {int(other) for other in chance.integers(0, ROWS, turn % 9)}
+        fill(row)
+        rows = [*company | {row}]
+        chance.shuffle(rows)
+        denoiser.run(rows)
+        assert np.array_equal(denoiser.outputs[row], wanted), (row, rows)
+
+
+def test_rows_that_do_not_run_are_left_alone(artifact: Artifact) -> None:
+    denoiser = denoiser_of(OpenVinoBackend(artifact, "f32"))
+    denoiser.samples[:], denoiser.contexts[:], denoiser.timesteps[:] = 0.5, 0.5, 100
+    denoiser.outputs[:] = 7
+    denoiser.run([1, 3])
+    assert (denoiser.outputs[[0, 2, 4, 5, 6, 7]] == 7).all()
+    assert not (denoiser.outputs[[1, 3]] == 7).any() and np.array_equal(denoiser.outputs[1], denoiser.outputs[3])
+
+
+def test_denoisers_have_their_own_buffers(artifact: Artifact) -> None:
+    backend = OpenVinoBackend(artifact, "f32")
+    one, other = denoiser_of(backend, 2), denoiser_of(backend, 2)
+    for denoiser, value in ((one, 0.1), (other, 0.9)):
+        denoiser.samples[:], denoiser.contexts[:], denoiser.timesteps[:] = value, value, 50
+        denoiser.run([0])
+    kept = one.outputs[0].copy()
+    other.run([0, 1])
+    assert np.array_equal(one.outputs[0], kept) and not np.array_equal(other.outputs[0], kept)
+
+
+def test_results_are_copies(artifact: Artifact) -> None:
+    backend = OpenVinoBackend(artifact, "f32")
+    ids = np.arange(backend.spec.text.tokens)
+    first = backend.encode(ids)
+    kept = first.copy()
+    assert not np.array_equal(backend.encode(ids[::-1]), kept) and np.array_equal(first, kept)
+    latents = np.ones(backend.spec.latent_shape(24, 24), np.float32)
+    picture = backend.decode(latents)
+    kept = picture.copy()
+    backend.decode(-latents)
+    assert np.array_equal(picture, kept) and picture.shape == (3, 24, 24)
+
+
+def test_engines_and_streams_are_kept(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def outputs(backend: OpenVinoBackend) -> list[np.ndarray]:
+        denoiser = denoiser_of(backend, 2)
+        denoiser.samples[:], denoiser.contexts[:], denoiser.timesteps[:] = 0.3, 0.2, 600
+        denoiser.run([0, 1])
+        context = backend.encode(np.arange(backend.spec.text.tokens))
+        return [denoiser.outputs.copy(), context, backend.decode(denoiser.outputs[0])]
+
+    first = outputs(OpenVinoBackend(artifact, "f32"))
+    stored = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(stored) >= 4, "text encoder, UNet, decoder, and the number of streams"
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "_best_seconds", never)
+        patch.setattr(OpenVinoBackend, "_compile", never)
+        again = outputs(OpenVinoBackend(artifact, "f32"))
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == stored
+
+    for path in cache.iterdir():
+        path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
+    monkeypatch.setattr(own, "_best_seconds", lambda denoiser, rows: 1.0)  # the choice itself goes by time
+    outputs(OpenVinoBackend(artifact, "f32"))
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenVinoBackend, "_compile", never)
+        outputs(OpenVinoBackend(artifact, "f32"))
+
+
+def test_the_quickest_number_of_streams_wins(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each size has its own choice; the losers' engines are let go."""
+    best = 2
+    bound: list[int] = []
+    bind = OpenVinoBackend._bind
+
+    def spy(self: OpenVinoBackend, width: int, height: int, rows: int, streams: int, *rest: int) -> OpenVinoDenoiser:
+        bound.append(streams)
+        return bind(self, width, height, rows, streams, *rest)
+
+    monkeypatch.setattr(OpenVinoBackend, "_bind", spy)
+    monkeypatch.setattr(own, "_best_seconds", lambda denoiser, rows: 1.0 if bound[-1] == best else 2.0)
+    backend = OpenVinoBackend(artifact, "f32", threads=2)
+    denoiser_of(backend)
+    assert bound == [1, 2, best], "both are tried, and the better one is bound"
+    assert [key[2] for key in backend._compiled if key[0] == "unet"] == [best]
+    backend.denoiser(32, 24, 2)
+    assert sorted(key[2] for key in backend._compiled if key[0] == "unet") == [best, best]
+    bound.clear()
+    denoiser_of(OpenVinoBackend(artifact, "f32", threads=2))
+    assert bound == [best], "the choice was stored"
+    bound.clear()
+    denoiser_of(OpenVinoBackend(artifact, "f32", threads=1))
+    assert bound == [1, 1], "other threads, another choice"
+
+
+def test_an_engines_key(artifact: Artifact, v_artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the bits depend on gives another engine."""
+
+    def stored() -> set[str]:
+        return {path.name for path in cache.iterdir()}
+
+    OpenVinoBackend(artifact, "f32", threads=1)
+    known = stored()
+    OpenVinoBackend(artifact, "f32", threads=1)
+    assert stored() == known and len(known) == 1
+    for made, threads in ((artifact, 2), (v_artifact, 1)):
+        OpenVinoBackend(made, "f32", threads=threads)
+        assert len(stored() - known) == 1
+        known = stored()
+    monkeypatch.setattr(ov, "get_version", lambda: "another")
+    OpenVinoBackend(artifact, "f32", threads=1)
+    assert len(stored() - known) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(artifact: Artifact, cache: Path) -> None:
+    cache.write_bytes(b"a file in the folder's place")
+    backend = OpenVinoBackend(artifact, "f32")
+    assert np.isfinite(backend.encode(np.arange(backend.spec.text.tokens))).all()
+
+
+@pytest.mark.parametrize("precision", ["f16", "int8", "", "F32"])
+def test_an_unknown_precision(artifact: Artifact, precision: str) -> None:
+    with pytest.raises(BackendError, match=f"precision {precision!r} is unknown; openvino does auto, bf16 and f32"):
+        OpenVinoBackend(artifact, precision)
+
+
+def test_a_cpu_without_bf16(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OldCore(ov.Core):
+        def get_property(self, device: str, name: str) -> Any:  # type: ignore[override]
+            known = super().get_property(device, name)
+            return [each for each in known if each != "BF16"] if name == "OPTIMIZATION_CAPABILITIES" else known
+
+    monkeypatch.setattr(ov, "Core", OldCore)
+    assert OpenVinoBackend(artifact).precision == "f32"
+    with pytest.raises(BackendError, match="precision bf16: this CPU has no bf16 instructions; use f32 or auto"):
+        OpenVinoBackend(artifact, "bf16")
+
+
+def test_auto_takes_bf16_where_the_cpu_has_it(artifact: Artifact) -> None:
+    assert OpenVinoBackend(artifact).precision == ("bf16" if has_bf16() else "f32")
+
+
+def test_a_graph_that_openvino_does_not_take(artifact: Artifact, cache: Path, tmp_path: Path) -> None:
+    class Broken:
+        spec, digest = artifact.spec, "0" * 64
+
+        def graph(self, name: str) -> Path:
+            path = tmp_path / f"{name}.onnx"
+            path.write_bytes(b"not a graph")
+            return path
+
+    with pytest.raises(BackendError, match=r"openvino cannot compile .*text_encoder\.onnx"):
+        OpenVinoBackend(Broken())  # type: ignore[arg-type]
+
+
+def test_threads_follow_the_cores(artifact: Artifact) -> None:
+    assert OpenVinoBackend(artifact, "f32")._threads == available_cores()

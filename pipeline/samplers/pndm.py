@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline import schedule
+from pipeline.errors import InvalidRequest
 from pipeline.samplers.ddim import kept_before, moved, signal_and_noise
 from pipeline.samplers.table import H1, H2, H3, H4, OUT, Row, Table, X, filled, matrix, predictions
 from pipeline.schedule import ScheduleSpec
@@ -17,6 +18,8 @@ def pndm(spec: ScheduleSpec, steps: int) -> Table:
     The first step is taken twice, the second time with the mean of the outputs at both its ends (diffusers:
     skip_prk_steps), so that n > 1 steps take n + 1 evaluations.
     """
+    if spec.prediction == "sample":
+        raise InvalidRequest("sampler pndm combines predictions of noise or v; this model predicts the sample")
     stops = np.round(schedule.timesteps(spec, steps, spacing="leading")).astype(int)
     if steps == 1:
         x, x0 = _transfer(spec, stops[0], steps, X, OUT)

@@ -13,8 +13,9 @@ from pipeline.schedule import ScheduleSpec
 
 
 def unipc(spec: ScheduleSpec, steps: int, *, karras: bool = False) -> Table:
-    """Zhao et al. 2023, "UniPC", algorithms 1 and 2 with data prediction, second order, B(h) = e^h - 1 (bh2).
+    """Zhao et al. 2023, "UniPC", algorithms 1 (UniC) and 2 (UniP) for data prediction, B(h) = e^h - 1 (bh2).
 
+    Predictor and corrector are of second order: diffusers' defaults.
     h1 and h2 are the last x0s, h3 the last corrected x. x0 is predicted from x as it was before its correction. The
     first step has no history, the last ends at sigma = 0: both are of first order.
     """
@@ -33,7 +34,7 @@ def _order_at(i: int, steps: int) -> int:
 
 
 def _predicted(course: list[Level], i: int, order: int, x: Row, x0: Row) -> Row:
-    """Eq. 8 with rho = 1/2 for the second order, from level i to i + 1; h1 is x0 one step before."""
+    """UniP from level i to i + 1, its rho 1/2 at second order; h1 is x0 one step before."""
     now, then = course[i], course[i + 1]
     h = then.log_snr - now.log_snr
     b = math.expm1(-h)
@@ -45,7 +46,7 @@ def _predicted(course: list[Level], i: int, order: int, x: Row, x0: Row) -> Row:
 
 
 def _corrected(course: list[Level], i: int, order: int, x0: Row) -> Row:
-    """Eq. 9: x at level i once more, from h3 at level i - 1, now that its own x0 is known."""
+    """UniC: x at level i once more, from h3 at level i - 1, now that x0 at level i is known."""
     last, now = course[i - 1], course[i]
     h = now.log_snr - last.log_snr
     b = math.expm1(-h)
@@ -53,7 +54,7 @@ def _corrected(course: list[Level], i: int, order: int, x0: Row) -> Row:
         target = H1 + 0.5 * (x0 - H1)
     else:
         ratio = (course[i - 2].log_snr - last.log_snr) / h
-        first = b / -h - 1  # h phi_2(-h), then h phi_3(-h) of the paper's eq. 5
+        first = b / -h - 1  # the right side of the paper's condition on rho
         second = first / -h - 0.5
         weights = np.linalg.solve([[1.0, 1.0], [ratio, 1.0]], [first / b, 2 * second / b])
         target = H1 + weights[0] / ratio * (H2 - H1) + weights[1] * (x0 - H1)

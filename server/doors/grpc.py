@@ -39,6 +39,7 @@ OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
 
+_CLOCKS = 0.1  # seconds: a client whose deadline passes cancels, and its clock may be a little ahead
 _FAREWELL = 0.5  # seconds for what is still on the wire when no request is under way any more
 
 
@@ -220,7 +221,8 @@ class _Call:
         elif isinstance(error, Exception):
             code, reason = "INTERNAL", repr(error)
         elif error is not None:  # asyncio cancelled us, or closed the generator
-            code = "DEADLINE_EXCEEDED" if self._context.time_remaining() == 0 else "CANCELLED"
+            left = self._context.time_remaining()
+            code = "CANCELLED" if left is None or left > _CLOCKS else "DEADLINE_EXCEEDED"
         self._service.ended("grpc", code, self._job, self.id, self._started, reason)
         if self._job is not None:
             self._job.cancel()  # of no effect on a job that is done

@@ -164,6 +164,7 @@ def test_a_tenant_that_is_not_a_number_leaves_no_trace(model: Model, stepper: Ho
     stepper.leave(0)
     for request in (good, replace(good, guidance=1.0), replace(good, sampler="ddim")):
         sit(stepper, 0, model, request)
+        assert np.isfinite(stepper._terms[0]).all(), "joining writes zeros into the history"
         assert np.array_equal(finish(stepper, 0), alone(model, request)[0])
         stepper.leave(0)
     assert np.array_equal(finish(stepper, 1), alone(model, neighbour)[0])

@@ -61,8 +61,8 @@ def compare(checkpoint: Path, texts: list[str]) -> None:
 @pytest.mark.parametrize("kind", ["demo", "sd1", "sd2"])
 def test_strange_texts(tmp_path: Path, kind: str) -> None:
     checkpoint = DEMO if kind == "demo" else make_checkpoint(tmp_path, kind=kind)
-    texts = strange_texts(3000, seed=len(kind))
-    assert len({*texts}) > 2800
+    texts = strange_texts(20_000 if kind == "demo" else 3000, seed=len(kind))
+    assert len({*texts}) > 0.9 * len(texts)
     compare(checkpoint, ["", *texts])
 
 

@@ -84,12 +84,12 @@ class OpenVinoBackend:
         name = cache.key(what="streams", **self.identity(), size=[width, height])
         if known := cache.load(name):
             return int(json.loads(known))
-        cost = {}
+        denoisers = {}
         for streams in sorted({1, min(2, self._threads), min(4, self._threads)}):
-            denoiser = self._bind(width, height, 8, streams)
+            denoisers[streams] = denoiser = self._bind(width, height, 8, streams)
             denoiser.samples[:], denoiser.contexts[:], denoiser.timesteps[:] = 0.1, 0.1, 500
             denoiser.run([0])
-            cost[streams] = _best_seconds(denoiser, 2) * _best_seconds(denoiser, 8)
+        cost = _costs(denoisers)
         chosen = min(cost, key=lambda streams: cost[streams])
         shapes = json.dumps(self._unet_shapes(width, height))
         for loser in cost.keys() - {chosen}:  # each holds its own copy of the weights
@@ -187,14 +187,19 @@ class OpenVinoDenoiser:
             raise DeviceError(f"openvino failed: {error}") from error
 
 
-def _best_seconds(denoiser: OpenVinoDenoiser, rows: int) -> float:
-    """The fastest of a few runs of `rows` rows: at most half a second's worth, at least two."""
-    best, spent = float("inf"), 0.0
-    for turn in range(50):
-        start = time.perf_counter()
-        denoiser.run(range(rows))
-        took = time.perf_counter() - start
-        best, spent = min(best, took), spent + took
-        if turn and spent > 0.5:
+def _costs(denoisers: dict[int, OpenVinoDenoiser]) -> dict[int, float]:
+    """For each number of streams the best time of two rows times the best of eight, in seconds squared.
+
+    In turn, a few seconds' worth and at least twice: a machine that is busy for a while slows all of them alike. One
+    after the other, a busy moment once chose one stream, for good, where two are half as fast again.
+    """
+    best = {(streams, rows): float("inf") for streams in denoisers for rows in (2, 8)}
+    begin = time.perf_counter()
+    for turn in range(40):
+        for streams, rows in best:
+            start = time.perf_counter()
+            denoisers[streams].run(range(rows))
+            best[streams, rows] = min(best[streams, rows], time.perf_counter() - start)
+        if turn and time.perf_counter() - begin > 2.0:
             break
-    return best
+    return {streams: best[streams, 2] * best[streams, 8] for streams in denoisers}

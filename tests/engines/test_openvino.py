@@ -113,7 +113,7 @@ def test_engines_and_streams_are_kept(artifact: Artifact, cache: Path, monkeypat
     stored = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert len(stored) >= 4, "text encoder, UNet, decoder, and the number of streams"
     with monkeypatch.context() as patch:
-        patch.setattr(own, "_best_seconds", never)
+        patch.setattr(own, "_costs", never)
         patch.setattr(OpenVinoBackend, "_compile", never)
         again = outputs(OpenVinoBackend(artifact, "f32"))
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
@@ -121,7 +121,9 @@ def test_engines_and_streams_are_kept(artifact: Artifact, cache: Path, monkeypat
 
     for path in cache.iterdir():
         path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
-    monkeypatch.setattr(own, "_best_seconds", lambda denoiser, rows: 1.0)  # the choice itself goes by time
+    monkeypatch.setattr(
+        own, "_costs", lambda denoisers: dict.fromkeys(denoisers, 1.0)
+    )  # the choice itself goes by time
     outputs(OpenVinoBackend(artifact, "f32"))
     with monkeypatch.context() as patch:
         patch.setattr(OpenVinoBackend, "_compile", never)
@@ -139,7 +141,7 @@ def test_the_quickest_number_of_streams_wins(artifact: Artifact, cache: Path, mo
         return bind(self, width, height, rows, streams, *rest)
 
     monkeypatch.setattr(OpenVinoBackend, "_bind", spy)
-    monkeypatch.setattr(own, "_best_seconds", lambda denoiser, rows: 1.0 if bound[-1] == best else 2.0)
+    monkeypatch.setattr(own, "_costs", lambda denoisers: {n: 1.0 if n == best else 2.0 for n in denoisers})
     backend = OpenVinoBackend(artifact, "f32", threads=2)
     denoiser_of(backend)
     assert bound == [1, 2, best], "both are tried, and the better one is bound"

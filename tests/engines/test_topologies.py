@@ -42,6 +42,7 @@ UNET = {
     "layers_per_block": 2,
     "norm_num_groups": 32,
     "sample_size": 8,
+    "transformer_layers_per_block": 1,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
 }

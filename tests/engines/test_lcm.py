@@ -10,6 +10,7 @@ import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline
 
 from engines.artifact import Artifact
+from engines.check import psnr
 from engines.generate import generate
 from engines.model import load
 from export.artifact import export
@@ -36,10 +37,6 @@ def diffusers_picture(folder: Path, prompt: str, guidance: float) -> np.ndarray:
         output_type="np",
     )
     return told.images[0] * 255
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.square(a.astype(np.float64) - b).mean()))
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])

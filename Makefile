@@ -42,7 +42,7 @@ onnx: need-model $(VENV)/.export
 need-model:
 	@test -n '$(MODEL)' || { echo 'give MODEL=, the checkpoint: a folder, or a .safetensors file' >&2; exit 2; }
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.triton-3.6
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
@@ -54,7 +54,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: $(VENV)/.dev
+setup: $(VENV)/.dev $(VENV)/.triton-3.6
 
 check: need-model $(VENV)/.export
 	@$(BIN)/python -m engines check '$(MODEL)' $(call given,BACKEND,backend) $(call given,PRECISION,precision) \
@@ -100,3 +100,8 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.venv
 	@$(if $(TORCH_INDEX),$(PIP) torch==2.13.0 --index-url '$(TORCH_INDEX)')
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.cpu $(VENV)/.export
+
+# The older compiler that the kernels support too (torch 2.11 brings it), beside the one that is installed.
+$(VENV)/.triton-3.6: | $(VENV)/.dev
+	@$(PIP) --no-deps --target $(VENV)/triton-3.6 triton==3.6.0
+	@touch $@

@@ -152,10 +152,7 @@ def ptxas_report(ptx: str, arch: int) -> str:
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
     command = [get_ptxas(arch).path, "-v", f"--gpu-name={sm_arch_from_capability(arch)}"]
-    if tuple(map(int, triton.__version__.split(".")[:2])) >= (
-        3,
-        7,
-    ):  # as Triton itself calls it, for a fault of ptxas 13
+    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7):  # as Triton calls it, for a fault of ptxas 13
         command.append("--regAllocOptLevel=2")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")

@@ -66,7 +66,8 @@ def exp2_polynomial(x: tl.tensor) -> tl.tensor:
     x = tl.maximum(x, -126.0)  # below that the exponent's bits would wrap; 2^-126 is nothing beside a row's 1
     shifted = x + 12582912.0  # 1.5 * 2^23: the sum's last bit is worth one, so the addition rounds
     f = x - (shifted - 12582912.0)
-    p = ((0.05550410866 * f + 0.2402265070) * f + 0.6931471806) * f + 1.0
+    # Fitted for the smallest largest relative error on [-1/2, 1/2], 7.5e-5: a sixth of what fp16 rounds away.
+    p = ((0.05517167 * f + 0.24261113) * f + 0.69326097) * f + 0.99992806
     return (p.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
 
 
@@ -318,7 +319,7 @@ def _variant(name: str, d: int, dtype: str, tiles: Tiles, arch: int, *, plugin: 
 
 
 def variants(arch: int) -> list[Variant]:
-    """What the table chooses on `arch`, in both types, and the candidates of a head of 40, where most time goes."""
+    """What the table chooses on `arch`, in both types, and the candidates at 40 and 64, where the time goes."""
     found = []
     for d in PARTS:
         for dtype in ("fp16", "bf16"):
@@ -328,7 +329,7 @@ def variants(arch: int) -> list[Variant]:
     found += [_variant("cross", d, "fp16", choose(d, arch, 4096), arch) for d in (40, 64, 80, 160)]
     found.append(_variant("causal", 64, "fp16", choose(64, arch, 77), arch))
     known = {variant.name for variant in found}
-    more = [_variant("self", d, "fp16", tiles, arch) for d in PARTS for tiles in candidates(d, arch).values()]
+    more = [_variant("self", d, "fp16", tiles, arch) for d in (40, 64) for tiles in candidates(d, arch).values()]
     return found + [variant for variant in more if variant.name not in known]
 
 

@@ -45,20 +45,23 @@ _HOPPER = {
     160: (Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2), Tiles(64, 16, 4, 2)),
 }
 # All others, mma.sync: 16 rows a warp, so 4 warps x 64 rows; 128 rows in 4 warps spill, in 8 they gain no registers.
-# Everything fits into 48 KB, hence into 99, twice, so one choice serves sm_80 to sm_120 and plugins. At 128 and
-# 160, 64 keys fill 255 registers and spill on sm_120.
+# Everything fits into 48 KB, hence into 99 twice, so one choice serves sm_80 to sm_120 and plugins. At 160 the sum
+# and q take 120 registers before anything else: more than 16 keys spill for some strides.
 _OTHERS = {
     32: (Tiles(64, 64, 4, 3),) * 3,
     40: (Tiles(64, 64, 4, 3),) * 3,
     64: (Tiles(64, 64, 4, 3),) * 3,
     80: (Tiles(64, 64, 4, 2),) * 3,
     128: (Tiles(64, 32, 4, 2),) * 3,
-    160: (Tiles(64, 32, 4, 2),) * 3,
+    160: (Tiles(64, 16, 4, 2),) * 3,
 }
+# There even 16 keys spill (16 bytes, Triton 3.7.1). 32 rows leave two of four warps to repeat the others' work, 172
+# registers; at 160 attention is a hundredth of a step.
+_BLACKWELL_CONSUMER = {**_OTHERS, 160: (Tiles(32, 32, 4, 2),) * 3}
 
 
 def _table(arch: int) -> Mapping[int, tuple[Tiles, ...]]:
-    return _HOPPER if arch == 90 else _OTHERS
+    return {90: _HOPPER, 120: _BLACKWELL_CONSUMER, 121: _BLACKWELL_CONSUMER}.get(arch, _OTHERS)
 
 
 def choose(d: int, arch: int, t: int) -> Tiles:

@@ -25,7 +25,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="kernel files (default: all)")
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there, in place of this Triton's")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write the rows there, in place of those of these kernels and this Triton",
+    )
     given = parser.parse_args()
     found = []
     for row in rows(given.names, given.arch):

@@ -70,12 +70,13 @@ def rows(names: Sequence[str] = (), archs: Sequence[int] = ARCHITECTURES) -> Ite
 
 
 def write(path: Path, found: list[dict[str, object]]) -> None:
-    """The file's rows of other versions of Triton, and these."""
+    """The file's rows of other versions of Triton and other kernels, and these."""
+    new = {(one["triton"], one["kernel"]) for one in found}
     old: list[dict[str, object]] = []
     if path.exists():
         with path.open(newline="") as file:
-            old = [dict(one) for one in csv.DictReader(file) if one["triton"] != triton.__version__]
+            old = [dict(one) for one in csv.DictReader(file) if (one["triton"], one["kernel"]) not in new]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted([*old, *found], key=lambda one: str(one["triton"])))
+        writer.writerows(sorted([*old, *found], key=lambda one: (str(one["triton"]), str(one["kernel"]))))

@@ -24,6 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 # The most shared memory one program may use, bytes (CUDA C++ programming guide, technical specifications: the
 # multiprocessor's memory less 1 KB that the system keeps). What needs more does not launch.
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
@@ -116,11 +117,12 @@ def compile_ahead(variant: Variant, arch: int, ptx_version: int | None = None) -
     if list(variant.signature) != names:
         raise ValueError(f"{variant}: the signature names {list(variant.signature)}, the kernel takes {names}")
     aligned = [n for n, kind in variant.signature.items() if kind.startswith("*") and n not in variant.unaligned]
+    attributes: dict[tuple[int, ...], list] = {}
+    if VERSION >= (3, 7):  # as a launch describes them, so that it finds this compilation in Triton's cache
+        attributes |= {(names.index(name),): [] for name in variant.constants}
+    attributes |= {(names.index(name),): [["tt.divisibility", 16]] for name in [*aligned, *variant.divisible]}
     source = ASTSource(
-        variant.kernel,
-        dict(variant.signature),
-        dict(variant.constants),
-        {(names.index(name),): [["tt.divisibility", 16]] for name in [*aligned, *variant.divisible]},
+        variant.kernel, dict(variant.signature), dict(variant.constants), dict(sorted(attributes.items()))
     )
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     if ptx_version is not None:
@@ -152,7 +154,7 @@ def ptxas_report(ptx: str, arch: int) -> str:
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
     command = [get_ptxas(arch).path, "-v", f"--gpu-name={sm_arch_from_capability(arch)}"]
-    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7):  # as Triton calls it, for a fault of ptxas 13
+    if VERSION >= (3, 7):  # as Triton calls it, for a fault of ptxas 13
         command.append("--regAllocOptLevel=2")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")

@@ -239,8 +239,8 @@ def attention(
 
     fp16 or bf16 on the current CUDA device (float32 too in the interpreter), d one of PARTS, any strides of rows and
     positions that are multiples of 16 bytes, s at least 1. `causal` lets position i see keys 0 .. i. `out` may be any
-    such view that overlaps none of them; by default the result is new and contiguous. The order of sums depends on t, s,
-    d and the architecture, never on n. `tiles` overrides the table's choice. ValueError for anything else.
+    such view that overlaps none of them; by default the result is new and contiguous. The order of sums depends on t,
+    s, d and the architecture, never on n. `tiles` overrides the table's choice. ValueError for anything else.
     """
     import torch
 

@@ -51,6 +51,33 @@ if sys.argv[2:]:
             found[key] = str(error)
 print(json.dumps(found))
 """
+LAUNCH = """
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler.compiler import get_cache_key, make_backend
+from triton.runtime.jit import create_function_from_signature
+import kernels.aot
+from kernels.attention import _variant, attention_kernel, choose, constants
+
+# What a launch asks Triton's cache for, on a device of sm_90, with t = 1, 77 keys and fused projections.
+backend, tiles = make_backend(GPUTarget("cuda", 90, 32)), choose(40, 90, 4096)
+bind = create_function_from_signature(attention_kernel.signature, attention_kernel.params, backend)
+fused, out = torch.zeros(2, 1, 960).half()[..., :320], torch.zeros(2, 1, 320).half()
+values = constants(8, 40, (960, 960, 960, 320), tiles)
+options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "debug": False, "instrumentation_mode": ""}
+bound, kinds, given = bind(fused, fused, fused, out, 1, 77, 960, 73920, 73920, 320, **values, **options)
+parsed, *source = attention_kernel._pack_args(backend, options, bound, kinds, given)
+wanted = get_cache_key(ASTSource(attention_kernel, *source), backend, backend.parse_options(parsed.__dict__), {})
+
+def ahead(source, target, options):
+    print(get_cache_key(source, backend, backend.parse_options(options), {}) == wanted)
+    raise SystemExit
+
+triton.compile = ahead
+kernels.aot.compile_ahead(_variant("self", 40, "fp16", tiles, 90), 90)
+"""
 NAMES = {
     80: ["self d40", "self d160 fp16", "plugin d128"],
     89: ["self d40", "self d80 bf16", "plugin d160", "cross d160"],
@@ -60,13 +87,18 @@ NAMES = {
 OLDER_NAMES = {80: ["self d40 fp16"], 90: ["self d40 bf16", "causal", "plugin d160"], 120: ["cross d160"]}
 
 
-def compiled(tmp: Path, names: dict[int, list[str]], *, path: str = "", more: str = "") -> dict[str, dict]:
+def python(code: str, *arguments: str, path: str, cache: Path) -> str:
+    """What `code` prints in a process whose Triton compiles."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), path])), "TRITON_CACHE_DIR": str(tmp)}
-    command = [sys.executable, "-c", COMPILE, json.dumps(names), *filter(None, [more])]
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), path])), "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-c", code, *arguments]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
+    return ran.stdout
+
+
+def compiled(tmp: Path, names: dict[int, list[str]], *, path: str = "", more: str = "") -> dict[str, dict]:
+    return json.loads(python(COMPILE, json.dumps(names), *filter(None, [more]), path=path, cache=tmp))
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +148,12 @@ def test_what_a_launch_needs(pinned):
     assert [".u64" in line for line in plugin["entry"].splitlines() if ".param" in line] == [
         name not in numbers for name in plugin["parameters"]
     ], "pointers are 8 bytes, integers 4, in this order"
+
+
+@pytest.mark.parametrize("path", ["", str(OLDER)], ids=["pinned", "older"])
+def test_a_launch_finds_what_was_compiled_ahead(path, tmp_path):
+    """A prebuilt cache is of use only if keys agree: pointers' alignment, integers left alone, options."""
+    assert python(LAUNCH, path=path, cache=tmp_path).split() == ["True"]
 
 
 def test_the_checks_can_fail(pinned):

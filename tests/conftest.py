@@ -11,6 +11,9 @@ import torch
 from engines.artifact import Artifact
 from engines.model import Model
 
+# Triton reads it when it is imported, which any test module may do first: kernels run in its interpreter here.
+os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -146,10 +146,13 @@ def geglu(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def geglu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor | None = None) -> Tensor:
+def geglu_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor | None = None, tile: Tile | None = None
+) -> Tensor:
     """x [.., k], weight [2c, k] and bias [2c] from `interleave` -> [.., c] contiguous: geglu(x W^T + b) in one kernel.
 
-    Accumulates in float32. The tile follows the number of rows; the order in which k is summed does not.
+    Accumulates in float32. The tile follows the number of rows (`tile` is for timing others); the order in which k is
+    summed does not.
     ValueError as in `geglu`, and if the types of x, weight and bias differ.
     """
     import torch
@@ -168,7 +171,7 @@ def geglu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor 
     _check_out(out, x, width)
     require_aligned(x=x, weight=weight, out=out, **({} if bias is None else {"bias": bias}))
     if out.numel():
-        tile = _tile(len(rows), _arch(x.device.index) if x.is_cuda else 90, x.element_size())
+        tile = tile or choose(len(rows), _arch(x.device.index) if x.is_cuda else 90, x.element_size())
         grid = (-(-len(rows) // tile.rows) * -(-columns // tile.columns),)
         launch(
             geglu_linear_kernel, grid,
@@ -189,7 +192,9 @@ def linear_cost(rows: int, width: int, depth: int, itemsize: int = 2) -> Cost:
     return Cost((rows * (depth + width) + 2 * width * (depth + 1)) * itemsize, 4 * rows * width * depth)
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
+    """Of `geglu_linear`: rows and columns of a program, depth of a step, warps, steps under way."""
+
     rows: int
     columns: int  # of the product, twice those of the result
     step: int
@@ -197,16 +202,24 @@ class _Tile(NamedTuple):
     stages: int
 
 
-def _tile(rows: int, arch: int, itemsize: int) -> _Tile:
+def choose(rows: int, arch: int, itemsize: int) -> Tile:
     """Few rows take small tiles, for 132 multiprocessors to share them; `step` never depends on the rows."""
     if itemsize == 4:  # no matrix units: 32 sums a thread, and half the depth for the same shared memory
-        return _Tile(64, 64, 32, 4, 3)
+        return Tile(64, 64, 32, 4, 3)
     if arch == 90:  # wgmma of 64 rows a warpgroup; 96, 128 and 147 KB of shared memory
         if rows <= 128:
-            return _Tile(64, 128, 64, 4, 4)
-        return _Tile(128, 128, 64, 8, 4) if rows <= 1024 else _Tile(128, 256, 64, 8, 3)
+            return Tile(64, 128, 64, 4, 4)
+        return Tile(128, 128, 64, 8, 4) if rows <= 1024 else Tile(128, 256, 64, 8, 3)
     # 36 and 48 KB, 128 registers: two programs fit on a multiprocessor of any architecture.
-    return _Tile(64, 128, 32, 4, 4) if rows <= 128 else _Tile(128, 128, 32, 8, 4)
+    return Tile(64, 128, 32, 4, 4) if rows <= 128 else Tile(128, 128, 32, 8, 4)
+
+
+def candidates(arch: int) -> list[Tile]:
+    """What a GPU should time against `choose`, which follows from registers and shared memory alone: on Hopper
+    two programs of 98 KB on a multiprocessor, so that one gates while the other multiplies, for more traffic."""
+    if arch == 90:
+        return [Tile(128, 256, 64, 8, 3), Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(64, 128, 64, 4, 4)]
+    return [Tile(128, 128, 32, 8, 4), Tile(128, 128, 64, 8, 3), Tile(64, 128, 32, 4, 4), Tile(64, 128, 64, 4, 3)]
 
 
 @functools.cache
@@ -230,7 +243,7 @@ def _variant(width: int, dtype: str) -> Variant:
 
 
 def _linear_variant(rows: int, depth: int, dtype: str, arch: int) -> Variant:
-    tile, width = _tile(rows, arch, 2), 4 * depth
+    tile, width = choose(rows, arch, 2), 4 * depth
     constants = {"STRIDE": depth, "WIDTH": width, "DEPTH": depth, "BIAS": True, "PACK": _PACK}
     constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns, "STEP": tile.step}
     signature = dict.fromkeys(("x", "weight", "bias", "out"), f"*{dtype}") | {"rows": "i32"}

@@ -14,6 +14,7 @@ and its channels alone, so its bits do not depend on its company.
 # ruff: noqa: ANN001, ANN201, N803 (a kernel's parameters have no types of Python's, and constants are capitals)
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
@@ -315,9 +316,10 @@ def _channels(group: int, groups: int, *, multiple: int, least: int) -> int:
 def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool) -> list[Variant]:
     plan = _plan(positions, width, 32)
     same = {"WIDTH": width, "GROUP": width // 32, "SHIFT": shift}
-    name = f"{width} @ {positions}{' shift' * shift}{' silu' * silu} {dtype}"
 
     def variant(kernel: Any, constants: dict[str, Any], warps: int) -> Variant:
+        does = " silu" if constants.get("SILU") else ""
+        name = f"{width} @ {positions}{' shift' * shift}{does} {dtype}"
         integers = dict.fromkeys(("positions", "shift_stride", "parts", "span"), "i32")
         kinds = integers | {"eps": "fp32", "partial": "*fp32"} | dict.fromkeys(constants, "constexpr")
         signature = {parameter: kinds.get(parameter, f"*{dtype}") for parameter in kernel.arg_names}
@@ -335,16 +337,20 @@ def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool
 UNET = [(4096, 320), (4096, 640), (4096, 960), (1024, 320), (1024, 640), (1024, 960), (1024, 1280), (1024, 1920)]
 UNET += [(256, 640), (256, 1280), (256, 1920), (256, 2560), (64, 1280), (64, 2560)]
 DECODER = [(4096, 512), (16384, 512), (65536, 512), (65536, 256), (262144, 256), (262144, 128)]
-VARIANTS = [
-    variant
-    for dtype in ("fp16", "bf16")
-    for positions, width in UNET + DECODER
-    for variant in _variants(positions, width, dtype, shift=False, silu=True)
-]
-# With the time embedding before it (a resnet's second), and without SiLU behind it (a transformer's).
-VARIANTS += [
-    variant
-    for options in ({"shift": True, "silu": True}, {"shift": False, "silu": False})
-    for positions, width in ((4096, 320), (1024, 640), (256, 1280), (64, 1280))
-    for variant in _variants(positions, width, "fp16", **options)
-]
+
+
+def _listed() -> Iterator[Variant]:
+    for positions, width in UNET + DECODER:
+        for dtype in ("fp16", "bf16"):
+            yield from _variants(positions, width, dtype, shift=False, silu=True)
+    # With the time embedding before it (a resnet's second), and without SiLU behind it (a transformer's).
+    for positions, width in ((4096, 320), (1024, 640), (256, 1280), (64, 1280)):
+        yield from _variants(positions, width, "fp16", shift=True, silu=True)
+        yield from _variants(positions, width, "fp16", shift=False, silu=False)
+
+
+# Sizes are no constants of the kernels: two pictures of as many channels may share one.
+_distinct: dict[str, Variant] = {}
+for _variant in _listed():
+    _distinct.setdefault(f"{_variant.kernel} {_variant.signature} {_variant.constants}", _variant)
+VARIANTS = list(_distinct.values())

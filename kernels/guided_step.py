@@ -219,7 +219,8 @@ def guided_step(seats: Seats, outputs: Tensor) -> None:
     )
     require_aligned(outputs=outputs, **buffers)
     require(
-        channels * height * width < 2**31 and count <= 65535, f"state has shape {tuple(seats.state.shape)}: too large"
+        STATE * channels * height * width < 2**31 and count <= 65535,
+        f"state has shape {tuple(seats.state.shape)}: too large",
     )
     positions = height * width
     strides = (1, channels) if last and not outputs.is_contiguous() else (positions, 1)

@@ -17,13 +17,18 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def compiled(kernel: str, wanted: Sequence[tuple[str, Sequence[int]]]) -> list[dict[str, Any]]:
+def compiled(
+    kernel: str, wanted: Sequence[tuple[str, Sequence[int]]], *, path: Path | None = None
+) -> list[dict[str, Any]]:
     """Rows of those variants of kernels/<kernel>.py whose name (with its kernel's) contains the text.
 
-    Every text has to find something. Each row: name, arch, faults (a list of sentences), ld and st (bytes at once
-    of device memory, each width that occurs), cp_async, wgmma, barriers, shared.
+    Every text has to find something; `path` may hold another Triton. Each row: triton (its version), name, arch,
+    faults (a list of sentences), ld and st (bytes at once of device memory, each width that occurs), cp_async,
+    wgmma, barriers, shared.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
     command = [sys.executable, "-m", "tests.kernels.ahead", kernel, json.dumps(wanted)]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -31,6 +36,8 @@ def compiled(kernel: str, wanted: Sequence[tuple[str, Sequence[int]]]) -> list[d
 
 
 def main() -> None:
+    import triton
+
     from kernels.aot import compile_ahead, faults
 
     module = importlib.import_module(f"kernels.{sys.argv[1]}")
@@ -44,6 +51,7 @@ def main() -> None:
                 one = compile_ahead(variant, arch)
                 found.append(
                     {
+                        "triton": triton.__version__,
                         "name": str(variant),
                         "arch": arch,
                         "faults": faults(variant, one),

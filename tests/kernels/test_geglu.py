@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kernels.geglu import _tile, cost, geglu, geglu_linear, interleave, linear_cost, reference
+from kernels.geglu import candidates, choose, cost, geglu, geglu_linear, interleave, linear_cost, reference
 from tests.kernels.ahead import compiled
 from tests.kernels.comparing import HALF, SINGLE, assert_close, normal, poisoned
 
@@ -64,6 +64,14 @@ def test_no_bias_and_leading_dimensions() -> None:
     assert_close(out, reference(F.linear(x.double(), weight.double())), SINGLE)
 
 
+@pytest.mark.parametrize("arch", [80, 90])
+def test_every_candidate(arch: int) -> None:
+    x, bias, weight = normal(130, 48), normal(160), normal(160, 48) / 7
+    wanted = reference(F.linear(x.double(), weight.double(), bias.double()))
+    for tile in candidates(arch):
+        assert_close(geglu_linear(x, *interleave(weight, bias), tile=tile), wanted, SINGLE)
+
+
 def test_interleaved() -> None:
     weight, bias = interleave(torch.arange(6.0)[:, None], torch.arange(6.0))
     assert bias is not None and weight[:, 0].tolist() == bias.tolist() == [0, 3, 1, 4, 2, 5]
@@ -83,7 +91,7 @@ def test_a_row_does_not_depend_on_its_company() -> None:
 def test_the_order_of_the_sum_does_not_depend_on_the_rows(arch: int, itemsize: int) -> None:
     """A tile may: its rows and columns only say which program sums. (Interpreted products are numpy's, whose order
     follows the tile: no bits to compare here.)"""
-    assert len({_tile(rows, arch, itemsize).step for rows in (1, 128, 129, 512, 1024, 1025, 8192, 131072)}) == 1
+    assert len({choose(rows, arch, itemsize).step for rows in (1, 128, 129, 512, 1024, 1025, 8192, 131072)}) == 1
 
 
 def test_what_they_refuse() -> None:
@@ -108,17 +116,20 @@ def test_the_floors() -> None:
 
 
 def test_compiled() -> None:
-    everywhere = (80, 89, 90, 120)
-    rows = compiled("geglu", [("geglu_kernel 1280 fp16", everywhere), ("geglu_kernel 5120 bf16", (90,))])
+    """A variant of each tile; `python -m kernels geglu` compiles all."""
+    rows = compiled("geglu", [("geglu_kernel 1280 fp16", (80, 90, 120)), ("geglu_kernel 5120 bf16", (90,))])
     for row in rows:
         assert not row["faults"], row
         assert row["ld"] == [16] and row["st"] == [16], row
     products = compiled(
         "geglu",
-        [(f"{shape} fp16", everywhere) for shape in ("1280x320 128x256", "5120x1280 128x128", "5120x1280 64x128")]
-        + [("5120x1280 128x128 bf16", (90,))],
+        [
+            ("1280x320 128x256 fp16", (90,)),
+            ("5120x1280 128x128 fp16", (90, 120)),
+            ("5120x1280 64x128 bf16", (80, 90)),
+        ],
     )
-    assert len(rows) == 5 and len(products) == 3 + 2 * 3 + 1
+    assert len(rows) == 4 and len(products) == 5
     for row in products:
         assert not row["faults"], row
         assert row["cp_async"] == [16] and row["st"] == [16], row

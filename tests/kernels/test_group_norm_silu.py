@@ -124,20 +124,20 @@ def test_the_floor() -> None:
 
 def test_compiled() -> None:
     """Pictures in 16-byte loads and stores; what is narrower are a channel's weight and shift, a group's sums."""
-    some, hopper = (80, 89, 90, 120), (90,)
+    some, hopper = (80, 90, 120), (90,)
     rows = compiled(
         "group_norm_silu",
         [
             ("held_kernel 2560 @ 256 silu fp16", some),
-            ("held_kernel 1280 @ 64 shift silu fp16", hopper),
-            ("held_kernel 1280 @ 256 fp16", hopper),
-            ("parts_kernel 320 @ 4096 shift silu fp16", some),
-            ("parts_kernel 960 @ 1024 silu bf16", hopper),
-            ("apply_kernel 320 @ 4096 shift silu fp16", some),
-            ("_kernel 128 @ 262144 silu fp16", hopper),
+            ("held_kernel 1280 @ 256 shift silu fp16", hopper),
+            ("parts_kernel 320 @ 4096 shift fp16", some),
+            ("parts_kernel 960 @ 4096 bf16", hopper),
+            ("apply_kernel 320 @ 4096 shift silu fp16", hopper),
+            ("parts_kernel 128 @ 262144 fp16", hopper),
+            ("apply_kernel 128 @ 262144 silu fp16", hopper),
         ],
     )
-    assert len(rows) == 17
+    assert len(rows) == 11
     for row in rows:
         assert not row["faults"], row
         assert 16 in row["ld"] and 8 not in row["ld"], row

@@ -79,8 +79,8 @@ def test_the_floor_is_two_passes_over_memory() -> None:
 
 def test_compiled() -> None:
     """No spill, 16 bytes a load, and a warp a position: nothing to wait for."""
-    rows = compiled("layer_norm", [("320 fp16", (80, 89, 90, 120)), ("1280 bf16", (80, 90)), ("1024 fp16", (90,))])
-    assert len(rows) == 7
+    rows = compiled("layer_norm", [("320 fp16", (80, 90, 120)), ("1280 bf16", (90,)), ("1024 fp16", (90,))])
+    assert len(rows) == 5
     for row in rows:
         assert not row["faults"], row
         assert row["ld"] == [16] and row["st"] == [16], row

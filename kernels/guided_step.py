@@ -29,6 +29,9 @@ from kernels.launch import launch, power_of_two
 if TYPE_CHECKING:
     from torch import Tensor
 
+# A few numbers a program each, so that a view of some seats may begin anywhere; all other buffers are read 16 bytes at
+# a time.
+_SMALL = ("row", "guidance", "matrices", "draw", "step", "step_next", "last", "blend", "masked")
 STATE, TERMS = 5, 7  # x and four of history; those, the UNet's output and noise
 _TILE = 1024  # elements of a program, of one term: with 128 threads two loads of 16 bytes each
 
@@ -104,7 +107,7 @@ def _column(at, J: tl.constexpr):
     return c0, c1, c2, c3, c4, c5, some != 0
 
 
-@triton.jit(do_not_specialize=["evaluations", "draws"])
+@triton.jit(do_not_specialize=["evaluations", "draws"], do_not_specialize_on_alignment=list(_SMALL))
 def guided_step_kernel(
     state, predictions, row, guidance, matrices, draw, noise, step, step_next, last,
     mask, original, first_noise, blend, masked, outputs, evaluations, draws,
@@ -174,8 +177,8 @@ def guided_step(seats: Seats, outputs: Tensor) -> None:
     """One evaluation of every live seat of `seats`, from outputs [R, C, h, w], contiguous or channels-last in memory,
     fp16, bf16 or f32. Writes state, predictions and step_next.
 
-    ValueError for a buffer of another shape, type or layout, or not at a multiple of 16 bytes. Indices of rows lie
-    on the device and are not checked.
+    ValueError for a buffer of another shape, type or layout, or, of those with latents or masks, not at a multiple of
+    16 bytes. Indices of rows lie on the device and are not checked.
     """
     import torch
 
@@ -217,7 +220,7 @@ def guided_step(seats: Seats, outputs: Tensor) -> None:
         last or outputs.is_contiguous(),
         f"outputs has strides {outputs.stride()}; it must be contiguous or channels_last",
     )
-    require_aligned(outputs=outputs, **buffers)
+    require_aligned(outputs=outputs, **{name: x for name, x in buffers.items() if name not in _SMALL})
     require(
         STATE * channels * height * width < 2**31 and count <= 65535,
         f"state has shape {tuple(seats.state.shape)}: too large",
@@ -257,7 +260,7 @@ def _variant(positions: int, dtype: str, *, last: bool, mask: bool) -> Variant:
     kinds |= {"outputs": f"*{dtype}", "evaluations": "i32", "draws": "i32"} | dict.fromkeys(constants, "constexpr")
     signature = {name: kinds.get(name, "*fp32") for name in guided_step_kernel.arg_names}
     name = f"4x{positions} {'channels-last' if last else 'contiguous'}{' mask' * mask} {dtype}"
-    return Variant(guided_step_kernel, name, signature, constants)
+    return Variant(guided_step_kernel, name, signature, constants, unaligned=_SMALL)
 
 
 VARIANTS = [_variant(4096, dtype, last=last, mask=False) for dtype in ("fp16", "bf16") for last in (True, False)]

@@ -159,14 +159,17 @@ def test_programs_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_seat_does_not_depend_on_its_company() -> None:
-    seats, outputs = company(), normal(9, 4, 6, 7)
+    seats, outputs = company(4, 6, 8), normal(9, 4, 6, 8)
     together = seats.copy()
     guided_step(together, outputs)
     for s in range(4):
-        alone = Buffers(*(getattr(seats, f.name)[s : s + 1].clone() for f in fields(seats)))
+        copy = seats.copy()
+        alone = Buffers(*(getattr(copy, f.name)[s : s + 1] for f in fields(seats)))  # views, some at odd addresses
         alone.row = torch.where(alone.row >= 0, torch.arange(2, dtype=torch.int32), -1)
         guided_step(alone, outputs[seats.row[s].tolist()])
-        assert torch.equal(alone.state[0], together.state[s]) and alone.step_next[0] == together.step_next[s]
+        assert torch.equal(copy.state[s], together.state[s]) and copy.step_next[s] == together.step_next[s]
+        others = torch.arange(6) != s
+        assert torch.equal(copy.state[others], seats.state[others]), "nobody else is touched"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -246,6 +249,8 @@ def test_what_it_refuses() -> None:
         guided_step(replace(seats, step_next=seats.step), outputs)
     with pytest.raises(ValueError, match="outputs has shape"):
         guided_step(seats, outputs[:, :, :5])
+    with pytest.raises(ValueError, match="predictions starts 4 bytes past a multiple of 16"):
+        guided_step(replace(seats, predictions=torch.zeros(6 * 168 + 1)[1:].view(6, 4, 6, 7)), outputs)
     with pytest.raises(ValueError, match="matrices has shape"):
         guided_step(replace(seats, matrices=seats.matrices[:, :, :5]), outputs)
 

@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 given = $(if $($(1)),--$(2) '$($(1))')
 
 .DEFAULT_GOAL := help
-.PHONY: need-model help demo test setup serve onnx check proto lint format bench gpu-check clean
+.PHONY: need-model help demo test setup serve onnx check proto lint format bench kernels gpu-check clean
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
@@ -25,6 +25,7 @@ help:
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
+	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
 	@echo "make gpu-check                       the step of SD 1.5 on an NVIDIA GPU (needs torch there)"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
 	@echo "make lint | format | proto | clean   as they say"
@@ -62,6 +63,11 @@ check: need-model $(VENV)/.export
 
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving
+
+# Every variant of every kernel for every architecture, under both compilers: minutes.
+kernels: $(VENV)/.dev $(VENV)/.triton-3.6
+	$(BIN)/python -m kernels
+	PYTHONPATH=$(VENV)/triton-3.6 $(BIN)/python -m kernels
 
 # On the machine's own Python: a GPU machine may have torch and triton, and no network to install anything.
 gpu-check:

@@ -46,6 +46,7 @@ class Variant:
     divisible   integer parameters that are multiples of 16; a launch at run time finds that out by itself
     unaligned   pointers that are not 16-byte aligned; all others are declared to be
     plugin      whether it may become a TensorRT plugin, hence has to fit into 48 KB
+    fusion      whether a multiplication and an addition may become one instruction with one rounding
     """
 
     kernel: Any
@@ -58,6 +59,7 @@ class Variant:
     divisible: tuple[str, ...] = ()
     unaligned: tuple[str, ...] = ()
     plugin: bool = False
+    fusion: bool = True
 
     def __str__(self) -> str:
         return f"{kernel_name(self.kernel)} {self.name}"
@@ -124,7 +126,9 @@ def compile_ahead(variant: Variant, arch: int, ptx_version: int | None = None) -
     source = ASTSource(
         variant.kernel, dict(variant.signature), dict(variant.constants), dict(sorted(attributes.items()))
     )
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options: dict[str, Any] = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    if not variant.fusion:
+        options["enable_fp_fusion"] = False
     if ptx_version is not None:
         options["ptx_version"] = ptx_version
     kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

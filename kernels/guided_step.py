@@ -260,7 +260,7 @@ def _variant(positions: int, dtype: str, *, last: bool, mask: bool) -> Variant:
     kinds |= {"outputs": f"*{dtype}", "evaluations": "i32", "draws": "i32"} | dict.fromkeys(constants, "constexpr")
     signature = {name: kinds.get(name, "*fp32") for name in guided_step_kernel.arg_names}
     name = f"4x{positions} {'channels-last' if last else 'contiguous'}{' mask' * mask} {dtype}"
-    return Variant(guided_step_kernel, name, signature, constants, unaligned=_SMALL)
+    return Variant(guided_step_kernel, name, signature, constants, unaligned=_SMALL, fusion=False)
 
 
 VARIANTS = [_variant(4096, dtype, last=last, mask=False) for dtype in ("fp16", "bf16") for last in (True, False)]

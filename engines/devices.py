@@ -28,12 +28,12 @@ def this_cpu() -> str:
     return f"{name or platform.processor() or platform.machine()}, {available_cores()} cores"
 
 
-def recall(device: str, **what: Any) -> Any:
+def recall(device: str, what: dict[str, Any]) -> Any:
     """The value remembered for `what` (JSON values), None where there is none."""
     return _facts(device).get(cache.key(**what), {}).get("value")
 
 
-def remember(device: str, value: Any, **what: Any) -> None:
+def remember(device: str, what: dict[str, Any], value: Any) -> None:
     """Keep a JSON value. Where it cannot be kept it is measured again next time."""
     path = _path(device)
     try:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from engines import cache
+from engines import cache, lock, room
 from engines.artifact import CONFIGS, Artifact, digests, is_artifact, open_artifact
 from engines.backend import BackendError
 from pipeline.errors import CheckpointError
@@ -47,27 +45,43 @@ def artifact_of(folder: Path, prediction: str = "auto") -> Artifact:
     if is_artifact(folder):
         return open_artifact(folder)
     read_spec(folder)
-    return _kept(cache.key(checkpoint=_contents(folder)), folder, folder.name)
+    return _kept(cache.key(checkpoint=_contents(folder), name=folder.name), folder, folder.name)
 
 
 def _artifact_of_file(model: Path, prediction: str) -> Artifact:
     check_single_file(model)
     contents = digests([path for path in (model, settings_path(model)) if path.exists()])
-    return _kept(cache.key(file=contents, prediction=prediction), model, model_id(model), "--prediction", prediction)
+    return _kept(cache.key(file=contents, prediction=prediction, name=model_id(model)), model, model_id(model), "--prediction", prediction)
 
 
 def _kept(key: str, model: Path, name: str, *flags: str) -> Artifact:
-    """The artifact that the cache has of `model`, exported now where it has none or a damaged one."""
+    """The artifact that the cache has of `model`, exported now where it has none or a damaged one.
+
+    It is in use, so that nobody evicts it, until this process ends.
+    """
     own = cache.cache_folder() / "artifacts" / key
-    out = own / name
-    if is_artifact(out):
-        try:
-            return open_artifact(out)
-        except CheckpointError as error:
-            log.warning("exporting again: %s", error)
-            shutil.rmtree(own, ignore_errors=True)
-    _export(model, out, *flags)
-    return open_artifact(out)
+    if found := _opened(own, name):
+        return found
+    _check_extra(model)
+    with lock.alone(own, log.info) as waited:
+        if waited and (found := _opened(own, name)):
+            return found
+        with cache.fresh(own) as new:
+            _export(model, new.folder / name, new.number, *flags)
+            new.keep()
+    room.evict()
+    return open_artifact(own / name)
+
+
+def _opened(own: Path, name: str) -> Artifact | None:
+    if not lock.use(own) or not is_artifact(own / name):
+        return None
+    room.touch(own)
+    try:
+        return open_artifact(own / name)
+    except CheckpointError as error:
+        log.warning("exporting again: %s", error)
+        return None
 
 
 def _contents(folder: Path) -> dict[str, str]:
@@ -88,28 +102,22 @@ def stop_exports() -> None:
         process.terminate()
 
 
-def _export(folder: Path, out: Path, *flags: str) -> None:
-    """Into a folder beside `out`, renamed when it is whole: two servers may start at once."""
+def _check_extra(model: Path) -> None:
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
         raise BackendError(
-            f"{folder} is a checkpoint that has not been exported, and exporting needs the extra `export` "
-            f"(pip install -e '.[export]'); or export it elsewhere with `make onnx MODEL={folder} OUT=dir`"
+            f"{model} is a checkpoint that has not been exported, and exporting needs the extra `export` "
+            f"(pip install -e '.[export]'); or export it elsewhere with `make onnx MODEL={model} OUT=dir`"
         )
-    new = out.with_name(f".new-{os.getpid()}")
-    try:
-        _run([sys.executable, "-W", "ignore", "-m", "export", str(folder), "--out", str(new), *flags])
-        try:
-            new.rename(out)
-        except OSError as error:
-            if not is_artifact(out):  # else another process was faster, with the same content
-                raise CheckpointError(f"cannot keep the export as {out}: {error}") from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
-def _run(command: list[str]) -> None:
+def _export(model: Path, out: Path, number: int, *flags: str) -> None:
+    """Into a folder that is renamed when it is whole; the child holds its lock, `number`, as long as it writes."""
+    _run([sys.executable, "-W", "ignore", "-m", "export", str(model), "--out", str(out), *flags], number)
+
+
+def _run(command: list[str], *numbers: int) -> None:
     """Its output goes to ours, but its last word, when it fails, into the error."""
-    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE, pass_fds=numbers) as process:
         _running.append(process)
         try:
             assert process.stderr

@@ -16,7 +16,7 @@ from pipeline.errors import LatentdError
 _MOST = 1 << 22  # bytes: a manifest of a hundred shards has 30 kB
 
 
-class Damaged(LatentdError):
+class Damaged(LatentdError):  # noqa: N818 (what it is, and a thing that is rebuilt)
     """A file that is not what was written: the message names it and says why, in one sentence without a period."""
 
     code = "FAILED_PRECONDITION"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import shutil
 import sys
@@ -24,6 +23,7 @@ from engines.artifact import (
     has_safety_checker,
     open_artifact,
 )
+from engines.sealed import sealed
 from export import check
 from export.graph import OPSET, trace
 from export.networks import NETWORKS
@@ -91,7 +91,7 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
             for name, digest in zip(names, digests([folder / name for name in names]), strict=True)
         },
     }
-    _write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    _write(folder / MANIFEST, sealed(manifest))
     return open_artifact(folder)
 
 

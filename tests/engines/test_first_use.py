@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engines import first_use
+from engines import disk, first_use
 from engines.artifact import MANIFEST, Artifact
 from engines.backend import BackendError
 from engines.first_use import artifact_of, stop_exports
@@ -40,7 +40,7 @@ def exports(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> list[list[st
     """Exports become copies of a finished one; their commands."""
     commands: list[list[str]] = []
 
-    def run(command: list[str]) -> None:
+    def run(command: list[str], *_: int) -> None:
         commands.append(command)
         shutil.copytree(artifact.folder, command[command.index("--out") + 1])
 
@@ -92,32 +92,54 @@ def test_a_damaged_one_is_made_again(
 
 
 def test_another_process_was_faster(
-    checkpoint: Path, cache: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    cache: Path,
+    exports: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def run(command: list[str]) -> None:
-        new = Path(command[command.index("--out") + 1])
-        shutil.copytree(artifact.folder, new)
-        shutil.copytree(artifact.folder, new.with_name("tiny"))
+    """One that holds the lock: this one says whom it waits for, and takes what is there then."""
+    found: list[Artifact] = []
+    run = first_use._run
 
-    monkeypatch.setattr(first_use, "_run", run)
-    assert artifact_of(checkpoint).digest == artifact.digest
+    def slow(command: list[str], *numbers: int) -> None:
+        other = threading.Thread(target=lambda: found.append(artifact_of(checkpoint)))
+        other.start()
+        eventually(lambda: any("waiting for process" in message for message in caplog.messages))
+        run(command, *numbers)
+
+    monkeypatch.setattr(first_use, "_run", slow)
+    with caplog.at_level(logging.INFO):
+        first = artifact_of(checkpoint)
+    eventually(lambda: len(found) == 1)
+    assert found[0].folder == first.folder and len(exports) == 1
+    (message,) = [message for message in caplog.messages if "waiting" in message]
+    assert f"process {os.getpid()}, which makes {cache / 'artifacts'}" in message
     assert not left_behind(cache)
 
 
 def test_a_result_that_cannot_be_kept(
     checkpoint: Path, cache: Path, exports: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(doing: str, path: Path) -> None:
+        if doing == "replace":
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(CheckpointError, match="cannot keep the export as .*tiny: .*No space left"):
+    monkeypatch.setattr(disk, "before", full)
+    with pytest.raises(disk.DiskError, match="cannot rename to .*artifacts/[0-9a-f]*: No space left"):
         artifact_of(checkpoint)
     assert len(exports) == 1 and not left_behind(cache)
 
 
+def test_two_names_of_one_checkpoint(checkpoint: Path, tmp_path: Path, exports: list[list[str]]) -> None:
+    """Each keeps its own: a model's id is its folder's name."""
+    other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    assert [artifact_of(each).id for each in (checkpoint, other, checkpoint, other)] == ["tiny", "other"] * 2
+    assert len(exports) == 2
+
+
 def test_an_export_that_fails_leaves_nothing(checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(command: list[str]) -> None:
+    def run(command: list[str], *_: int) -> None:
         shutil.copytree(checkpoint, command[command.index("--out") + 1])
         raise CheckpointError("the disk is full")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
         from pipeline.errors import LatentdError
     except ModuleNotFoundError as error:
         return _missing(error)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return _command(options.command)(options)
     except ModuleNotFoundError as error:

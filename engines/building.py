@@ -12,7 +12,7 @@ from engines import apart, cache, lock, store
 from engines.apart import ApartError
 from engines.artifact import Artifact, open_artifact
 from engines.builder import Builder, Order
-from engines.builders import Maker
+from engines.builders import Maker, told
 from engines.clock import Clock
 from engines.sealed import Damaged
 from engines.table import amount, title
@@ -120,9 +120,8 @@ def _build(
     with lock.alone(store.place(identity), say) as waited:
         if waited and (manifest := _valid(builder, order, say)):
             return manifest, False
-        told = {"model": artifact.id, "spec": artifact.spec_digest, "tools": getattr(builder, "tools", dict)()}
         write = lambda new, out: compile(order, out, new, tick, say)  # noqa: E731
-        return store.keep(identity, told, write), True
+        return store.keep(identity, told(artifact, builder), write), True
 
 
 def _engines(count: int) -> str:

@@ -125,6 +125,6 @@ def _record(model: Model, size: tuple[int, int], errors: dict[str, dict[str, flo
     identities = getattr(model.backend, "identities", lambda *_: {})(*size)
     for network, identity in identities.items():
         try:
-            store.annotate(identity, errors.get(network, {}))
+            store.annotate(identity, errors.get(network, {}), devices.this_cpu())
         except (DiskError, Damaged) as error:
             log.warning("errors not written: %s", error)

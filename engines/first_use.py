@@ -51,7 +51,13 @@ def artifact_of(folder: Path, prediction: str = "auto") -> Artifact:
 def _artifact_of_file(model: Path, prediction: str) -> Artifact:
     check_single_file(model)
     contents = digests([path for path in (model, settings_path(model)) if path.exists()])
-    return _kept(cache.key(file=contents, prediction=prediction, name=model_id(model)), model, model_id(model), "--prediction", prediction)
+    return _kept(
+        cache.key(file=contents, prediction=prediction, name=model_id(model)),
+        model,
+        model_id(model),
+        "--prediction",
+        prediction,
+    )
 
 
 def _kept(key: str, model: Path, name: str, *flags: str) -> Artifact:

@@ -23,6 +23,7 @@ from engines import cache, devices, disk, lock, store
 from engines.artifact import Artifact
 from engines.backend import F32, DeviceError
 from engines.builder import Order
+from engines.builders import told
 from engines.openvino_build import OpenVinoBuilder
 from engines.sealed import Damaged
 
@@ -36,6 +37,7 @@ class OpenVinoBackend:
 
     def __init__(self, artifact: Artifact, precision: str = "auto", threads: int | None = None) -> None:
         self.spec = artifact.spec
+        self._artifact = artifact
         self._builder = OpenVinoBuilder(artifact, precision=precision, threads=threads)
         self.precision, self.device = self._builder.precision, self._builder.device
         self._compiled: dict[tuple[str, int], ov.CompiledModel] = {}
@@ -116,7 +118,7 @@ class OpenVinoBackend:
             return self._builder.write(compiled, out)
 
         try:
-            store.keep(self._builder.identity(order), self._builder.told(), write)
+            store.keep(self._builder.identity(order), told(self._artifact, self._builder), write)
         except disk.DiskError as error:
             log.warning("engine not cached, the next start compiles it again: %s", error)
         return compiled

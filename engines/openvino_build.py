@@ -82,13 +82,8 @@ class OpenVinoBuilder:
             "threads": self.threads,
         }
 
-    def told(self) -> dict[str, Any]:
-        """What a manifest says beside the identity."""
-        return {
-            "model": self._artifact.id,
-            "spec": self._artifact.spec_digest,
-            "tools": {name: importlib.metadata.version(name) for name in ("openvino", "numpy")},
-        }
+    def tools(self) -> dict[str, str]:
+        return {name: importlib.metadata.version(name) for name in ("openvino", "numpy")}
 
     def build(self, order: Order, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
         return self.write(self.compiled(order, streams=1), out)

@@ -95,7 +95,7 @@ def keep(
             **told,
             "facts": facts,
             "seconds": round(seconds, 3),
-            "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "made": _now(),
             "engine": {"bytes": length, "sha256": sha256},
             "errors": {},
         }
@@ -105,8 +105,8 @@ def keep(
     return manifest
 
 
-def annotate(identity: dict[str, Any], errors: dict[str, float]) -> None:
-    """Write measured errors into an engine's manifest. Errors: Damaged; DiskError."""
+def annotate(identity: dict[str, Any], errors: dict[str, float], device: str) -> None:
+    """Write errors that were measured on `device` into an engine's manifest. Errors: Damaged; DiskError."""
     folder = place(identity)
     with lock.alone(folder, lambda _: None):
         try:
@@ -114,6 +114,7 @@ def annotate(identity: dict[str, Any], errors: dict[str, float]) -> None:
         except FileNotFoundError:
             return  # evicted, or never cached
         manifest["errors"] = {**manifest["errors"], **errors}
+        manifest["checked"] = {"device": device, "at": _now()}
         disk.write_whole(folder / MANIFEST, sealed(manifest))
 
 
@@ -163,6 +164,10 @@ def _read(path: Path, vouched: dict[str, Any], keep_data: bool) -> bytearray:
     if digest.hexdigest() != vouched["sha256"]:
         raise Damaged(f"{path} is damaged (its SHA-256 is not the one in its manifest)")
     return data
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _hash(path: Path) -> tuple[str, int]:

@@ -73,6 +73,11 @@ def target_of(backend: str, arch: str) -> str:
     return found
 
 
+def told(artifact: Artifact, builder: Builder) -> dict[str, Any]:
+    """What an engine's manifest says beside its identity; `tools` is a builder's own, where it has it."""
+    return {"model": artifact.id, "spec": artifact.spec_digest, "tools": getattr(builder, "tools", dict)()}
+
+
 def command(
     artifact: Artifact, backend: str, target: str, rows: Sequence[int], sizes: Sequence[tuple[int, int]]
 ) -> str:

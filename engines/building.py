@@ -117,10 +117,15 @@ def _build(
     def tick() -> None:
         say(f"{time.monotonic() - begin:.0f} s so far{clock.expected(order)}")
 
+    def write(new: cache.Fresh, out: Path) -> dict[str, Any]:
+        facts = compile(order, out, new, tick, say)
+        if not out.is_file():
+            raise ApartError("its process wrote no engine")
+        return facts
+
     with lock.alone(store.place(identity), say) as waited:
         if waited and (manifest := _valid(builder, order, say)):
             return manifest, False
-        write = lambda new, out: compile(order, out, new, tick, say)  # noqa: E731
         return store.keep(identity, told(artifact, builder), write), True
 
 

@@ -71,9 +71,11 @@ def fresh(place: Path) -> Iterator[Fresh]:
     try:
         yield Fresh(folder, place, number)
     finally:
-        with contextlib.suppress(disk.DiskError):
-            disk.remove(folder)
-        os.close(number)
+        try:
+            with contextlib.suppress(disk.DiskError):
+                disk.remove(folder)
+        finally:
+            os.close(number)
 
 
 def sweep(folder: Path) -> None:

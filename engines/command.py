@@ -13,7 +13,6 @@ from engines.builders import ON_CPU, maker_of, target_of
 from engines.building import Built, apart_from, build_all
 from engines.first_use import artifact_of
 from engines.measure import Steps, name_of
-from engines.model import BACKENDS
 from engines.table import amount, row, table
 
 _MOST_ROWS, _MOST_SIDE = 64, 4096
@@ -45,8 +44,8 @@ def build(options: argparse.Namespace) -> int:
     failed = [each.why for each in built if each.why]
     if orders:
         say(f"\nengines are in {cache.cache_folder() / 'engines'}")
-    if backend not in BACKENDS or backend not in ON_CPU:
-        say(f"built and hashed, not run: {target} has not run them here")
+    if backend not in ON_CPU:
+        say(f"their bytes are vouched for; that they run, and how fast, is for a card of {target} to show")
     for why in failed:
         say(why)
     return 1 if failed else 0
@@ -90,11 +89,13 @@ def clean() -> int:
     """Empty the cache, and say what went."""
     removed, stayed = room.clean()
     for kind in cache.KINDS:
-        own = [entry for entry in removed if entry.path.parent.name == kind]
-        say(f"removed {len(own)} {kind}, {amount(sum(entry.bytes for entry in own))}")
+        if own := [entry for entry in removed if entry.path.parent.name == kind]:
+            one = kind if len(own) > 1 else kind.removesuffix("s")
+            say(f"removed {len(own)} {one} ({amount(sum(entry.bytes for entry in own))}) from {cache.cache_folder()}")
     for entry in stayed:
         say(f"kept {entry.path}: a live process uses it")
-    say(f"{cache.cache_folder()} had them")
+    if not removed and not stayed:
+        say(f"nothing to remove in {cache.cache_folder()}")
     return 0
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import shutil
-import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from engines import devices
 from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.builder import Builder
@@ -23,13 +21,14 @@ class Maker:
     kind: str
     library: str  # what it cannot do without
     extra: str  # what installs that
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # JSON values
 
-    def make(self, artifact: Artifact, target: str, precision: str) -> Builder:
+    def make(self, artifact: Artifact, target: str | None, precision: str) -> Builder:
         """Errors: BackendError, naming the extra to install, or refusing target or precision."""
         self.check_library()
         kind = getattr(importlib.import_module(self.module), self.kind)
-        return kind(artifact, target, precision, **self.options)
+        measured = {"notes": Notes(), "timing": devices.folder() / "tensorrt.timing"} if self.library in _GPU else {}
+        return kind(artifact, target, precision, **self.options, **measured)
 
     def check_library(self) -> None:
         if importlib.util.find_spec(self.library) is None:
@@ -41,6 +40,17 @@ class Maker:
         return asdict(self)
 
 
+class Notes:
+    """What TensorRT's builder measures on this CPU, minutes for a large network, kept between its processes."""
+
+    def recall(self, **what: Any) -> Any:
+        return devices.recall(devices.this_cpu(), what)
+
+    def remember(self, value: Any, **what: Any) -> None:
+        devices.remember(devices.this_cpu(), what, value)
+
+
+_GPU = ("tensorrt", "tensorrt_rtx")
 BUILDERS = {
     "openvino": Maker("engines.openvino_build", "OpenVinoBuilder", "openvino", "cpu"),
     "onnxruntime": Maker("engines.onnxruntime_build", "OnnxRuntimeBuilder", "onnxruntime", "cpu"),
@@ -58,19 +68,13 @@ def maker_of(backend: str) -> Maker:
     return BUILDERS[name]
 
 
-def target_of(backend: str, arch: str) -> str:
-    """What to build for: "cpu", the card that was named, or the one that is here. Errors: BackendError."""
-    if backend in ("auto", *ON_CPU):
-        if arch not in ("", "cpu"):
-            raise BackendError(f"ARCH={arch}: backend {backend} builds for the CPU at hand; leave ARCH away")
-        return "cpu"
-    if backend == "tensorrt" and arch:
-        raise BackendError(f"ARCH={arch}: tensorrt builds on the card itself; leave ARCH away, or take tensorrt_rtx")
-    found = arch or card_here()
-    if found is None:
-        way = "say for which card, such as ARCH=sm_89" if backend == "tensorrt_rtx" else "tensorrt builds where it runs"
-        raise BackendError(f"there is no NVIDIA GPU here: {way}")
-    return found
+def target_of(backend: str, arch: str) -> str | None:
+    """What to build for: "cpu", the card that was named, or None, the one that is here. Errors: BackendError."""
+    if backend not in ON_CPU:
+        return arch or None
+    if arch not in ("", "cpu"):
+        raise BackendError(f"ARCH={arch}: backend {backend} builds for the CPU at hand; leave ARCH away")
+    return "cpu"
 
 
 def told(artifact: Artifact, builder: Builder) -> dict[str, Any]:
@@ -78,25 +82,14 @@ def told(artifact: Artifact, builder: Builder) -> dict[str, Any]:
     return {"model": artifact.id, "spec": artifact.spec_digest, "tools": getattr(builder, "tools", dict)()}
 
 
-def command(
-    artifact: Artifact, backend: str, target: str, rows: Sequence[int], sizes: Sequence[tuple[int, int]]
-) -> str:
-    """The words that build engines again."""
-    told = f"make engines MODEL={artifact.folder} BACKEND={backend}"
-    if backend == "tensorrt_rtx":
-        told += f" ARCH={target}"
-    if backend not in ON_CPU:
-        told += f" ROWS={','.join(map(str, rows))}"
-    return told + f" SIZES={','.join(f'{width}x{height}' for width, height in sizes)}"
-
-
-def card_here() -> str | None:
-    """The first NVIDIA GPU's architecture, such as "sm_89"; None where there is none."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    command = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    first = told.stdout.strip().splitlines()[:1]
-    digits = first[0].replace(".", "") if first else ""
-    return f"sm_{digits}" if told.returncode == 0 and digits.isdigit() else None
+def command(artifact: Artifact, identity: dict[str, Any]) -> str:
+    """The words that build an engine again, from what it depends on."""
+    told = f"make engines MODEL={artifact.folder} BACKEND={identity['backend']}"
+    if identity["backend"] not in ON_CPU:
+        told += f" ARCH={identity['target']} PRECISION={identity['precision']}"
+    shapes, factor = identity["shapes"], artifact.spec.vae.factor
+    if rows := shapes.get("sample"):
+        told += f" ROWS={rows[0]}"
+    if latents := shapes.get("sample") or shapes.get("latents"):
+        told += f" SIZES={latents[3] * factor}x{latents[2] * factor}"
+    return told

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines import apart, cache, lock, store
+from engines import apart, cache, disk, lock, store
 from engines.apart import ApartError
 from engines.artifact import Artifact, open_artifact
 from engines.builder import Builder, Order
@@ -54,7 +55,7 @@ def build_all(artifact: Artifact, builder: Builder, orders: list[Order], compile
         say(f"{head}: building{clock.left(missing[position - 1 :])}")
         try:
             manifest, new = _build(
-                artifact, builder, order, compile, clock, lambda line, head=head: say(f"{head}: {line}")
+                artifact, builder, order, compile, clock, prefixed(order, position, len(missing), say)
             )
         except ApartError as error:
             if error.final:
@@ -70,7 +71,7 @@ def build_all(artifact: Artifact, builder: Builder, orders: list[Order], compile
     return built
 
 
-def apart_from(artifact: Artifact, maker: Maker, target: str, precision: str) -> Compile:
+def apart_from(artifact: Artifact, maker: Maker, target: str | None, precision: str) -> Compile:
     """Builds in a process of its own."""
 
     def compile(order: Order, out: Path, new: cache.Fresh, tick: Callable[[], None], say: Say) -> dict[str, Any]:
@@ -89,6 +90,11 @@ def apart_from(artifact: Artifact, maker: Maker, target: str, precision: str) ->
     return compile
 
 
+def prefixed(order: Order, position: int, of: int, say: Say) -> Say:
+    """What is said of one engine, under its number and network."""
+    return lambda line: say(f"[{position}/{of}] {order.network}: {line.removeprefix(f'{order.network}: ')}")
+
+
 def build_one(job: dict[str, Any], say: Say) -> dict[str, Any]:
     """The child's part: one engine, its facts."""
     artifact = open_artifact(Path(job["folder"]))
@@ -96,7 +102,13 @@ def build_one(job: dict[str, Any], say: Say) -> dict[str, Any]:
         raise CheckpointError(f"{artifact.folder} has changed since the build began; run the same command again")
     builder = Maker(**job["maker"]).make(artifact, job["target"], job["precision"])
     order = Order(job["network"], {name: tuple(shape) for name, shape in job["shapes"].items()})
-    return builder.build(order, Path(job["out"]), say)
+    out = Path(job["out"])
+    try:
+        return builder.build(order, out, say)
+    except OSError as error:  # a library's own way to write; ours raise DiskError
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise disk.DiskError("write", out, error) from None
 
 
 def _valid(builder: Builder, order: Order, say: Say) -> dict[str, Any] | None:

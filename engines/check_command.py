@@ -8,7 +8,7 @@ import re
 from engines import store
 from engines.artifact import Artifact
 from engines.backend import BackendError
-from engines.builders import card_here
+from engines.builders import command
 from engines.check import Finding
 from engines.check import check as compare
 from engines.first_use import artifact_of
@@ -24,7 +24,7 @@ def check(options: argparse.Namespace) -> int:
     artifact = artifact_of(options.model)
     width, height = _size(options.size, artifact)
     samplers, steps = _samplers(options.samplers), _steps(options.steps)
-    if options.backend in PLANS and (options.backend not in BACKENDS or card_here() is None):
+    if options.backend in PLANS and options.backend not in BACKENDS:
         return _plans(artifact, options.backend)
     model, reference = load(artifact, options.backend, options.precision), load(artifact, "torch")
     print(f"{artifact.id} {width}x{height}: {model.backend.name} {model.backend.precision} against torch f32")
@@ -48,7 +48,7 @@ def _plans(artifact: Artifact, backend: str) -> int:
             store.verify(identity)
             found = "whole, its SHA-256 is the one in its manifest"
         except Damaged as error:
-            found = str(error)
+            found = f"{error}; run `{command(artifact, identity)}` to build it again"
         print(f"  {identity.get('network')} for {identity.get('target')}: {found}")
     print(
         f"nothing was compared: plans of {backend} run on NVIDIA GPUs, and none runs them here; "

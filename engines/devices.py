@@ -59,5 +59,9 @@ def _facts(device: str) -> dict[str, dict[str, Any]]:
         return {}
 
 
+def folder() -> Path:
+    return cache.cache_folder() / "devices"
+
+
 def _path(device: str) -> Path:
-    return cache.cache_folder() / "devices" / f"{cache.key(device=device)}.json"
+    return folder() / f"{cache.key(device=device)}.json"

@@ -28,6 +28,7 @@ def build(options: argparse.Namespace) -> int:
     maker = maker_of(backend)
     maker.check_library()
     target = target_of(backend, options.target)
+    room.limit()  # a wrong one is told before the work, not after the first engine
     rows = _rows(options.rows, (2,) if backend in ON_CPU else (2, 4, 8))
     artifact = artifact_of(options.model)
     sizes = _sizes(options.sizes, artifact)

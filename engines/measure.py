@@ -13,7 +13,7 @@ from engines import apart, devices
 from engines.artifact import Artifact, open_artifact
 from engines.model import load
 
-_SECONDS, _LEAST, _MOST = 2.0, 5, 200  # of a measurement; its least and most calls
+_SECONDS, _LEAST, _MOST = 0.5, 5, 200  # of a measurement; its least and most calls
 
 Step = dict[str, float]  # "median" and "p80", in seconds; "calls"
 Steps = dict[str, Step]  # by name: "text_encoder", "unet 64x64, 2 rows", "vae_decoder 64x64"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import devices, lock, store
+from engines import devices, lock, measure, store
 from engines import openvino as backend
 from engines.__main__ import main
 from engines.artifact import Artifact
@@ -50,9 +50,9 @@ def test_what_is_built_is_what_serving_uses(
     head, _, encoder, unet, decoder, *_ = said[said.index("engine  ") :].splitlines()
     assert head.split() == ["engine", "shapes", "target", "size", "build", "step:", "median", "(p80)"]
     assert encoder.startswith("text_encoder  ids 1x16 ") and " ms (" in encoder
-    assert unet.startswith("unet          sample 1x3x6x6, timestep 1, context 1x16x") and "cpu" in unet
+    assert unet.startswith("unet          sample 1x3x12x12, timestep 1, context 1x16x") and "cpu" in unet
     assert "1 rows " in unet and "; 2 rows " in unet and unet.count(" ms (") == 2
-    assert decoder.startswith("vae_decoder   latents 1x3x6x6 ")
+    assert decoder.startswith("vae_decoder   latents 1x3x12x12 ")
     assert f"engines are in {folder / 'engines'}" in said
 
     with monkeypatch.context() as patch:
@@ -72,7 +72,11 @@ def test_what_is_built_is_what_serving_uses(
         use(OpenVinoBackend(artifact, "f32"))
 
 
-def test_serving_first_and_building_then(artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+def test_serving_first_and_building_then(
+    artifact: Artifact, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "steps_of", lambda *_: {})
+    monkeypatch.setattr(backend, "_costs", lambda denoisers: dict.fromkeys(denoisers, 1.0))
     use(OpenVinoBackend(artifact, "f32"))
     assert main(["build", str(artifact.folder), "--precision", "f32"]) == 0
     assert "3 engines, 0 to build" in capsys.readouterr().out
@@ -128,7 +132,11 @@ def test_variables_come_from_the_environment(
     assert "LATENTD_CACHE_GB is 'lots'" in capsys.readouterr().err
 
 
-def test_errors_go_into_the_manifests(artifact: Artifact, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_go_into_the_manifests(
+    artifact: Artifact, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.torch.available_cores", lambda: 1)  # beside OpenVINO's threads torch's only spin
+    monkeypatch.setattr(backend, "_costs", lambda denoisers: dict.fromkeys(denoisers, 1.0))
     words = [str(artifact.folder), "--precision", "f32", "--steps", "2", "--samplers", "euler"]
     assert main(["check", *words]) == 0
     assert "WRONG" not in capsys.readouterr().out
@@ -143,7 +151,7 @@ def test_plans_cannot_be_checked_without_their_card(
     artifact: Artifact, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     identity = {"artifact": artifact.digest, "backend": "tensorrt_rtx", "target": "sm_89", "network": "unet"}
-    identity |= {"precision": "f16", "shapes": {"sample": [4, 3, 6, 8], "timestep": [4]}}
+    identity |= {"precision": "f16", "shapes": {"sample": [4, 3, 12, 16], "timestep": [4]}}
     again = f"make engines MODEL={artifact.folder} BACKEND=tensorrt_rtx ARCH=sm_89 PRECISION=f16 ROWS=4 SIZES=32x24"
 
     def write(_: object, out: Path) -> dict[str, Any]:

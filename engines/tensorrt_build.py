@@ -135,7 +135,7 @@ class TensorRtBuilder:
         parser = trt.OnnxParser(network, log)
         path = self._artifact.graph(order.network)
         if not parser.parse(graph.SerializeToString(), str(path)):
-            told = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+            told = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
             raise self._failure(order, told or log.errors)
         ports = {
             "inputs": [_port(network.get_input(i)) for i in range(network.num_inputs)],
@@ -186,6 +186,11 @@ def _allow_plain_attention(trt: Any, network: Any) -> None:
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer  # get_layer gives the base class, with no cast to its own
             layer.attention.decomposable = True
+
+
+def _parser_error(error: Any) -> str:
+    """Its description alone often names neither the operator nor the node."""
+    return f"{error.desc()} (operator {error.node_operator()}, node {error.node_name()})"
 
 
 def _port(tensor: Any) -> dict[str, Any]:

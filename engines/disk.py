@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +139,7 @@ def remove(path: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             before("remove", path)
             if not path.name.startswith("."):
-                path = path.replace(path.with_name(f".old-{path.name}-{os.getpid()}"))
+                path = path.replace(path.with_name(f".old-{path.name}-{secrets.token_hex(4)}"))
             shutil.rmtree(path)
         elif path.is_symlink() or path.exists():
             before("remove", path)

@@ -6,18 +6,21 @@ result is kept under $LATENTD_CACHE by the content of the checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from engines import cache
+from engines import cache, disk
 from engines.artifact import CONFIGS, Artifact, digests, is_artifact, open_artifact
 from engines.backend import BackendError
+from engines.disk import DiskError
+from engines.lock import locked
 from pipeline.errors import CheckpointError
+from pipeline.files import check_links
 from pipeline.single_file import check_single_file, is_single_file, settings_path
 from pipeline.spec import read_spec
 
@@ -35,13 +38,14 @@ def model_id(model: Path) -> str:
 def artifact_of(folder: Path, prediction: str = "auto") -> Artifact:
     """The artifact in `folder`, or of it; `folder` may be a single file, and then `prediction` may be needed.
 
-    Errors: CheckpointError for what is no model, BackendError when an export is needed and cannot be had.
+    Errors: CheckpointError for what is no model, BackendError when an export is needed and cannot be had, DiskError
+    when it cannot be kept.
     """
     if is_single_file(folder):
         return _artifact_of_file(folder.absolute(), prediction)
     if prediction != "auto":
         raise CheckpointError(f"prediction {prediction} is for single files; {folder} has its own scheduler config")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(f"model {folder} is not a folder; give a checkpoint in diffusers' layout or an artifact")
     folder = folder.resolve()
     if is_artifact(folder):
@@ -52,7 +56,7 @@ def artifact_of(folder: Path, prediction: str = "auto") -> Artifact:
 
 def _artifact_of_file(model: Path, prediction: str) -> Artifact:
     check_single_file(model)
-    contents = digests([path for path in (model, settings_path(model)) if path.exists()])
+    contents = digests([path for path in (model, settings_path(model)) if os.path.lexists(path)])
     return _kept(cache.key(file=contents, prediction=prediction), model, model_id(model), "--prediction", prediction)
 
 
@@ -60,18 +64,28 @@ def _kept(key: str, model: Path, name: str, *flags: str) -> Artifact:
     """The artifact that the cache has of `model`, exported now where it has none or a damaged one."""
     own = cache.cache_folder() / "artifacts" / key
     out = own / name
-    if is_artifact(out):
-        try:
-            return open_artifact(out)
-        except CheckpointError as error:
-            log.warning("exporting again: %s", error)
-            shutil.rmtree(own, ignore_errors=True)
-    _export(model, out, *flags)
+    if artifact := _opened(out):
+        return artifact
+    with locked(own / ".lock", lambda: log.info("waiting: another process exports %s", model)) as lock:
+        if artifact := _opened(out):
+            return artifact
+        disk.remove(out)
+        _export(model, out, lock, *flags)
     return open_artifact(out)
 
 
+def _opened(out: Path) -> Artifact | None:
+    if not is_artifact(out):
+        return None
+    try:
+        return open_artifact(out)
+    except CheckpointError as error:
+        log.warning("exporting again: %s", error)
+        return None
+
+
 def _contents(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file that an export may read, by name."""
+    """The SHA-256 of each file that an export may read, by name. Errors: CheckpointError."""
     parts = sorted({str(Path(name).parent) for name in CONFIGS})  # the checkpoint's top is one of them, "."
     paths = [
         path
@@ -79,7 +93,10 @@ def _contents(folder: Path) -> dict[str, str]:
         for pattern in ("*.json", "*.txt", *(() if part == "." else ("*.safetensors",)))
         for path in sorted((folder / part).glob(pattern))
     ]
-    return dict(zip((path.relative_to(folder).as_posix() for path in paths), digests(paths), strict=True))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    for name in names:
+        check_links(folder, name)
+    return dict(zip(names, digests(paths), strict=True))
 
 
 def stop_exports() -> None:
@@ -88,28 +105,29 @@ def stop_exports() -> None:
         process.terminate()
 
 
-def _export(folder: Path, out: Path, *flags: str) -> None:
-    """Into a folder beside `out`, renamed when it is whole: two servers may start at once."""
+def _export(folder: Path, out: Path, lock: int, *flags: str) -> None:
+    """Into a folder beside `out`, renamed when it is whole.
+
+    The export holds `lock` too: if we are killed it goes on, and who comes next waits for it and takes its result.
+    """
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
         raise BackendError(
             f"{folder} is a checkpoint that has not been exported, and exporting needs the extra `export` "
             f"(pip install -e '.[export]'); or export it elsewhere with `make onnx MODEL={folder} OUT=dir`"
         )
-    new = out.with_name(f".new-{os.getpid()}")
+    new = out.with_name(".new")
     try:
-        _run([sys.executable, "-W", "ignore", "-m", "export", str(folder), "--out", str(new), *flags])
-        try:
-            new.rename(out)
-        except OSError as error:
-            if not is_artifact(out):  # else another process was faster, with the same content
-                raise CheckpointError(f"cannot keep the export as {out}: {error}") from None
+        if _opened(new) is None:
+            _run([sys.executable, "-W", "ignore", "-m", "export", str(folder), "--out", str(new), *flags], lock)
+        disk.replace(new, out)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        with contextlib.suppress(DiskError):
+            disk.remove(new)
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], lock: int) -> None:
     """Its output goes to ours, but its last word, when it fails, into the error."""
-    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE, pass_fds=[lock]) as process:
         _running.append(process)
         try:
             assert process.stderr

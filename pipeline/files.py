@@ -1,6 +1,6 @@
 """Reading files that somebody else made: only regular ones, only inside their folder, only so many bytes.
 
-Opening a pipe waits for ever, and a device may never end; so whatever reads a checkpoint or an artifact asks here first.
+Opening a pipe waits for ever, and a device may never end; so whatever reads a checkpoint or an artifact asks here.
 """
 
 from __future__ import annotations
@@ -64,13 +64,15 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def linked_outside(folder: Path, name: str) -> Path | None:
-    """Where a link takes `folder / name` to, when that is outside `folder`; None when it stays within.
+def check_links(folder: Path, name: str) -> None:
+    """Errors: CheckpointError where a link takes `folder / name` out of `folder`: it may be anybody's file.
 
     The caches of model hubs are folders of links, snapshots/<revision>/..., into blobs/ beside snapshots/: that is
     within, too.
     """
-    own = Path(os.path.realpath(folder))
-    place = Path(os.path.realpath(folder / name))
-    blobs = own.parents[1] / "blobs" if len(own.parents) > 1 and own.parents[0].name == "snapshots" else own
-    return None if place.is_relative_to(own) or place.is_relative_to(blobs) else place
+    own, place = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
+    hub = own.parent.name == "snapshots"
+    if not place.is_relative_to(own) and not (hub and place.is_relative_to(own.parents[1] / "blobs")):
+        raise CheckpointError(
+            f"{folder / name} is a link to {place}, outside its folder; copy the file itself there (cp -rL)"
+        )

@@ -6,19 +6,17 @@ result is kept under $LATENTD_CACHE by the content of the checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from engines import cache, disk
+from engines import cache, lock, room
 from engines.artifact import CONFIGS, Artifact, digests, is_artifact, open_artifact
 from engines.backend import BackendError
-from engines.disk import DiskError
-from engines.lock import locked
 from pipeline.errors import CheckpointError
 from pipeline.files import check_links
 from pipeline.single_file import check_single_file, is_single_file, settings_path
@@ -63,25 +61,30 @@ def _artifact_of_file(model: Path, prediction: str) -> Artifact:
 def _kept(key: str, model: Path, name: str, *flags: str) -> Artifact:
     """The artifact that the cache has of `model`, exported now where it has none or a damaged one."""
     own = cache.cache_folder() / "artifacts" / key
-    out = own / name
-    if artifact := _opened(out):
+    if artifact := _found(own, name, log.debug):
         return artifact
-    with locked(own / ".lock", lambda: log.info("waiting: another process exports %s", model)) as lock:
-        if artifact := _opened(out):
+    with lock.alone(own, log.info):
+        if artifact := _found(own, name, log.warning):  # another process was faster
             return artifact
-        disk.remove(out)
-        _export(model, out, lock, *flags)
-    return open_artifact(out)
+        with cache.fresh(own) as new:
+            _export(model, new.folder / name, new.number, *flags)
+            new.keep()
+    room.evict()
+    return open_artifact(own / name)
 
 
-def _opened(out: Path) -> Artifact | None:
-    if not is_artifact(out):
+def _found(own: Path, name: str, say: Callable[[str, Exception], None]) -> Artifact | None:
+    """What the cache has, kept from eviction for as long as this process lives."""
+    if not lock.use(own) or not is_artifact(own / name):
         return None
     try:
-        return open_artifact(out)
+        artifact = open_artifact(own / name)
     except CheckpointError as error:
-        log.warning("exporting again: %s", error)
+        say("exporting again: %s", error)
+        lock.let_go(own)
         return None
+    room.touch(own)
+    return artifact
 
 
 def _contents(folder: Path) -> dict[str, str]:
@@ -105,29 +108,19 @@ def stop_exports() -> None:
         process.terminate()
 
 
-def _export(folder: Path, out: Path, lock: int, *flags: str) -> None:
-    """Into a folder beside `out`, renamed when it is whole.
-
-    The export holds `lock` too: if we are killed it goes on, and who comes next waits for it and takes its result.
-    """
+def _export(folder: Path, out: Path, held: int, *flags: str) -> None:
+    """By a process that inherits `held`, the lock on what it writes into: nobody sweeps that away while it lives."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
         raise BackendError(
             f"{folder} is a checkpoint that has not been exported, and exporting needs the extra `export` "
             f"(pip install -e '.[export]'); or export it elsewhere with `make onnx MODEL={folder} OUT=dir`"
         )
-    new = out.with_name(".new")
-    try:
-        if _opened(new) is None:
-            _run([sys.executable, "-W", "ignore", "-m", "export", str(folder), "--out", str(new), *flags], lock)
-        disk.replace(new, out)
-    finally:
-        with contextlib.suppress(DiskError):
-            disk.remove(new)
+    _run([sys.executable, "-W", "ignore", "-m", "export", str(folder), "--out", str(out), *flags], held)
 
 
-def _run(command: list[str], lock: int) -> None:
+def _run(command: list[str], held: int) -> None:
     """Its output goes to ours, but its last word, when it fails, into the error."""
-    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE, pass_fds=[lock]) as process:
+    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE, pass_fds=[held]) as process:
         _running.append(process)
         try:
             assert process.stderr

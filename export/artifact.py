@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from model.files import weight_files
 from model.weights import check_weights
 from pipeline.errors import CheckpointError
 from pipeline.files import check_links, regular_size
-from pipeline.spec import read_spec
+from pipeline.spec import Spec, read_spec
 from pipeline.tokenizer import ClipTokenizer
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -44,17 +44,12 @@ _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None] = print) -> Artifact:
     """Export, check and vouch for a checkpoint; into its own folder, or into `out` with copies of its files.
 
-    Everything that can be told of the checkpoint without tracing it is, before anything is written.
+    What `inspect` refuses is refused before anything is written.
     Errors: CheckpointError for a checkpoint that cannot be read or written beside; DiskError; ExportError when a graph
     does not compute what its network computes. Once something was written, any of them leaves no manifest.
     """
-    spec = read_spec(checkpoint)
-    files = _sources(checkpoint)
-    tokenizer = ClipTokenizer(checkpoint, spec.text)
-    folder = out or checkpoint
-    stored = {part: stored_tensors(checkpoint, part) for part in {network.part: 0 for network in NETWORKS}}
-    check_weights(spec, checkpoint)
-    check_finite(pair for tensors in stored.values() for pair in tensors.items())
+    told = inspect(checkpoint)
+    spec, files, stored, folder = told.spec, told.files, told.stored, out or checkpoint
     if out is None:
         _writable(checkpoint, files)
         _begin(folder)
@@ -75,7 +70,7 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
         errors[network.name] = check.network_error(network, spec, net, running)
         say(f"{network.graph}: {path.stat().st_size / 1e3:.0f} kB, error {errors[network.name]:.1e}")
         if network.name == "text_encoder":
-            ids = np.stack([tokenizer.encode(text).ids for text in ("a red apple", "")])
+            ids = np.stack([told.tokenizer.encode(text).ids for text in ("a red apple", "")])
             context = np.asarray(running.run(None, {"ids": ids})[0])
         if network.name == "unet":
             assert context is not None, "the text encoder comes first"
@@ -103,8 +98,27 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
     return open_artifact(folder)
 
 
+@dataclass(frozen=True)
+class Inspected:
+    spec: Spec
+    files: list[str]  # names, relative to the checkpoint, of every file that a server reads
+    tokenizer: ClipTokenizer
+    stored: dict[str, dict[str, StoredTensor]]  # by part, then by the networks' names
+
+
+def inspect(checkpoint: Path) -> Inspected:
+    """Everything that can be told of a checkpoint without running its networks. Errors: CheckpointError."""
+    spec = read_spec(checkpoint)
+    files = _sources(checkpoint)
+    tokenizer = ClipTokenizer(checkpoint, spec.text)
+    parts = dict.fromkeys(network.part for network in NETWORKS)
+    stored = {part: stored_tensors(checkpoint, part) for part in parts}
+    check_weights(spec, checkpoint)
+    check_finite(pair for tensors in stored.values() for pair in tensors.items())
+    return Inspected(spec, files, tokenizer, stored)
+
+
 def _sources(checkpoint: Path) -> list[str]:
-    """Names, relative to the checkpoint, of every file of it that a server reads."""
     names = [*CONFIGS, *(name for name in OPTIONAL_CONFIGS if os.path.lexists(checkpoint / name))]
     for part in dict.fromkeys(network.part for network in NETWORKS):
         indexes = sorted((checkpoint / part).glob("*.safetensors.index*.json"))  # of shards

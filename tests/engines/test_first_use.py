@@ -22,7 +22,6 @@ from engines.artifact import MANIFEST, Artifact
 from engines.backend import BackendError
 from engines.disk import DiskError
 from engines.first_use import artifact_of, stop_exports
-from engines.lock import locked
 from pipeline.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
 
@@ -55,7 +54,7 @@ def exports(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> list[list[st
 
 def left_behind(cache: Path) -> list[Path]:
     """What an export made beside its result and forgot."""
-    return [path for path in cache.rglob(".*") if path.name != ".lock"]
+    return [path for path in cache.rglob(".*")]
 
 
 def test_once_and_then_found(checkpoint: Path, cache: Path, exports: list[list[str]], artifact: Artifact) -> None:
@@ -107,7 +106,7 @@ def test_two_processes_export_once(
         run(command, lock)
 
     monkeypatch.setattr(first_use, "_run", held)
-    monkeypatch.setattr(first_use.log, "info", lambda *_: go_on.set())  # "waiting: another process exports ..."
+    monkeypatch.setattr(first_use.log, "info", lambda *_: go_on.set())  # "waiting for process ..., which makes ..."
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(artifact_of, checkpoint)
         assert inside.wait(30)
@@ -116,30 +115,23 @@ def test_two_processes_export_once(
     assert len(exports) == 1 and not left_behind(cache)
 
 
-def test_what_an_orphaned_export_has_made_is_taken(
-    checkpoint: Path, cache: Path, artifact: Artifact, exports: list[list[str]]
+def test_an_orphaned_export_keeps_its_folder_until_it_ends(
+    checkpoint: Path, cache: Path, exports: list[list[str]]
 ) -> None:
-    folder = artifact_of(checkpoint).folder
-    folder.rename(folder.with_name(".new"))  # as an export leaves it whose server was killed
-    assert artifact_of(checkpoint).digest == artifact.digest
-    assert len(exports) == 1 and not left_behind(cache)
-    folder.rename(folder.with_name(".new"))
-    (folder.with_name(".new") / MANIFEST).unlink()  # one that was killed itself
-    assert artifact_of(checkpoint).digest == artifact.digest
+    folder = cache / "artifacts/.new-key-1"  # as it is when the server that began it was killed
+    folder.mkdir(parents=True)
+    number = os.open(folder, os.O_RDONLY)
+    fcntl.flock(number, fcntl.LOCK_EX)
+    with subprocess.Popen(child("sys.stdin.read()"), stdin=subprocess.PIPE, pass_fds=[number]) as orphan:
+        os.close(number)
+        artifact_of(checkpoint)
+        assert folder.exists()
+        assert orphan.stdin
+        orphan.stdin.close()
+        orphan.wait(30)
+    (checkpoint / "latentd.json").unlink()
+    artifact_of(checkpoint)
     assert len(exports) == 2 and not left_behind(cache)
-
-
-def test_an_export_holds_the_lock_without_us(tmp_path: Path) -> None:
-    with locked(tmp_path / "lock") as lock, (tmp_path / "lock").open() as other:
-        with subprocess.Popen(child("sys.stdin.read()"), stdin=subprocess.PIPE, pass_fds=[lock]) as orphan:
-            os.close(lock)
-            with pytest.raises(BlockingIOError):
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            assert orphan.stdin
-            orphan.stdin.close()
-            orphan.wait(30)
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.dup2(other.fileno(), lock)  # for locked to close
 
 
 def test_a_result_that_cannot_be_kept(
@@ -149,7 +141,7 @@ def test_a_result_that_cannot_be_kept(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(DiskError, match="cannot rename to .*tiny: No space left"):
+    with pytest.raises(DiskError, match="cannot rename to .*artifacts.*: No space left"):
         artifact_of(checkpoint)
     assert len(exports) == 1 and not left_behind(cache)
 

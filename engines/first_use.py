@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from engines import cache, lock, room
 from engines.artifact import CONFIGS, Artifact, digests, is_artifact, open_artifact
 from engines.backend import BackendError
 from pipeline.errors import CheckpointError
+from pipeline.files import check_links
 from pipeline.single_file import check_single_file, is_single_file, settings_path
 from pipeline.spec import read_spec
 
@@ -33,13 +36,14 @@ def model_id(model: Path) -> str:
 def artifact_of(folder: Path, prediction: str = "auto") -> Artifact:
     """The artifact in `folder`, or of it; `folder` may be a single file, and then `prediction` may be needed.
 
-    Errors: CheckpointError for what is no model, BackendError when an export is needed and cannot be had.
+    Errors: CheckpointError for what is no model, BackendError when an export is needed and cannot be had, DiskError
+    when it cannot be kept.
     """
     if is_single_file(folder):
         return _artifact_of_file(folder.absolute(), prediction)
     if prediction != "auto":
         raise CheckpointError(f"prediction {prediction} is for single files; {folder} has its own scheduler config")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(f"model {folder} is not a folder; give a checkpoint in diffusers' layout or an artifact")
     folder = folder.resolve()
     if is_artifact(folder):
@@ -50,28 +54,19 @@ def artifact_of(folder: Path, prediction: str = "auto") -> Artifact:
 
 def _artifact_of_file(model: Path, prediction: str) -> Artifact:
     check_single_file(model)
-    contents = digests([path for path in (model, settings_path(model)) if path.exists()])
-    return _kept(
-        cache.key(file=contents, prediction=prediction, name=model_id(model)),
-        model,
-        model_id(model),
-        "--prediction",
-        prediction,
-    )
+    contents = digests([path for path in (model, settings_path(model)) if os.path.lexists(path)])
+    key = cache.key(file=contents, prediction=prediction, name=model_id(model))
+    return _kept(key, model, model_id(model), "--prediction", prediction)
 
 
 def _kept(key: str, model: Path, name: str, *flags: str) -> Artifact:
-    """The artifact that the cache has of `model`, exported now where it has none or a damaged one.
-
-    It is in use, so that nobody evicts it, until this process ends.
-    """
+    """The artifact that the cache has of `model`, exported now where it has none or a damaged one."""
     own = cache.cache_folder() / "artifacts" / key
-    if found := _opened(own, name):
-        return found
-    _check_extra(model)
-    with lock.alone(own, log.info) as waited:
-        if waited and (found := _opened(own, name)):
-            return found
+    if artifact := _found(own, name, log.debug):
+        return artifact
+    with lock.alone(own, log.info):
+        if artifact := _found(own, name, log.warning):  # another process was faster
+            return artifact
         with cache.fresh(own) as new:
             _export(model, new.folder / name, new.number, *flags)
             new.keep()
@@ -79,19 +74,22 @@ def _kept(key: str, model: Path, name: str, *flags: str) -> Artifact:
     return open_artifact(own / name)
 
 
-def _opened(own: Path, name: str) -> Artifact | None:
+def _found(own: Path, name: str, say: Callable[[str, Exception], None]) -> Artifact | None:
+    """What the cache has, kept from eviction for as long as this process lives."""
     if not lock.use(own) or not is_artifact(own / name):
         return None
-    room.touch(own)
     try:
-        return open_artifact(own / name)
+        artifact = open_artifact(own / name)
     except CheckpointError as error:
-        log.warning("exporting again: %s", error)
+        say("exporting again: %s", error)
+        lock.let_go(own)
         return None
+    room.touch(own)
+    return artifact
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file that an export may read, by name."""
+    """The SHA-256 of each file that an export may read, by name. Errors: CheckpointError."""
     parts = sorted({str(Path(name).parent) for name in CONFIGS})  # the checkpoint's top is one of them, "."
     paths = [
         path
@@ -99,7 +97,10 @@ def _contents(folder: Path) -> dict[str, str]:
         for pattern in ("*.json", "*.txt", *(() if part == "." else ("*.safetensors",)))
         for path in sorted((folder / part).glob(pattern))
     ]
-    return dict(zip((path.relative_to(folder).as_posix() for path in paths), digests(paths), strict=True))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    for name in names:
+        check_links(folder, name)
+    return dict(zip(names, digests(paths), strict=True))
 
 
 def stop_exports() -> None:
@@ -108,22 +109,19 @@ def stop_exports() -> None:
         process.terminate()
 
 
-def _check_extra(model: Path) -> None:
+def _export(folder: Path, out: Path, held: int, *flags: str) -> None:
+    """By a process that inherits `held`, the lock on what it writes into: nobody sweeps that away while it lives."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
         raise BackendError(
-            f"{model} is a checkpoint that has not been exported, and exporting needs the extra `export` "
-            f"(pip install -e '.[export]'); or export it elsewhere with `make onnx MODEL={model} OUT=dir`"
+            f"{folder} is a checkpoint that has not been exported, and exporting needs the extra `export` "
+            f"(pip install -e '.[export]'); or export it elsewhere with `make onnx MODEL={folder} OUT=dir`"
         )
+    _run([sys.executable, "-W", "ignore", "-m", "export", str(folder), "--out", str(out), *flags], held)
 
 
-def _export(model: Path, out: Path, number: int, *flags: str) -> None:
-    """Into a folder that is renamed when it is whole; the child holds its lock, `number`, as long as it writes."""
-    _run([sys.executable, "-W", "ignore", "-m", "export", str(model), "--out", str(out), *flags], number)
-
-
-def _run(command: list[str], *numbers: int) -> None:
+def _run(command: list[str], held: int) -> None:
     """Its output goes to ours, but its last word, when it fails, into the error."""
-    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE, pass_fds=numbers) as process:
+    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE, pass_fds=[held]) as process:
         _running.append(process)
         try:
             assert process.stderr

@@ -16,6 +16,8 @@ from typing import Any
 from engines import cache, disk, lock, room
 from engines.backend import BackendError
 from engines.sealed import Damaged, read_sealed, sealed
+from pipeline.errors import CheckpointError
+from pipeline.files import regular_size
 
 FORMAT = 1
 ENGINE, MANIFEST = "engine", "manifest.json"
@@ -144,8 +146,8 @@ def _read(path: Path, vouched: dict[str, Any], keep_data: bool) -> bytearray:
     """The file's bytes where they are to be kept, hashed in the same pass. Errors: Damaged; FileNotFoundError."""
     wanted, digest = int(vouched["bytes"]), hashlib.sha256()
     try:
+        length = regular_size(path)
         with path.open("rb", buffering=0) as file:
-            length = path.stat().st_size
             if length != wanted:
                 raise Damaged(f"{path} is damaged (it has {length:,} bytes, its manifest says {wanted:,})")
             data = bytearray(wanted if keep_data else min(wanted, _PIECE))
@@ -159,6 +161,8 @@ def _read(path: Path, vouched: dict[str, Any], keep_data: bool) -> bytearray:
                 done += read
     except FileNotFoundError:
         raise FileNotFoundError(path) from None
+    except CheckpointError as error:
+        raise Damaged(str(error)) from None
     except OSError as error:
         raise Damaged(f"{path} cannot be read ({error.strerror})") from None
     if digest.hexdigest() != vouched["sha256"]:

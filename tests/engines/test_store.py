@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ def test_truncated_missing_or_longer(name: str) -> None:
     assert refusal() == f"{path} is missing"
 
 
+@pytest.mark.parametrize("name", ["engine", "manifest.json"])
+def test_what_is_no_file(name: str) -> None:
+    """A pipe would be waited for, without end."""
+    path = keep() / name
+    path.unlink()
+    os.mkfifo(path)
+    assert refusal() == f"{path} cannot be read: it is a pipe"
+
+
 def test_an_engine_in_the_place_of_another() -> None:
     other = {**IDENTITY, "target": "sm_86"}
     shutil.copytree(keep(other), store.place(IDENTITY))
@@ -106,7 +116,7 @@ def test_what_is_no_manifest(text: bytes) -> None:
     path = keep() / "manifest.json"
     path.write_bytes(text)
     message = refusal()
-    assert message.startswith(f"{path} is damaged") and len(message) < 400
+    assert message.startswith((f"{path} is damaged", f"{path} has 5000000 bytes")) and len(message) < 400
 
 
 def test_plans_are_refused_with_the_command_that_builds_them() -> None:

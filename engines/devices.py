@@ -34,13 +34,26 @@ def recall(device: str, what: dict[str, Any]) -> Any:
 
 
 def remember(device: str, what: dict[str, Any], value: Any) -> None:
-    """Keep a JSON value. Where it cannot be kept it is measured again next time."""
+    """Keep a JSON value, the latest. Where it cannot be kept it is measured again next time."""
+    with lock.alone(_path(device), lambda _: None):
+        _write(device, {**_facts(device), cache.key(**what): {**what, "value": value}})
+
+
+def settle(device: str, what: dict[str, Any], value: Any) -> Any:
+    """Keep a JSON value that decides bits unless another process was first; the one that stands."""
+    with lock.alone(_path(device), lambda _: None):
+        facts = _facts(device)
+        if (known := facts.get(cache.key(**what))) is not None:
+            return known["value"]
+        _write(device, {**facts, cache.key(**what): {**what, "value": value}})
+        return value
+
+
+def _write(device: str, facts: dict[str, Any]) -> None:
     path = _path(device)
     try:
-        with lock.alone(path, lambda _: None):
-            facts = {**_facts(device), cache.key(**what): {**what, "value": value}}
-            disk.make(path.parent)
-            disk.write_whole(path, sealed({"format": 1, "device": device, "facts": facts}))
+        disk.make(path.parent)
+        disk.write_whole(path, sealed({"format": 1, "device": device, "facts": facts}))
     except disk.DiskError as error:
         log.warning("not kept, the next start measures again: %s", error)
 

@@ -39,7 +39,7 @@ class OpenVinoBackend:
         self.spec = artifact.spec
         self._artifact = artifact
         self._builder = OpenVinoBuilder(artifact, precision=precision, threads=threads)
-        self.precision, self.device = self._builder.precision, self._builder.device
+        self.precision = self._builder.precision
         self._compiled: dict[tuple[str, int], ov.CompiledModel] = {}
         self._streams: dict[tuple[int, int], int] = {}
         self._decoders: dict[tuple[int, ...], ov.InferRequest] = {}
@@ -73,7 +73,7 @@ class OpenVinoBackend:
         A guided request alone (two rows) and four of them together weigh equally.
         """
         what = {"what": "streams", "size": [width, height], **self.identity()}
-        if known := devices.recall(self.device, what):
+        if known := devices.recall(devices.this_cpu(), what):
             return int(known)
         denoisers = {}
         for streams in sorted({1, min(2, self._builder.threads), min(4, self._builder.threads)}):
@@ -82,10 +82,10 @@ class OpenVinoBackend:
             denoiser.run([0])
         cost = _costs(denoisers)
         chosen = min(cost, key=lambda streams: cost[streams])
+        chosen = int(devices.settle(devices.this_cpu(), what, chosen))
         order = self._builder.unet(width, height)
         for loser in cost.keys() - {chosen}:  # each holds its own copy of the weights
             del self._compiled[_name(order), loser]
-        devices.remember(self.device, what, chosen)
         return chosen
 
     def _request(self, order: Order) -> ov.InferRequest:

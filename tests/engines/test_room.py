@@ -120,6 +120,7 @@ def test_a_device_remembers(folder: Path, caplog: pytest.LogCaptureFixture) -> N
     devices.remember("two", what, 4)
     assert (devices.recall("one", what), devices.recall("two", what)) == (2, 4)
     assert devices.recall("one", {"what": "other"}) == [1.5]
+    assert devices.settle("one", what, 7) == 2 and devices.settle("one", {"what": "new"}, 7) == 7
     for path in (folder / "devices").glob("*.json"):
         data = bytearray(path.read_bytes())
         data[-20] ^= 1

@@ -188,9 +188,9 @@ def _allow_plain_attention(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _parser_error(error: Any) -> str:
+def _parser_error(fault: Any) -> str:
     """Its description alone often names neither the operator nor the node."""
-    return f"{error.desc()} (operator {error.node_operator()}, node {error.node_name()})"
+    return f"{fault.desc()} (operator {fault.node_operator()}, node {fault.node_name()})"
 
 
 def _port(tensor: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.builder import Builder, Order
 from engines.tensorrt_build import TensorRtBuilder
-from engines.tensorrt_islands import NoNotes, Study, study
+from engines.tensorrt_islands import METHOD, NoNotes, Study, study
 from engines.tensorrt_plan import HEADER, Header, read_header
 from engines.tensorrt_typing import element_types
 
@@ -109,7 +109,7 @@ def test_every_class_that_rtx_knows(artifact: Artifact, notes: NoNotes, tmp_path
 
 @pytest.mark.parametrize("target", ["sm_75", "sm_89"])
 def test_islands_in_a_plan(target: str, artifact: Artifact, tmp_path: Path) -> None:
-    """sm_75 has no bfloat16: there an island is float32. Float32 attention has no fused kernel: it builds all the same."""
+    """sm_75 has no bfloat16: there islands are float32, also the attention, which has no fused kernel in it."""
     found = study(artifact, "unet", NoNotes())
     model = onnx.load(artifact.graph("unet"), load_external_data=False)
     islands = [next(n for n in model.graph.node if n.op_type == op) for op in ("GroupNormalization", "Attention")]
@@ -119,7 +119,7 @@ def test_islands_in_a_plan(target: str, artifact: Artifact, tmp_path: Path) -> N
     ]
     # As a study would have found them; bfloat16 at no cost.
     made = {"islands": told, "errors": {"f32": 1e-3, "bf16": 1e-3}, "side": found.side}
-    notes.remember(made, what="float16 ranges", artifact=artifact.digest, network="unet", method=1)
+    notes.remember(made, what="float16 ranges", artifact=artifact.digest, network="unet", method=METHOD)
     builder = TensorRtBuilder(artifact, target, notes=notes)
     order = builder.orders([2], [(24, 24)])[1]
     graph, kind = builder.graph(order, study(artifact, "unet", notes))
@@ -155,12 +155,12 @@ def test_identity_is_all_that_the_bytes_depend_on(artifact: Artifact) -> None:
 @pytest.mark.parametrize(
     ("target", "precision", "told"),
     [
-        ("sm_90", "auto", "'sm_90': TensorRT for RTX .* builds for sm_75, sm_80, sm_86, sm_89, sm_120, sm_121; use backend"),
+        ("sm_90", "auto", "'sm_90': TensorRT for RTX .* builds for sm_75, sm_80, .*, sm_121; use backend"),
         ("ada", "auto", "'ada': TensorRT for RTX .* builds for sm_75, sm_80, sm_86, sm_89, sm_120, sm_121$"),
         ("sm_75", "bf16", "sm_75 has no bfloat16"),
         ("sm_89", "int8", "'int8' is unknown; tensorrt_rtx does auto, f16, bf16, f32"),
     ],
-)  # fmt: skip
+)
 def test_refused_in_words(target: str, precision: str, told: str, artifact: Artifact) -> None:
     with pytest.raises(BackendError, match=told):
         TensorRtBuilder(artifact, target, precision)

@@ -19,17 +19,43 @@ import zipfile
 from pathlib import Path
 
 # What engines/tensorrt_*.py use, by class.
-CLASSES = (
-    "Builder BuilderFlag DataType ExecutionContextAllocationStrategy IAttention IAttentionInputLayer IBuilderConfig "
-    "ICudaEngine IExecutionContext IHostMemory ILayer ILogger INetworkDefinition IProgressMonitor IRuntimeConfig "
-    "IStreamWriter ITensor ITimingCache LayerType NetworkDefinitionCreationFlag OnnxParser ParserError Runtime "
-    "TensorIOMode"
-).split()
-_ENTRIES = (
-    "createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL createNvOnnxParser_INTERNAL "
-    "createNvOnnxParserRefitter_INTERNAL getBuilderPluginRegistry getNvOnnxParserVersion getPluginRegistry "
-    "initLibNvInferPlugins"
-).split()
+CLASSES = [
+    "Builder",
+    "BuilderFlag",
+    "DataType",
+    "ExecutionContextAllocationStrategy",
+    "IAttention",
+    "IAttentionInputLayer",
+    "IBuilderConfig",
+    "ICudaEngine",
+    "IExecutionContext",
+    "IHostMemory",
+    "ILayer",
+    "ILogger",
+    "INetworkDefinition",
+    "IProgressMonitor",
+    "IRuntimeConfig",
+    "IStreamWriter",
+    "ITensor",
+    "ITimingCache",
+    "LayerType",
+    "NetworkDefinitionCreationFlag",
+    "OnnxParser",
+    "ParserError",
+    "Runtime",
+    "TensorIOMode",
+]
+_ENTRIES = [
+    "createInferBuilder_INTERNAL",
+    "createInferRefitter_INTERNAL",
+    "createInferRuntime_INTERNAL",
+    "createNvOnnxParser_INTERNAL",
+    "createNvOnnxParserRefitter_INTERNAL",
+    "getBuilderPluginRegistry",
+    "getNvOnnxParserVersion",
+    "getPluginRegistry",
+    "initLibNvInferPlugins",
+]
 _LIST = """
 import json, sys
 import tensorrt_bindings as trt

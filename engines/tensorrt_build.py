@@ -147,11 +147,14 @@ class TensorRtBuilder:
         if self.precision == "f32":
             config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of mantissa are not what was asked for
         config.progress_monitor = _monitor(trt, order.network, say)
-        with out.open("wb") as file:
-            writer = _writer(trt, file)
-            built = builder.build_serialized_network_to_stream(network, config, writer)
-        if writer.failed is not None:
-            raise writer.failed
+        try:
+            with out.open("wb") as file:
+                writer = _writer(trt, file)
+                built = builder.build_serialized_network_to_stream(network, config, writer)
+            if writer.failed is not None:
+                raise writer.failed
+        except OSError as error:
+            raise BackendError(f"{self.name} cannot write {out}: {error.strerror or error}") from None
         if not built:
             raise self._failure(order, log.errors)
         return ports, self._plan(order, out, writer.digest.hexdigest(), log.warnings, config)
@@ -188,9 +191,9 @@ def _allow_plain_attention(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _parser_error(error: Any) -> str:
+def _parser_error(fault: Any) -> str:
     """Its description alone often names neither the operator nor the node."""
-    return f"{error.desc()} (operator {error.node_operator()}, node {error.node_name()})"
+    return f"{fault.desc()} (operator {fault.node_operator()}, node {fault.node_name()})"
 
 
 def _port(tensor: Any) -> dict[str, Any]:

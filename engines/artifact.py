@@ -10,17 +10,23 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engines.backend import F32
+from engines.external import external_files
+from engines.sealed import Damaged, unsealed
 from pipeline.errors import CheckpointError
+from pipeline.files import parse_json, read_file, regular_size
 from pipeline.spec import Spec, read_spec
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2  # 1 was not sealed
+_LARGEST = 16 << 20  # bytes of a manifest; one of SD 1.5 has 4 thousand
+_LARGEST_GRAPH = 64 << 20  # bytes of a graph, which holds no weights; SD 1.5's UNet has 0.8 million
 GRAPHS = {
     "text_encoder": "text_encoder/model.onnx",
     "unet": "unet/model.onnx",
@@ -49,6 +55,11 @@ class Artifact:
     preview: F32  # [3, C + 1]: latents and 1 to red, green, blue in 0..1, fitted at export
 
     @property
+    def spec_digest(self) -> str:
+        """SHA-256 of all that the spec says."""
+        return hashlib.sha256(json.dumps(self.spec.to_json(), sort_keys=True).encode()).hexdigest()
+
+    @property
     def id(self) -> str:
         return self.folder.name
 
@@ -57,7 +68,7 @@ class Artifact:
 
 
 def is_artifact(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+    return os.path.lexists(folder / MANIFEST)
 
 
 def open_artifact(folder: Path) -> Artifact:
@@ -66,48 +77,82 @@ def open_artifact(folder: Path) -> Artifact:
     path = folder / MANIFEST
     mend = f"run `make onnx MODEL={folder}` to export it again"
     try:
-        text = path.read_bytes()
-        manifest = json.loads(text)
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {manifest['format']!r}, not {FORMAT}; {mend}")
+        text = read_file(path, _LARGEST)
+        if (number := parse_json(text)["format"]) != FORMAT:  # first, so that an older one is not called damaged
+            raise CheckpointError(f"{path} has format {number!r:.64}, not {FORMAT}; {mend}")
+        manifest = unsealed(text, path)
         vouched = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
         preview = np.array(manifest["preview"]["matrix"], np.float32)
         told = manifest["spec"]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); {mend}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}); {mend}") from None
+    except Damaged as error:
+        raise CheckpointError(f"{error}; {mend}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}); {mend}") from None
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if mend in str(error) else f"{error}; {mend}") from None
     _check_files(folder, vouched, mend)
     spec = read_spec(folder)
-    if json.loads(json.dumps(spec.to_json())) != told:
+    if not _means(told, spec):
         raise CheckpointError(f"{path} was made for another spec than its configs give; {mend}")
     if preview.shape != (3, spec.vae.latent_channels + 1) or not np.isfinite(preview).all():
         raise CheckpointError(f"{path} has no preview of 3 x {spec.vae.latent_channels + 1} numbers; {mend}")
     return Artifact(folder, hashlib.sha256(text).hexdigest(), spec, preview)
 
 
+def _means(told: object, now: Any) -> bool:
+    """Does what an export told of its spec, or of a part, mean what today's spec `now` says?
+
+    A field that came later is one that the manifest lacks: it must be at its default, which by rule is what was done
+    before there was the field. Anything else that differs means that the graphs were made for something else.
+    """
+    if not is_dataclass(now):
+        return told == json.loads(json.dumps(now))
+    named = {field.name: field for field in fields(now)}
+    if not isinstance(told, dict) or told.keys() - named.keys():
+        return False
+    return all(
+        _means(told[name], getattr(now, name)) if name in told else getattr(now, name) == field.default
+        for name, field in named.items()
+    )
+
+
 def _check_files(folder: Path, vouched: dict[str, str], mend: str) -> None:
     """Every file that a server reads is named, in the folder, and has the SHA-256 of the manifest."""
-    present = [name for name in OPTIONAL_CONFIGS if (folder / name).exists()]
+    present = [name for name in OPTIONAL_CONFIGS if os.path.lexists(folder / name)]
     for name in (*GRAPHS.values(), *CONFIGS, *present):
         if name not in vouched:
             raise CheckpointError(f"{folder / MANIFEST} does not name {name}; {mend}")
     for name in vouched:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointError(f"{folder / MANIFEST} names {name!r}, which lies outside its folder; {mend}")
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise CheckpointError(f"{folder / name} is missing; {mend}")
+        # What was hashed must be what a runtime opens, and readers of ONNX refuse links.
+        if os.path.realpath(folder / name) != os.path.join(folder, name):
+            raise CheckpointError(f"{folder / name} is a link, or named in a roundabout way; {mend}")
     for (name, sha256), found in zip(vouched.items(), digests([folder / name for name in vouched]), strict=True):
         if sha256 != found:
             raise CheckpointError(
                 f"{folder / name} is not the file that the manifest vouches for; restore it, or where the change is "
                 f"meant {mend}"
             )
+    for graph in GRAPHS.values():
+        try:
+            places = external_files(read_file(folder / graph, _LARGEST_GRAPH))
+        except (ValueError, CheckpointError) as error:
+            raise CheckpointError(f"{folder / graph} cannot be read as a graph: {error}; {mend}") from None
+        for place in places:
+            if os.path.join(os.path.dirname(graph), place) not in vouched:
+                raise CheckpointError(
+                    f"{folder / graph} takes weights from {place!r}, which the manifest does not vouch for; {mend}"
+                )
 
 
 def has_safety_checker(checkpoint: Path) -> bool:
     """Does a checkpoint (one that read_spec has read) bring a safety checker? latentd runs none, and says so."""
-    named = json.loads((checkpoint / "model_index.json").read_bytes()).get("safety_checker")
+    named = parse_json((checkpoint / "model_index.json").read_bytes()).get("safety_checker")
     return named not in (None, [None, None])
 
 
@@ -119,6 +164,7 @@ def digests(paths: list[Path]) -> list[str]:
 
 def _digest(path: Path) -> str:
     try:
+        regular_size(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

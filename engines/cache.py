@@ -1,22 +1,33 @@
-"""Compiled engines on disk, under $LATENTD_CACHE, each with the digest of its own bytes.
+"""The cache folder, and how an entry comes into it: made in a folder of its own, renamed whole.
 
-An engine is machine code: what does not match its digest is compiled again, never run. A cache that cannot be
-written costs time at the next start and nothing else.
+    engines/<key>/    one compiled engine and its manifest (engines/store.py)
+    artifacts/<key>/  one exported checkpoint (engines/first_use.py)
+    devices/<key>.json  what was measured on one device (engines/devices.py)
+
+Beside them lie, while somebody works, .new-* (being made), .old-* (being removed) and .lock-* (who makes what). Those
+of dead processes are swept away.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
-import logging
 import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_DIGEST = hashlib.sha256().digest_size
+from engines import disk, lock
 
-log = logging.getLogger("latentd.cache")
+KINDS = ("engines", "artifacts", "devices")
+_STALE = 3600.0  # seconds; a file beside its place is written in far less
 
 
 def cache_folder() -> Path:
@@ -31,33 +42,71 @@ def key(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def load(name: str) -> bytes | None:
-    """The bytes stored under `name`, or None where there are none or they are damaged."""
-    path = cache_folder() / "engines" / name
+@dataclass(frozen=True)
+class Fresh:
+    """A folder that is being filled, locked by this process (and by children that are given `number`)."""
+
+    folder: Path
+    place: Path
+    number: int
+
+    def keep(self) -> None:
+        """It becomes the entry; what was in its place goes. This process uses it from now on. Errors: DiskError."""
+        disk.sync(self.folder)
+        disk.remove(self.place)
+        disk.replace(self.folder, self.place)
+        lock.share(self.place, os.dup(self.number))
+
+
+@contextlib.contextmanager
+def fresh(place: Path) -> Iterator[Fresh]:
+    """An empty folder beside `place`; removed at the end unless it was kept. Errors: DiskError."""
+    disk.make(place.parent)
+    sweep(place.parent)
+    folder = place.with_name(f".new-{place.name}-{secrets.token_hex(4)}")
+    disk.make(folder)
+    number = lock.take(folder, fcntl.LOCK_EX)
+    if number is None:  # another process swept it away, between the two calls
+        raise disk.DiskError("lock", folder, OSError(errno.EAGAIN, "another process has it; try again"))
     try:
-        data = path.read_bytes()
+        yield Fresh(folder, place, number)
+    finally:
+        try:
+            with contextlib.suppress(disk.DiskError):
+                disk.remove(folder)
+        finally:
+            os.close(number)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead processes left in a folder of the cache. What cannot be removed stays."""
+    for path in _paths(folder):
+        if path.name.startswith(".old-"):
+            _remove(path)
+        elif path.name.startswith(".new-") and not path.is_dir():
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE:
+                    path.unlink()
+        elif path.name.startswith((".new-", ".lock-")) and (number := lock.take(path, fcntl.LOCK_EX)) is not None:
+            _remove(path)
+            os.close(number)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is kept in a folder of the cache; nothing that is being made or removed."""
+    return [path for path in _paths(folder) if not path.name.startswith(".")]
+
+
+def _paths(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
     except OSError:
-        return None
-    if hashlib.sha256(memoryview(data)[_DIGEST:]).digest() != data[:_DIGEST]:
-        log.warning("%s is damaged; building it again", path)
-        return None
-    return data[_DIGEST:]
+        return []
 
 
-def store(name: str, data: bytes) -> None:
-    """Whole or not at all: a temporary file, synced and renamed."""
-    path = cache_folder() / "engines" / name
-    temporary = path.with_name(f".new-{name}-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(hashlib.sha256(data).digest())
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        log.warning("engine not cached, the next start compiles it again: %s", error)
-    finally:  # renamed away, unless something failed or interrupted
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

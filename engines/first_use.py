@@ -9,15 +9,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from engines import cache
+from engines import cache, lock, room
 from engines.artifact import CONFIGS, Artifact, digests, is_artifact, open_artifact
 from engines.backend import BackendError
 from pipeline.errors import CheckpointError
+from pipeline.files import check_links
 from pipeline.single_file import check_single_file, is_single_file, settings_path
 from pipeline.spec import read_spec
 
@@ -35,43 +36,60 @@ def model_id(model: Path) -> str:
 def artifact_of(folder: Path, prediction: str = "auto") -> Artifact:
     """The artifact in `folder`, or of it; `folder` may be a single file, and then `prediction` may be needed.
 
-    Errors: CheckpointError for what is no model, BackendError when an export is needed and cannot be had.
+    Errors: CheckpointError for what is no model, BackendError when an export is needed and cannot be had, DiskError
+    when it cannot be kept.
     """
     if is_single_file(folder):
         return _artifact_of_file(folder.absolute(), prediction)
     if prediction != "auto":
         raise CheckpointError(f"prediction {prediction} is for single files; {folder} has its own scheduler config")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(f"model {folder} is not a folder; give a checkpoint in diffusers' layout or an artifact")
     folder = folder.resolve()
     if is_artifact(folder):
         return open_artifact(folder)
     read_spec(folder)
-    return _kept(cache.key(checkpoint=_contents(folder)), folder, folder.name)
+    return _kept(cache.key(checkpoint=_contents(folder), name=folder.name), folder, folder.name)
 
 
 def _artifact_of_file(model: Path, prediction: str) -> Artifact:
     check_single_file(model)
-    contents = digests([path for path in (model, settings_path(model)) if path.exists()])
-    return _kept(cache.key(file=contents, prediction=prediction), model, model_id(model), "--prediction", prediction)
+    contents = digests([path for path in (model, settings_path(model)) if os.path.lexists(path)])
+    key = cache.key(file=contents, prediction=prediction, name=model_id(model))
+    return _kept(key, model, model_id(model), "--prediction", prediction)
 
 
 def _kept(key: str, model: Path, name: str, *flags: str) -> Artifact:
     """The artifact that the cache has of `model`, exported now where it has none or a damaged one."""
     own = cache.cache_folder() / "artifacts" / key
-    out = own / name
-    if is_artifact(out):
-        try:
-            return open_artifact(out)
-        except CheckpointError as error:
-            log.warning("exporting again: %s", error)
-            shutil.rmtree(own, ignore_errors=True)
-    _export(model, out, *flags)
-    return open_artifact(out)
+    if artifact := _found(own, name, log.debug):
+        return artifact
+    with lock.alone(own, log.info):
+        if artifact := _found(own, name, log.warning):  # another process was faster
+            return artifact
+        with cache.fresh(own) as new:
+            _export(model, new.folder / name, new.number, *flags)
+            new.keep()
+    room.evict()
+    return open_artifact(own / name)
+
+
+def _found(own: Path, name: str, say: Callable[[str, Exception], None]) -> Artifact | None:
+    """What the cache has, kept from eviction for as long as this process lives."""
+    if not lock.use(own) or not is_artifact(own / name):
+        return None
+    try:
+        artifact = open_artifact(own / name)
+    except CheckpointError as error:
+        say("exporting again: %s", error)
+        lock.let_go(own)
+        return None
+    room.touch(own)
+    return artifact
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file that an export may read, by name."""
+    """The SHA-256 of each file that an export may read, by name. Errors: CheckpointError."""
     parts = sorted({str(Path(name).parent) for name in CONFIGS})  # the checkpoint's top is one of them, "."
     paths = [
         path
@@ -79,7 +97,10 @@ def _contents(folder: Path) -> dict[str, str]:
         for pattern in ("*.json", "*.txt", *(() if part == "." else ("*.safetensors",)))
         for path in sorted((folder / part).glob(pattern))
     ]
-    return dict(zip((path.relative_to(folder).as_posix() for path in paths), digests(paths), strict=True))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    for name in names:
+        check_links(folder, name)
+    return dict(zip(names, digests(paths), strict=True))
 
 
 def stop_exports() -> None:
@@ -88,28 +109,19 @@ def stop_exports() -> None:
         process.terminate()
 
 
-def _export(folder: Path, out: Path, *flags: str) -> None:
-    """Into a folder beside `out`, renamed when it is whole: two servers may start at once."""
+def _export(folder: Path, out: Path, held: int, *flags: str) -> None:
+    """By a process that inherits `held`, the lock on what it writes into: nobody sweeps that away while it lives."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
         raise BackendError(
             f"{folder} is a checkpoint that has not been exported, and exporting needs the extra `export` "
             f"(pip install -e '.[export]'); or export it elsewhere with `make onnx MODEL={folder} OUT=dir`"
         )
-    new = out.with_name(f".new-{os.getpid()}")
-    try:
-        _run([sys.executable, "-W", "ignore", "-m", "export", str(folder), "--out", str(new), *flags])
-        try:
-            new.rename(out)
-        except OSError as error:
-            if not is_artifact(out):  # else another process was faster, with the same content
-                raise CheckpointError(f"cannot keep the export as {out}: {error}") from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    _run([sys.executable, "-W", "ignore", "-m", "export", str(folder), "--out", str(out), *flags], held)
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], held: int) -> None:
     """Its output goes to ours, but its last word, when it fails, into the error."""
-    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE, pass_fds=[held]) as process:
         _running.append(process)
         try:
             assert process.stderr

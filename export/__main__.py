@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     except LatentdError as error:
         print(error, file=sys.stderr)
         return 1
+    except MemoryError:
+        print(f"there is not enough memory to export {model}", file=sys.stderr)
+        return 1
     print(f"artifact {artifact.digest[:12]}: {artifact.folder}")
     return 0
 

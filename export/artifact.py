@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engines import disk
 from engines.artifact import (
     CONFIGS,
     FORMAT,
+    GRAPHS,
     MANIFEST,
     OPTIONAL_CONFIGS,
     Artifact,
@@ -24,14 +24,18 @@ from engines.artifact import (
     has_safety_checker,
     open_artifact,
 )
+from engines.sealed import sealed
 from export import check
+from export.finite import check_finite
 from export.graph import OPSET, trace
 from export.networks import NETWORKS
 from export.preview import fit_preview
-from export.tensors import stored_tensors
+from export.tensors import StoredTensor, stored_tensors
 from model.files import weight_files
+from model.weights import check_weights
 from pipeline.errors import CheckpointError
-from pipeline.spec import read_spec
+from pipeline.files import check_links, regular_size
+from pipeline.spec import Spec, read_spec
 from pipeline.tokenizer import ClipTokenizer
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -40,34 +44,33 @@ _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None] = print) -> Artifact:
     """Export, check and vouch for a checkpoint; into its own folder, or into `out` with copies of its files.
 
-    Errors: CheckpointError for a checkpoint that cannot be read or written beside; ExportError when a graph does
-    not compute what its network computes. Once the work has begun, either leaves no manifest.
+    What `inspect` refuses is refused before anything is written.
+    Errors: CheckpointError for a checkpoint that cannot be read or written beside; DiskError; ExportError when a graph
+    does not compute what its network computes. Once something was written, any of them leaves no manifest.
     """
-    spec = read_spec(checkpoint)
-    tokenizer = ClipTokenizer(checkpoint, spec.text)
-    files = _sources(checkpoint)
+    told = inspect(checkpoint)
+    spec, files, stored, folder = told.spec, told.files, told.stored, out or checkpoint
     if out is None:
         _writable(checkpoint, files)
-        folder = checkpoint
+        _begin(folder)
     else:
-        folder = out
         _copy(checkpoint, out, files, say)
-    (folder / MANIFEST).unlink(missing_ok=True)
+        stored = {part: _moved(tensors, checkpoint, out) for part, tensors in stored.items()}
     if has_safety_checker(folder):
         say("warning: the checkpoint's safety checker is not run: pictures are delivered as they come")
 
     errors: dict[str, float] = {}
     preview = context = None
     for network in NETWORKS:
-        net = network.load(spec, folder)
+        net = network.load(spec, checkpoint)
         path = folder / network.graph
-        stored = stored_tensors(folder, network.part)
-        _write(path, trace(net, network.inputs(spec), network.outputs(spec), stored, path.parent))
+        graph = trace(net, network.inputs(spec), network.outputs(spec), stored[network.part], path.parent)
+        disk.write_whole(path, graph)
         running = check.session(path)
         errors[network.name] = check.network_error(network, spec, net, running)
         say(f"{network.graph}: {path.stat().st_size / 1e3:.0f} kB, error {errors[network.name]:.1e}")
         if network.name == "text_encoder":
-            ids = np.stack([tokenizer.encode(text).ids for text in ("a red apple", "")])
+            ids = np.stack([told.tokenizer.encode(text).ids for text in ("a red apple", "")])
             context = np.asarray(running.run(None, {"ids": ids})[0])
         if network.name == "unet":
             assert context is not None, "the text encoder comes first"
@@ -91,19 +94,42 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
             for name, digest in zip(names, digests([folder / name for name in names]), strict=True)
         },
     }
-    _write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    disk.write_whole(folder / MANIFEST, sealed(manifest))
     return open_artifact(folder)
 
 
+@dataclass(frozen=True)
+class Inspected:
+    spec: Spec
+    files: list[str]  # names, relative to the checkpoint, of every file that a server reads
+    tokenizer: ClipTokenizer
+    stored: dict[str, dict[str, StoredTensor]]  # by part, then by the networks' names
+
+
+def inspect(checkpoint: Path) -> Inspected:
+    """Everything that can be told of a checkpoint without running its networks. Errors: CheckpointError."""
+    spec = read_spec(checkpoint)
+    files = _sources(checkpoint)
+    tokenizer = ClipTokenizer(checkpoint, spec.text)
+    parts = dict.fromkeys(network.part for network in NETWORKS)
+    stored = {part: stored_tensors(checkpoint, part) for part in parts}
+    check_weights(spec, checkpoint)
+    check_finite(pair for tensors in stored.values() for pair in tensors.items())
+    return Inspected(spec, files, tokenizer, stored)
+
+
 def _sources(checkpoint: Path) -> list[str]:
-    """Names, relative to the checkpoint, of every file of it that a server reads."""
-    names = [*CONFIGS, *(name for name in OPTIONAL_CONFIGS if (checkpoint / name).exists())]
+    names = [*CONFIGS, *(name for name in OPTIONAL_CONFIGS if os.path.lexists(checkpoint / name))]
     for part in dict.fromkeys(network.part for network in NETWORKS):
         indexes = sorted((checkpoint / part).glob("*.safetensors.index*.json"))  # of shards
         names += [path.relative_to(checkpoint).as_posix() for path in (*weight_files(checkpoint, part), *indexes)]
     for name in names:
-        if not (checkpoint / name).is_file():
-            raise CheckpointError(f"{checkpoint / name} is missing; a checkpoint is a folder in diffusers' layout")
+        try:
+            regular_size(checkpoint / name)
+        except FileNotFoundError:
+            missing = f"{checkpoint / name} is missing; a checkpoint is a folder in diffusers' layout"
+            raise CheckpointError(missing) from None
+        check_links(checkpoint, name)
     return names
 
 
@@ -120,29 +146,28 @@ def _writable(checkpoint: Path, files: list[str]) -> None:
 def _copy(checkpoint: Path, out: Path, files: list[str], say: Callable[[str], None]) -> None:
     if out.resolve() == checkpoint.resolve():
         raise CheckpointError(f"OUT={out} is the checkpoint itself; leave OUT away to export in place")
-    try:
-        for name in files:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint / name, out / name)
-    except OSError as error:
-        raise CheckpointError(f"cannot copy {checkpoint} to {out}: {error}") from None
+    disk.make(out)
+    _begin(out)
+    # What is there of an earlier export goes first: it may be another model's, and the disk may have room for one.
+    for name in {*files, *OPTIONAL_CONFIGS, *GRAPHS.values()}:
+        disk.remove(out / name)
+    for name in files:
+        disk.make((out / name).parent)
+        disk.copy(checkpoint / name, out / name)
     say(f"copied {len(files)} files to {out}")
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error}") from None
-    finally:  # renamed away, unless something failed or interrupted
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def _moved(tensors: dict[str, StoredTensor], checkpoint: Path, out: Path) -> dict[str, StoredTensor]:
+    """The same tensors in the copies of their files."""
+    return {name: replace(tensor, path=out / tensor.path.relative_to(checkpoint)) for name, tensor in tensors.items()}
+
+
+def _begin(folder: Path) -> None:
+    """Take away the manifest, then what exports that were killed have left: nothing vouches for what is half done."""
+    disk.remove(folder / MANIFEST)
+    for place in (folder / name for name in (*GRAPHS.values(), MANIFEST)):
+        for left in place.parent.glob(f".new-{place.name}-*"):
+            disk.remove(left)
 
 
 assert sys.byteorder == "little", "safetensors are little-endian, and the graphs point into them as they are"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from dataclasses import dataclass
@@ -11,9 +10,22 @@ from typing import Any
 
 from model.files import known_name, weight_files
 from pipeline.errors import CheckpointError
+from pipeline.files import parse_json, regular_size
 
-_LARGEST_HEADER = 100 << 20  # the limit of the safetensors library itself
+# Bytes; an SD checkpoint's has 0.3 million. The format admits 100 million, which as Python objects fill gigabytes.
+_LARGEST_HEADER = 16 << 20
+_MOST_TENSORS, _LONGEST_NAME, _MOST_SIDES = 10_000, 256, 8  # SDXL has 2,500, of at most 120 characters and 4 sides
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # of an element of the types that weights have
+
+_PICKLE = "it is a pickle under another name; a pickle can run code, so latentd reads only safetensors"
+_OTHER_KINDS = {  # by a file's first bytes, which as a header's length are absurd
+    b"version ": "it is a Git LFS pointer; fetch the file itself",
+    b"PK\x03\x04": _PICKLE,  # torch.save's, a zip of pickles
+    **{bytes((0x80, protocol)): _PICKLE for protocol in range(2, 6)},
+    b"<!DOCTYP": "it is a web page",
+    b"<html>": "it is a web page",
+    b"GGUF": "it is a GGUF file",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,12 @@ def stored_tensors(checkpoint: Path, part: str) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for path in weight_files(checkpoint, part):
         tensors, _ = read_header(path)
-        found |= {name: tensor for key, tensor in tensors.items() if (name := known_name(part, key))}
+        for key, tensor in tensors.items():
+            name = known_name(part, key)
+            if name in found:
+                raise CheckpointError(f"{path}: the tensor {name} is there twice, once as {key}")
+            if name is not None:
+                found[name] = tensor
     return found
 
 
@@ -41,16 +58,18 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     that its header speaks of.
     """
     try:
+        whole = regular_size(path)
         with path.open("rb") as file:
-            whole = path.stat().st_size
             start = file.read(8)
-            if start == b"version ":
-                raise ValueError("it is a Git LFS pointer; fetch the file itself")
             (size,) = struct.unpack("<Q", start)
             if size > min(_LARGEST_HEADER, whole - 8):
-                raise ValueError(f"a header of {size} bytes in a file of {whole}; at most {_LARGEST_HEADER}")
-            header = json.loads(file.read(size))
+                kind = next((kind for first, kind in _OTHER_KINDS.items() if start.startswith(first)), "")
+                told = f"a header of {size} bytes in a file of {whole}; at most {_LARGEST_HEADER}"
+                raise ValueError(kind or told)
+            header = parse_json(file.read(size))
         metadata = header.pop("__metadata__", {})
+        if len(header) > _MOST_TENSORS:
+            raise ValueError(f"it has {len(header)} tensors; latentd reads at most {_MOST_TENSORS}")
         tensors = {name: _tensor(path, 8 + size, name, entry) for name, entry in header.items()}
         _check_layout(list(tensors.values()), 8 + size, whole)
         return tensors, {str(key): str(value) for key, value in metadata.items()}
@@ -60,8 +79,11 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
 
 def _tensor(path: Path, base: int, name: str, entry: dict[str, Any]) -> StoredTensor:
     dtype, shape, (start, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, end)) or start > end:
-        raise ValueError(f"{name} has shape {shape} and offsets {start}, {end}")
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(f"a name of {len(name)} characters, {name[:64]}...; latentd reads at most {_LONGEST_NAME}")
+    numbers = (*shape, start, end)
+    if len(shape) > _MOST_SIDES or start > end or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
+        raise ValueError(f"{name} has shape {shape[:_MOST_SIDES]} and offsets {start}, {end}")
     if dtype in BYTES and math.prod(shape) * BYTES[dtype] != end - start:
         raise ValueError(f"{name} has shape {list(shape)} in {dtype}, and {end - start} bytes")
     return StoredTensor(path, dtype, shape, base + start, end - start)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
+from pipeline.files import parse_json, read_file, regular_size
 
 # The file's name without its ending, by the part (and folder) of the checkpoint.
 STEMS = {
@@ -14,6 +15,8 @@ STEMS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
+_LARGEST_INDEX = 16 << 20  # bytes; SDXL's UNet in shards has 0.2 million
+_MOST_SHARDS = 1000
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 # Old VAEs name the projections of their attention so, and store them as 1x1 convolutions.
@@ -29,9 +32,10 @@ def weight_files(checkpoint: Path, part: str) -> list[Path]:
     folder, stem = checkpoint / part, STEMS[part]
     for variant in ("", ".fp16", ".bf16"):
         whole, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
-        if (folder / whole).is_file():
+        if os.path.lexists(folder / whole):
+            _check(folder / whole)
             return [folder / whole]
-        if (folder / index).is_file():
+        if os.path.lexists(folder / index):
             return _shards(folder / index)
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
@@ -44,13 +48,25 @@ def weight_files(checkpoint: Path, part: str) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        names = set(parse_json(read_file(index, _LARGEST_INDEX))["weight_map"].values())
         outside = sorted(name for name in names if not re.fullmatch(r"[^./\\:\0][^/\\:\0]*\.safetensors", name))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} cannot be read as an index of shards: {error!r}") from None
-    if outside or not names:
-        raise CheckpointError(f"{index} must name .safetensors files beside it, not {outside[:3]}")
-    return [index.parent / name for name in sorted(names)]
+    if outside or not 0 < len(names) <= _MOST_SHARDS:
+        raise CheckpointError(
+            f"{index} must name 1 to {_MOST_SHARDS} .safetensors files beside it, not {outside[:3] or len(names)}"
+        )
+    shards = [index.parent / name for name in sorted(names)]
+    for shard in shards:
+        _check(shard)
+    return shards
+
+
+def _check(path: Path) -> None:
+    try:
+        regular_size(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing, though a link or an index names it") from None
 
 
 def known_name(part: str, name: str) -> str | None:

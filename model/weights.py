@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,11 @@ from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
 
 _Net = TypeVar("_Net", bound=nn.Module)
+Shape = tuple[int, ...]
+Build = Callable[[], _Net]
+
+# Prefixes of the tensors in a VAE's file that belong to the other half.
+_ENCODER, _DECODER = ("encoder.", "quant_conv."), ("decoder.", "post_quant_conv.")
 
 
 def load_text(spec: Spec, checkpoint: Path, dtype: torch.dtype = torch.float32, ops: Ops = PLAIN) -> ClipText:
@@ -31,60 +37,95 @@ def load_unet(spec: Spec, checkpoint: Path, dtype: torch.dtype = torch.float32, 
 
 
 def load_vae_decoder(spec: Spec, checkpoint: Path, dtype: torch.dtype = torch.float32, ops: Ops = PLAIN) -> VaeDecoder:
-    return _load(lambda: VaeDecoder(spec.vae, ops), checkpoint, "vae", dtype, others=("encoder.", "quant_conv."))
+    return _load(lambda: VaeDecoder(spec.vae, ops), checkpoint, "vae", dtype, others=_ENCODER)
 
 
 def load_vae_encoder(spec: Spec, checkpoint: Path, dtype: torch.dtype = torch.float32, ops: Ops = PLAIN) -> VaeEncoder:
-    return _load(lambda: VaeEncoder(spec.vae, ops), checkpoint, "vae", dtype, others=("decoder.", "post_quant_conv."))
+    return _load(lambda: VaeEncoder(spec.vae, ops), checkpoint, "vae", dtype, others=_DECODER)
 
 
-def _load(
-    build: Callable[[], _Net], checkpoint: Path, part: str, dtype: torch.dtype, others: tuple[str, ...] = ()
-) -> _Net:
+def check_weights(spec: Spec, checkpoint: Path) -> None:
+    """Do the files hold the tensors of all four networks, and nothing else? From their headers, before any is read.
+
+    Errors: CheckpointError.
+    """
+    _fit(_empty(lambda: ClipText(spec.text)), checkpoint, "text_encoder")
+    _fit(_empty(lambda: Unet(spec.unet)), checkpoint, "unet")
+    _fit(_empty(lambda: VaeDecoder(spec.vae)), checkpoint, "vae", _ENCODER)
+    _fit(_empty(lambda: VaeEncoder(spec.vae)), checkpoint, "vae", _DECODER)
+
+
+def _load(build: Build[_Net], checkpoint: Path, part: str, dtype: torch.dtype, others: tuple[str, ...] = ()) -> _Net:
     """`others` are the prefixes of tensors in the same file that belong to another network."""
-    with torch.device("meta"):  # shapes only: the weights come from the file, not through an initialisation
-        net = build()
-    wanted = {name: parameter.shape for name, parameter in net.named_parameters()}
-    assert not list(net.buffers()), "a buffer would need its own values"
+    net = _empty(build)
     weights: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    files = weight_files(checkpoint, part)
-    for path in files:
-        for name, tensor in _read(path, part, skip=others):
-            if name not in wanted:
-                unknown.append(name)
-                continue
-            if part == "vae" and tensor.ndim == 4 and len(wanted[name]) == 2 and tensor.shape[2:] == (1, 1):
-                tensor = tensor[..., 0, 0]  # old VAEs have their attention's projections as 1x1 convolutions
-            if not tensor.is_floating_point():
-                raise CheckpointError(f"{path}: {name} has dtype {tensor.dtype}; weights must be floating point")
-            weights[name] = tensor.to(dtype)
-    missing = [name for name in wanted if name not in weights]
-    shapes = [
-        f"{name} has shape {list(weights[name].shape)}, its config says {list(shape)}"
-        for name, shape in wanted.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    faults = [
-        f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
-        for what, found in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
-        if found
-    ]
-    if faults:
-        where = files[0] if len(files) == 1 else checkpoint / part
-        raise CheckpointError(f"{where} does not fit its config: of {len(wanted)} tensors, {'; '.join(faults)}")
+    for path, names in _fit(net, checkpoint, part, others).items():
+        with _reading(path) as file:
+            weights |= {name: file.get_tensor(key).reshape(shape).to(dtype) for name, key, shape in names}
     net.load_state_dict(weights, strict=True, assign=True)
     return net.eval().requires_grad_(False)
 
 
-def _read(path: Path, part: str, skip: tuple[str, ...]) -> Iterable[tuple[str, Tensor]]:
+def _empty(build: Build[_Net]) -> _Net:
+    """Shapes only: the weights come from the file, not through an initialisation."""
+    with torch.device("meta"):
+        net = build()
+    assert not list(net.buffers()), "a buffer would need its own values"
+    return net
+
+
+def _fit(
+    net: nn.Module, checkpoint: Path, part: str, others: tuple[str, ...] = ()
+) -> dict[Path, list[tuple[str, str, Shape]]]:
+    """By file: each tensor of `net`, what the file calls it, and the network's shape of it."""
+    wanted = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
+    found: dict[str, Path] = {}
+    unknown: list[str] = []
+    shapes: list[str] = []
+    files = weight_files(checkpoint, part)
+    told: dict[Path, list[tuple[str, str, Shape]]] = {path: [] for path in files}
+    for path in files:
+        for key, shape, dtype in _listed(path):
+            name = known_name(part, key)
+            if name is None or name.startswith(others or ("\0",)):
+                continue
+            if name not in wanted:
+                unknown.append(name)
+                continue
+            if name in found:
+                where = path if path == found[name] else f"{found[name]} and {path}"
+                raise CheckpointError(f"{where}: the tensor {name} is there twice")
+            found[name] = path
+            if not dtype.startswith(("F", "BF")):
+                raise CheckpointError(f"{path}: {name} has dtype {dtype}; weights must be floating point")
+            # Old VAEs have their attention's projections as 1x1 convolutions.
+            square = part == "vae" and len(shape) == 4 and len(wanted[name]) == 2 and shape[2:] == (1, 1)
+            if (shape[:2] if square else shape) != wanted[name]:
+                shapes.append(f"{name} has shape {list(shape)}, its config says {list(wanted[name])}")
+            told[path].append((name, key, wanted[name]))
+    missing = [name for name in wanted if name not in found]
+    faults = [
+        f"{len(some)} {what} ({', '.join(some[:3])}{', ...' if len(some) > 3 else ''})"
+        for what, some in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+        if some
+    ]
+    if faults:
+        where = files[0] if len(files) == 1 else checkpoint / part
+        raise CheckpointError(f"{where} does not fit its config: of {len(wanted)} tensors, {'; '.join(faults)}")
+    return told
+
+
+def _listed(path: Path) -> list[tuple[str, Shape, str]]:
+    """Name, shape and type of each tensor of a file."""
+    with _reading(path) as file:
+        slices = ((key, file.get_slice(key)) for key in file.keys())  # noqa: SIM118 (a safe_open is no mapping)
+        return [(key, tuple(part.get_shape()), part.get_dtype()) for key, part in slices]
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (a safe_open is no mapping)
-                name = known_name(part, key)
-                if name is not None and not name.startswith(skip or ("\0",)):
-                    yield name, file.get_tensor(key)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing, though the index beside it names it") from None
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None

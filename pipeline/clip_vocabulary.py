@@ -30,21 +30,22 @@ def vocabulary(pairs: list[str]) -> dict[str, int]:
     return {word: number for number, word in enumerate(words)}
 
 
-def write_tokenizer(folder: Path, *, pad: str, tokens: int) -> None:
-    """Write the four files of a published CLIP tokenizer into `folder`, made if it is not there.
+def tokenizer_files(*, pad: str, tokens: int) -> dict[str, bytes]:
+    """The four files of a published CLIP tokenizer, by name.
 
-    `pad` fills a text up to `tokens`: the end mark in SD 1, "!" in SD 2. Errors: OSError.
+    `pad` fills a text up to `tokens`: the end mark in SD 1, "!" in SD 2.
     """
     pairs = merges()
     words = vocabulary(pairs)
     assert len(words) == SIZE and pad in words
-    folder.mkdir(parents=True, exist_ok=True)
     marks = {"bos_token": _mark(START), "eos_token": _mark(END), "pad_token": pad, "unk_token": _mark(END)}
     own = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokens, "do_lower_case": True, "errors": "replace"}
-    (folder / "vocab.json").write_text(json.dumps(words, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *pairs, "")), encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(marks, indent=2), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(own | marks, indent=2), encoding="utf-8")
+    return {
+        "vocab.json": json.dumps(words, ensure_ascii=False, separators=(",", ":")).encode(),
+        "merges.txt": "\n".join(("#version: 0.2", *pairs, "")).encode(),
+        "special_tokens_map.json": json.dumps(marks, indent=2).encode(),
+        "tokenizer_config.json": json.dumps(own | marks, indent=2).encode(),
+    }
 
 
 def _mark(text: str) -> dict[str, Any]:

@@ -6,14 +6,17 @@ An absent key and one that is null mean the same: the default, or where there is
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
+from pipeline.files import parse_json, read_file
 
 _LARGEST = 1 << 20  # bytes of a config
+# Far above any model's, and low enough that what is made of them neither overflows nor fills the memory.
+_MOST_INTEGER = 1 << 16
+_MOST_NUMBER = 1e6
 
 
 class Config:
@@ -27,31 +30,40 @@ class Config:
         """The value as it stands; None when it is absent."""
         return self._values.get(key)
 
-    def number(self, key: str, default: float | None = None, *, least: float = -math.inf) -> float:
-        """A finite number of at least `least`."""
+    def number(
+        self, key: str, default: float | None = None, *, least: float = -_MOST_NUMBER, most: float = _MOST_NUMBER
+    ) -> float:
+        """A finite number from `least` to `most`."""
         value = self._wanted(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-            bound = "" if least == -math.inf else f" of at least {least:g}"
-            raise self.refusal(key, f"it must be a finite number{bound}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise self.refusal(key, f"it must be a finite number from {least:g} to {most:g}")
         return float(value)
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST_INTEGER) -> int:
         value = self._wanted(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.refusal(key, f"it must be an integer of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.refusal(key, f"it must be an integer from {least} to {most}")
         return value
 
-    def integers(self, key: str, length: int | None = None, default: int | None = None) -> tuple[int, ...]:
-        """A list of positive integers, or one that stands for `length` equal ones."""
+    def integers(
+        self,
+        key: str,
+        length: int | None = None,
+        default: int | None = None,
+        *,
+        most: int = _MOST_INTEGER,
+        longest: int = _MOST_INTEGER,
+    ) -> tuple[int, ...]:
+        """A list of at most `longest` integers from 1 to `most`, or one that stands for `length` equal ones."""
         value = self._wanted(key, default)
         values = [value] * length if isinstance(value, int) and length else value
         if (
             not isinstance(values, list)
-            or not values
+            or not 1 <= len(values) <= longest
             or (length and len(values) != length)
-            or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+            or not all(isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= most for v in values)
         ):
-            raise self.refusal(key, f"it must be {length or 'a list of'} positive integers")
+            raise self.refusal(key, f"it must be {length or f'at most {longest}'} integers from 1 to {most}")
         return tuple(values)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -74,7 +86,10 @@ class Config:
 
     def refusal(self, key: str, reason: str) -> CheckpointError:
         """An error that says what stands at `key`, in JSON's own words."""
-        shown = json.dumps(self.get(key))
+        try:
+            shown = json.dumps(self.get(key))
+        except RecursionError:
+            shown = "nested too deep"
         shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
         return CheckpointError(f"{self.path}: {key} is {shown if key in self._values else 'missing'}; {reason}")
 
@@ -86,13 +101,10 @@ class Config:
 def read_object(path: Path, largest: int) -> dict[str, Any]:
     """The JSON object in a file of at most `largest` bytes."""
     try:
-        size = path.stat().st_size
-        if size > largest:
-            raise CheckpointError(f"{path} has {size} bytes; latentd reads at most {largest}")
-        values = json.loads(path.read_bytes())
+        values = parse_json(read_file(path, largest))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a checkpoint is a folder in diffusers' layout") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {_KINDS[type(values)]}")

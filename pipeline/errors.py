@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+_LONGEST = 1200  # characters of a message; a tensor's name, or a library's words, may have millions
+
 
 class LatentdError(Exception):
     """An error with a sentence fit for the person who caused it. `code` names a gRPC status."""
 
     code = "INTERNAL"
+
+    def __str__(self) -> str:
+        """One line: files and tensors may be named with newlines, or with what moves a terminal's cursor."""
+        text = super().__str__()
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST - 400]} ... {text[-395:]}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class CheckpointError(LatentdError):

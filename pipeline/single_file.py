@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import read_object
 from pipeline.errors import CheckpointError
+from pipeline.files import regular_size
 
 PREDICTIONS = ("epsilon", "v_prediction")
 _SUFFIX = ".safetensors"
+_LARGEST = 1 << 20  # bytes of the settings beside it
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 def is_single_file(model: Path) -> bool:
     """Is `model` a file, or at least named like one? A checkpoint folder is neither."""
-    return not model.is_dir() and (model.suffix.lower() in (_SUFFIX, *_PICKLES) or model.is_file())
+    return not os.path.isdir(model) and (model.suffix.lower() in (_SUFFIX, *_PICKLES) or os.path.isfile(model))
 
 
 def check_single_file(model: Path) -> None:
@@ -26,8 +29,10 @@ def check_single_file(model: Path) -> None:
             f"{model} is a pickle by its name; a pickle can run code, so latentd reads only safetensors: "
             f"download the model's .safetensors file, or convert it where you trust it"
         )
-    if not model.is_file():
-        raise CheckpointError(f"{model} does not exist")
+    try:
+        regular_size(model)
+    except FileNotFoundError:
+        raise CheckpointError(f"{model} does not exist") from None
     if suffix != _SUFFIX:
         raise CheckpointError(
             f"{model} is no checkpoint; latentd reads a folder in diffusers' layout or a {_SUFFIX} file"
@@ -45,14 +50,9 @@ def own_settings(model: Path) -> dict[str, Any]:
     Errors: CheckpointError naming the file.
     """
     path = settings_path(model)
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}")
+    values = read_object(path, _LARGEST)
     told = values.get("prediction")
     if told is not None and told not in PREDICTIONS:
         raise CheckpointError(f"{path}: prediction is {told!r}; it must be one of {', '.join(PREDICTIONS)}")

@@ -7,6 +7,7 @@ refused by name here, at load, rather than found in a wrong picture.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from pipeline.config import Config
 from pipeline.errors import CheckpointError
 from pipeline.samplers import DISTILLED_STEPS, SAMPLERS
 from pipeline.schedule import ScheduleSpec, alphas_cumprod
+
+# The most that is read: networks of 1e9 layers would fill the memory before any weight is missed.
+_BLOCKS = 6  # SD has 4; each but the last halves the side
+_LAYERS = 32  # a block, of either kind; SDXL has 10
+_SIDE = 4096  # latent positions, and pixels of a default size
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def read_spec(checkpoint: Path) -> Spec:
     side = unet.sample_size * vae.factor
     defaults = Defaults(steps=25, guidance=7.5, sampler="dpmpp_2m", width=side, height=side)
     spec = Spec(text, unet, vae, schedule, defaults)
-    if not (checkpoint / "latentd.json").exists():
+    if not os.path.lexists(checkpoint / "latentd.json"):
         return spec
     return replace(spec, defaults=_defaults(Config(checkpoint, "latentd.json"), spec))
 
@@ -144,14 +150,14 @@ def _text(config: Config) -> TextSpec:
     if width % heads:
         raise CheckpointError(f"{config.path}: hidden_size {width} is not a multiple of num_attention_heads {heads}")
     return TextSpec(
-        vocab_size=config.integer("vocab_size"),
-        tokens=config.integer("max_position_embeddings", least=3),
+        vocab_size=config.integer("vocab_size", most=1 << 20),
+        tokens=config.integer("max_position_embeddings", least=3, most=4096),
         width=width,
         hidden=config.integer("intermediate_size"),
-        layers=config.integer("num_hidden_layers"),
+        layers=config.integer("num_hidden_layers", most=256),
         heads=heads,
         activation=config.one_of("hidden_act", ("quick_gelu", "gelu"), "quick_gelu"),
-        eps=config.number("layer_norm_eps", 1e-5, least=0),
+        eps=config.number("layer_norm_eps", 1e-5, least=0, most=1),
     )
 
 
@@ -187,7 +193,7 @@ _UNET_FIXED = {
 
 def _unet(config: Config) -> UnetSpec:
     config.require(_UNET_FIXED)
-    channels = config.integers("block_out_channels")
+    channels = config.integers("block_out_channels", longest=_BLOCKS)
     blocks = len(channels)
     groups = config.integer("norm_num_groups", 32)
     # diffusers' `attention_head_dim` is the number of heads wherever `num_attention_heads` is absent.
@@ -198,7 +204,7 @@ def _unet(config: Config) -> UnetSpec:
             raise CheckpointError(
                 f"{config.path}: {width} channels do not divide into {groups} groups and {head_count} heads"
             )
-    sample_size, unit = config.integer("sample_size"), 2 ** (blocks - 1)
+    sample_size, unit = config.integer("sample_size", most=_SIDE), 2 ** (blocks - 1)
     if sample_size % unit:
         raise config.refusal("sample_size", f"{blocks} blocks halve only multiples of {unit} to whole sides")
     shift = config.number("freq_shift", 0)
@@ -213,15 +219,15 @@ def _unet(config: Config) -> UnetSpec:
         out_channels=config.integer("out_channels", 4),
         sample_size=sample_size,
         channels=channels,
-        layers=config.integers("layers_per_block", blocks, default=2),
+        layers=config.integers("layers_per_block", blocks, default=2, most=_LAYERS),
         attention_down=_attention(config, "down_block_types", "CrossAttnDownBlock2D", "DownBlock2D", blocks),
         attention_up=_attention(config, "up_block_types", "CrossAttnUpBlock2D", "UpBlock2D", blocks),
         heads=heads,
-        transformer_layers=config.integers("transformer_layers_per_block", blocks, default=1),
+        transformer_layers=config.integers("transformer_layers_per_block", blocks, default=1, most=_LAYERS),
         context_width=config.integer("cross_attention_dim", 1280),
         linear_projection=config.flag("use_linear_projection", False),
         groups=groups,
-        eps=config.number("norm_eps", 1e-5, least=0),
+        eps=config.number("norm_eps", 1e-5, least=0, most=1),
         flip_sin_to_cos=config.flag("flip_sin_to_cos", True),
         freq_shift=shift,
         guidance_width=guidance_width,
@@ -236,7 +242,7 @@ def _attention(config: Config, key: str, cross: str, plain: str, blocks: int) ->
 
 
 def _vae(config: Config) -> VaeSpec:
-    channels = config.integers("block_out_channels")
+    channels = config.integers("block_out_channels", longest=_BLOCKS)
     groups = config.integer("norm_num_groups", 32)
     for key, name in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if config.get(key) not in (None, [name] * len(channels)):
@@ -248,7 +254,7 @@ def _vae(config: Config) -> VaeSpec:
         image_channels=3,
         latent_channels=config.integer("latent_channels", 4),
         channels=channels,
-        layers=config.integer("layers_per_block", 1),
+        layers=config.integer("layers_per_block", 1, most=_LAYERS),
         groups=groups,
         scaling_factor=config.number("scaling_factor", 0.18215, least=1e-6),
         shift_factor=config.number("shift_factor", 0.0),
@@ -275,7 +281,7 @@ def _schedule(config: Config) -> ScheduleSpec:
     config.require(_SCHEDULE_FIXED)
     spacings = ("leading", "trailing", "linspace")
     spec = ScheduleSpec(
-        train_steps=config.integer("num_train_timesteps", 1000),
+        train_steps=config.integer("num_train_timesteps", 1000, most=10_000),
         beta_start=config.number("beta_start"),
         beta_end=config.number("beta_end"),
         beta_schedule=config.one_of("beta_schedule", ("scaled_linear", "linear", "squaredcos_cap_v2"), "linear"),
@@ -299,11 +305,11 @@ def _defaults(own: Config, spec: Spec) -> Defaults:
     """A model's own answers in `latentd.json`; what it leaves out stays as in `spec`."""
     default, multiple = spec.defaults, spec.size_multiple
     chosen = Defaults(
-        steps=own.integer("steps", default.steps),
-        guidance=own.number("guidance", default.guidance, least=0),
+        steps=own.integer("steps", default.steps, most=150),
+        guidance=own.number("guidance", default.guidance, least=0, most=30),
         sampler=own.one_of("sampler", SAMPLERS, default.sampler),
-        width=own.integer("width", default.width),
-        height=own.integer("height", default.height),
+        width=own.integer("width", default.width, most=max(_SIDE, default.width)),
+        height=own.integer("height", default.height, most=max(_SIDE, default.height)),
     )
     for key in ("width", "height"):
         if own.get(key) is not None and getattr(chosen, key) % multiple:

@@ -16,11 +16,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from pipeline.config import read_object
 from pipeline.errors import CheckpointError
+from pipeline.files import read_file
 from pipeline.spec import TextSpec
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _MARKS = {"bos": "<|startoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>", "unk": "<|endoftext|>"}
-_LARGEST = 64 << 20  # bytes of a vocabulary; CLIP's has one million
+_LARGEST = 16 << 20  # bytes of a vocabulary or its merges; CLIP's has one million
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class ClipTokenizer:
             if mark not in vocab:
                 raise CheckpointError(f"{vocab_path} lacks the token {mark[:64]!r}")
         self._bos, self._eos, self._pad = (vocab[marks[mark]] for mark in ("bos", "eos", "pad"))
+        try:
+            read_file(merges_path, _LARGEST)
+        except FileNotFoundError:
+            raise CheckpointError(f"{merges_path} is missing; a checkpoint is a folder in diffusers' layout") from None
         try:
             model = models.BPE.from_file(
                 str(vocab_path),

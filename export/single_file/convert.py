@@ -6,6 +6,7 @@ does not grow with the model.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -15,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from engines import disk
 from engines.artifact import MANIFEST
+from export.finite import check_finite
 from export.single_file.configs import configs
 from export.single_file.keys import is_weight, names, renamed
 from export.single_file.kinds import SD1, UNET, VAE, Family, recognise
 from export.single_file.layout import Place, Shapes, text_layout, unet_layout, vae_layout
 from export.tensors import BYTES, StoredTensor, read_header
 from model.files import STEMS
-from pipeline.clip_vocabulary import write_tokenizer
-from pipeline.errors import CheckpointError
+from pipeline.clip_vocabulary import tokenizer_files
+from pipeline.errors import CheckpointError, LatentdError
 from pipeline.single_file import check_single_file, own_settings, settings_path
 
 _CHUNK = 8 << 20  # bytes in memory at once
@@ -39,6 +42,10 @@ class _Piece:
     shape: tuple[int, ...]
     offset: int
     length: int
+    original: str  # its name in the single file
+
+    def stored(self, path: Path) -> StoredTensor:
+        return StoredTensor(path, self.dtype, self.shape, self.offset, self.length)
 
 
 def convert(path: Path, out: Path, prediction: str = "auto", say: Callable[[str], None] = print) -> Path:
@@ -46,7 +53,7 @@ def convert(path: Path, out: Path, prediction: str = "auto", say: Callable[[str]
 
     `prediction`, where it is not "auto", wins over what the settings beside the file say, and that over what the file
     tells itself. Errors: CheckpointError for a file that is not a Stable Diffusion 1.x or 2.x model, that does not
-    tell its prediction, or whose folder cannot be written.
+    tell its prediction, or holds NaN or infinite weights; DiskError where the folder cannot be written.
     """
     check_single_file(path)
     tensors, metadata = read_header(path)
@@ -68,18 +75,20 @@ def convert(path: Path, out: Path, prediction: str = "auto", say: Callable[[str]
         say("left out, no weights of the model: " + ", ".join(f"{name} ({n})" for name, n in others.most_common(8)))
     if own:
         folder["latentd.json"] = own
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (MANIFEST, "model_index.json"):  # without them, what an interruption leaves is no checkpoint
-            (out / name).unlink(missing_ok=True)
-        for part, pieces in parts.items():
-            _write_weights(path, out / part / f"{STEMS[part]}.safetensors", pieces)
-        write_tokenizer(out / "tokenizer", pad=family.pad, tokens=text_is.tokens)
-        for name, values in sorted(folder.items(), key=lambda item: item[0] == "model_index.json"):
-            (out / name).parent.mkdir(exist_ok=True)
-            (out / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write the checkpoint of {path} to {out}: {error}") from None
+    check_finite((piece.original, piece.stored(path)) for pieces in parts.values() for piece in pieces)
+    disk.make(out)
+    for name in (MANIFEST, "model_index.json"):  # without them, what an interruption leaves is no checkpoint
+        disk.remove(out / name)
+    for name in ("latentd.json", *(f"{part}/{STEMS[part]}.safetensors" for part in parts)):
+        disk.remove(out / name)  # of another model, or half of one
+    for part, pieces in parts.items():
+        _write_weights(path, out / part / f"{STEMS[part]}.safetensors", pieces)
+    disk.make(out / "tokenizer")
+    for name, data in tokenizer_files(pad=family.pad, tokens=text_is.tokens).items():
+        disk.write_whole(out / "tokenizer" / name, data)
+    for name, values in sorted(folder.items(), key=lambda item: item[0] == "model_index.json"):
+        disk.make((out / name).parent)
+        disk.write_whole(out / name, (json.dumps(values, indent=2) + "\n").encode())
     say(f"converted to {out}")
     return out
 
@@ -98,12 +107,12 @@ def _prediction(path: Path, family: Family, tensors: dict[str, StoredTensor], me
     )
 
 
-def _pieces(shapes: Shapes, network: str, places: Iterable[Place], unused: str = "\0") -> list[_Piece]:
+def _pieces(shapes: Shapes, network: str, layout: Iterable[Place], unused: str = "\0") -> list[_Piece]:
     """What of a network goes into the folder; names that begin with `unused` do not.
 
     Errors: CheckpointError for a tensor of no known name or no known type.
     """
-    table = names(network, places)
+    table = names(network, layout)
     pieces, unknown = [], []
     for name, tensor in shapes.tensors.items():
         if name.startswith(unused) or not is_weight(name):
@@ -122,7 +131,11 @@ def _pieces(shapes: Shapes, network: str, places: Iterable[Place], unused: str =
             shape = (rows // len(new), *rest)
         elif network == "vae" and ".attentions." in new[0] and shape[2:] == (1, 1):
             shape = shape[:2]  # the original has 1x1 convolutions there: the same bytes
-        pieces += [_Piece(own, tensor.dtype, shape, tensor.offset + i * length, length) for i, own in enumerate(new)]
+        places = (tensor.offset + i * length for i in range(len(new)))
+        pieces += [
+            _Piece(own, tensor.dtype, shape, place, length, shapes.prefix + name)
+            for own, place in zip(new, places, strict=True)
+        ]
     if unknown:
         raise CheckpointError(
             f"{shapes.path} has {len(unknown)} tensors that its kind of model has not: {', '.join(unknown[:3])}"
@@ -141,16 +154,26 @@ def _write_weights(source: Path, target: Path, pieces: list[_Piece]) -> None:
         at += piece.length
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    target.parent.mkdir(exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    disk.make(target.parent)
+    for left in target.parent.glob(f".new-{target.name}-*"):  # of conversions that were killed
+        disk.remove(left)
+    temporary = target.with_name(f".new-{target.name}-{os.getpid()}")
     try:
         with source.open("rb") as reading, temporary.open("wb") as writing:
+            disk.before("write", temporary)
             writing.write(struct.pack("<Q", len(text)) + text)
             for piece in pieces:
                 _copy(reading, writing, piece.offset, piece.length)
-        temporary.replace(target)
+            disk.before("half", temporary)
+            writing.flush()
+            disk.before("sync", temporary)
+            os.fsync(writing.fileno())
+        disk.replace(temporary, target)
+    except OSError as error:
+        raise disk.DiskError(f"convert {source} to", target, error, 8 + len(text) + at) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(LatentdError):
+            disk.remove(temporary)
 
 
 def _copy(reading: BinaryIO, writing: BinaryIO, offset: int, length: int) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ import pytest
 from engines import first_use
 from engines.artifact import MANIFEST, Artifact
 from engines.backend import BackendError
+from engines.disk import DiskError
 from engines.first_use import artifact_of, stop_exports
 from pipeline.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
@@ -40,7 +44,7 @@ def exports(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> list[list[st
     """Exports become copies of a finished one; their commands."""
     commands: list[list[str]] = []
 
-    def run(command: list[str]) -> None:
+    def run(command: list[str], lock: int) -> None:
         commands.append(command)
         shutil.copytree(artifact.folder, command[command.index("--out") + 1])
 
@@ -91,17 +95,50 @@ def test_a_damaged_one_is_made_again(
     assert len(caplog.messages) == 1 and f"exporting again: {first.folder / UNET}" in caplog.messages[0]
 
 
-def test_another_process_was_faster(
-    checkpoint: Path, cache: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(command: list[str]) -> None:
-        new = Path(command[command.index("--out") + 1])
-        shutil.copytree(artifact.folder, new)
-        shutil.copytree(artifact.folder, new.with_name("tiny"))
+def test_two_names_of_one_checkpoint(checkpoint: Path, tmp_path: Path, exports: list[list[str]]) -> None:
+    """Each keeps its own: a model's id is its folder's name."""
+    other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    assert [artifact_of(each).id for each in (checkpoint, other, checkpoint, other)] == ["tiny", "other"] * 2
+    assert len(exports) == 2
 
-    monkeypatch.setattr(first_use, "_run", run)
-    assert artifact_of(checkpoint).digest == artifact.digest
-    assert not left_behind(cache)
+
+def test_two_processes_export_once(
+    checkpoint: Path, cache: Path, exports: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, inside, go_on = first_use._run, threading.Event(), threading.Event()
+
+    def held(command: list[str], lock: int) -> None:
+        inside.set()
+        assert go_on.wait(30)
+        run(command, lock)
+
+    monkeypatch.setattr(first_use, "_run", held)
+    monkeypatch.setattr(first_use.log, "info", lambda *_: go_on.set())  # "waiting for process ..., which makes ..."
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(artifact_of, checkpoint)
+        assert inside.wait(30)
+        second = pool.submit(artifact_of, checkpoint)
+        assert first.result().digest == second.result().digest
+    assert len(exports) == 1 and not left_behind(cache)
+
+
+def test_an_orphaned_export_keeps_its_folder_until_it_ends(
+    checkpoint: Path, cache: Path, exports: list[list[str]]
+) -> None:
+    folder = cache / "artifacts/.new-key-1"  # as it is when the server that began it was killed
+    folder.mkdir(parents=True)
+    number = os.open(folder, os.O_RDONLY)
+    fcntl.flock(number, fcntl.LOCK_EX)
+    with subprocess.Popen(child("sys.stdin.read()"), stdin=subprocess.PIPE, pass_fds=[number]) as orphan:
+        os.close(number)
+        artifact_of(checkpoint)
+        assert folder.exists()
+        assert orphan.stdin
+        orphan.stdin.close()
+        orphan.wait(30)
+    (checkpoint / "latentd.json").unlink()
+    artifact_of(checkpoint)
+    assert len(exports) == 2 and not left_behind(cache)
 
 
 def test_a_result_that_cannot_be_kept(
@@ -110,14 +147,14 @@ def test_a_result_that_cannot_be_kept(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(CheckpointError, match="cannot keep the export as .*tiny: .*No space left"):
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(DiskError, match="cannot rename to .*artifacts.*: No space left"):
         artifact_of(checkpoint)
     assert len(exports) == 1 and not left_behind(cache)
 
 
 def test_an_export_that_fails_leaves_nothing(checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(command: list[str]) -> None:
+    def run(command: list[str], lock: int) -> None:
         shutil.copytree(checkpoint, command[command.index("--out") + 1])
         raise CheckpointError("the disk is full")
 
@@ -162,16 +199,16 @@ def test_what_cannot_be_served_is_refused_before_any_export(checkpoint: Path, ex
 
 
 def test_the_childs_last_word_is_passed_on() -> None:
-    first_use._run([sys.executable, "-c", ""])
+    first_use._run([sys.executable, "-c", ""], 2)
     with pytest.raises(CheckpointError, match="^unet/config.json is missing$"):
-        first_use._run(child("print('a warning', file=sys.stderr); sys.exit('unet/config.json is missing')"))
+        first_use._run(child("print('a warning', file=sys.stderr); sys.exit('unet/config.json is missing')"), 2)
 
 
 @pytest.mark.parametrize(("code", "status"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", -9), ("sys.exit(1)", 1)])
 def test_a_child_without_a_last_word(code: str, status: int) -> None:
     said = "" if status == 1 else "print('a warning, not a reason', file=sys.stderr, flush=True); "
     with pytest.raises(CheckpointError, match=f"^the export ended with status {status}$"):
-        first_use._run(child(said + code))
+        first_use._run(child(said + code), 2)
     assert not first_use._running
 
 
@@ -191,7 +228,7 @@ def test_exports_can_be_stopped() -> None:
 
     def run() -> None:
         try:
-            first_use._run(child("import time; time.sleep(600)"))
+            first_use._run(child("import time; time.sleep(600)"), 2)
         except BaseException as error:
             failed.append(error)
 

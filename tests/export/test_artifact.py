@@ -19,6 +19,7 @@ from torch import nn
 
 import export.artifact as stage
 from engines.artifact import CONFIGS, GRAPHS, MANIFEST, OPTIONAL_CONFIGS, Artifact, is_artifact
+from engines.disk import DiskError
 from engines.first_use import artifact_of
 from export.artifact import export
 from export.check import NETWORK_TOLERANCE, TRAJECTORY_TOLERANCE, ExportError, network_error, session
@@ -38,13 +39,17 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def linked(source: Path, farm: Path) -> Path:
-    """A folder of links to the files of `source`, as model hubs' caches are."""
+def linked(source: Path, hub: Path) -> Path:
+    """A folder of links to copies of the files of `source`, as model hubs' caches are: blobs/ and snapshots/."""
+    farm = hub / "snapshots" / source.name
+    (hub / "blobs").mkdir(parents=True)
     for path in source.rglob("*"):
         if path.is_file() and path.suffix != ".onnx" and path.name != MANIFEST:
             own = farm / path.relative_to(source)
             own.parent.mkdir(parents=True, exist_ok=True)
-            own.symlink_to(path)
+            blob = hub / "blobs" / path.relative_to(source).as_posix().replace("/", "-")
+            blob.write_bytes(path.read_bytes())
+            own.symlink_to(os.path.relpath(blob, own.parent))
     return farm
 
 
@@ -84,18 +89,18 @@ Moved = tuple[Path, Artifact]
 @pytest.fixture(scope="module")
 def moved(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moved]:
     """The same checkpoint as a folder of links, exported at its first use by a process of its own; and those links."""
-    farm = linked(artifact.folder, tmp_path_factory.mktemp("farm") / "tiny")
-    before = digests(artifact.folder), sorted(farm.rglob("*"))
+    farm = linked(artifact.folder, tmp_path_factory.mktemp("hub") / "models--tiny")
+    before = digests(artifact.folder), digests(farm.parents[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LATENTD_CACHE", str(farm.parent / "cache"))
+        patch.setenv("LATENTD_CACHE", str(tmp_path_factory.mktemp("own") / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")  # as tests/conftest.py does for torch in this process
         yield farm, artifact_of(farm)
-    assert (digests(artifact.folder), sorted(farm.rglob("*"))) == before, "the source was touched"
+    assert (digests(artifact.folder), digests(farm.parents[1])) == before, "the source was touched"
 
 
 def test_another_folder_gets_everything(moved: Moved) -> None:
-    farm, out = moved
-    assert out.folder.is_relative_to((farm.parent / "cache" / "artifacts").resolve()) and out.id == "tiny"
+    _, out = moved
+    assert out.folder.parents[1].name == "artifacts" and out.id == "tiny"
     assert digests(out.folder).keys() == {*names(), MANIFEST}
     assert not any(path.is_symlink() for path in out.folder.rglob("*")), "it needs nothing of its source"
 
@@ -128,7 +133,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def refusal(checkpoint: Path, out: Path | None = None) -> str:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises((CheckpointError, DiskError)) as caught:
         export(checkpoint, out, lambda line: None)
     message = str(caught.value)
     assert "\n" not in message
@@ -136,11 +141,31 @@ def refusal(checkpoint: Path, out: Path | None = None) -> str:
 
 
 def test_a_folder_of_links_is_refused_in_place(checkpoint: Path, tmp_path: Path) -> None:
-    farm = linked(checkpoint, tmp_path / "farm")
+    farm = linked(checkpoint, tmp_path / "hub")
     message = refusal(farm)
     assert " is a link, and readers of ONNX refuse weights behind links" in message
     assert f"make onnx MODEL={farm} OUT=dir" in message
     assert not list(farm.rglob("*.onnx"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer/merges.txt", UNET, "latentd.json", "unet"])
+@pytest.mark.parametrize("out", [None, "out"])
+def test_a_link_out_of_the_folder_is_refused(checkpoint: Path, tmp_path: Path, name: str, out: str | None) -> None:
+    (checkpoint / name).rename(tmp_path / "elsewhere")
+    (checkpoint / name).symlink_to(tmp_path / "elsewhere")
+    before = digests(tmp_path)
+    message = refusal(checkpoint, tmp_path / out if out else None)
+    assert f"{checkpoint / name}" in message and f"is a link to {tmp_path / 'elsewhere'}" in message
+    assert "outside its folder; copy the file itself there" in message
+    with pytest.raises(CheckpointError, match="is a link to .*elsewhere"):
+        artifact_of(checkpoint)
+    assert digests(tmp_path) == before
+
+
+def test_a_link_within_the_folder_is_copied_as_a_file(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "tokenizer/merges.txt").rename(checkpoint / "tokenizer/merges")
+    (checkpoint / "tokenizer/merges.txt").symlink_to("merges")
+    assert "tokenizer/merges.txt" in stage._sources(checkpoint)
 
 
 def test_hard_links_are_refused_in_place(checkpoint: Path, tmp_path: Path) -> None:
@@ -165,7 +190,7 @@ def test_out_is_another_folder(checkpoint: Path) -> None:
 
 def test_out_cannot_be_a_file(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
-    assert f"cannot copy {checkpoint} to {tmp_path / 'file'}" in refusal(checkpoint, tmp_path / "file")
+    assert f"cannot make {tmp_path / 'file'}" in refusal(checkpoint, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
@@ -181,12 +206,13 @@ def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
     assert str(checkpoint / name) in refusal(checkpoint)
 
 
-def test_a_truncated_file_leaves_no_manifest(checkpoint: Path) -> None:
+def test_a_truncated_file_is_refused_before_anything_is_written(checkpoint: Path) -> None:
     (checkpoint / MANIFEST).write_text("of an earlier export")
-    path = checkpoint / "text_encoder/model.safetensors"
+    path = checkpoint / "vae/diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
+    before = digests(checkpoint)
     assert f"{path} is not a whole safetensors file" in refusal(checkpoint)
-    assert not is_artifact(checkpoint)
+    assert digests(checkpoint) == before
 
 
 def test_weights_in_a_type_that_onnx_lacks(checkpoint: Path) -> None:
@@ -238,9 +264,9 @@ def test_shards_go_with_their_index(
         """Everything is where it is needed: enough."""
 
     def load(spec: Spec, folder: Path) -> nn.Module:
-        assert folder == out
-        assert unet.load(spec, folder).state_dict().keys() == unet.load(spec, checkpoint).state_dict().keys()
-        stored = stored_tensors(folder, "unet")
+        assert folder == checkpoint, "the copies are compared with what they are copies of"
+        assert unet.load(spec, out).state_dict().keys() == unet.load(spec, checkpoint).state_dict().keys()
+        stored = stored_tensors(out, "unet")
         assert {tensor.path.name for tensor in stored.values()} == {
             "diffusion_pytorch_model-0.safetensors",
             "diffusion_pytorch_model-1.safetensors",

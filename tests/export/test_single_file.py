@@ -196,7 +196,7 @@ def test_what_was_there_is_no_checkpoint_until_the_end(pair: tuple[str, Path, Pa
     (out / "manifest.json").write_text("{}")
     (out / "unet/config.json").unlink()
     (out / "unet/config.json").mkdir()  # where a file cannot be written
-    with pytest.raises(Exception, match="cannot write the checkpoint"):
+    with pytest.raises(Exception, match="cannot write .*unet/config.json"):
         converted(file, out, "epsilon")
     assert not (out / "manifest.json").exists() and not (out / "model_index.json").exists()
     assert not list(out.glob("**/.*"))

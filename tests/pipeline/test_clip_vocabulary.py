@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from pipeline.clip_vocabulary import END, SIZE, START, merges, vocabulary, write_tokenizer
+from pipeline.clip_vocabulary import END, SIZE, START, merges, tokenizer_files, vocabulary
 from pipeline.spec import TextSpec
 from pipeline.tokenizer import ClipTokenizer
 
@@ -27,9 +27,15 @@ def test_it_is_openais() -> None:
     )
 
 
+def write_tokenizer(folder: Path, pad: str) -> None:
+    folder.mkdir()
+    for name, data in tokenizer_files(pad=pad, tokens=77).items():
+        (folder / name).write_bytes(data)
+
+
 @pytest.mark.parametrize(("pad", "pad_id"), [("<|endoftext|>", 49407), ("!", 0)])
 def test_the_folder_is_a_clip_tokenizer(tmp_path: Path, pad: str, pad_id: int) -> None:
-    write_tokenizer(tmp_path / "tokenizer", pad=pad, tokens=77)
+    write_tokenizer(tmp_path / "tokenizer", pad)
     theirs = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
     # Ids that CLIP's users have published.
     known = {
@@ -45,7 +51,7 @@ def test_the_folder_is_a_clip_tokenizer(tmp_path: Path, pad: str, pad_id: int) -
 
 
 def test_our_tokenizer_reads_it(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path / "tokenizer", pad="!", tokens=77)
+    write_tokenizer(tmp_path / "tokenizer", "!")
     text = TextSpec(SIZE, tokens=77, width=64, hidden=256, layers=1, heads=1, activation="gelu", eps=1e-5)
     ids = ClipTokenizer(tmp_path, text).encode("A  Photo of a\tcat").ids
     assert ids[:8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 0]

@@ -1,0 +1,80 @@
+"""What was measured on one device: the streams that are quickest, which rows agree, times. One sealed file a device.
+
+None of it is in an engine's manifest: a copied engine stays what it is, and another machine measures for itself. What
+is lost or damaged is measured again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+from engines import cache, disk, lock
+from engines.cores import available_cores
+from engines.sealed import Damaged, read_sealed, sealed
+
+log = logging.getLogger("latentd.devices")
+
+
+def this_cpu() -> str:
+    """The processor's name and the cores that this process may use."""
+    name = ""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return f"{name or platform.processor() or platform.machine()}, {available_cores()} cores"
+
+
+def recall(device: str, what: dict[str, Any]) -> Any:
+    """The value remembered for `what` (JSON values), None where there is none."""
+    return _facts(device).get(cache.key(**what), {}).get("value")
+
+
+def remember(device: str, what: dict[str, Any], value: Any) -> None:
+    """Keep a JSON value, the latest. Where it cannot be kept it is measured again next time."""
+    with lock.alone(_path(device), lambda _: None):
+        _write(device, {**_facts(device), cache.key(**what): {**what, "value": value}})
+
+
+def settle(device: str, what: dict[str, Any], value: Any) -> Any:
+    """Keep a JSON value that decides bits unless another process was first; the one that stands."""
+    with lock.alone(_path(device), lambda _: None):
+        facts = _facts(device)
+        if (known := facts.get(cache.key(**what))) is not None:
+            return known["value"]
+        _write(device, {**facts, cache.key(**what): {**what, "value": value}})
+        return value
+
+
+def _write(device: str, facts: dict[str, Any]) -> None:
+    path = _path(device)
+    try:
+        disk.make(path.parent)
+        disk.write_whole(path, sealed({"format": 1, "device": device, "facts": facts}))
+    except disk.DiskError as error:
+        log.warning("not kept, the next start measures again: %s", error)
+
+
+def _facts(device: str) -> dict[str, dict[str, Any]]:
+    path = _path(device)
+    try:
+        values = read_sealed(path)
+        if values.get("format") != 1 or values.get("device") != device:
+            raise Damaged(f"{path} is damaged (it is of another device or format)")
+        return values["facts"]
+    except FileNotFoundError:
+        return {}
+    except Damaged as error:
+        log.warning("%s; measuring again", error)
+        return {}
+
+
+def folder() -> Path:
+    return cache.cache_folder() / "devices"
+
+
+def _path(device: str) -> Path:
+    return folder() / f"{cache.key(device=device)}.json"

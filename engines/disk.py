@@ -1,0 +1,153 @@
+"""Every change that caches, stores and exports make on a disk, so that a test can end or fail each of them in turn.
+
+What is written whole is written beside its place, synced, renamed over it, and its folder synced: whoever looks
+finds the old, the new or nothing, at any moment, also after the power went.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import LatentdError
+
+_PIECE = 1 << 22  # bytes written at once, 4 MiB
+
+
+class DiskError(LatentdError):
+    """The disk did not do what it was asked: one sentence with the path, the bytes wanted and the reason."""
+
+    code = "FAILED_PRECONDITION"
+
+    def __init__(self, doing: str, path: Path, error: OSError, wanted: int | None = None) -> None:
+        self.errno = error.errno
+        room = ""
+        if wanted is not None:
+            room = f" ({wanted:,} bytes{_free(path) if error.errno == errno.ENOSPC else ''})"
+        super().__init__(f"cannot {doing} {path}{room}: {error.strerror or error}")
+
+
+def _free(path: Path) -> str:
+    try:
+        return f", of which {shutil.disk_usage(path.parent).free:,} are free"
+    except OSError:
+        return ""
+
+
+def _nothing(doing: str, path: Path) -> None:
+    pass
+
+
+# The seam of the tests: called before each operation with its name ("make", "write", "half", "sync", "replace",
+# "remove") and its path; it may end the process or raise OSError. "half": part of a file's bytes are written.
+before: Callable[[str, Path], None] = _nothing
+
+
+def make(folder: Path) -> None:
+    """The folder, and those above it, where they are missing. Errors: DiskError."""
+    if folder.is_dir():
+        return
+    try:
+        before("make", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError("make", folder, error) from None
+
+
+def write(path: Path, data: bytes | memoryview) -> None:
+    """The file's bytes, synced. Not whole or nothing: for files in a folder that is renamed when all are there."""
+    view = memoryview(data).cast("B")
+    half = len(view) // 2
+    try:
+        before("write", path)
+        with path.open("wb") as file:
+            _pour(file.fileno(), view[:half])
+            before("half", path)
+            _pour(file.fileno(), view[half:])
+            before("sync", path)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DiskError("write", path, error, len(view)) from None
+
+
+def copy(source: Path, target: Path) -> None:
+    """A file's bytes into another file, synced as by `write`. Errors: DiskError."""
+    wanted = None
+    try:
+        with source.open("rb") as file:
+            wanted = os.fstat(file.fileno()).st_size
+            piece = min(_PIECE, max(1, wanted // 2))
+            doing = "write"
+            with target.open("wb") as out:
+                while data := file.read(piece):
+                    before(doing, target)
+                    _pour(out.fileno(), memoryview(data))
+                    doing = "half"
+                before("sync", target)
+                os.fsync(out.fileno())
+    except OSError as error:
+        raise DiskError(f"copy {source} to", target, error, wanted) from None
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """The file with these bytes, or as it was. Errors: DiskError."""
+    temporary = path.with_name(f".new-{path.name}-{os.getpid()}")
+    try:
+        write(temporary, data)
+        replace(temporary, path)
+    except DiskError as error:
+        raise DiskError("write", path, OSError(error.errno, os.strerror(error.errno or 0)), len(data)) from None
+    finally:  # renamed away, unless something failed or interrupted
+        with contextlib.suppress(DiskError):
+            remove(temporary)
+
+
+def sync(path: Path) -> None:
+    """A file's bytes, or a folder's names, reach the disk. Errors: DiskError."""
+    try:
+        before("sync", path)
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+    except OSError as error:
+        raise DiskError("sync", path, error) from None
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename, and sync the folder that holds the names. A folder replaces nothing but an empty one."""
+    try:
+        before("replace", target)
+        source.replace(target)
+    except OSError as error:
+        raise DiskError("rename to", target, error) from None
+    sync(target.parent)
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it; nothing where there is nothing. Errors: DiskError.
+
+    A folder is renamed first, so that nobody takes what is left of it for whole.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            before("remove", path)
+            if not path.name.startswith("."):
+                path = path.replace(path.with_name(f".old-{path.name}-{secrets.token_hex(4)}"))
+            shutil.rmtree(path)
+        elif path.is_symlink() or path.exists():
+            before("remove", path)
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DiskError("remove", path, error) from None
+
+
+def _pour(number: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(number, data[:_PIECE]) :]

@@ -1,0 +1,179 @@
+"""Compiled engines on disk: each a folder with the engine's bytes and a sealed manifest that says where they come from.
+
+An engine is machine code: its bytes are hashed in the pass that reads them, and what does not match its manifest is
+never run. A folder is named by the key of all that its engine depends on, so a manifest in the wrong place is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines import cache, disk, lock, room
+from engines.backend import BackendError
+from engines.sealed import Damaged, read_sealed, sealed
+from pipeline.errors import CheckpointError
+from pipeline.files import regular_size
+
+FORMAT = 1
+ENGINE, MANIFEST = "engine", "manifest.json"
+_PIECE = 1 << 22  # bytes read and hashed at once, 4 MiB: what a core's caches hold
+
+
+@dataclass(frozen=True)
+class Engine:
+    folder: Path
+    manifest: dict[str, Any]
+    data: bytearray  # what was hashed, never read a second time
+
+
+def place(identity: dict[str, Any]) -> Path:
+    return cache.cache_folder() / "engines" / cache.key(**identity)
+
+
+def load(identity: dict[str, Any]) -> Engine | None:
+    """The engine that `identity` (JSON values) determines, or None. In use until this process ends.
+
+    Errors: Damaged, naming the file and the reason; what to do about it is the caller's to say.
+    """
+    return _found(identity, keep_data=True)
+
+
+def require(identity: dict[str, Any], command: str) -> Engine:
+    """For a backend that cannot build where it serves. Errors: BackendError with the `command` that builds it."""
+    try:
+        found = load(identity)
+    except Damaged as error:
+        raise BackendError(f"{error}; run `{command}` to build it again") from None
+    if found is None:
+        told = " ".join(str(identity.get(part)) for part in ("network", "backend", "target"))
+        raise BackendError(f"there is no engine {told} at {place(identity)}; run `{command}` to build it")
+    return found
+
+
+def verify(identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a whole engine, or None; as `load`, without its bytes in memory."""
+    found = _found(identity, keep_data=False)
+    return found and found.manifest
+
+
+def _found(identity: dict[str, Any], keep_data: bool) -> Engine | None:
+    folder = place(identity)
+    if not lock.use(folder):
+        return None
+    try:
+        manifest = _manifest(folder)
+        data = _read(folder / ENGINE, manifest["engine"], keep_data)
+    except FileNotFoundError as error:
+        raise Damaged(f"{error.args[0]} is missing") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{folder / MANIFEST} is damaged ({error!r:.100})") from None
+    room.touch(folder)
+    return Engine(folder, manifest, data)
+
+
+def keep(
+    identity: dict[str, Any], told: dict[str, Any], write: Callable[[cache.Fresh, Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """Make an engine and keep it; its manifest.
+
+    `write` makes the engine's file at the path and returns the builder's facts; `told` goes into the manifest beside
+    them. Whoever calls holds lock.alone(place(identity)). Errors: DiskError, RoomError, and those of `write`.
+    """
+    folder = place(identity)
+    begin = time.monotonic()
+    with cache.fresh(folder) as new:
+        facts = write(new, new.folder / ENGINE)
+        seconds = time.monotonic() - begin
+        disk.sync(new.folder / ENGINE)
+        sha256, length = _hash(new.folder / ENGINE)
+        manifest = {
+            "format": FORMAT,
+            "identity": identity,
+            **told,
+            "facts": facts,
+            "seconds": round(seconds, 3),
+            "made": _now(),
+            "engine": {"bytes": length, "sha256": sha256},
+            "errors": {},
+        }
+        disk.write(new.folder / MANIFEST, sealed(manifest))
+        new.keep()
+    room.evict()
+    return manifest
+
+
+def annotate(identity: dict[str, Any], errors: dict[str, float], device: str) -> None:
+    """Write errors that were measured on `device` into an engine's manifest. Errors: Damaged; DiskError."""
+    folder = place(identity)
+    with lock.alone(folder, lambda _: None):
+        try:
+            manifest = _manifest(folder)
+        except FileNotFoundError:
+            return  # evicted, or never cached
+        manifest["errors"] = {**manifest["errors"], **errors}
+        manifest["checked"] = {"device": device, "at": _now()}
+        disk.write_whole(folder / MANIFEST, sealed(manifest))
+
+
+def manifests() -> list[tuple[Path, dict[str, Any]]]:
+    """Every engine's folder and manifest; damaged ones left out."""
+    found = []
+    for folder in cache.entries(cache.cache_folder() / "engines"):
+        try:
+            found.append((folder, _manifest(folder)))
+        except (Damaged, FileNotFoundError):
+            continue
+    return found
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Errors: Damaged; FileNotFoundError."""
+    path = folder / MANIFEST
+    manifest = read_sealed(path)
+    if manifest.get("format") != FORMAT:
+        raise Damaged(f"{path} has format {manifest.get('format')!r}, not {FORMAT}")
+    if not isinstance(identity := manifest.get("identity"), dict) or cache.key(**identity) != folder.name:
+        raise Damaged(f"{path} is of another engine than its folder's name says")
+    return manifest
+
+
+def _read(path: Path, vouched: dict[str, Any], keep_data: bool) -> bytearray:
+    """The file's bytes where they are to be kept, hashed in the same pass. Errors: Damaged; FileNotFoundError."""
+    wanted, digest = int(vouched["bytes"]), hashlib.sha256()
+    try:
+        length = regular_size(path)
+        with path.open("rb", buffering=0) as file:
+            if length != wanted:
+                raise Damaged(f"{path} is damaged (it has {length:,} bytes, its manifest says {wanted:,})")
+            data = bytearray(wanted if keep_data else min(wanted, _PIECE))
+            view, done = memoryview(data), 0
+            while done < wanted:
+                piece = view[done : done + _PIECE] if keep_data else view
+                read = file.readinto(piece)
+                if not read:
+                    break
+                digest.update(piece[:read])
+                done += read
+    except FileNotFoundError:
+        raise FileNotFoundError(path) from None
+    except CheckpointError as error:
+        raise Damaged(str(error)) from None
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read ({error.strerror})") from None
+    if digest.hexdigest() != vouched["sha256"]:
+        raise Damaged(f"{path} is damaged (its SHA-256 is not the one in its manifest)")
+    return data
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _hash(path: Path) -> tuple[str, int]:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size

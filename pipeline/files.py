@@ -1,0 +1,78 @@
+"""Reading files that somebody else made: only regular ones, only inside their folder, only so many bytes.
+
+Opening a pipe waits for ever, and a device may never end; so whatever reads a checkpoint or an artifact asks here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckpointError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file. Errors: FileNotFoundError; CheckpointError for anything else that cannot be read."""
+    try:
+        told = path.stat()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a name
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not stat.S_ISREG(told.st_mode):
+        raise CheckpointError(f"{path} cannot be read: it is {_KINDS.get(stat.S_IFMT(told.st_mode), 'no file')}")
+    return told.st_size
+
+
+def read_file(path: Path, largest: int) -> bytes:
+    """The bytes of a regular file of at most `largest` bytes. Errors: FileNotFoundError; CheckpointError."""
+    size = regular_size(path)
+    try:
+        if size <= largest:
+            with path.open("rb") as file:
+                data = file.read(largest + 1)  # the size of a file in /proc is 0, whatever it holds
+                size = len(data)
+                if size <= largest:
+                    return data
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    raise CheckpointError(f"{path} has {size} bytes; latentd reads at most {largest}")
+
+
+def parse_json(data: bytes) -> Any:
+    """A JSON value in UTF-8. Errors: ValueError, also for a key that stands twice in an object; RecursionError."""
+    return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):  # readers differ in which one they take
+        seen: set[str] = set()
+        double = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {double[:64]!r} stands twice")
+    return values
+
+
+def check_links(folder: Path, name: str) -> None:
+    """Errors: CheckpointError where a link takes `folder / name` out of `folder`: it may be anybody's file.
+
+    The caches of model hubs are folders of links, snapshots/<revision>/..., into blobs/ beside snapshots/: that is
+    within, too.
+    """
+    own, place = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
+    hub = own.parent.name == "snapshots"
+    if not place.is_relative_to(own) and not (hub and place.is_relative_to(own.parents[1] / "blobs")):
+        raise CheckpointError(
+            f"{folder / name} is a link to {place}, outside its folder; copy the file itself there (cp -rL)"
+        )

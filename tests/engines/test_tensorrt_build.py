@@ -91,6 +91,7 @@ def test_plans_of_the_demo_model(artifact: Artifact, notes: NoNotes, tmp_path: P
     build_all(artifact, notes, [2], (24, 24), tmp_path / "plan")
 
 
+@pytest.mark.timeout(900)  # 30 processor seconds, and the export of its artifact where no test before asked for it
 def test_plans_of_sd15(sd1_artifact: Artifact, notes: NoNotes, tmp_path: Path) -> None:
     """Every block, head and layer of it, at a fifth of its width."""
     build_all(sd1_artifact, notes, [2], SIZE, tmp_path / "plan")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
@@ -52,7 +53,8 @@ def main() -> None:
 def add(rows: Rows, what: str, shape: str, cost: dict[str, float]) -> None:
     for unit, value in cost.items():
         name = {"s": "", "cpu s": ": processor", "MB": ": peak memory"}[unit]
-        rows.add(what + name, shape, "s" if unit == "cpu s" else unit, [value])
+        busy = f", load average {os.getloadavg()[0]:.0f}" if unit == "s" else ""
+        rows.add(what + name, shape + busy, "s" if unit == "cpu s" else unit, [value])
 
 
 def alone(work: Callable[..., Any], *given: Any) -> tuple[Any, dict[str, float]]:

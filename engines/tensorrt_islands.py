@@ -9,6 +9,7 @@ has it and the emulated error says that its 8 bits cost next to nothing, else fl
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from engines.artifact import Artifact
+from engines.backend import BackendError
 from engines.tensorrt_emulation import emulate, largest_error
 from engines.tensorrt_ranges import Ranges, measure
 from engines.tensorrt_samples import sampled_side, samples
@@ -85,6 +87,11 @@ def study(artifact: Artifact, network: str, notes: Notes) -> Study:
     for kind in ("f32", "bf16") if islands else ("f32",):
         graph = typed(model, "f16", {island.output: kind for island in islands})
         errors[kind] = largest_error(emulate(graph, path.parent, feeds[:_EMULATED]), ranges.outputs[:_EMULATED])
+    if not math.isfinite(errors["f32"]):
+        raise BackendError(
+            f"{network} of {artifact.folder} is not finite in float16, even with {len(islands)} islands; "
+            "build it with precision bf16 or f32"
+        )
     if not islands:
         errors["bf16"] = errors["f32"]
     made = Study(islands, errors, sampled_side(artifact))

@@ -88,9 +88,10 @@ def build_all(artifact: Artifact, notes: NoNotes, rows: list[int], size: tuple[i
 
 
 def test_plans_of_the_demo_model(artifact: Artifact, notes: NoNotes, tmp_path: Path) -> None:
-    build_all(artifact, notes, [1, 2], (24, 24), tmp_path / "plan")
+    build_all(artifact, notes, [2], (24, 24), tmp_path / "plan")
 
 
+@pytest.mark.timeout(900)  # 30 processor seconds, and the export of its artifact where no test before asked for it
 def test_plans_of_sd15(sd1_artifact: Artifact, notes: NoNotes, tmp_path: Path) -> None:
     """Every block, head and layer of it, at a fifth of its width."""
     build_all(sd1_artifact, notes, [2], SIZE, tmp_path / "plan")
@@ -99,7 +100,7 @@ def test_plans_of_sd15(sd1_artifact: Artifact, notes: NoNotes, tmp_path: Path) -
 def test_a_plan_is_the_same_bytes_twice(artifact: Artifact, notes: NoNotes, tmp_path: Path) -> None:
     """Nothing of RTX's is timed on a device: with equal versions a plan can be built again and compared."""
     builder = TensorRtBuilder(artifact, "sm_89", notes=notes)
-    order = builder.orders([2], [(24, 24)])[1]
+    order = builder.orders([1], [(24, 24)])[1]
     for name in "ab":
         builder.build(order, tmp_path / name, silent)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

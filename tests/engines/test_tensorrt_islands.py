@@ -13,6 +13,7 @@ from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
 from engines.artifact import Artifact
+from engines.backend import BackendError
 from engines.tensorrt_emulation import emulate, largest_error
 from engines.tensorrt_islands import HEADROOM, METHOD, NoNotes, Study, find, study
 from engines.tensorrt_ranges import measure
@@ -140,6 +141,15 @@ def test_a_study_is_made_once(artifact: Artifact) -> None:
     notes.remember(known, **what)
     assert study(artifact, "text_encoder", notes).side == 1, "from the notes"
     assert study(artifact, "text_encoder", NoNotes()) == first
+
+
+def test_what_no_island_mends_is_refused(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.tensorrt_islands.largest_error", lambda got, wanted: math.inf)
+    notes = NoNotes()
+    with pytest.raises(BackendError, match="text_encoder of .* is not finite in float16, even with 0 islands; build"):
+        study(artifact, "text_encoder", notes)
+    monkeypatch.undo()
+    assert study(artifact, "text_encoder", notes).errors["f32"] < 1, "nothing was noted"
 
 
 def test_the_typed_graph_has_the_island_in_its_type(make: Callable[..., Artifact]) -> None:

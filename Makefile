@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 given = $(if $($(1)),--$(2) '$($(1))')
 
 .DEFAULT_GOAL := help
-.PHONY: need-model help demo test setup serve onnx check proto lint format bench gpu-check clean
+.PHONY: need-model help demo test setup serve onnx check proto lint format bench gpu-check gpu-wheels clean
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
@@ -25,7 +25,9 @@ help:
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
-	@echo "make gpu-check                       the step of SD 1.5 on an NVIDIA GPU (needs torch there)"
+	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [WHEELS=dir]"
+	@echo "                                     kernels, networks and the captured step on an NVIDIA GPU (torch, triton)"
+	@echo "make gpu-wheels [WHEELS=.whl]        what some sections need besides, for a machine without network"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
 	@echo "make lint | format | proto | clean   as they say"
 
@@ -63,9 +65,21 @@ check: need-model $(VENV)/.export
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving
 
-# On the machine's own Python: a GPU machine may have torch and triton, and no network to install anything.
+# On the machine's own Python: a GPU machine may have torch and triton, and no network to install anything. OUT= names
+# one more folder for the rows, WHEELS= a folder of wheels (make gpu-wheels) for what else a chosen section needs.
 gpu-check:
-	@$(PYTHON) -m benchmarks.gpu_check
+	@$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
+	    --target '$(WHEELS)/site' '$(WHEELS)'/*.whl && PYTHONPATH='$(WHEELS)/site') \
+	    $(if $(OUT),OUT='$(OUT)') $(PYTHON) -m benchmarks.gpu_check $(call given,SECTIONS,sections)
+
+# For Python 3.12 on x86-64 Linux, whatever this machine is: what the sections `serving` and `peer` need beyond torch,
+# triton, numpy, safetensors, tokenizers, pillow, tqdm, prometheus-client and PyYAML.
+WHEELS_FOR_A_GPU := grpcio==1.85.1 grpcio-health-checking==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
+    googleapis-common-protos protobuf==7.36.2 diffusers==0.42.1 importlib-metadata
+gpu-wheels:
+	$(PYTHON) -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	    --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	    --dest '$(or $(WHEELS),.whl)' $(WHEELS_FOR_A_GPU)
 
 # With an older generator than the server's grpcio, so that the client's stubs run on all that its ranges admit.
 proto:

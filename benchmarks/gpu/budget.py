@@ -63,8 +63,9 @@ def _ways(check: Check, op: Operation) -> Iterator[tuple[str, Callable[[], Calla
 
     def attention() -> Callable[[], Tensor]:
         queries, width = op.m // op.rows, op.heads * op.k
-        q, k, v = (random(op.rows, t, width).unflatten(2, (op.heads, op.k)) for t in (queries, op.n, op.n))
-        return lambda: F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+        lengths = (queries, op.n, op.n)
+        q, k, v = (random(op.rows, t, width).unflatten(2, (op.heads, op.k)).transpose(1, 2) for t in lengths)
+        return lambda: F.scaled_dot_product_attention(q, k, v)
 
     if op.kind == "attention":
         positions = 2 * (op.m + op.rows * op.n)

@@ -12,8 +12,10 @@ OURS = ("kernels", "engines", "server", "model", "pipeline", "latentd")
 
 
 def needed(module: str, *names: str) -> Any:
-    """The named attribute (or a tuple of several, or the module). Raises AbsentError, which is wrong only where a file of
-    ours exists and cannot be imported or lacks the name."""
+    """The named attribute (or a tuple of several, or the module).
+
+    Raises AbsentError, which is wrong only where a file of ours exists and cannot be imported or lacks the name.
+    """
     top = module.partition(".")[0]
     try:
         exists = importlib.util.find_spec(module) is not None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.check import Check
+from benchmarks.gpu.check import AbsentError, Check
+from benchmarks.gpu.here import needed
+from model.clip import ClipText
 from model.ops import PLAIN, Ops
 from model.random import init_random
 from model.unet import Unet
@@ -34,7 +36,9 @@ SD15 = UnetSpec(
     freq_shift=0.0,
 )
 SD21 = replace(SD15, heads=(5, 10, 20, 20), context_width=1024, linear_projection=True)  # at 512x512, like SD15
-UNETS = {"SD 1.5": SD15, "SD 2.1": SD21}
+# A step of a millisecond, for what takes thousands of them; heads of 32.
+SMALL = replace(SD15, sample_size=16, channels=(64, 128, 128, 128), heads=(2, 4, 4, 4), context_width=64)
+UNETS = {"SD 1.5": SD15, "SD 2.1": SD21, "small": SMALL}
 VAE = VaeSpec(
     image_channels=3,
     latent_channels=4,
@@ -66,6 +70,7 @@ _TINY = {"sample_size": 8, "channels": (16, 32, 32, 32), "context_width": 24, "g
 TINY_UNETS = {
     "SD 1.5": replace(SD15, heads=(2, 2, 2, 2), **_TINY),
     "SD 2.1": replace(SD21, heads=(1, 2, 2, 2), **_TINY),
+    "small": replace(SD15, heads=(2, 2, 2, 2), **_TINY),
 }
 TINY_VAE = replace(VAE, channels=(8, 16, 16, 16), groups=4, layers=1)
 
@@ -106,6 +111,13 @@ def vae(check: Check, ops: Ops = PLAIN, dtype: torch.dtype | None = None) -> Vae
     return _filled(net, check, dtype)
 
 
+def text(check: Check) -> ClipText:
+    """The text encoder of SD 1.5, in float32 as the backend keeps it."""
+    with torch.device("meta"):
+        net = ClipText(whole_spec(check).text)
+    return _filled(net, check, torch.float32)
+
+
 def _filled(net: _Net, check: Check, dtype: torch.dtype | None) -> _Net:
     # Weights are drawn in the type that is measured, then widened: a float32 reference has the very same ones.
     net = net.to(check.dtype).to_empty(device=check.device)
@@ -124,9 +136,15 @@ def inputs(check: Check, spec: UnetSpec, rows: int, seed: int) -> Inputs:
     return latents.contiguous(memory_format=torch.channels_last), timestep, context
 
 
-def ours(check: Check) -> Ops:
-    """The operations with our kernels. Raises AbsentError where they are not written."""
-    from benchmarks.gpu.here import needed
+def our_kernels(check: Check) -> Any:
+    """engines.cuda_kernels.Kernels: Triton's, or plain torch in a dry run. Raises AbsentError where one is missing."""
+    plain, triton = needed("engines.cuda_kernels", "plain_kernels", "triton_kernels")
+    try:
+        return plain() if check.dry else triton()
+    except ModuleNotFoundError as missing:
+        raise AbsentError(f"{missing.name} is not here", wrong=missing.name == "triton") from missing
 
-    made = needed("engines.cuda_ops", "KernelOps")
-    return made()
+
+def ours(check: Check, *, fused_geglu: bool = False) -> Ops:
+    """The operations with our kernels. Raises AbsentError where they are not written."""
+    return needed("engines.cuda_ops", "KernelOps")(our_kernels(check), fused_geglu=fused_geglu)

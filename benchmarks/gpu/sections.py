@@ -29,10 +29,10 @@ SECTIONS = {
         Section("unet", 95, 85),
         Section("vae", 40, 25),
         Section("budget", 70, 60),
-        Section("captured", 100, 90, case_seconds=90),
+        Section("captured", 110, 100, case_seconds=120),
         Section("profile", 60, 30, default=False),
-        Section("serving", ALONE, 240, default=False, case_seconds=240),
-        Section("soak", ALONE, 90, default=False, case_seconds=120),
+        Section("serving", ALONE, 200, default=False, case_seconds=240),
+        Section("soak", ALONE, 100, default=False, case_seconds=150),
         Section("compiled", ALONE, 400, default=False, case_seconds=ALONE),
         Section("peer", ALONE, 300, default=False, case_seconds=ALONE),
     )

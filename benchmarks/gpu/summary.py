@@ -1,4 +1,4 @@
-"""The JSON and the markdown beside a table of rows: of every section its last run; targets first, then what is wrong."""
+"""JSON and markdown beside a table of rows: of every section its last run. Targets first, then what is wrong."""
 
 from __future__ import annotations
 

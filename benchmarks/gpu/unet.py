@@ -18,7 +18,9 @@ from benchmarks.gpu.timing import by_events, captured, decibels, error, on_cpu
 from model.ops import PLAIN
 from model.unet import Unet
 
-_ORDER = (("SD 1.5", (2, 32, 8, 16)), ("SD 2.1", (2, 32, 8, 16)))
+_ROWS = (2, 32, 8, 16)
+# GEGLU inside its matrix product, against a library's product and a kernel after it: which of them serves?
+_MODES = {"SD 1.5": ("ours", "eager", "ours, fused geglu"), "SD 2.1": ("ours", "eager")}
 _LEAST_DECIBELS = 50.0  # of a row in company against the row alone, where bits differ (docs/design.md, --pixels fast)
 
 
@@ -31,7 +33,8 @@ class _Nets:
     def get(self, name: str, mode: str) -> Unet:
         if self._key != (name, mode) or self._net is None:
             self._net = None
-            self._net = unet(self._check, name, ops=PLAIN if mode == "eager" else ours(self._check))
+            made = PLAIN if mode == "eager" else ours(self._check, fused_geglu="fused" in mode)
+            self._net = unet(self._check, name, ops=made)
             self._key = (name, mode)
         return self._net
 
@@ -39,11 +42,11 @@ class _Nets:
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
     nets, right = _Nets(check), {}
-    for name, all_rows in _ORDER:
+    for name, modes in _MODES.items():
         yield Case(f"{name} float32", partial(_reference, check, name, right))
-        for mode in ("ours", "eager"):
+        for mode in modes:
             yield Case(f"{name} {mode} error", partial(_error, check, nets, name, mode, right))
-            for rows in all_rows[: 1 if check.dry else None]:
+            for rows in _ROWS[: 1 if check.dry else 2 if "fused" in mode else None]:
                 yield Case(f"{name} {mode} {rows} rows", partial(_speed, check, nets, name, mode, rows))
 
 

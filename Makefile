@@ -25,7 +25,7 @@ help:
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
-	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [WHEELS=dir]"
+	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
 	@echo "                                     kernels, networks and the captured step on an NVIDIA GPU (torch, triton)"
 	@echo "make gpu-wheels [WHEELS=.whl]        what some sections need besides, for a machine without network"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
@@ -70,7 +70,8 @@ bench: $(VENV)/.cpu
 gpu-check:
 	@$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
 	    --target '$(WHEELS)/site' '$(WHEELS)'/*.whl && PYTHONPATH='$(WHEELS)/site') \
-	    $(if $(OUT),OUT='$(OUT)') $(PYTHON) -m benchmarks.gpu_check $(call given,SECTIONS,sections)
+	    $(if $(OUT),OUT='$(OUT)') $(PYTHON) -m benchmarks.gpu_check $(call given,SECTIONS,sections) \
+	    $(call given,LIMIT,seconds)
 
 # For Python 3.12 on x86-64 Linux, whatever this machine is: what the sections `serving` and `peer` need beyond torch,
 # triton, numpy, safetensors, tokenizers, pillow, tqdm, prometheus-client and PyYAML.

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 POISONED = 17  # benchmarks.gpu.child's word for: begin again after the case that failed
 _RESTARTS = 6  # of one section
 _GRACE = 20.0  # seconds that the last case of a section may still take
+_START = 90.0  # seconds until the first case: a cold disk, an import of torch, a context
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ class Run:
             case = state.read_text() if state.exists() else ""
             if case != now:
                 now, since = case, time.time()
-            if time.time() - since > section.case_seconds:
-                return f"ended: {section.case_seconds:.0f} s in one case"
+            limit = section.case_seconds if case else _START
+            if time.time() - since > limit:
+                return f"ended: {limit:g} s in one case"
             if time.time() > until + _GRACE:
                 return "ended: time"
 

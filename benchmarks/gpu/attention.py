@@ -1,4 +1,4 @@
-"""Our attention at every shape of SD 1.5 and SD 2.1, beside each of torch's: error, useful TFLOP/s, and each CONFIG.
+"""Our attention at every shape of SD 1.5 and SD 2.1, beside each of torch's: error, useful TFLOP/s, each tiling.
 
 q, k and v lie as the network makes them: slices of one product. The error is to float64, on the first and the last
 row; the last row alone must have the very same bits.
@@ -6,8 +6,7 @@ row; the last row alone must have the very same bits.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.check import AbsentError, Case, Check
+from benchmarks.gpu import warm
+from benchmarks.gpu.check import Case, Check
 from benchmarks.gpu.here import needed
 from benchmarks.gpu.timing import error, in_graph, sets
 
@@ -68,6 +68,14 @@ _GATES = (
     Shape(16, 4096, 4096, 5, 64),
     Shape(2, 4096, 4096, 5, 64),
 )
+# Where all tilings are timed: what a step spends most on, at its most and fewest rows.
+TILED = (
+    *_GATES[:2],
+    _GATES[3],
+    *(Shape(rows, t, s, 8, d) for t, s, d in ((1024, 1024, 80), (4096, 77, 40)) for rows in (32, 2)),
+    Shape(32, 1024, 1024, 10, 64),
+    Shape(32, 256, 256, 8, 160),
+)
 _OTHER_WIDTHS = (Shape(8, 4096, 4096, 8, 32), Shape(8, 4096, 4096, 8, 128), Shape(2, 16384, 16384, 8, 40))
 
 
@@ -86,15 +94,13 @@ def cases(check: Check) -> Iterator[Case]:
     if check.dry:
         few = (all_of_them[0], Shape(2, 64, 77, 2, 64))
         all_of_them = [replace(shape, rows=2, heads=2, t=40, s=40 if shape.what == "self" else 21) for shape in few]
+    yield Case("compile ahead", partial(warm.compile_ahead, check))
     for shape in all_of_them:
         yield Case(f"{shape.case} ours", partial(_ours, check, shape))
         yield Case(f"{shape.case} torch", partial(_torch, check, shape))
-        if shape in _GATES[:4] or check.dry:
-            yield Case(f"{shape.case} configs", partial(_configs, check, shape))
+        if shape in TILED or check.dry:
+            yield Case(f"{shape.case} tiles", partial(_tiles, check, shape))
     yield Case("causal", partial(_causal, check))
-    for shape in all_of_them[len(_GATES) :]:
-        if shape.rows in (2, 32) and shape.t >= 256:
-            yield Case(f"{shape.case} configs", partial(_configs, check, shape))
 
 
 def _inputs(check: Check, shape: Shape, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +117,11 @@ def _inputs(check: Check, shape: Shape, dtype: torch.dtype | None = None) -> tup
 
 
 def _right(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v in float64."""
+    """softmax(q k^T / sqrt(d)) v in float64; head by head where the scores of all would be gigabytes."""
+    if heads > 1 and q.shape[1] * k.shape[1] > 1 << 22:
+        parts = [x.unflatten(-1, (heads, -1)) for x in (q, k, v)]
+        each = [_right(parts[0][:, :, h], parts[1][:, :, h], parts[2][:, :, h], 1, causal) for h in range(heads)]
+        return torch.cat(each, dim=-1)
     q, k, v = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if causal:
@@ -131,6 +141,18 @@ def _far(check: Check, shape: Shape, kernel: Callable[..., Tensor], dtype: torch
     alone = kernel(q[-1:], k[-1:], v[-1:], shape.heads)
     same = torch.equal(alone[0], out[-1])
     check.expect(same, f"{shape.what} alone", shape.case, mode, error(alone[0], out[-1]), "equal bits expected")
+
+
+def launch(check: Check, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """So that it is compiled."""
+    return needed("kernels.attention", "attention")(*_inputs(check, shape, dtype), shape.heads)
+
+
+def launch_tiles(check: Check, shape: Shape, index: int) -> Tensor | None:
+    """The same with the tiling of this index; None where there are not so many."""
+    tiles = list(named_tiles(check, shape).values())[index:][:1]
+    kernel = needed("kernels.attention", "attention")
+    return kernel(*_inputs(check, shape), shape.heads, tiles=tiles[0]) if tiles else None
 
 
 def _ours(check: Check, shape: Shape) -> None:
@@ -167,27 +189,46 @@ def _torch(check: Check, shape: Shape) -> None:
             check.row(shape.what, shape.case, mode, "", [], status="absent", note="torch has no kernel for it")
 
 
-def _configs(check: Check, shape: Shape) -> None:
-    """Every named way to launch the kernel; the best is a row of its own."""
-    kernel, configs = needed("kernels.attention", "attention", "CONFIGS")
-    if "config" not in inspect.signature(kernel).parameters:
-        raise AbsentError("attention takes no config")
-    named: Mapping[str, Any] = configs if isinstance(configs, Mapping) else {str(c): c for c in configs}
-    took: dict[str, float] = {}
-    for name, config in list(named.items())[: 1 if check.dry else None]:
+def named_tiles(check: Check, shape: Shape) -> dict[str, Any]:
+    """Every launch of this width that is worth timing, the table's own choice first."""
+    if check.dry:
+        arch = 90
+    else:
+        major, minor = torch.cuda.get_device_capability(check.device)
+        arch = 10 * major + minor
+    found = needed("kernels.attention_tiles", "candidates")(shape.d, arch)
+    return dict(list(found.items())[: 1 if check.dry else None])
+
+
+def _tiles(check: Check, shape: Shape) -> None:
+    """Each of them, compared and timed; the best is a row of its own, and says what the table chose."""
+    kernel, took = needed("kernels.attention", "attention"), {}
+    q, k, v = _inputs(check, shape)
+    right = kernel(q, k, v, shape.heads)
+    for name, tiles in named_tiles(check, shape).items():
         if check.seconds_left <= 0:
-            check.tell("skipped", f"{shape.case} {name}", "skipped: time", what="config")
+            check.tell("skipped", f"{shape.case}, {name}", "skipped: time", what="tiles")
             continue
+        run = partial(_with_tiles, kernel, shape.heads, tiles)
         try:
-            took[name] = _timed(
-                check, shape, f"config {name}", lambda q, k, v, c=config: kernel(q, k, v, shape.heads, config=c)
-            )
-        except (ValueError, AssertionError) as unfit:  # not for this width, or more shared memory than there is
-            check.tell("absent", f"{shape.case} {name}", f"{type(unfit).__name__}: {unfit}", what="config")
+            far = error(run(q, k, v), right)
+        except Exception as unfit:  # more shared memory than there is, or a compiler's refusal: not for this card
+            if not check.dry:
+                torch.cuda.synchronize()  # raises again what is the device's
+            check.tell("absent", f"{shape.case}, {name}", f"{type(unfit).__name__}: {unfit}", what="tiles")
+            continue
+        if far > _TOLERANCE[q.dtype]:
+            check.expect(False, "tiles error", shape.case, name, far, "to the table's own choice")
+        took[name] = _timed(check, shape, name, run)
     if took:
         best = min(took, key=lambda name: took[name])
+        note = f"{took[next(iter(took))] / took[best]:.3f} times as fast as {next(iter(took))}"
         rate = shape.flops / took[best] / 1e12, "TFLOP/s"
-        check.row("best config", shape.case, best, "us", [1e6 * took[best]], rate=rate)
+        check.row("best tiles", shape.case, best, "us", [1e6 * took[best]], rate=rate, note=note)
+
+
+def _with_tiles(kernel: Callable[..., Tensor], heads: int, tiles: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return kernel(q, k, v, heads, tiles=tiles)
 
 
 def _causal(check: Check) -> None:

@@ -210,12 +210,12 @@ def _replay(check: Check) -> None:
 
 def _joins(check: Check, exact: bool) -> None:
     """Random requests that join and leave between any two steps, against the same ones alone."""
-    total = 6 if check.dry else _JOINS
+    total, most = (4, 3) if check.dry else (_JOINS, 8)
     lab, rng, share = Lab(check, "small", 8, exact=exact), random.Random(0), 0.5 if exact else 0.7
     until = time.monotonic() + share * max(check.seconds_left, 4) * (0.3 if check.dry else 0.5)
     done, worst, left = 0, 999.0, 0
     while done < total and time.monotonic() < until:
-        requests = [random_request(rng, done + i) for i in range(min(40, total - done))]
+        requests = [random_request(rng, done + i, most) for i in range(min(40, total - done))]
         mixed, gone = _mixed(lab, requests, rng)
         left += gone
         for index, x in mixed.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 
@@ -38,6 +39,8 @@ def _machine(check: Check) -> None:
     _fact(check, "kernel", platform.release())
     _fact(check, "cores", len(os.sched_getaffinity(0)))
     _fact(check, "cache", os.environ.get("TRITON_CACHE_DIR", "default"))
+    # Triton compiles a launcher with it, once.
+    _fact(check, "compiler", os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "none: no Triton")
 
 
 def _wheels(check: Check) -> None:
@@ -63,7 +66,10 @@ def _card(check: Check) -> None:
 
 def _smi(check: Check) -> None:
     values = smi(_ASKED)
-    for name, value in zip(_ASKED.split(","), values, strict=True):
+    names = _ASKED.split(",")
+    if len(values) != len(names):  # a driver that knows other names
+        names, values = ["nvidia-smi"], [", ".join(values)]
+    for name, value in zip(names, values, strict=True):
         _fact(check, name, value)
 
 

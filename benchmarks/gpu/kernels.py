@@ -22,7 +22,7 @@ from benchmarks.gpu.timing import error, in_graph, on_cpu, sets
 
 # One rounding of the result to its type, and inside geglu_linear none but that one: half of 2^-10, 2^-7 at worst.
 _TOLERANCE = {torch.float16: 6e-4, torch.bfloat16: 5e-3, torch.float32: 2e-6}
-_ROWS = (32, 2, 8)
+ROWS = (32, 2, 8)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Work:
     moved: Callable[[tuple[Tensor, ...], Tensor], float]
     flops: Callable[[int], float] = lambda rows: 0.0
     rowwise: tuple[int, ...] = (0,)
-    only: tuple[int, ...] = _ROWS  # numbers of rows
+    only: tuple[int, ...] = ROWS  # numbers of rows
 
     def some(self, inputs: tuple[Tensor, ...], rows: list[int]) -> tuple[Tensor, ...]:
         """The same inputs with only some rows, laid out in memory as before."""
@@ -46,8 +46,8 @@ class Work:
 
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cuda.matmul.allow_tf32 = False
-    every = list(_works(check))
-    for rows in (2,) if check.dry else _ROWS:
+    every = list(works(check))
+    for rows in (2,) if check.dry else ROWS:
         for work in (work for work in every if rows in work.only):
             yield Case(f"{work.what} {rows} rows {work.shape}", partial(_measure, check, work, rows))
     from benchmarks.gpu import pixels  # the two that are not rows of a network
@@ -61,7 +61,7 @@ def cases(check: Check) -> Iterator[Case]:
                 yield Case(f"compile {work.what} {rows} rows", partial(_compile, check, work, rows))
 
 
-def _works(check: Check) -> Iterator[Work]:
+def works(check: Check) -> Iterator[Work]:
     def random(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.randn(*shape, device=check.device).to(dtype)
 
@@ -82,7 +82,7 @@ def _works(check: Check) -> Iterator[Work]:
             _plain_group_norm,
             lambda inputs, out: 2 * out.nbytes,
             rowwise=(0, 3),
-            only=_ROWS if side < 256 else (2,),
+            only=ROWS if side < 256 else (2,),
         )
     for t, c in ((5, 40),) if check.dry else ((4096, 320), (1024, 640), (256, 1280)):
 
@@ -185,6 +185,11 @@ def _far(check: Check, work: Work, kernel: Callable[..., Tensor], rows: int, dty
     # The interpreter's products are numpy's, whose bits do depend on how many rows there are.
     same = torch.equal(alone, got[-1]) or (check.dry and apart < 1e-6)
     check.expect(same, f"{work.what} alone", case, mode, apart, "equal bits expected")
+
+
+def launch(work: Work, rows: int, dtype: torch.dtype) -> Tensor:
+    """So that it is compiled."""
+    return work.kernel()(*work.make(rows, dtype))
 
 
 def _measure(check: Check, work: Work, rows: int) -> None:

@@ -30,9 +30,10 @@ class Request:
     seed: int
 
 
-def random_request(rng: random.Random, seed: int) -> Request:
+def random_request(rng: random.Random, seed: int, most: int = 8) -> Request:
+    """Of 2 to `most` steps; one in four unguided."""
     guided = rng.random() < 0.75
-    return Request(rng.choice(SAMPLERS), rng.randint(2, 8), rng.uniform(1.5, 9.0) if guided else 1.0, seed)
+    return Request(rng.choice(SAMPLERS), rng.randint(2, most), rng.uniform(1.5, 9.0) if guided else 1.0, seed)
 
 
 class Lab:

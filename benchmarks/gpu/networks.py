@@ -66,7 +66,9 @@ SCHEDULE = ScheduleSpec(
 TEXT = TextSpec(
     vocab_size=49408, tokens=TOKENS, width=768, hidden=3072, layers=12, heads=12, activation="quick_gelu", eps=1e-5
 )
-_TINY = {"sample_size": 8, "channels": (16, 32, 32, 32), "context_width": 24, "groups": 8}
+_TINY = {
+    "sample_size": 8, "channels": (16, 32, 32, 32), "layers": (1, 1, 1, 1), "context_width": 24, "groups": 8
+}  # fmt: skip
 TINY_UNETS = {
     "SD 1.5": replace(SD15, heads=(2, 2, 2, 2), **_TINY),
     "SD 2.1": replace(SD21, heads=(1, 2, 2, 2), **_TINY),

@@ -24,9 +24,9 @@ SECTIONS = {
     for section in (
         Section("environment", 15, 8),
         Section("ceilings", 40, 25),
-        Section("attention", 90, 75),
-        Section("kernels", 75, 60),
-        Section("unet", 95, 85),
+        Section("attention", 105, 95, case_seconds=80),
+        Section("kernels", 65, 50),
+        Section("unet", 95, 80),
         Section("vae", 40, 25),
         Section("budget", 70, 60),
         Section("captured", 110, 100, case_seconds=120),

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.check import Check
-from benchmarks.gpu.networks import text, unet, vae, whole_spec
+from benchmarks.gpu.here import needed
+from benchmarks.gpu.networks import our_kernels, text, unet, vae, whole_spec
 from engines.artifact import Artifact
 from engines.model import Model
 from pipeline.clip_vocabulary import END, write_tokenizer
@@ -40,14 +41,11 @@ def write_checkpoint(check: Check, folder: Path) -> None:
 
 def random_model(check: Check, folder: Path) -> Model:
     """What the server loads: the checkpoint of `write_checkpoint` on the device."""
-    from engines.cuda import CudaBackend
-    from engines.cuda_kernels import plain_kernels
-
     spec = whole_spec(check)
     preview = np.zeros((3, spec.vae.latent_channels + 1), np.float32)
     artifact = Artifact(folder, "random", spec, preview)
-    options = {"device": "cpu", "kernels": plain_kernels(), "precision": "f32"} if check.dry else {}
-    return Model(artifact, ClipTokenizer(folder, spec.text), CudaBackend(artifact, **options))
+    options = {"device": "cpu", "kernels": our_kernels(check), "precision": "f32"} if check.dry else {}
+    return Model(artifact, ClipTokenizer(folder, spec.text), needed("engines.cuda", "CudaBackend")(artifact, **options))
 
 
 async def serve(check: Check, folder: Path, seats: int) -> None:

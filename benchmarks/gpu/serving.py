@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.check import Case, Check
 from benchmarks.gpu.here import needed
@@ -119,7 +120,8 @@ class _Run:
         check, folder = self._check, self._checkpoint()
         self._address, seats, steps = "", 2 if check.dry else 16, 2 if check.dry else 30
         model, spec = random_model(check, folder), whole_spec(check)
-        backend, side = model.backend, spec.defaults.width
+        backend: Any = model.backend
+        side = spec.defaults.width
         stepper, run = backend.stepper(side, side, seats, steps=max(steps, 2)), table(SCHEDULE, "dpmpp_2m", steps)
         negative, shape = backend.encode(model.tokenizer.encode("").ids), spec.latent_shape(side, side)
 

@@ -30,14 +30,14 @@ def _soak(check: Check) -> None:
     seats = 3 if check.dry else 16
     lab, rng = Lab(check, "SD 1.5", seats, buckets=(2, 8, 16, 32)), random.Random(0)
     decoder, kernels = vae(check, ops=ours(check)), our_kernels(check)
-    begin, length = time.monotonic(), 0.5 if check.dry else _SECONDS
+    begin, length = time.monotonic(), 0.2 if check.dry else _SECONDS
     live: set[int] = set()
     pictures, broken, steps, early = 0, 0, 0, _memory(check)
     settled = False
     while time.monotonic() - begin < length:
         for seat in set(range(seats)) - live:
             if rng.random() < 0.5:
-                lab.sit(seat, random_request(rng, pictures + seat))
+                lab.sit(seat, random_request(rng, pictures + seat, 2 if check.dry else 8))
                 live.add(seat)
         if not live:
             continue

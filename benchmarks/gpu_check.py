@@ -66,6 +66,7 @@ class Run:
         """The exit code, or why it was ended."""
         command = [sys.executable, "-u", "-m", "benchmarks.gpu.child", section.name, "--until", str(until)]
         command += ["--stamp", json.dumps(self.stamp), "--state", str(state), "--skip", str(skip)]
+        command += ["--parent", str(os.getpid())]
         command += [word for path in self.files for word in ("--file", str(path))] + ["--dry-run"] * self.dry
         environment = os.environ | ({"TRITON_INTERPRET": "1"} if self.dry else {})
         with subprocess.Popen(
@@ -154,6 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the section's processes end, too
     start, stamp = time.time(), environment(options.dry_run)
     slug = re.sub(r"[^a-z0-9]+", "-", stamp["device"].lower()).strip("-")
     name = f"gpu-{slug}-{stamp['date'][:10]}"

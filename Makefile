@@ -30,7 +30,10 @@ help:
 	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
-	@echo "make gpu-check                       the step of SD 1.5 on an NVIDIA GPU (needs torch there)"
+	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
+	@echo "                                     kernels, networks and the captured step on an NVIDIA GPU (torch, triton)"
+	@echo "make gpu-wheels [WHEELS=.whl]        what some sections need besides, for a machine without network"
+	@echo "make trt-check [MODEL=dir]           what TensorRT's own libraries make of our plugins, rung by rung"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
 	@echo "make lint | format | proto | clean   as they say"
 
@@ -47,7 +50,7 @@ onnx: need-model $(VENV)/.export
 need-model:
 	@test -n '$(MODEL)' || { echo 'give MODEL=, the checkpoint: a folder, or a .safetensors file' >&2; exit 2; }
 
-test: $(VENV)/.dev $(VENV)/.triton-3.6
+test: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
@@ -59,7 +62,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: $(VENV)/.dev $(VENV)/.triton-3.6
+setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
 
 # MODEL and the others may also come as LATENTD_<NAME>; the program says what is missing. TensorRT for RTX has an extra.
 engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.export)
@@ -81,9 +84,26 @@ kernels: $(VENV)/.dev $(VENV)/.triton-3.6
 	$(BIN)/python -m kernels
 	PYTHONPATH=$(VENV)/triton-3.6 $(BIN)/python -m kernels
 
-# On the machine's own Python: a GPU machine may have torch and triton, and no network to install anything.
+# On the machine's own Python: a GPU machine may have torch and triton, and no network to install anything. OUT= names
+# one more folder for the rows, WHEELS= a folder of wheels (make gpu-wheels) for what else a chosen section needs.
 gpu-check:
-	@$(PYTHON) -m benchmarks.gpu_check
+	@$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
+	    --target '$(WHEELS)/site' '$(WHEELS)'/*.whl && PYTHONPATH='$(WHEELS)/site') \
+	    $(if $(OUT),OUT='$(OUT)') $(PYTHON) -m benchmarks.gpu_check $(call given,SECTIONS,sections) \
+	    $(call given,LIMIT,seconds)
+
+# For Python 3.12 on x86-64 Linux, whatever this machine is: what the sections `serving` and `peer` need beyond torch,
+# triton, numpy, safetensors, tokenizers, pillow, tqdm, prometheus-client and PyYAML.
+WHEELS_FOR_A_GPU := grpcio==1.85.1 grpcio-health-checking==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
+    googleapis-common-protos protobuf==7.36.2 diffusers==0.42.1 importlib-metadata
+gpu-wheels:
+	$(PYTHON) -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	    --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	    --dest '$(or $(WHEELS),.whl)' $(WHEELS_FOR_A_GPU)
+
+# What a user with TensorRT's own libraries runs, on the machine's own Python; it ends in a log for an issue.
+trt-check:
+	@$(PYTHON) -m engines trt-check $(call given,MODEL,model)
 
 # With an older generator than the server's grpcio, so that the client's stubs run on all that its ranges admit.
 proto:
@@ -128,4 +148,10 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.venv
 # The older compiler that the kernels support too (torch 2.11 brings it), beside the one that is installed.
 $(VENV)/.triton-3.6: | $(VENV)/.dev
 	@$(PIP) --no-deps --target $(VENV)/triton-3.6 triton==3.6.0
+	@touch $@
+
+# TensorRT's Python bindings without its libraries: the tests read names and signatures from them.
+$(VENV)/.tensorrt-bindings: | $(VENV)/.dev
+	@$(PIP) --no-deps --target $(VENV)/tensorrt-10.15 tensorrt-cu13-bindings==10.15.1.29
+	@$(PIP) --no-deps --target $(VENV)/tensorrt-11.4 tensorrt-cu13-bindings==11.4.0.106
 	@touch $@

@@ -1,0 +1,244 @@
+"""Our attention at every shape of SD 1.5 and SD 2.1, beside each of torch's: error, useful TFLOP/s, each tiling.
+
+q, k and v lie as the network makes them: slices of one product. The error is to float64, on the first and the last
+row; the last row alone must have the very same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu import warm
+from benchmarks.gpu.check import Case, Check
+from benchmarks.gpu.here import needed
+from benchmarks.gpu.timing import error, in_graph, sets
+
+# Weights of a row are rounded to the type of the values before the second product, values and result too: each adds a
+# relative half of 2^-10 at float16, 2^-7 at bfloat16, at worst; they are independent, so together less than double.
+_TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2, torch.float32: 1e-5}
+_BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+_MATH_BYTES = 4 << 30  # of scores: above it the plain formula is left out
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    t: int  # queries
+    s: int  # keys
+    heads: int
+    d: int
+
+    @property
+    def what(self) -> str:
+        return "self" if self.t == self.s else "cross"
+
+    @property
+    def case(self) -> str:
+        return f"{self.rows} rows {self.t}x{self.s} h{self.heads} d{self.d}"
+
+    @property
+    def flops(self) -> float:
+        return 4.0 * self.rows * self.heads * self.t * self.s * self.d
+
+    @property
+    def moved(self) -> float:
+        return 2.0 * 2 * self.rows * self.heads * (self.t + self.s) * self.d
+
+
+_SD15 = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (64, 8, 160))  # positions, heads, width of a head
+_SD21 = ((4096, 5, 64), (1024, 10, 64), (256, 20, 64), (64, 20, 64))
+_GATES = (
+    Shape(32, 4096, 4096, 8, 40),
+    Shape(2, 4096, 4096, 8, 40),
+    Shape(8, 4096, 4096, 8, 40),
+    Shape(32, 4096, 4096, 5, 64),
+    Shape(16, 4096, 4096, 5, 64),
+    Shape(2, 4096, 4096, 5, 64),
+)
+# Where all tilings are timed: what a step spends most on, at its most and fewest rows.
+TILED = (
+    *_GATES[:2],
+    _GATES[3],
+    *(Shape(rows, t, s, 8, d) for t, s, d in ((1024, 1024, 80), (4096, 77, 40)) for rows in (32, 2)),
+    Shape(32, 1024, 1024, 10, 64),
+    Shape(32, 256, 256, 8, 160),
+)
+_OTHER_WIDTHS = (Shape(8, 4096, 4096, 8, 32), Shape(8, 4096, 4096, 8, 128), Shape(2, 16384, 16384, 8, 40))
+
+
+def shapes() -> list[Shape]:
+    """Those with a target first, then what a step spends most on."""
+    found = list(_GATES)
+    for rows in (2, 32, 8):
+        for t, heads, d in (*_SD15, *_SD21):
+            found += [Shape(rows, t, t, heads, d), Shape(rows, t, 77, heads, d)]
+    return list(dict.fromkeys([*found, *_OTHER_WIDTHS]))
+
+
+def cases(check: Check) -> Iterator[Case]:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    all_of_them = shapes()
+    if check.dry:
+        few = (all_of_them[0], Shape(2, 64, 77, 2, 64))
+        all_of_them = [replace(shape, rows=2, heads=2, t=40, s=40 if shape.what == "self" else 21) for shape in few]
+    yield Case("compile ahead", partial(warm.compile_ahead, check))
+    for shape in all_of_them:
+        yield Case(f"{shape.case} ours", partial(_ours, check, shape))
+        yield Case(f"{shape.case} torch", partial(_torch, check, shape))
+        if shape in TILED or check.dry:
+            yield Case(f"{shape.case} tiles", partial(_tiles, check, shape))
+    yield Case("causal", partial(_causal, check))
+
+
+def _inputs(check: Check, shape: Shape, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """q [n, t, heads d], k and v [n, s, heads d]: slices, as one matrix product leaves them."""
+    width = shape.heads * shape.d
+    if shape.t == shape.s:
+        fused = torch.randn(shape.rows, shape.t, 3 * width, device=check.device).to(dtype or check.dtype)
+        q, k, v = fused.chunk(3, dim=-1)
+        return q, k, v
+    q = torch.randn(shape.rows, shape.t, width, device=check.device).to(dtype or check.dtype)
+    fused = torch.randn(shape.rows, shape.s, 2 * width, device=check.device).to(dtype or check.dtype)
+    k, v = fused.chunk(2, dim=-1)
+    return q, k, v
+
+
+def _right(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v in float64; head by head where the scores of all would be gigabytes."""
+    if heads > 1 and q.shape[1] * k.shape[1] > 1 << 22:
+        parts = [x.unflatten(-1, (heads, -1)) for x in (q, k, v)]
+        each = [_right(parts[0][:, :, h], parts[1][:, :, h], parts[2][:, :, h], 1, causal) for h in range(heads)]
+        return torch.cat(each, dim=-1)
+    q, k, v = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if causal:
+        scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), float("-inf"))
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def _far(check: Check, shape: Shape, kernel: Callable[..., Tensor], dtype: torch.dtype, mode: str) -> None:
+    """Error on fresh inputs into a poisoned output, and a row alone against the same row in company."""
+    q, k, v = _inputs(check, shape, dtype)
+    out = torch.full(q.shape, float("nan"), device=check.device, dtype=dtype)
+    kernel(q, k, v, shape.heads, out=out)
+    ends = [0, shape.rows - 1]
+    far = max(error(out[i : i + 1], _right(q[i : i + 1], k[i : i + 1], v[i : i + 1], shape.heads)) for i in ends)
+    good = far < _TOLERANCE[dtype] and bool(out.isfinite().all())
+    check.expect(good, f"{shape.what} error", shape.case, mode, far, f"tolerance {_TOLERANCE[dtype]:g}")
+    alone = kernel(q[-1:], k[-1:], v[-1:], shape.heads)
+    same = torch.equal(alone[0], out[-1])
+    check.expect(same, f"{shape.what} alone", shape.case, mode, error(alone[0], out[-1]), "equal bits expected")
+
+
+def launch(check: Check, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """So that it is compiled."""
+    return needed("kernels.attention", "attention")(*_inputs(check, shape, dtype), shape.heads)
+
+
+def launch_tiles(check: Check, shape: Shape, index: int) -> Tensor | None:
+    """The same with the tiling of this index; None where there are not so many."""
+    tiles = list(named_tiles(check, shape).values())[index:][:1]
+    kernel = needed("kernels.attention", "attention")
+    return kernel(*_inputs(check, shape), shape.heads, tiles=tiles[0]) if tiles else None
+
+
+def _ours(check: Check, shape: Shape) -> None:
+    kernel = needed("kernels.attention", "attention")
+    _far(check, shape, kernel, check.dtype, "ours")
+    # The interpreter multiplies bfloat16 wrong, so this is compared nowhere but here.
+    if not check.dry and shape.rows == 2:
+        _far(check, shape, kernel, torch.bfloat16, "ours bf16")
+    _timed(check, shape, "ours", lambda q, k, v: kernel(q, k, v, shape.heads))
+
+
+def _timed(check: Check, shape: Shape, mode: str, run: Callable[..., Tensor], note: str = "") -> float:
+    every = [_inputs(check, shape) for _ in range(sets(shape.moved))]
+    seconds = in_graph([partial(run, *one) for one in every], seconds=0.05)
+    return check.time(shape.what, shape.case, mode, seconds, flops=shape.flops, moved=shape.moved, note=note)
+
+
+def _torch(check: Check, shape: Shape) -> None:
+    for mode, backend in _BACKENDS.items():
+        scores = 4 * shape.rows * shape.heads * shape.t * shape.s
+        if mode == "math" and scores > _MATH_BYTES:
+            continue
+
+        def run(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend = backend) -> Tensor:
+            q, k, v = (x.unflatten(-1, (shape.heads, -1)).transpose(1, 2) for x in (q, k, v))
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+        try:
+            _timed(check, shape, mode, run)
+        except RuntimeError as refused:
+            if "kernel" not in str(refused) and "backend" not in str(refused).lower():
+                raise
+            check.row(shape.what, shape.case, mode, "", [], status="absent", note="torch has no kernel for it")
+
+
+def named_tiles(check: Check, shape: Shape) -> dict[str, Any]:
+    """Every launch of this width that is worth timing, the table's own choice first."""
+    if check.dry:
+        arch = 90
+    else:
+        major, minor = torch.cuda.get_device_capability(check.device)
+        arch = 10 * major + minor
+    found = needed("kernels.attention_tiles", "candidates")(shape.d, arch)
+    return dict(list(found.items())[: 1 if check.dry else None])
+
+
+def _tiles(check: Check, shape: Shape) -> None:
+    """Each of them, compared and timed; the best is a row of its own, and says what the table chose."""
+    kernel, took = needed("kernels.attention", "attention"), {}
+    q, k, v = _inputs(check, shape)
+    right = kernel(q, k, v, shape.heads)
+    for name, tiles in named_tiles(check, shape).items():
+        if check.seconds_left <= 0:
+            check.tell("skipped", f"{shape.case}, {name}", "skipped: time", what="tiles")
+            continue
+        run = partial(_with_tiles, kernel, shape.heads, tiles)
+        try:
+            far = error(run(q, k, v), right)
+        except Exception as unfit:  # more shared memory than there is, or a compiler's refusal: not for this card
+            if not check.dry:
+                torch.cuda.synchronize()  # raises again what is the device's
+            check.tell("absent", f"{shape.case}, {name}", f"{type(unfit).__name__}: {unfit}", what="tiles")
+            continue
+        if far > _TOLERANCE[q.dtype]:
+            check.expect(False, "tiles error", shape.case, name, far, "to the table's own choice")
+        took[name] = _timed(check, shape, name, run)
+    if took:
+        best = min(took, key=lambda name: took[name])
+        note = f"{took[next(iter(took))] / took[best]:.3f} times as fast as {next(iter(took))}"
+        rate = shape.flops / took[best] / 1e12, "TFLOP/s"
+        check.row("best tiles", shape.case, best, "us", [1e6 * took[best]], rate=rate, note=note)
+
+
+def _with_tiles(kernel: Callable[..., Tensor], heads: int, tiles: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return kernel(q, k, v, heads, tiles=tiles)
+
+
+def _causal(check: Check) -> None:
+    """The text encoder's."""
+    kernel = needed("kernels.attention", "attention")
+    shape = Shape(1, 21, 21, 2, 32) if check.dry else Shape(2, 77, 77, 12, 64)
+    q, k, v = _inputs(check, shape)
+    out = torch.full(q.shape, float("nan"), device=check.device, dtype=q.dtype)
+    kernel(q, k, v, shape.heads, causal=True, out=out)
+    far = error(out, _right(q, k, v, shape.heads, causal=True))
+    check.expect(far < _TOLERANCE[q.dtype], "causal error", shape.case, "ours", far)
+    run = partial(kernel, q, k, v, shape.heads, causal=True)
+    check.time("causal", shape.case, "ours", in_graph([run], seconds=0.03), flops=shape.flops / 2, moved=shape.moved)

@@ -1,0 +1,105 @@
+"""Device times: by events, as replays of a CUDA graph, over inputs that rotate so that the L2 cache holds none."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Run = Callable[[], object]
+_DRY_RUNS = 2
+
+
+def on_cpu(run: Run, repeats: int = _DRY_RUNS) -> list[float]:
+    """Wall-clock seconds of each run."""
+    clock = [(time.perf_counter(), run(), time.perf_counter()) for _ in range(repeats)]
+    return [max(end - begin, 1e-9) for begin, _, end in clock]
+
+
+def by_events(run: Run, *, seconds: float = 0.15, least: int = 10, most: int = 100) -> list[float]:
+    """Seconds of each of `least` to `most` runs, about `seconds` in all; launch gaps count."""
+    if not torch.cuda.is_available():
+        return on_cpu(run)
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    repeats = max(least, min(most, math.ceil(seconds / max(time.perf_counter() - start, 1e-6))))
+    begin, end = ([torch.cuda.Event(enable_timing=True) for _ in range(repeats)] for _ in range(2))
+    for i in range(repeats):
+        begin[i].record()
+        run()
+        end[i].record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in zip(begin, end, strict=True)]
+
+
+def captured(run: Callable[[], Tensor], warm: int = 3) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """`run` as a CUDA graph, and what a replay writes. Warmed up first, on a side stream: library handles and
+    algorithm choices may not be made in a capture."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warm):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    return graph, out
+
+
+def in_graph(runs: Sequence[Run], *, seconds: float = 0.1) -> list[float]:
+    """Seconds of one run: a graph of all of them, one after the other, divided by how many they are.
+
+    Give one run for each set of inputs (`sets`); small ones are repeated until a replay takes about a millisecond,
+    so that the gap between replays does not count.
+    """
+    if not torch.cuda.is_available():
+        return on_cpu(runs[0])
+    for run in runs[:2]:
+        run()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(3):
+        runs[0]()
+    torch.cuda.synchronize()
+    guess = (time.perf_counter() - begin) / 3  # too long where launches cost more than the work
+    repeats = max(1, min(math.ceil(1e-3 / (guess * len(runs))), 8))
+
+    def all_of_them() -> Tensor:
+        for _ in range(repeats):
+            for run in runs:
+                run()
+        return torch.empty(0, device="cuda")
+
+    graph, _ = captured(all_of_them, warm=1)
+    count = repeats * len(runs)
+    return [value / count for value in by_events(graph.replay, seconds=seconds, most=50)]
+
+
+def sets(bytes_of_one: float) -> int:
+    """How many sets of inputs and outputs of so many bytes no longer fit in the L2 cache, three times over."""
+    if not torch.cuda.is_available():
+        return 1
+    facts = torch.cuda.get_device_properties(torch.cuda.current_device())
+    cache = getattr(facts, "L2_cache_size", 60 << 20)
+    return max(1, min(24, math.ceil(3 * cache / max(bytes_of_one, 1))))
+
+
+def error(got: Tensor, right: Tensor) -> float:
+    """||got - right|| / ||right||, in float64; not a number or infinite if anything in `got` is."""
+    got, right = got.detach().double(), right.detach().double()
+    return float((got - right).norm() / right.norm().clamp_min(1e-30))
+
+
+def decibels(got: Tensor, right: Tensor) -> float:
+    """PSNR over the range of `right`; 999 where they are equal."""
+    worst = float((got.double() - right.double()).square().mean())
+    span = float(right.double().max() - right.double().min())
+    return 10 * math.log10(span**2 / worst) if worst else 999.0

@@ -1,0 +1,78 @@
+"""Compiles the kernels of `attention` and `kernels` in several processes at once, into Triton's cache.
+
+One after the other, some hundred compilations would take the minutes that are meant for measuring. Each process is
+`python -m benchmarks.gpu.warm I N`: it launches every N-th kernel call, from the I-th on. What fails here is told by
+the case that measures it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.check import AbsentError, Check
+
+_ROOT = Path(__file__).parent.parent.parent
+_SECONDS = 60.0  # then whoever is left is ended: the measuring process compiles what is missing
+
+
+def launches(check: Check) -> list[Callable[[], object]]:
+    """One call of each kernel at each shape and in each type that is measured."""
+    from benchmarks.gpu import attention, kernels
+
+    dtypes = (torch.float16, torch.bfloat16)
+    found: list[Callable[[], object]] = []
+    for shape in attention.shapes():
+        found += [partial(attention.launch, check, shape, dtype) for dtype in dtypes[: 2 if shape.rows == 2 else 1]]
+    for rows in kernels.ROWS:
+        for work in kernels.works(check):
+            if rows in work.only:
+                found += [partial(kernels.launch, work, rows, dtype) for dtype in dtypes[: 2 if rows == 2 else 1]]
+    for shape in attention.TILED:  # what is compiled differs by what is attended to, not by rows
+        found += [partial(attention.launch_tiles, check, shape, i) for i in range(20 if shape.rows == 32 else 0)]
+    return found
+
+
+def compile_ahead(check: Check) -> None:
+    if check.dry:
+        raise AbsentError("the interpreter compiles nothing")
+    start, count = time.monotonic(), max(1, min(12, len(os.sched_getaffinity(0)) - 1))
+    command = [sys.executable, "-m", "benchmarks.gpu.warm"]
+    processes = [subprocess.Popen([*command, str(i), str(count)], cwd=_ROOT) for i in range(count)]
+    late = 0
+    for process in processes:
+        try:
+            process.wait(max(0.1, start + min(_SECONDS, check.seconds_left / 2) - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            late += 1
+    note = f"{count} processes, {late} of them ended before they were done"
+    check.row("compile ahead", "attention and kernels", "triton", "s", [time.monotonic() - start], note=note)
+
+
+def main() -> int:
+    index, count = map(int, sys.argv[1:])
+    check = Check("warm", torch.device("cuda"), torch.float16, [], {}, until=float("inf"))
+    failed = 0
+    for launch in launches(check)[index::count]:
+        try:
+            with torch.no_grad():
+                launch()
+            torch.cuda.empty_cache()
+        except Exception as error:  # told by the case that measures it; a poisoned device fails all that follow
+            failed += 1
+            print(f"warm {index}: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
+            if failed == 3:
+                return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

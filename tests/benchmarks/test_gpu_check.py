@@ -1,0 +1,174 @@
+"""gpu-check without a GPU: what it runs, in what order, and that nothing stops it. A dry run's figures mean nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_check
+from benchmarks.gpu import summary
+from benchmarks.gpu.check import COLUMNS, read_rows, write_row
+from benchmarks.gpu.sections import DEFAULT, SECTIONS, TOTAL, Section, chosen
+from benchmarks.gpu.targets import TARGETS, verdict
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def row(section: str, what: str, case: str, mode: str, **values: str) -> dict[str, str]:
+    return dict.fromkeys(COLUMNS, "") | {"section": section, "what": what, "case": case, "mode": mode} | values
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.delenv("SECTIONS", raising=False)
+    return tmp_path
+
+
+def test_sections_are_chosen_by_name() -> None:
+    assert [section.name for section in chosen("")] == list(DEFAULT)
+    assert [section.name for section in chosen("unet, environment")] == ["environment", "unet"], "in our order"
+    assert len(chosen("all")) == len(SECTIONS)
+    with pytest.raises(ValueError, match=r"SECTIONS has 'unets'; it takes environment, "):
+        chosen("unets")
+
+
+def test_the_default_sections_are_meant_to_fit_into_eight_minutes() -> None:
+    assert sum(SECTIONS[name].guess for name in DEFAULT) <= TOTAL < 480 - 15, "the last case of a section may run on"
+
+
+def test_every_section_has_a_file_and_no_other_file_claims_to_be_one() -> None:
+    files = {path.stem for path in (ROOT / "benchmarks/gpu").glob("*.py") if "\ndef cases(" in path.read_text()}
+    assert files - {"pixels"} == set(SECTIONS), "pixels is part of kernels"
+
+
+def test_a_dry_run_writes_rows_and_pages_where_it_is_told(out: Path) -> None:
+    assert gpu_check.main(["--dry-run", "--sections", "environment,ceilings"]) == 0
+    (table,) = out.glob("*.csv")
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["section"] for row in rows} == {"environment", "ceilings"} and tuple(rows[0]) == COLUMNS
+    held = [row for row in rows if row["mode"] == "held"]
+    assert len(held) == 2 and all(float(row["p50"]) > 0 for row in held)
+    page = table.with_suffix(".md").read_text()
+    assert "## Targets" in page and "SD 1.5 UNet, 2 rows, graph | not measured" in page and "## Wrong: 0" in page
+    assert len(json.loads(table.with_suffix(".json").read_text())["rows"]) == len(rows)
+    assert "held" in table.with_suffix(".log").read_text()
+    assert len(list(out.iterdir())) == 4, "a device machine hands back eight files"
+
+
+def test_no_gpu_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main([])
+    assert ended.value.code == 2
+    assert gpu_check.main(["--sections", "nothing"]) == 2
+
+
+# What a child does, instead of measuring: argv as benchmarks.gpu.child has it.
+CHILD = """
+import json, os, signal, sys, time
+from pathlib import Path
+from benchmarks.gpu.child import *
+import benchmarks.gpu.vae as section
+def hang(): time.sleep(600)
+def die(): os.kill(os.getpid(), signal.SIGSEGV)
+def poison(): raise RuntimeError("CUDA error: an illegal memory access")
+def tell(): made.row("told", "good", "", "us", [1.0])
+def wrong(): made.expect(False, "found", "bad", "", 2.0)
+def cases(check):
+    global made
+    made = check
+    yield from [Case(run.__name__, run) for run in (tell, poison, die, hang, wrong)]
+    yield Case("last", tell)
+def settle(check):
+    if sys.exc_info()[0] is RuntimeError: raise RuntimeError("CUDA error: poisoned")
+from benchmarks.gpu import child
+from benchmarks.gpu.check import Case
+section.cases, child._settle = cases, settle
+sys.exit(child.main(sys.argv[1:]))
+"""
+
+
+def test_a_case_that_poisons_dies_or_hangs_does_not_stop_the_next(tmp_path: Path, monkeypatch) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    popen = subprocess.Popen
+
+    def started(command: list[str], **options):
+        at = command.index("benchmarks.gpu.child")
+        environment = options.pop("env") | {"PYTHONPATH": str(ROOT)}
+        return popen([sys.executable, "-u", str(script), *command[at + 1 :]], env=environment, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(gpu_check, "_GRACE", 0.0)
+    stamp = dict.fromkeys(COLUMNS[-5:], "x")
+    run = gpu_check.Run(stamp, [tmp_path / "rows.csv"], True, tmp_path, None)
+    run.section(Section("vae", 100, 0, case_seconds=1), until=10**10)
+    rows = [(row["what"], row["case"], row["status"]) for row in read_rows(tmp_path / "rows.csv")]
+    assert rows == [
+        ("told", "good", ""),
+        ("case", "poison", "failed"),
+        ("case", "die", "failed"),
+        ("case", "hang", "failed"),
+        ("found", "bad", "wrong"),
+        ("told", "good", ""),
+    ]
+    notes = [row["note"] for row in read_rows(tmp_path / "rows.csv")]
+    assert "illegal memory access" in notes[1] and notes[2] == "exit code -11" and "s in one case" in notes[3]
+
+
+def test_time_that_is_up_is_told_of_every_case(tmp_path: Path) -> None:
+    import torch
+
+    from benchmarks.gpu import child
+    from benchmarks.gpu.check import Check
+
+    check = Check("vae", torch.device("cpu"), torch.float32, [tmp_path / "rows.csv"], {"date": "x"}, until=0.0)
+    assert child.run(check, tmp_path / "state") == 0
+    rows = read_rows(tmp_path / "rows.csv")
+    assert len(rows) == 3 and {(row["status"], row["note"]) for row in rows} == {("skipped", "skipped: time")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "gate", "stretch"),
+    [
+        ([row("unet", "SD 1.5", "2 rows", "ours", p50="4500")], "reached (+22.2%)", "NOT reached (-11.1%)"),
+        ([row("unet", "SD 1.5", "2 rows", "ours", p50="6875")], "NOT reached (-20.0%)", "NOT reached (-41.8%)"),
+        ([row("unet", "SD 1.5", "2 rows", "eager", p50="1")], "", ""),
+    ],
+)
+def test_a_target_says_by_how_much(rows, gate: str, stretch: str) -> None:
+    (target,) = [target for target in TARGETS if target.name == "SD 1.5 UNet, 2 rows, graph"]
+    assert verdict(target, rows)[1:] == (gate, stretch)
+
+
+def test_of_several_rows_the_worst_counts() -> None:
+    (target,) = [target for target in TARGETS if target.name.startswith("layer_norm")]
+    rows = [row("kernels", "layer_norm", f"32 rows {i}", "ours", of_floor=x) for i, x in enumerate(("0.9", "0.8"))]
+    assert target.figure(rows) == 0.8 and not target.reached(0.8, target.gate)
+
+
+def test_every_target_is_about_rows_that_a_section_writes() -> None:
+    """Its section exists, and what and mode are words of that section's file."""
+    for target in TARGETS:
+        section, what, case, mode = target.rows
+        source = "".join((ROOT / f"benchmarks/gpu/{name}.py").read_text() for name in (section, "networks"))
+        for word in (what.removesuffix(" step").removesuffix(" picture"), mode.removesuffix("*")):
+            assert word in source, f"{target.name}: {word!r}"
+        assert case
+
+
+def test_a_page_tells_of_each_section_its_last_run(tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv"
+    for date, section, status in (("1", "unet", "failed"), ("1", "vae", ""), ("2", "unet", "ok")):
+        line = [section, "what", "case", "mode", "us", 1, 2, 3, 4, "", "", "", "", status, "a|b", *"dttc", date]
+        write_row([table], line)
+    summary.write(table)
+    page = table.with_suffix(".md").read_text()
+    assert "## Wrong: 0" in page and "## unet (2)" in page and "## vae (1)" in page and "a/b" in page

@@ -1,0 +1,29 @@
+"""The sections that launch kernels, in Triton's interpreter: it must be chosen before triton is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_check
+from benchmarks.gpu.attention import shapes
+from benchmarks.gpu.check import read_rows
+from benchmarks.gpu.targets import TARGETS
+
+
+def test_kernels_are_compared_with_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert gpu_check.main(["--dry-run", "--sections", "attention,kernels"]) == 0
+    (table,) = tmp_path.glob("*.csv")
+    told = {(row["what"], row["mode"]) for row in read_rows(table)}
+    assert {("self", "flash"), ("self", "math"), ("group_norm_silu", "torch"), ("geglu_linear", "torch")} <= told
+
+
+def test_every_shape_of_both_networks_once_and_those_with_targets_first() -> None:
+    found = shapes()
+    assert len(found) == len(set(found)) >= 48
+    cases = [shape.case for shape in found]
+    wanted = [target.rows[2] for target in TARGETS if target.rows[0] == "attention"]
+    assert all(cases.index(case) < 6 for case in wanted)
+    assert {(shape.heads, shape.d) for shape in found} >= {(8, 40), (8, 80), (8, 160), (5, 64), (10, 64), (20, 64)}

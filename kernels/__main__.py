@@ -1,0 +1,42 @@
+"""python -m kernels [NAME..] [--arch 90 ..] [--csv FILE]: compile every variant of every kernel, without a GPU.
+
+Prints a row a variant and architecture, and exits 1 if one spills, became serial (C7512), or needs more shared memory
+than its architecture, or a plugin, has. A kernel is a file in this folder with VARIANTS; NAME is the file's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import triton
+
+from kernels.aot import ARCHITECTURES
+from kernels.compiled import rows, write
+
+LINE = (
+    "{kernel:16} {variant:58} {arch:6} {registers:>3} registers {spills:>3} spilled {shared:>6} B shared"
+    "  cp.async {cp_async:5} wgmma {wgmma:3} {faults}"
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="kernel files (default: all)")
+    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there, in place of this Triton's")
+    given = parser.parse_args()
+    found = []
+    for row in rows(given.names, given.arch):
+        found.append(row)
+        print(LINE.format(**row).rstrip(), flush=True)
+    if given.csv:
+        write(given.csv, found)
+    bad = sum(bool(row["faults"]) for row in found)
+    print(f"{len(found)} compiled with Triton {triton.__version__}, {bad} with faults")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

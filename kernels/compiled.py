@@ -1,0 +1,81 @@
+"""Every variant of every kernel compiled ahead of time, as the rows of benchmarks/results/kernels-compiled.csv."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import os
+import pkgutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import triton
+
+import kernels
+from kernels.aot import ARCHITECTURES, PLUGIN_PTX_VERSION, Variant, compile_ahead, faults
+
+COLUMNS: tuple[str, ...] = (
+    "triton",
+    "kernel",
+    "variant",
+    "arch",
+    "registers",
+    "spills",
+    "shared",
+    "cp_async",
+    "wgmma",
+    "faults",
+)
+
+
+def listed(names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Kernel files and the number of their variants."""
+    for name in names or [module.name for module in pkgutil.iter_modules(kernels.__path__)]:
+        module = importlib.import_module(f"kernels.{name}") if name != "__main__" else None
+        if found := getattr(module, "VARIANTS", None):
+            yield name, len(found)
+
+
+def row(task: tuple[str, int, int]) -> dict[str, object] | None:
+    """One variant of one file, by number, on one architecture; None where it is not meant for that."""
+    name, number, arch = task
+    variant: Variant = importlib.import_module(f"kernels.{name}").VARIANTS[number]
+    if arch not in variant.archs:
+        return None
+    compiled = compile_ahead(variant, arch, PLUGIN_PTX_VERSION if variant.plugin else None)
+    return {
+        "triton": triton.__version__,
+        "kernel": name,
+        "variant": variant.name,
+        "arch": f"sm_{arch}",
+        "registers": compiled.registers,
+        "spills": compiled.spills,
+        "shared": compiled.shared,
+        "cp_async": " ".join(map(str, compiled.cp_async_widths)),
+        "wgmma": "yes" if compiled.wgmma else "no",
+        "faults": "; ".join(faults(variant, compiled)),
+    }
+
+
+def rows(names: Sequence[str] = (), archs: Sequence[int] = ARCHITECTURES) -> Iterator[dict[str, object]]:
+    """The rows of the named kernel files (all if none), as they come; two a process at a time."""
+    tasks = [(name, i, arch) for name, count in listed(names) for arch in archs for i in range(count)]
+    # Processes of their own, not forks: LLVM has threads.
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for found in pool.map(row, tasks, chunksize=2):
+            if found:
+                yield found
+
+
+def write(path: Path, found: list[dict[str, object]]) -> None:
+    """The file's rows of other versions of Triton, and these."""
+    old: list[dict[str, object]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            old = [dict(one) for one in csv.DictReader(file) if one["triton"] != triton.__version__]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted([*old, *found], key=lambda one: str(one["triton"])))

@@ -1,4 +1,4 @@
-"""python -m engines check MODEL: how far this machine's engines are from the reference."""
+"""python -m engines check MODEL: how far this machine's engines are from the reference; trt-check: see its help."""
 
 from __future__ import annotations
 
@@ -23,7 +23,20 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("--size", default="", help="width x height, such as 256x256 (default: the model's own)")
     check.add_argument("--samplers", default="ddim,euler,dpmpp_2m", help="separated by commas, or all")
     check.add_argument("--steps", type=int, default=20, help="default 20")
+    trt = commands.add_parser(
+        "trt-check",
+        help="what of our TensorRT plans works on this machine",
+        description="Climbs from TensorRT's import to the whole UNet, each rung in a process of its own, and writes a "
+        "log for an issue. Exit status 1 where the UNet does not run.",
+    )
+    trt.add_argument("--model", type=Path, default=Path("demo/small-things"), help="default: the embedded model")
+    trt.add_argument("--log", type=Path, default=Path("trt-check.log"), help="default trt-check.log")
+    trt.add_argument("--limit", type=float, default=900.0, help="seconds a rung may take (default 900)")
     options = parser.parse_args(argv)
+    if options.command == "trt-check":
+        from engines.tensorrt_check import trt_check
+
+        return trt_check(options.model, options.log, options.limit)
     try:
         from engines.first_use import artifact_of
         from engines.model import load

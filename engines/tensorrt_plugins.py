@@ -17,21 +17,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from onnx import ModelProto
+
 import kernels
-from engines.backend import BackendError
+from engines.tensorrt_plugins_graph import rewrite
 from kernels.plugins import NAMESPACE, Plugin, Source, compile_plugin, evaluate
 
-# ONNX's Attention needs the parser of 10.14, and Triton's PTX was seen to work from 10.15 on.
-OLDEST = (10, 15)
 _TYPES = {"*fp16": "FP16", "*bf16": "BF16", "*fp32": "FP32"}  # TensorRT's words (tensorrt.plugin.AutoTuneCombination)
+Facts = dict[str, Any]
 # Of kernels/, what the plugins are made from.
 SOURCES = ("aot.py", "attention.py", "attention_tiles.py", "plugins.py")
-
-
-def check_version(version: str) -> None:
-    """Errors: BackendError for a TensorRT that is too old, by name."""
-    if tuple(map(int, version.split(".")[:2])) < OLDEST:
-        raise BackendError(f"TensorRT {version} is too old: at least {'.'.join(map(str, OLDEST))} is needed")
 
 
 def kernels_hash() -> str:
@@ -107,6 +102,22 @@ def launch(trtp: ModuleType, plugin: Plugin, inputs: Iterable[Any]) -> tuple[str
     # Each has to be a SymInt32 itself: it says how many bytes the kernel's argument has.
     scalars = trtp.SymIntExprs.from_tuple([trtp.SymInt32(value(scalar)) for scalar in plugin.scalars])
     return plugin.entry, plugin.ptx, parameters, scalars
+
+
+def into_graph(trtp: ModuleType | None, model: ModelProto, attention: str, target: str) -> tuple[ModelProto, Facts]:
+    """The graph of a plan with its plugins in it, and what the plan's manifest says of them.
+
+    `target`: "sm_89"; the plugins are compiled for it and registered in this process, before the parser looks for
+    them. `trtp` is tensorrt.plugin, or None for "native".
+    """
+    result = rewrite(model, attention)
+    plugins = [] if trtp is None else register(trtp, result.plugins, int(target.removeprefix("sm_")))
+    return result.model, {
+        "attention": attention,
+        "plugins": {plugin.name: plugin.sha256 for plugin in plugins},
+        "replaced": result.replaced,
+        "native": result.kept,
+    }
 
 
 def inspection(trt: ModuleType, engine: Any) -> str:

@@ -51,7 +51,7 @@ def rewrite(model: ModelProto, attention: str = "native", *, large: bool = False
             continue
         try:
             plugin = graph.replace(node, large)
-        except _Kept as reason:
+        except _KeptError as reason:
             result.kept[name] = str(reason)
             continue
         result.replaced[name] = plugin.name
@@ -63,7 +63,7 @@ def rewrite(model: ModelProto, attention: str = "native", *, large: bool = False
     return result
 
 
-class _Kept(Exception):
+class _KeptError(Exception):
     """Why an Attention stays as it is."""
 
 
@@ -83,14 +83,14 @@ class _Graph:
         _check_attributes(node)
         q, k, v = (self._tokens(name) for name in node.input[:3])
         if len({heads for _, heads, _ in (q, k, v)}) > 1 or len({width for _, _, width in (q, k, v)}) > 1:
-            raise _Kept("q, k and v differ in heads or width")
+            raise _KeptError("q, k and v differ in heads or width")
         kinds = {self._type(name) for name, _, _ in (q, k, v)}
         if len(kinds) > 1:
-            raise _Kept("q, k and v differ in type")
+            raise _KeptError("q, k and v differ in type")
         _, heads, width = q
         plugin = Attention(heads, width, _TYPES.get(kinds.pop(), "another type"), large)
         if plugin.refusal:
-            raise _Kept(plugin.refusal)
+            raise _KeptError(plugin.refusal)
         last = self._merged(node, self._type(q[0]))
         new = helper.make_node(
             plugin.name,
@@ -112,7 +112,7 @@ class _Graph:
         """Where [n, heads, t, d] comes from: the tensor [n, t, heads d], heads, d."""
         transpose = self._maker(self._before_cast(name), "Transpose")
         if list(helper.get_node_attr_value(transpose, "perm")) != _HEADS_FIRST:
-            raise _Kept(f"{name} is transposed another way")
+            raise _KeptError(f"{name} is transposed another way")
         reshape = self._maker(self._before_cast(transpose.input[0]), "Reshape")
         heads, width = self._last_two(reshape.input[1])
         return self._before_cast(reshape.input[0]), heads, width
@@ -123,33 +123,33 @@ class _Graph:
         if transpose.op_type == "Cast":
             transpose = self._only_taker(transpose)
         if transpose.op_type != "Transpose" or list(helper.get_node_attr_value(transpose, "perm")) != _HEADS_FIRST:
-            raise _Kept("its output is not transposed back")
+            raise _KeptError("its output is not transposed back")
         reshape = self._only_taker(transpose)
         if reshape.op_type != "Reshape":
-            raise _Kept("its heads are not merged")
+            raise _KeptError("its heads are not merged")
         if self._type(reshape.output[0]) != kind:
-            raise _Kept("its output is of another type than its inputs")
+            raise _KeptError("its output is of another type than its inputs")
         return reshape
 
     def _maker(self, name: str, op: str) -> NodeProto:
         node = self.makers.get(name)
         if node is None or node.op_type != op:
-            raise _Kept(f"{name} is not made by a {op}")
+            raise _KeptError(f"{name} is not made by a {op}")
         return node
 
     def _only_taker(self, node: NodeProto) -> NodeProto:
         takers = self.takers.get(node.output[0], [])
         if len(takers) != 1 or node.output[0] in self.outputs:
-            raise _Kept(f"{node.output[0]} is used elsewhere")
+            raise _KeptError(f"{node.output[0]} is used elsewhere")
         return takers[0]
 
     def _before_cast(self, name: str) -> str:
         """The same tensor before it was widened: the kernel multiplies what it reads exactly and sums in float32."""
         node = self.makers.get(name)
-        if node is not None and node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == TensorProto.FLOAT:
-            if self._type(node.input[0]) in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
-                return node.input[0]
-        return name
+        if node is None or node.op_type != "Cast" or helper.get_node_attr_value(node, "to") != TensorProto.FLOAT:
+            return name
+        narrow = self._type(node.input[0]) in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        return node.input[0] if narrow else name
 
     def _last_two(self, name: str) -> tuple[int, int]:
         """The last two numbers of a shape of four that a graph makes of constants and of sizes."""
@@ -158,12 +158,12 @@ class _Graph:
         elif name in self.makers and self.makers[name].op_type == "Concat":
             parts = [self.initializers.get(part) for part in self.makers[name].input[-2:]]
             if any(part is None for part in parts):
-                raise _Kept("heads and width are not constants of the graph")
+                raise _KeptError("heads and width are not constants of the graph")
             values = [int(numpy_helper.to_array(part).item()) for part in parts if part is not None]
         else:
-            raise _Kept("heads and width are not constants of the graph")
+            raise _KeptError("heads and width are not constants of the graph")
         if len(values) < 2 or min(values[-2], values[-1]) < 1:
-            raise _Kept("heads and width are not constants of the graph")
+            raise _KeptError("heads and width are not constants of the graph")
         return int(values[-2]), int(values[-1])
 
     def _type(self, name: str) -> int:
@@ -179,13 +179,13 @@ class _Graph:
 def _check_attributes(node: NodeProto) -> None:
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if given.get("is_causal"):
-        raise _Kept("it is causal")
+        raise _KeptError("it is causal")
     if given.get("softcap") or "scale" in given or given.get("softmax_precision", TensorProto.FLOAT) != 1:
-        raise _Kept("it has a scale, cap or precision of its own")
+        raise _KeptError("it has a scale, cap or precision of its own")
     if "q_num_heads" in given or "kv_num_heads" in given:
-        raise _Kept("its heads are not a dimension")
+        raise _KeptError("its heads are not a dimension")
     if any(node.input[3:]) or any(node.output[1:]) or len(node.input) < 3:
-        raise _Kept("it has a mask or keeps keys and values")
+        raise _KeptError("it has a mask or keeps keys and values")
 
 
 def _drop_unused(model: ModelProto) -> None:

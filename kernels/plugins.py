@@ -6,6 +6,8 @@ own launcher uses, and `compile_plugin`, which asserts the order on the PTX itse
 shared memory than a launch has by default (48 KB) unless TensorRT raises the limit, which `make trt-check` finds out.
 """
 
+# ruff: noqa: N803  a kernel's constants are in capitals
+
 from __future__ import annotations
 
 import dataclasses
@@ -203,7 +205,7 @@ def bare(ptx: str, name: str, new: str) -> str:
 
 
 @triton.jit
-def add_one_plugin(x, n, y, BLOCK: tl.constexpr):
+def add_one_plugin(x: tl.tensor, n: tl.tensor, y: tl.tensor, BLOCK: tl.constexpr) -> None:
     """y = x + 1, elementwise: the smallest plugin there is."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(y + at, tl.load(x + at, mask=at < n) + 1.0, mask=at < n)
@@ -246,12 +248,12 @@ def _parameters(inputs: list[str], scalars: list[str], outputs: list[str], kind:
 
 @triton.jit
 def attention_plugin(
-    q, k, v, t, s, out,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, t: tl.tensor, s: tl.tensor, out: tl.tensor,
     HEADS: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     Q_POS: tl.constexpr, K_POS: tl.constexpr, V_POS: tl.constexpr, OUT_POS: tl.constexpr, ALIGN: tl.constexpr,
     SCALE: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr,
     POLYNOMIAL: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Attention of contiguous q [n, t, HEADS D] to k, v [n, s, HEADS D], in the order of TensorRT's arguments."""
     attention_kernel(
         q, k, v, out, t, s, t * Q_POS, s * K_POS, s * V_POS, t * OUT_POS,
@@ -295,7 +297,7 @@ class Attention:
         tiles = for_plugin(self.width, arch)
         if self.large:
             return tiles._replace(stages=LARGE_STAGES)
-        # Of this order of arguments four warps spill 24 to 32 bytes a thread on sm_86, 89 and 120; eight need 246 registers.
+        # In this order of arguments four warps spill 24 to 32 bytes a thread on sm_86, 89 and 120; eight do not.
         return tiles._replace(warps=8) if self.width == 160 and arch != 90 else tiles
 
     def grid(self, arch: int) -> tuple[Expression, Expression, Expression]:

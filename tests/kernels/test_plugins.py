@@ -74,7 +74,7 @@ def test_compiled(source: Source, arch: int) -> None:
 
 
 def addresses(plugin: Plugin) -> tuple[list[set[int]], list[set[int]]]:
-    """Of each load from and each store to device memory: the numbers of the parameters that its address is made from."""
+    """Of each load from and each store to device memory: the numbers of the parameters that make its address."""
     made: dict[str, set[int]] = {}
     lines = [line.strip() for line in plugin.ptx.splitlines() if line.startswith("\t") and line.strip().endswith(";")]
     size = -1

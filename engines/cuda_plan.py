@@ -6,6 +6,7 @@ has a GPU that either may use.
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,11 @@ class Plan:
 def device_facts() -> dict[str, str]:
     """The GPU and what drives it, for a log."""
     if not torch.cuda.is_available():
-        return {"torch": torch.__version__, "gpu": "none that torch can use"}
+        return {"torch": importlib.metadata.version("torch"), "gpu": "none that torch can use"}
     properties = torch.cuda.get_device_properties(0)
     free, total = torch.cuda.mem_get_info()
     return {
-        "torch": f"{torch.__version__} (CUDA {torch.version.cuda})",
+        "torch": importlib.metadata.version("torch"),
         "gpu": f"{properties.name}, sm_{properties.major}{properties.minor}",
         "memory": f"{free >> 20} of {total >> 20} MiB free",
     }

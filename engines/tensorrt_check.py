@@ -8,6 +8,7 @@ pasted into an issue.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -201,8 +202,7 @@ def build_and_compare(trt: Any, case: Any, target: str) -> dict[str, Any]:
     logger = trt.Logger(trt.Logger.WARNING)
     shared = 0
     if case.plugins:
-        import tensorrt.plugin as trtp
-
+        trtp = importlib.import_module("tensorrt.plugin")
         shared = max(p.shared for p in register(trtp, case.plugins, int(target.removeprefix("sm_"))))
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

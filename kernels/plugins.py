@@ -305,7 +305,7 @@ class Attention:
 
     def variant(self, arch: int) -> aot.Variant:
         tiles, position = self.tiles(arch), self.heads * self.width
-        values = constants(self.heads, self.width, (position,) * 4, tiles)
+        values = constants(self.heads, self.width, (position, position, position, position), tiles)
         return aot.Variant(
             attention_plugin,
             self.name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from engines import tensorrt_build, tensorrt_plugins
 from engines.artifact import Artifact
+from engines.backend import BackendError
+from engines.builder import Order
+from engines.tensorrt_build import TensorRtBuilder
 from engines.tensorrt_plugins_graph import Rewritten, rewrite
 from engines.tensorrt_typing import fix_shapes, typed
-from kernels.plugins import NAMESPACE, Attention
+from kernels.plugins import NAMESPACE, Attention, compile_plugin
 
 SHAPES = {"sample": (2, 3, 8, 16), "timestep": (2,), "context": (2, 16, 48)}
 
@@ -99,6 +105,46 @@ def test_casts_to_float32_around_an_attention_fall_away_with_it(unet: Artifact, 
     assert again.model.graph.node == rewritten.model.graph.node
     wide = rewrite(typed(plain, "f32", {}), "triton")
     assert set(wide.kept.values()) == {"the kernel takes fp16 and bf16, not fp32"} and not wide.plugins
+
+
+def test_the_builders_option(unet: Artifact, rewritten: Rewritten, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`attention` is a part of an engine's identity, and its plugins are registered before anything is parsed."""
+    seen: list[str] = []
+
+    def register(trtp: Any, plugins: list[Attention], arch: int) -> list[Any]:
+        seen.extend(f"{plugin.name} sm_{arch}" for plugin in plugins)
+        return [compile_plugin(plugin, arch) for plugin in plugins]
+
+    def compile_graph(self: Any, order: Any, graph: ModelProto, out: Path, say: Any) -> tuple[dict[str, Any], Any]:
+        seen.append("parsed")
+        assert {node.op_type for node in graph.graph.node if node.domain} == {
+            "attention_2x32_bf16",
+            "attention_2x40_bf16",
+        }
+        return {"inputs": []}, {}
+
+    monkeypatch.setattr(tensorrt_build, "api", lambda rtx: types.SimpleNamespace(__version__="11.4.0.106"))
+    monkeypatch.setattr(tensorrt_build, "choose_target", lambda trt, target, rtx: "sm_90")
+    monkeypatch.setattr(tensorrt_plugins, "register", register)
+    monkeypatch.setattr(TensorRtBuilder, "_compile", compile_graph)
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", types.ModuleType("tensorrt.plugin"))
+    native = TensorRtBuilder(unet, None, "bf16", rtx=False)
+    triton = TensorRtBuilder(unet, None, "bf16", rtx=False, attention="triton")
+    order = Order("unet", SHAPES)
+    plain, ours = native.identity(order), triton.identity(order)
+    differing = {name for name in plain if plain[name] != ours[name]}
+    assert differing == {"attention", "kernels"} and plain["kernels"] is None and len(ours["kernels"]) == 64
+    facts = triton.build(order, Path("plan"), lambda line: None)
+    assert seen == ["attention_2x32_bf16 sm_90", "attention_2x40_bf16 sm_90", "parsed"]
+    assert facts["attention"] == "triton" and facts["native"] == {} and len(facts["replaced"]) == 8
+    assert {name: len(digest) for name, digest in facts["plugins"].items()} == dict.fromkeys(
+        ("attention_2x32_bf16", "attention_2x40_bf16"), 64
+    )
+    with pytest.raises(BackendError, match="attention 'fast' is unknown; tensorrt does native, triton"):
+        TensorRtBuilder(unet, None, rtx=False, attention="fast")
+    with pytest.raises(BackendError, match="TensorRT for RTX takes no plugins"):
+        TensorRtBuilder(unet, None, rtx=True, attention="triton")
 
 
 def body(name: str, heads: int, width: int) -> onnx.FunctionProto:

@@ -40,8 +40,8 @@ class TensorRtBuilder:
     """Plans of one artifact for one class of GPU.
 
     `target`: "sm_89", or None for the GPU that is here. `precision`: "auto" is "f16" with islands where float16 is too
-    narrow; "bf16" and "f32" are whole. `attention`: one of ATTENTIONS. `notes` keeps what was measured on the CPU between
-    processes, `timing` is full TensorRT's timing cache. Errors: BackendError.
+    narrow; "bf16" and "f32" are whole. `attention`: one of ATTENTIONS. `notes` keeps what was measured on the CPU
+    between processes, `timing` is full TensorRT's timing cache. Errors: BackendError.
     """
 
     def __init__(

@@ -1,8 +1,4 @@
-"""Running a TensorRT plan on torch's tensors: one engine, one static shape, fixed buffers.
-
-Full TensorRT and TensorRT for RTX give the same objects, so this file imports neither. Never run: no machine of ours
-has a GPU that either may use.
-"""
+"""Running a TensorRT plan on torch's tensors: fixed buffers, host to host, and timed. Never run on a GPU."""
 
 from __future__ import annotations
 
@@ -12,43 +8,31 @@ from typing import Any
 import numpy as np
 import torch
 
+from engines.tensorrt_runner import TensorRtEngine
+
 # TensorRT's names for the types of tensors at a network's edge.
 _DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT32": torch.int32}
 _DTYPES |= {"INT64": torch.int64, "BOOL": torch.bool}
 
 
 class Plan:
-    """An engine with static shapes, bound once to tensors of its own: write `inputs`, `enqueue`, read `outputs`.
+    """An engine bound once to torch tensors of its own: write `inputs`, `enqueue`, read `outputs`."""
 
-    `trt` is the module that made `engine`; every shape of the engine must be static, as one profile with
-    min = opt = max is once `set_input_shape` was called. What enqueue puts on a stream may be captured.
-    """
+    def __init__(self, engine: TensorRtEngine, device: str = "cuda") -> None:
+        def tensors(ports: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            return {p["name"]: torch.zeros(p["shape"], dtype=_DTYPES[p["dtype"]], device=device) for p in ports}
 
-    def __init__(self, trt: Any, engine: Any, device: str = "cuda") -> None:
-        self.inputs: dict[str, torch.Tensor] = {}
-        self.outputs: dict[str, torch.Tensor] = {}
-        self._engine = engine  # a context does not keep its engine
-        # The memory of activations is torch's, in its one pool, and its size is known.
-        self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        for name in names:
-            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                self._context.set_input_shape(name, tuple(engine.get_tensor_shape(name)))
-        for name in names:
-            dtype = _DTYPES[engine.get_tensor_dtype(name).name]
-            tensor = torch.zeros(tuple(self._context.get_tensor_shape(name)), dtype=dtype, device=device)
-            into = self.inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else self.outputs
-            into[name] = tensor
-            if not self._context.set_tensor_address(name, tensor.data_ptr()):
-                raise RuntimeError(f"TensorRT does not take a tensor of {list(tensor.shape)} for {name}")
-        self.scratch = engine.device_memory_size_v2  # bytes of activations
-        self._scratch = torch.empty(max(self.scratch, 1), dtype=torch.uint8, device=device)
-        self._context.set_device_memory(self._scratch.data_ptr(), self.scratch)
+        self._engine = engine
+        self.inputs, self.outputs = tensors(engine.inputs), tensors(engine.outputs)
+        for name, tensor in (self.inputs | self.outputs).items():
+            engine.bind(name, tensor.data_ptr())
+        # torch gives a CUDA tensor of its own 512 bytes of alignment, a plan's workspace wants 256.
+        self._workspace = torch.empty(max(engine.workspace, 1), dtype=torch.uint8, device=device)
+        engine.lend(self._workspace.data_ptr(), engine.workspace)
 
     def enqueue(self) -> None:
         """One execution on torch's current stream."""
-        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise RuntimeError("TensorRT refused to enqueue")
+        self._engine.enqueue(torch.cuda.current_stream().cuda_stream)
 
     def run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Host to host, synchronously; float32 out whatever the type was."""

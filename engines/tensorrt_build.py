@@ -152,11 +152,11 @@ class TensorRtBuilder:
         parser = trt.OnnxParser(network, log)
         path = self._artifact.graph(order.network)
         if not parser.parse(graph.SerializeToString(), str(path)):
-            told = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+            told = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
             raise self._failure(order, told or log.errors)
         ports = {
-            "inputs": [_port(network.get_input(i)) for i in range(network.num_inputs)],
-            "outputs": [_port(network.get_output(i)) for i in range(network.num_outputs)],
+            "inputs": [port(network.get_input(i)) for i in range(network.num_inputs)],
+            "outputs": [port(network.get_output(i)) for i in range(network.num_outputs)],
         }
         _allow_plain_attention(trt, network)
         config = builder.create_builder_config()
@@ -212,7 +212,12 @@ def _plugins() -> ModuleType:
     return tensorrt_plugins
 
 
-def _port(tensor: Any) -> dict[str, Any]:
+def _parser_error(fault: Any) -> str:
+    """Its description alone often names neither the operator nor the node."""
+    return f"{fault.desc()} (operator {fault.node_operator()}, node {fault.node_name()})"
+
+
+def port(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
 
 

@@ -197,7 +197,9 @@ def build_and_compare(trt: Any, case: Any, target: str) -> dict[str, Any]:
     import numpy as np
 
     from engines.cuda_plan import Plan
+    from engines.tensorrt_build import port
     from engines.tensorrt_plugins import inspection, register
+    from engines.tensorrt_runner import TensorRtEngine
 
     logger = trt.Logger(trt.Logger.WARNING)
     shared = 0
@@ -210,17 +212,18 @@ def build_and_compare(trt: Any, case: Any, target: str) -> dict[str, Any]:
     begin = time.monotonic()
     if not parser.parse(case.model.SerializeToString(), str(case.path or "")):
         return {"error": "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))}
+    ports = {
+        "inputs": [port(network.get_input(i)) for i in range(network.num_inputs)],
+        "outputs": [port(network.get_output(i)) for i in range(network.num_outputs)],
+    }
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         return {"error": "TensorRT built no plan"}
     built = time.monotonic() - begin
-    runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        return {"error": "TensorRT does not read its own plan"}
-    runner = Plan(trt, engine)
+    ours = TensorRtEngine(trt, bytes(plan), ports)
+    runner = Plan(ours)
     (out,) = runner.run(case.inputs).values()
     error = float(np.abs(out.astype(np.float64) - case.expected).max())
     told = {
@@ -229,8 +232,8 @@ def build_and_compare(trt: Any, case: Any, target: str) -> dict[str, Any]:
         "tolerance": f"{case.tolerance:.2e}",
         "build": f"{built:.1f} s",
         "plan": f"{plan.nbytes >> 10} kB",
-        "scratch": f"{runner.scratch >> 10} kB",
-        "layers": len(json.loads(inspection(trt, engine)).get("Layers", [])),
+        "scratch": f"{ours.workspace >> 10} kB",
+        "layers": len(json.loads(inspection(trt, ours.raw)).get("Layers", [])),
     }
     if case.plugins:
         told["shared memory of a plugin"] = f"{shared} bytes"

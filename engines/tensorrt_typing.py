@@ -16,8 +16,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 OPSET = 23  # what export/graph.py writes
-TYPES = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-NAMES = {code: name for name, code in TYPES.items()}
+TYPES: dict[str, int] = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+NAMES: dict[int, str] = {code: name for name, code in TYPES.items()}
 _FLOATS = {*TYPES.values(), TensorProto.DOUBLE}
 # Operators that move numbers and compute none.
 MOVES = {"Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, helper
 
-from engines import cuda_plan, tensorrt_check_cases
+from engines import cuda_plan, tensorrt_check_cases, tensorrt_runner
 from engines.artifact import Artifact
 from engines.tensorrt_check import (
     RESULT,
@@ -219,6 +219,10 @@ def test_every_case_is_within_its_tolerance_on_a_cpu_and_tells_wrong_from_right(
         assert bool(case.plugins) == ("native" not in name)
 
 
+class Memory(bytes):
+    nbytes = property(len)
+
+
 class FakeTrt(types.ModuleType):
     """As much of TensorRT as a rung touches; an engine is ONNX Runtime on the same graph."""
 
@@ -233,15 +237,18 @@ class FakeTrt(types.ModuleType):
         inspector = one(get_engine_information=lambda kind: '{"Layers": ["a", "b"]}')
         self.engine = one(create_engine_inspector=lambda: inspector)
         self.Builder = lambda logger: one(
-            create_network=lambda flags: one(flags=flags),
+            create_network=lambda flags: one(
+                num_inputs=0,
+                num_outputs=1,
+                get_output=lambda i: one(name="out", dtype=one(name="HALF"), shape=(2, 256, 320)),
+            ),
             create_builder_config=lambda: one(profiling_verbosity=None),
-            build_serialized_network=lambda network, config: one(nbytes=4096) if self.builds else None,
+            build_serialized_network=lambda network, config: Memory(4096) if self.builds else None,
         )
         error = one(desc=lambda: "Plugin not found")
         self.OnnxParser = lambda network, logger: one(
             parse=lambda data, path: self.parses, num_errors=1, get_error=lambda i: error
         )
-        self.Runtime = lambda logger: one(deserialize_cuda_engine=lambda plan: self.engine)
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -259,11 +266,15 @@ def test_a_rung_builds_runs_and_compares(wrong: bool, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugin)
 
-    class Plan:
-        scratch = 2048
+    class Engine:
+        raw, workspace = trt.engine, 2048
 
-        def __init__(self, module: Any, engine: Any) -> None:
-            assert module is trt and engine is trt.engine
+        def __init__(self, module: Any, plan: bytes, ports: dict[str, Any]) -> None:
+            assert module is trt and len(plan) == 4096 and [p["name"] for p in ports["outputs"]] == ["out"]
+
+    class Plan:
+        def __init__(self, engine: Engine) -> None:
+            assert engine.raw is trt.engine
 
         def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             out = run(case)
@@ -274,9 +285,10 @@ def test_a_rung_builds_runs_and_compares(wrong: bool, monkeypatch: pytest.Monkey
             return 1.25
 
     monkeypatch.setattr(cuda_plan, "Plan", Plan)
+    monkeypatch.setattr(tensorrt_runner, "TensorRtEngine", Engine)
     told = build_and_compare(trt, case, "sm_89")
     assert registered == [f"{NAMESPACE}::attention_8x40_fp16"] * 3
-    assert told["milliseconds"] == 1.25 and told["layers"] == 2 and told["plan"] == "4 kB"
+    assert told["milliseconds"] == 1.25 and told["layers"] == 2 and told["plan"] == "4 kB" and told["scratch"] == "2 kB"
     assert ("error" in told) == wrong, "NaN is no small error"
     assert build_and_compare(FakeTrt(parses=False), case, "sm_89") == {"error": "Plugin not found"}
     assert build_and_compare(FakeTrt(builds=False), case, "sm_89") == {"error": "TensorRT built no plan"}

@@ -1,4 +1,4 @@
-"""A typed graph is the same network: bit for bit in float32, to its rounding in float16; weights stay where they lie."""
+"""A typed graph is the same network: bit for bit in float32, up to rounding in float16; no weight is copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m engines build | check | clean: engines of a model, on this machine or for another's card."""
+"""python -m engines build | check | clean | trt-check: engines of a model, on this machine or for another's card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    if options.command != "clean" and not options.model:
+    if options.command in ("build", "check") and not options.model:
         print("give MODEL, the checkpoint or artifact: a folder, or a .safetensors file", file=sys.stderr)
         return 2
     try:
@@ -39,6 +39,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
         from engines.check_command import check
 
         return check
+    if name == "trt-check":
+        from engines.tensorrt_check import trt_check
+
+        return lambda options: trt_check(options.model, options.log, options.limit)
     from engines.command import build, clean
 
     return build if name == "build" else lambda _: clean()
@@ -50,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, help: str, description: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=description)
-        if name != "clean":
+        if name in ("build", "check"):
             model = os.environ.get("LATENTD_MODEL")
             made.add_argument(
                 "model",
@@ -89,6 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     flag(check, "size", "", "width x height, such as 256x256 (default: the model's own)")
     flag(check, "samplers", "ddim,euler,dpmpp_2m", "separated by commas, or all")
     flag(check, "steps", "20", "default 20")
+
+    ladder = command(
+        "trt-check",
+        "what of our TensorRT plans works on this machine",
+        "Climbs from TensorRT's import to the whole UNet, each rung in a process of its own, and writes a log for an "
+        "issue. Exit status 1 where the UNet does not run.",
+    )
+    ladder.add_argument("--model", type=Path, default=Path("demo/small-things"), help="default: the embedded model")
+    ladder.add_argument("--log", type=Path, default=Path("trt-check.log"), help="default trt-check.log")
+    ladder.add_argument("--limit", type=float, default=900.0, help="seconds a rung may take (default 900)")
 
     command(
         "clean",

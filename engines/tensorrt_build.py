@@ -8,10 +8,12 @@ made, so that nothing large is held twice.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import onnx
@@ -28,6 +30,9 @@ from engines.tensorrt_typing import fix_shapes, typed
 PRECISIONS = ("auto", "f16", "bf16", "f32")
 UNPROVEN = "islands chosen on a CPU; no card has run this plan"
 
+# TensorRT's own attention, or our kernel as a plugin where it takes an Attention (full TensorRT only).
+ATTENTIONS = ("native", "triton")
+
 Say = Callable[[str], None]
 
 
@@ -35,8 +40,8 @@ class TensorRtBuilder:
     """Plans of one artifact for one class of GPU.
 
     `target`: "sm_89", or None for the GPU that is here. `precision`: "auto" is "f16" with islands where float16 is too
-    narrow; "bf16" and "f32" are whole. `notes` keeps what was measured on the CPU between processes, `timing` is full
-    TensorRT's timing cache. Errors: BackendError.
+    narrow; "bf16" and "f32" are whole. `attention`: one of ATTENTIONS. `notes` keeps what was measured on the CPU
+    between processes, `timing` is full TensorRT's timing cache. Errors: BackendError.
     """
 
     def __init__(
@@ -46,12 +51,18 @@ class TensorRtBuilder:
         precision: str = "auto",
         rtx: bool = True,
         *,
+        attention: str = "native",
         notes: Notes | None = None,
         timing: Path | None = None,
     ) -> None:
         self.name = "tensorrt_rtx" if rtx else "tensorrt"
         if precision not in PRECISIONS:
             raise BackendError(f"precision {precision!r} is unknown; {self.name} does {', '.join(PRECISIONS)}")
+        if attention not in ATTENTIONS:
+            raise BackendError(f"attention {attention!r} is unknown; {self.name} does {', '.join(ATTENTIONS)}")
+        if rtx and attention == "triton":
+            raise BackendError("attention 'triton': TensorRT for RTX takes no plugins; use native, or backend tensorrt")
+        self._attention = attention
         self._trt = api(rtx)
         self.target = choose_target(self._trt, target, rtx)
         self.precision = "f16" if precision == "auto" else precision
@@ -86,7 +97,8 @@ class TensorRtBuilder:
             "target": self.target,
             "precision": self.precision,
             "typing": {"method": METHOD, "headroom": HEADROOM, "sources": _sources()},
-            "kernels": None,  # no plugins: RTX takes none
+            "attention": self._attention,
+            "kernels": _plugins().kernels_hash() if self._attention == "triton" else None,
             "network": order.network,
             "shapes": {name: list(shape) for name, shape in order.shapes.items()},
         }
@@ -98,10 +110,15 @@ class TensorRtBuilder:
         found = study(self._artifact, order.network, self._notes) if self.precision == "f16" else None
         looked = time.monotonic()
         graph, kind = self.graph(order, found)
+        inside: dict[str, Any] = {"attention": self._attention}
+        if self._attention == "triton":
+            trtp = importlib.import_module("tensorrt.plugin")
+            graph, inside = _plugins().into_graph(trtp, graph, self._attention, self.target)
         ports, plan = self._compile(order, graph, out, say)
         islands = [] if found is None else [{**vars(island), "type": kind} for island in found.islands]
         return {
             **ports,
+            **inside,
             "target": self.target,
             "precision": self.precision,
             "strongly_typed": True,
@@ -138,8 +155,8 @@ class TensorRtBuilder:
             told = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
             raise self._failure(order, told or log.errors)
         ports = {
-            "inputs": [_port(network.get_input(i)) for i in range(network.num_inputs)],
-            "outputs": [_port(network.get_output(i)) for i in range(network.num_outputs)],
+            "inputs": [port(network.get_input(i)) for i in range(network.num_inputs)],
+            "outputs": [port(network.get_output(i)) for i in range(network.num_outputs)],
         }
         _allow_plain_attention(trt, network)
         config = builder.create_builder_config()
@@ -191,12 +208,19 @@ def _allow_plain_attention(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
+def _plugins() -> ModuleType:
+    """Lazily: our kernels need Triton, which only a builder of plugins has."""
+    from engines import tensorrt_plugins
+
+    return tensorrt_plugins
+
+
 def _parser_error(fault: Any) -> str:
     """Its description alone often names neither the operator nor the node."""
     return f"{fault.desc()} (operator {fault.node_operator()}, node {fault.node_name()})"
 
 
-def _port(tensor: Any) -> dict[str, Any]:
+def port(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
 
 

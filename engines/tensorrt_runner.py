@@ -69,6 +69,11 @@ class TensorRtEngine:
                 )
 
     @property
+    def raw(self) -> Any:
+        """TensorRT's own engine, for its inspector."""
+        return self._engine
+
+    @property
     def workspace(self) -> int:
         """Bytes that `lend` wants."""
         return self._engine.device_memory_size_v2

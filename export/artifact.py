@@ -28,6 +28,7 @@ from engines.sealed import sealed
 from export import check
 from export.finite import check_finite
 from export.graph import OPSET, trace
+from export.leftovers import sweep
 from export.networks import NETWORKS
 from export.preview import fit_preview
 from export.tensors import StoredTensor, stored_tensors
@@ -165,9 +166,7 @@ def _moved(tensors: dict[str, StoredTensor], checkpoint: Path, out: Path) -> dic
 def _begin(folder: Path) -> None:
     """Take away the manifest, then what exports that were killed have left: nothing vouches for what is half done."""
     disk.remove(folder / MANIFEST)
-    for place in (folder / name for name in (*GRAPHS.values(), MANIFEST)):
-        for left in place.parent.glob(f".new-{place.name}-*"):
-            disk.remove(left)
+    sweep(folder, (*GRAPHS.values(), MANIFEST))
 
 
 assert sys.byteorder == "little", "safetensors are little-endian, and the graphs point into them as they are"

@@ -19,6 +19,7 @@ from typing import BinaryIO
 from engines import disk
 from engines.artifact import MANIFEST
 from export.finite import check_finite
+from export.leftovers import sweep
 from export.single_file.configs import configs
 from export.single_file.keys import is_weight, names, renamed
 from export.single_file.kinds import SD1, UNET, VAE, Family, recognise
@@ -79,12 +80,15 @@ def convert(path: Path, out: Path, prediction: str = "auto", say: Callable[[str]
     disk.make(out)
     for name in (MANIFEST, "model_index.json"):  # without them, what an interruption leaves is no checkpoint
         disk.remove(out / name)
-    for name in ("latentd.json", *(f"{part}/{STEMS[part]}.safetensors" for part in parts)):
+    weights = {part: f"{part}/{STEMS[part]}.safetensors" for part in parts}
+    for name in ("latentd.json", *weights.values()):
         disk.remove(out / name)  # of another model, or half of one
+    words = tokenizer_files(pad=family.pad, tokens=text_is.tokens)
+    sweep(out, (*weights.values(), *(f"tokenizer/{name}" for name in words), *folder))
     for part, pieces in parts.items():
-        _write_weights(path, out / part / f"{STEMS[part]}.safetensors", pieces)
+        _write_weights(path, out / weights[part], pieces)
     disk.make(out / "tokenizer")
-    for name, data in tokenizer_files(pad=family.pad, tokens=text_is.tokens).items():
+    for name, data in words.items():
         disk.write_whole(out / "tokenizer" / name, data)
     for name, values in sorted(folder.items(), key=lambda item: item[0] == "model_index.json"):
         disk.make((out / name).parent)
@@ -155,8 +159,6 @@ def _write_weights(source: Path, target: Path, pieces: list[_Piece]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     disk.make(target.parent)
-    for left in target.parent.glob(f".new-{target.name}-*"):  # of conversions that were killed
-        disk.remove(left)
     temporary = target.with_name(f".new-{target.name}-{os.getpid()}")
     try:
         with source.open("rb") as reading, temporary.open("wb") as writing:

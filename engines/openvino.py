@@ -23,9 +23,10 @@ from engines import cache
 from engines.artifact import Artifact
 from engines.backend import F32, BackendError, DeviceError
 from engines.cores import available_cores
+from engines.host import HostBackend
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(HostBackend):
     """The engines of one artifact. `precision` "auto" is bf16 where the CPU multiplies it natively, else f32."""
 
     name = "openvino"

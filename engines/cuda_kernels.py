@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ class Kernels:
     interleave: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
     guided_step: Callable[[Any, Tensor], object]
     to_uint8: Callable[[Tensor], tuple[Tensor, Tensor]]
+    heads: Collection[int]  # widths of a head that `attention` takes
 
 
 def plain_kernels() -> Kernels:
@@ -36,16 +37,19 @@ def plain_kernels() -> Kernels:
         plain.interleave,
         plain.guided_step,
         plain.to_uint8,
+        range(8, 161, 8),
     )
 
 
 def triton_kernels() -> Kernels:
     """Errors: ModuleNotFoundError where triton is not installed."""
-    from kernels.attention import attention
+    from kernels.attention import PARTS, attention
     from kernels.geglu import geglu, geglu_linear, interleave
     from kernels.group_norm_silu import group_norm_silu
     from kernels.guided_step import guided_step
     from kernels.layer_norm import layer_norm
     from kernels.to_uint8 import to_uint8
 
-    return Kernels(attention, group_norm_silu, layer_norm, geglu, geglu_linear, interleave, guided_step, to_uint8)
+    return Kernels(
+        attention, group_norm_silu, layer_norm, geglu, geglu_linear, interleave, guided_step, to_uint8, PARTS
+    )

@@ -13,8 +13,7 @@ from engines.cuda_kernels import Kernels
 from model.ops import PLAIN
 from model.transformer import to_picture, to_tokens
 
-_MOST_HEAD = 160  # SD 1.5's widest head; the kernel keeps a block of queries of a head in registers
-_ALIGNED = 8  # numbers of two bytes in 16, below which a matrix product or a row of a kernel is slow or refused
+_ALIGNED = 8  # numbers of two bytes in 16: rows of other widths are slow in a matrix product
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ class KernelOps:
         return self._kernels.geglu_linear(x, *self._interleaved[linear])
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
-        head = q.shape[-1] // heads
-        if head <= _MOST_HEAD and head % _ALIGNED == 0:
+        if q.shape[-1] // heads in self._kernels.heads:
             return self._kernels.attention(q, k, v, heads, causal=causal)
         if heads == 1 and not causal:
             return _one_head(q, k, v)

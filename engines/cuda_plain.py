@@ -21,7 +21,7 @@ def guided_step(seats: Seats, outputs: Tensor) -> None:
     """
     outputs, count, everyone = outputs.float(), len(seats.step), torch.arange(len(seats.step), device=outputs.device)
     moves = (seats.row[:, 0] >= 0) & (seats.step < seats.last)  # [S]
-    positive, negative = (outputs[seats.row[:, sign].clamp(min=0)] for sign in (0, 1))  # [S, C, h, w]
+    positive, negative = (outputs[seats.row[:, sign].clamp(0, len(outputs) - 1)] for sign in (0, 1))  # [S, C, h, w]
     guided = (positive - negative) * _wide(seats.guidance) + negative
     out = torch.where(_wide(seats.row[:, 1] >= 0), guided, positive)
     step = seats.step.clamp(max=seats.matrices.shape[1] - 1)

@@ -51,7 +51,7 @@ class HostStepper:
         terms[0] = noise[0] * np.float32(table.initial_scale) if x is None else x
         self._draws[seat] = noise[1:]
         self.denoiser.contexts[2 * seat] = context
-        self.denoiser.guidance[2 * seat] = guidance
+        self.denoiser.guidance[2 * seat : 2 * seat + 2] = guidance
         self._guidance[seat] = 1.0 if negative is None else guidance
         if negative is not None:
             self.denoiser.contexts[2 * seat + 1] = negative

@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("model", type=Path, help="an artifact, or a checkpoint (exported on first use)")
     check.add_argument("--backend", default="auto", help="auto, openvino, onnxruntime, torch (default auto)")
     check.add_argument("--precision", default="auto", help="auto, f32, f16, bf16 (default auto)")
+    check.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
+    check.add_argument("--pixels", default="auto", help="auto, exact, fast (default auto)")
     check.add_argument("--size", default="", help="width x height, such as 256x256 (default: the model's own)")
     check.add_argument("--samplers", default="ddim,euler,dpmpp_2m", help="separated by commas, or all")
     check.add_argument("--steps", type=int, default=20, help="default 20")
@@ -46,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--samplers has {unknown[0]!r}; there are {', '.join(SAMPLERS)}")
         if not 1 <= options.steps <= 150:
             parser.error(f"--steps is {options.steps}; it takes 1 to 150")
-        model, reference = load(artifact, options.backend, options.precision), load(artifact, "torch", device="cpu")
+        model = load(artifact, options.backend, options.precision, None, options.device, options.pixels)
+        reference = load(artifact, "torch", device="cpu")
         width, height = int(size[1]), int(size[2])
         print(f"{artifact.id} {width}x{height}: {model.backend.name} {model.backend.precision} against torch f32")
 

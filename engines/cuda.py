@@ -18,7 +18,7 @@ from engines.artifact import Artifact
 from engines.backend import F32, BackendError, Pending, Pixels
 from engines.cuda_kernels import Kernels, triton_kernels
 from engines.cuda_network import TorchNetwork
-from engines.cuda_ops import KernelOps
+from engines.cuda_ops import KernelOps, fold_biases
 from engines.cuda_stepper import CudaStepper
 from engines.cuda_stream import Fetched, OnDevice, Stream
 from model import weights
@@ -68,6 +68,11 @@ class CudaBackend:
         self._text = weights.load_text(self.spec, folder).to(self._device)
         self._unet: Unet = weights.load_unet(self.spec, folder, dtype, ops).to(**like)
         self._decoder: VaeDecoder = weights.load_vae_decoder(self.spec, folder, dtype, ops).to(**like)
+        if ops is not PLAIN:
+            fold_biases(self._unet)
+            fold_biases(self._decoder)
+        if on_gpu:
+            torch.cuda.synchronize(self._device)  # the streams below do not wait for the one that loaded
         self._encoding, self._stepping, self._decoding, self._side = (Stream(self._device) for _ in range(4))
         self._networks: dict[int, TorchNetwork] = {}
         self._decoders: dict[tuple[int, ...], _Decoder] = {}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.cuda_kernels import Kernels
+from model.blocks import Resnet
 from model.ops import PLAIN
 from model.transformer import to_picture, to_tokens
 
@@ -79,6 +80,28 @@ class KernelOps:
         if heads == 1 and not causal:
             return _one_head(q, k, v)
         return PLAIN.attention(q, k, v, heads, causal)
+
+
+def fold_biases(net: nn.Module) -> None:
+    """Move biases of 3x3 convolutions to where they cost nothing, once and for all; the network computes the same.
+
+    torch adds a convolution's bias in a pass of its own over the result, but a matrix product's within the product. In
+    a resnet the first convolution's goes into the time's projection, which is added to the same channels next; the
+    second's into the shortcut's, where there is one, which is added last.
+    """
+    with torch.no_grad():
+        for resnet in net.modules():
+            if not isinstance(resnet, Resnet):
+                continue
+            for conv, product in (
+                (resnet.conv1, resnet.time_emb_proj),
+                (resnet.conv2, resnet.conv_shortcut),
+            ):
+                if product is not None and conv.bias is not None:
+                    assert product.bias is not None
+                    both = product.bias.float() + conv.bias.float()
+                    product.bias.data = both.to(product.bias.dtype)
+                    conv.bias = None
 
 
 def _one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A CUDA stream and all that is done with one; over CPU tensors the same calls, where everything happens in order.
 
-Every line that only a GPU can run is in this file, so that what a CPU tests is all the rest.
+What only a GPU can run of encoding, stepping and decoding is in this file, so that a CPU tests all the rest.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.cuda_kernels import Kernels, plain_kernels
-from engines.cuda_ops import KernelOps
+from engines.cuda_ops import KernelOps, fold_biases
 from model.clip import ClipText
 from model.ops import PLAIN, PlainOps
 from model.random import init_random
@@ -111,6 +111,8 @@ def randoms(*shapes: tuple[int, ...]) -> list[Tensor]:
 def test_unet(spec: UnetSpec, fused: bool) -> None:
     counted = Counted(range(4, 161, 4))
     plain, fast = pair(lambda ops: Unet(spec, ops), KernelOps(counted.kernels, fused_geglu=fused))
+    fold_biases(fast)
+    fold_biases(fast)  # there is nothing left to fold
     x, context = randoms((3, 4, 8, 16), (3, 9, spec.context_width))
     inputs = [x, torch.tensor([1.0, 500.0, 999.0]), context]
     if spec.guidance_width:
@@ -124,6 +126,17 @@ def test_unet(spec: UnetSpec, fused: bool) -> None:
     assert counted.calls["layer_norm"] == 2 * 3 * layers
     assert counted.calls["geglu_linear" if fused else "geglu"] == 2 * layers
     assert counted.calls["group_norm_silu"] == 2 * (2 * resnets + layers + 1)
+
+
+def test_biases_are_folded_where_a_product_takes_them() -> None:
+    unet = init_random(Unet(SD15), 3)
+
+    def biases() -> int:
+        return sum(m.bias is not None for m in unet.modules() if isinstance(m, nn.Conv2d))
+
+    before = biases()
+    fold_biases(unet)
+    assert before - biases() == 22 + 14, "the first of each resnet; the second of those with a shortcut"
 
 
 def test_packed_weights_are_held_once() -> None:
@@ -147,7 +160,8 @@ def test_packed_weights_are_held_once() -> None:
 def test_vae(heads: range) -> None:
     counted = Counted(heads)
     plain, fast = pair(lambda ops: VaeDecoder(VAE, ops), KernelOps(counted.kernels))
-    (latents, image) = randoms((2, 4, 6, 5), (2, 3, 12, 10))
+    fold_biases(fast)
+    latents, image = randoms((2, 4, 6, 5), (2, 3, 12, 10))
     with torch.inference_mode():
         close(fast(latents), plain(latents))
         assert ("attention" in counted.calls) == bool(heads)

@@ -18,17 +18,22 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.gpu_check import SD15
 from engines.artifact import Artifact
 from engines.backend import F32
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.cuda_network import TorchNetwork, bucket_sizes
+from engines.cuda_ops import KernelOps, fold_biases
+from engines.cuda_plain import guided_step
+from engines.cuda_seats import Seats
 from engines.cuda_stepper import CudaStepper
 from engines.cuda_stream import Stream
 from engines.model import Model
 from engines.stepper import HostStepper
 from engines.torch import TorchBackend
 from model import weights
+from model.unet import Unet
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, Table, table
 from pipeline.tokenizer import ClipTokenizer
@@ -106,9 +111,18 @@ class Bench:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
+def bounded_step(seats: Seats, outputs: Tensor) -> None:
+    """Triton's kernel would read whatever lies where a row points to."""
+    moving = seats.row[(seats.row[:, 0] >= 0) & (seats.step < seats.last)]
+    assert not len(moving) or int(moving.max()) < len(outputs), "a row beyond its bucket"
+    guided_step(seats, outputs)
+
+
 def toy_bench(exact: bool, seats: int = SEATS) -> Bench:
+    kernels = replace(plain_kernels(), guided_step=bounded_step)
+
     def make(stream: Stream) -> CudaStepper:
-        return CudaStepper(Toy(), plain_kernels(), SHAPE, seats, STEPS, stream, stream, exact=exact)
+        return CudaStepper(Toy(), kernels, SHAPE, seats, STEPS, stream, stream, exact=exact)
 
     return Bench(make)
 
@@ -363,6 +377,20 @@ def test_the_smallest_bucket_that_holds_the_rows_is_replayed(oracle: Model) -> N
         assert bench.replays == {sizes.index(bucket): 1}, seats
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
+def test_joining_writes_zeros_into_the_history(oracle: Model, exact: bool) -> None:
+    """Whatever a kernel does with coefficients of zero, it meets no NaN."""
+    stepper = toy_bench(exact).stepper
+    poisoned_sit(stepper, 2, table(oracle.spec.schedule, "dpmpp_3m_sde", 8), SHAPE, toy_context(""))
+    for _ in range(5):
+        stepper.step([2])
+    at, own = stepper._at(2)
+    assert not torch.isfinite(at.state[own]).any(dim=(1, 2, 3))[:3].any(), "x, h1 and h2 were not numbers"
+    stepper.leave(2)
+    toy_sit(stepper, 2, oracle, Request("a", "", 1, 4, 1.0, "dpmpp_2m"))
+    assert torch.isfinite(at.state[own]).all()
+
+
 @pytest.mark.parametrize("rows", [2, 6, 16, 32, 64])
 def test_buckets(rows: int) -> None:
     sizes = bucket_sizes(rows)
@@ -397,6 +425,23 @@ def test_the_network_keeps_what_a_step_would_repeat(bare: Artifact) -> None:
     got = network.denoise(x, network.time(timesteps, torch.ones(2)), texts)
     assert texts.shape == (2, network.text_width)
     torch.testing.assert_close(got, unet(x, timesteps, contexts), rtol=0, atol=1e-5)
+
+
+def test_stable_diffusion_in_float16_at_its_own_size() -> None:
+    """On the meta device: no numbers, but every shape, type and device of what a GPU would capture."""
+    meta = Stream(torch.device("meta"))
+    with torch.device("meta"):
+        unet = Unet(SD15, KernelOps(plain_kernels())).half().requires_grad_(False)
+    fold_biases(unet)
+    with meta.here():
+        network = TorchNetwork(unet.to(memory_format=torch.channels_last), tokens=77)
+    assert (network.text_width, network.time_width) == (77 * 24_960, 20_160)  # docs/gpu.md has them
+    stepper = CudaStepper(network, plain_kernels(), (4, 64, 64), 2, 150, meta, meta, exact=False)
+    assert round(stepper._groups[0].nbytes / 2 / 1e6, 1) == 30.0, "MB a seat, for up to 150 steps"
+    with Recorded() as inside, meta.here():
+        for replay in stepper._replays.values():
+            replay()
+    assert not [name for name in inside.operations if "_local_scalar_dense" in name or "lift_fresh" in name]
 
 
 def test_requests_differ() -> None:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from engines.artifact import Artifact
 from engines.backend import DeviceError
+from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.cuda_stepper import CudaStepper
-from engines.cuda_stream import Mark, Stream
+from engines.cuda_stream import Mark, OnDevice, Stream
 from engines.model import Model
 from tests.engines.test_cuda_stepper import SEATS, SHAPE, STEPS, Toy, toy_sit
 from tests.engines.test_stepper import Request
@@ -171,3 +173,17 @@ def test_cudas_errors_are_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
             call()
     with pytest.raises(ValueError), Stream(CPU).here():
         raise ValueError("somebody else's")
+
+
+def test_a_decode_waits_for_the_step_that_made_its_latents(notes: Notes, bare: Artifact) -> None:
+    """Beside later steps, which may give the seat on: it reads a copy, which is kept for it."""
+    backend = CudaBackend(bare, "f32", pixels="fast", device="cpu", kernels=plain_kernels())
+    backend._decoding = notes.stream("decodes")
+    steps = notes.stream("steps")
+    shape = bare.spec.latent_shape(bare.spec.defaults.width, bare.spec.defaults.height)
+    latents = OnDevice(torch.zeros(shape), steps.mark(), notes.stream("side"))
+    backend._decoder_of(shape)
+    notes.clear()
+    pending = backend.picture(latents)
+    assert notes.said == ["decodes waits for 1", "kept for decodes", "replay", "event 2 on decodes"]
+    assert not pending.ready()

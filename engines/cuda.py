@@ -220,5 +220,6 @@ class CudaDenoiser:
 
 
 def _floats(fetched: Fetched) -> F32:
+    """A copy: contexts are remembered, and pinned memory is not for keeping."""
     (array,) = fetched.arrays()
-    return array.astype(np.float32, copy=False)
+    return array.astype(np.float32)

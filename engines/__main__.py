@@ -88,8 +88,10 @@ def _parser() -> argparse.ArgumentParser:
         "Each network's error, rows alone against rows in company, and whole trajectories, against torch in float32 "
         "(the extra `export`). Exit status 1 when anything is past its tolerance, or nothing can be compared here.",
     )
-    flag(check, "backend", "auto", "auto, openvino, onnxruntime (default auto)")
-    flag(check, "precision", "auto", "auto, f32, bf16 (default auto)")
+    flag(check, "backend", "auto", "auto, openvino, onnxruntime, torch (default auto)")
+    flag(check, "precision", "auto", "auto, f32, f16, bf16 (default auto)")
+    flag(check, "device", "auto", "auto, cpu, cuda (default auto)")
+    flag(check, "pixels", "auto", "auto, exact, fast (default auto)")
     flag(check, "size", "", "width x height, such as 256x256 (default: the model's own)")
     flag(check, "samplers", "ddim,euler,dpmpp_2m", "separated by commas, or all")
     flag(check, "steps", "20", "default 20")

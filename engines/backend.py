@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import LatentdError
+from pipeline.samplers import Table
 from pipeline.spec import Spec
 
 F32 = NDArray[np.float32]
+Pixels = NDArray[np.uint8]  # [H, W, 3]
+
+_Made = TypeVar("_Made")
+_Given = TypeVar("_Given", covariant=True)
 
 
 class BackendError(LatentdError):
@@ -43,6 +49,80 @@ class Denoiser(Protocol):
         ...
 
 
+class Pending(Protocol[_Given]):
+    """What a device may still be making. `get` may be called by any thread, `ready` too."""
+
+    def ready(self) -> bool:
+        """Would `get` return at once?"""
+        ...
+
+    def get(self) -> _Given:
+        """Waits for it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ready(Generic[_Made]):
+    """What needs no waiting for: a CPU's results."""
+
+    value: _Made
+
+    def ready(self) -> bool:
+        return True
+
+    def get(self) -> _Made:
+        return self.value
+
+
+class Stepper(Protocol):
+    """The seats of one lane, and one evaluation over whoever sits. Tables, noise and contexts come from the host."""
+
+    seats: int
+
+    def sit(
+        self,
+        seat: int,
+        table: Table,
+        noise: F32,
+        context: F32,
+        negative: F32 | None,
+        guidance: float,
+        *,
+        start: int = 0,
+        x: F32 | None = None,
+    ) -> None:
+        """Seat a picture: noise [1 + table.draws, C, h, w], contexts [tokens, width]; `negative` None: unguided.
+
+        It begins at evaluation `start` of its table, from `x` [C, h, w]; without it, from the first noise, scaled.
+        """
+        ...
+
+    def leave(self, seat: int) -> None: ...
+
+    def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
+        """One evaluation of each of `seats`, all of them unfinished; x0 is kept for those also in `predict`.
+
+        On a GPU it is then under way, with at most one more before it.
+        """
+        ...
+
+    def reached(self, seat: int) -> int:
+        """Evaluations of the seat's table that are done or under way."""
+        ...
+
+    def finished(self, seat: int) -> bool:
+        """Are all of them?"""
+        ...
+
+    def pending_latents(self, seat: int) -> Pending[F32]:
+        """x of a seat, [C, h, w]: a copy, so that the seat may be given on."""
+        ...
+
+    def pending_prediction(self, seat: int) -> Pending[F32]:
+        """x0 after the last step for which it was asked, [C, h, w]: a copy."""
+        ...
+
+
 class Backend(Protocol):
     """Engines of one model on one device. Used by one thread at a time."""
 
@@ -65,8 +145,19 @@ class Backend(Protocol):
         """Latents [C, h, w], as the UNet makes them, to a picture [3, H, W] in about -1..1."""
         ...
 
+    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> Stepper:
+        """Seats for pictures of this size and prompts of `chunks` times the encoder's length, of up to `steps` steps.
 
-def to_pixels(picture: F32) -> NDArray[np.uint8]:
+        This is how a backend steps: on the host over its `denoiser` (engines/host.py), or all on its device.
+        """
+        ...
+
+    def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
+        """A stepper's latents to pixels; None where they, or the picture, are not numbers."""
+        ...
+
+
+def to_pixels(picture: F32) -> Pixels:
     """[3, H, W] in -1..1 to uint8 [H, W, 3], rounded half to even as diffusers does."""
     unit = np.clip(picture * np.float32(0.5) + np.float32(0.5), 0, 1)
     return np.ascontiguousarray((unit * np.float32(255)).round().astype(np.uint8).transpose(1, 2, 0))

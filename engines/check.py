@@ -24,8 +24,13 @@ from pipeline.samplers import SAMPLERS
 
 PROMPT, SEED = "a photo of a red apple", 7
 # Of the largest absolute value of what the reference computes, and decibels of the picture. f32 differs by the order
-# of summation alone; bf16 has 8 bits of mantissa, and its errors add up over a trajectory.
-TOLERANCES = {"f32": (1e-3, 1e-3, 45.0), "bf16": (1e-1, 5e-1, 30.0)}  # network, latents, picture
+# of summation alone; bf16 has 8 bits of mantissa, and its errors add up over a trajectory; f16 has 11, an eighth of
+# its rounding.
+TOLERANCES = {  # network, latents, picture
+    "f32": (1e-3, 1e-3, 45.0),
+    "f16": (1.25e-2, 6e-2, 40.0),
+    "bf16": (1e-1, 5e-1, 30.0),
+}
 _COMPANY = 8  # rows
 
 log = logging.getLogger("latentd.check")
@@ -76,7 +81,9 @@ def check(
     error("vae_decoder", model.backend.decode(clean), reference.backend.decode(clean), network)
 
     agree = _rows_agree(mine)
-    found(f"rows alone and in company of {_COMPANY}", "equal" if agree else "differ", "equal", agree)
+    fast = getattr(model.backend, "pixels", "exact") == "fast"  # where rows may differ, and how is worth knowing
+    company = f"rows alone and in company of {_COMPANY}"
+    found(company, "equal" if agree else "differ", "either" if fast else "equal", agree or fast)
     _remember(model, size, agree)
 
     for sampler in samplers:

@@ -26,7 +26,8 @@ def check(options: argparse.Namespace) -> int:
     samplers, steps = _samplers(options.samplers), _steps(options.steps)
     if options.backend in PLANS and options.backend not in BACKENDS:
         return _plans(artifact, options.backend)
-    model, reference = load(artifact, options.backend, options.precision), load(artifact, "torch")
+    model = load(artifact, options.backend, options.precision, None, options.device, options.pixels)
+    reference = load(artifact, "torch", device="cpu")
     print(f"{artifact.id} {width}x{height}: {model.backend.name} {model.backend.precision} against torch f32")
 
     def say(finding: Finding) -> None:

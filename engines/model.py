@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 
+from engines import gpu
 from engines.artifact import Artifact
 from engines.backend import Backend, BackendError
 from pipeline.spec import Spec
@@ -16,6 +17,9 @@ BACKENDS = {
     "onnxruntime": ("engines.onnxruntime", "OnnxRuntimeBackend", "cpu"),
     "torch": ("engines.torch", "TorchBackend", "export"),
 }
+CUDA = ("engines.cuda", "CudaBackend", "kernels")  # backend torch on a GPU
+DEVICES = ("auto", "cpu", "cuda")
+PIXELS = ("auto", "exact", "fast")
 
 
 @dataclass(frozen=True)
@@ -33,20 +37,49 @@ class Model:
         return self.artifact.spec
 
 
-def load(artifact: Artifact, backend: str = "auto", precision: str = "auto", threads: int | None = None) -> Model:
+def load(
+    artifact: Artifact,
+    backend: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    device: str = "auto",
+    pixels: str = "auto",
+) -> Model:
     """Engines of `artifact` on this machine, from the cache or compiled.
 
-    `backend`: a key of BACKENDS; "auto" is openvino. `precision`: "bf16" where the backend and the CPU have it
-    ("auto"), or "f32". Errors: BackendError, naming the extra to install, for a backend that is not here.
+    `backend`: a key of BACKENDS; "auto" is torch on a GPU, openvino on a CPU. `precision`: "f16" (a GPU's "auto"),
+    "bf16" where the backend and the device have it (a CPU's "auto"), or "f32". `device`: "cpu", "cuda", or "auto": a
+    GPU if there is one that the backend can use. `pixels`: "exact", or "fast" (a GPU's "auto"; no difference on a CPU).
+    Errors: BackendError, naming the extra to install, for a backend or a device that is not here.
     """
-    name = "openvino" if backend == "auto" else backend
-    if name not in BACKENDS:
-        raise BackendError(f"backend {name!r} is unknown; there are: auto, {', '.join(BACKENDS)}")
-    module, kind, extra = BACKENDS[name]
+    for what, value, known in (
+        ("backend", backend, ("auto", *BACKENDS)),
+        ("device", device, DEVICES),
+        ("pixels", pixels, PIXELS),
+    ):
+        if value not in known:
+            raise BackendError(f"{what} {value!r} is unknown; there are: {', '.join(known)}")
+    cuda = _on_cuda(backend, device)
+    name = ("torch" if cuda else "openvino") if backend == "auto" else backend
+    module, kind, extra = CUDA if cuda else BACKENDS[name]
+    options = {"pixels": "fast" if pixels == "auto" else pixels} if cuda else {}
     try:
-        made: Backend = getattr(importlib.import_module(module), kind)(artifact, precision, threads)
+        made: Backend = getattr(importlib.import_module(module), kind)(artifact, precision, threads, **options)
     except ModuleNotFoundError as error:
         raise BackendError(
             f"backend {name} needs {error.name}, which is not installed: pip install -e '.[{extra}]' in a clone"
         ) from None
     return Model(artifact, ClipTokenizer(artifact.folder, artifact.spec.text), made)
+
+
+def _on_cuda(backend: str, device: str) -> bool:
+    if backend not in ("auto", "torch"):
+        if device == "cuda":
+            raise BackendError(f"device cuda: backend {backend} computes on the CPU; torch has the GPU")
+        return False
+    if device == "cpu":
+        return False
+    here = gpu.cuda_here()
+    if device == "cuda" and not here:
+        raise BackendError("device cuda: there is no NVIDIA GPU here that an installed torch can use (nvidia-smi)")
+    return here

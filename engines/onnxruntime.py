@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from engines.artifact import Artifact
 from engines.backend import F32, BackendError, DeviceError
 from engines.cores import available_cores
+from engines.host import HostBackend
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(HostBackend):
     """Sessions of one artifact's graphs, as they are: nothing is compiled or cached."""
 
     name = "onnxruntime"

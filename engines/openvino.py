@@ -24,13 +24,14 @@ from engines.artifact import Artifact
 from engines.backend import F32, DeviceError
 from engines.builder import Order
 from engines.builders import told
+from engines.host import HostBackend
 from engines.openvino_build import OpenVinoBuilder
 from engines.sealed import Damaged
 
 log = logging.getLogger("latentd.cache")
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(HostBackend):
     """The engines of one artifact, as OpenVinoBuilder compiles them."""
 
     name = "openvino"

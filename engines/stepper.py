@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from engines.backend import F32, Denoiser
+from engines.backend import F32, Denoiser, Ready
 from engines.update import combine, guide
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, Table
 
@@ -33,20 +33,31 @@ class HostStepper:
         self._guidance = [1.0] * seats
         self._reached = [0] * seats  # evaluations done
 
-    def sit(self, seat: int, table: Table, noise: F32, context: F32, negative: F32 | None, guidance: float) -> None:
-        """Seat a picture: noise [1 + table.draws, C, h, w], contexts [tokens, width]; `negative` None: unguided."""
+    def sit(
+        self,
+        seat: int,
+        table: Table,
+        noise: F32,
+        context: F32,
+        negative: F32 | None,
+        guidance: float,
+        *,
+        start: int = 0,
+        x: F32 | None = None,
+    ) -> None:
+        """See Stepper.sit."""
         terms = self._terms[seat]
         terms[:] = 0  # the history of the last tenant
-        np.multiply(noise[0], np.float32(table.initial_scale), out=terms[0])
+        terms[0] = noise[0] * np.float32(table.initial_scale) if x is None else x
         self._draws[seat] = noise[1:]
         self.denoiser.contexts[2 * seat] = context
-        self.denoiser.guidance[2 * seat] = guidance
+        self.denoiser.guidance[2 * seat : 2 * seat + 2] = guidance
         self._guidance[seat] = 1.0 if negative is None else guidance
         if negative is not None:
             self.denoiser.contexts[2 * seat + 1] = negative
         self._tables[seat] = table
         self._matrices[seat] = table.matrices.astype(np.float32)
-        self._reached[seat] = 0
+        self._reached[seat] = start
 
     def leave(self, seat: int) -> None:
         self._tables[seat] = None
@@ -88,6 +99,12 @@ class HostStepper:
 
     def finished(self, seat: int) -> bool:
         return self._reached[seat] == self._table(seat).evaluations
+
+    def pending_latents(self, seat: int) -> Ready[F32]:
+        return Ready(self.latents(seat))
+
+    def pending_prediction(self, seat: int) -> Ready[F32]:
+        return Ready(self.prediction(seat))
 
     def latents(self, seat: int) -> F32:
         """x of a seat, [C, h, w]: a copy, so that the seat may be given on."""

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from engines.artifact import Artifact
 from engines.backend import F32, BackendError
 from engines.cores import available_cores
+from engines.host import HostBackend
 from model import weights
 from model.unet import Unet
 
 
-class TorchBackend:
+class TorchBackend(HostBackend):
     name = "torch"
 
     def __init__(self, artifact: Artifact, precision: str = "auto", threads: int | None = None) -> None:

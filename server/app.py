@@ -129,7 +129,9 @@ def load_model(settings: Settings) -> Model:
     artifact = artifact_of(settings.model, settings.prediction)
     if has_safety_checker(artifact.folder):
         log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")
-    return load(artifact, settings.backend, settings.precision, settings.threads or None)
+    return load(
+        artifact, settings.backend, settings.precision, settings.threads or None, settings.device, settings.pixels
+    )
 
 
 def _device(
@@ -143,7 +145,8 @@ def _device(
             raise SettingsError(f"sizes: {width}x{height}; sides of this model are multiples of {unit}, up to 4096")
     metrics.engine(model)
     admission = Admission(settings.queue_jobs, settings.queue_seconds)
-    return Device(model, sizes, settings.seats, admission, metrics, max(1, min(4, available_cores())), died)
+    workers = max(1, min(4, available_cores()))
+    return Device(model, sizes, settings.seats, admission, metrics, workers, died, settings.max_steps)
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import F32
+from engines.backend import F32, Pending
 from pipeline.errors import LatentdError
 from server import pictures
 from server.errors import PictureFailed
@@ -34,8 +34,8 @@ class Delivery:
         """Pixels [H, W, 3] to a file, and on its way. Its decoding began at `start`, monotonic seconds."""
         self._pool.submit(self._write, picture, pixels, start)
 
-    def preview(self, picture: Picture, step: int, prediction: F32) -> None:
-        """x0 [C, h, w] to colours, and on its way."""
+    def preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
+        """x0 [C, h, w] to colours, and on its way; the pool waits for it."""
         with picture.job.lock:
             picture.previews_under_way += 1
         self._pool.submit(self._preview, picture, step, prediction)
@@ -79,10 +79,10 @@ class Delivery:
             job.timings.decode_ms += 1e3 * (time.monotonic() - start)
         self.settle(picture, Image(picture.index, data, wish.picture_seed(picture.index)))
 
-    def _preview(self, picture: Picture, step: int, prediction: F32) -> None:
+    def _preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
         job, jpeg = picture.job, b""
         try:
-            jpeg = pictures.preview(prediction, self._preview_matrix, *job.wish.size)
+            jpeg = pictures.preview(prediction.get(), self._preview_matrix, *job.wish.size)
         except Exception:
             log.exception("preview of image %d failed", picture.index, extra={"request": job.id})
         with job.lock:

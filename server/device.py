@@ -1,7 +1,8 @@
 """The one thread that owns the device: seats, steps, decodes.
 
-Everything that a backend does happens here, one thing at a time; a turn of the loop is: who has gone leaves,
-who waits sits down, one lane steps, one finished picture is decoded.
+Everything that a backend does is begun here, one thing at a time; a turn of the loop is: who has gone leaves,
+who waits sits down, one lane steps, one finished picture is decoded. On a CPU what was begun is done; on a GPU a step
+is under way when the next one is prepared, and a picture is decoded beside the steps and fetched when it is ready.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import F32, DeviceError, to_pixels
+from engines.backend import F32, DeviceError, Pending, Pixels, Stepper
 from engines.context import context_of
 from engines.model import Model
-from engines.stepper import HostStepper
 from pipeline.errors import LatentdError
 from pipeline.noise import standard_normal
+from pipeline.samplers import STATE, Table
 from server.admission import Admission
 from server.batcher import Batcher
 from server.delivery import Delivery
@@ -33,6 +34,8 @@ log = logging.getLogger("latentd.device")
 
 _PREVIEWS = 3  # of one picture in the pool at once: steps that outrun the pool lose previews, not memory
 _CONTEXTS = 128  # encoded prompts remembered: 30 MB at 77 tokens of width 768
+_DECODES = 2  # begun at once: the second's kernels follow the first's without a gap, and a third may still be cancelled
+_POLL = 0.001  # seconds between looks at a decode while nothing else is to be done
 
 
 class Device:
@@ -47,8 +50,11 @@ class Device:
         metrics: Metrics,
         workers: int,
         died: Callable[[], object],
+        steps: int = 150,
     ) -> None:
+        """`steps`: of the longest job that will be submitted."""
         self.model = model
+        self._steps = steps
         self.seats = seats
         self.sizes = sizes
         plain = [(width, height, 1) for width, height in sizes]
@@ -56,11 +62,12 @@ class Device:
         self._admission = admission
         self._metrics = metrics
         self._died = died
-        self._steppers: dict[LaneKey, HostStepper] = {}
+        self._steppers: dict[LaneKey, Stepper] = {}
         self._row_seconds = {lane: self._warm(lane) for lane in plain}
         self._contexts: OrderedDict[tuple[bytes, int], F32] = OrderedDict()
         self._encoded = 0  # chunks of prompts that had to be computed
-        self._finished: deque[tuple[Picture, F32]] = deque()  # latents to decode
+        self._finished: deque[tuple[Picture, Pending[F32]]] = deque()  # latents to decode
+        self._decoding: deque[tuple[Picture, Pending[Pixels | None], float]] = deque()  # and when each was begun
         self._changed = threading.Condition()  # guards the batcher and the three below
         self._jobs: set[Job] = set()  # admitted and not yet told Done or Failed
         self._stopping = False
@@ -128,7 +135,9 @@ class Device:
         """Sleep until there is work; False when the thread is to end."""
         with self._changed:
             while self._batcher.idle and not self._finished and not self._stopping:
-                self._changed.wait()
+                self._changed.wait(_POLL if self._decoding else None)
+                if self._decoding:
+                    break  # to look again whether it is done
             return not self._stopping
 
     def _drop(self) -> None:
@@ -195,12 +204,11 @@ class Device:
         job.mailbox.post(Started(picture.index))
         return encoded
 
-    def _stepper(self, lane: LaneKey) -> HostStepper:
+    def _stepper(self, lane: LaneKey) -> Stepper:
         """The lane's, made when first needed: a long prompt's engine takes seconds once, then the cache has it."""
         if lane not in self._steppers:
             width, height, chunks = lane
-            denoiser = self.model.backend.denoiser(width, height, rows=2 * self.seats, chunks=chunks)
-            self._steppers[lane] = HostStepper(denoiser, self.seats)
+            self._steppers[lane] = self.model.backend.stepper(width, height, self.seats, chunks, self._steps)
             self._metrics.rows_capacity.set(2 * self.seats * len(self._steppers))
         return self._steppers[lane]
 
@@ -246,9 +254,9 @@ class Device:
         if done > wish.table.steps_after(picture.reached - 1):  # a step may take two evaluations
             job.mailbox.post(Step(picture.index, done, wish.steps))
         if preview:
-            self._delivery.preview(picture, done, stepper.prediction(seat))
+            self._delivery.preview(picture, done, stepper.pending_prediction(seat))
         if stepper.finished(seat):
-            latents = stepper.latents(seat)
+            latents = stepper.pending_latents(seat)
             stepper.leave(seat)
             with self._changed:
                 self._batcher.free(lane, seat)
@@ -257,39 +265,60 @@ class Device:
             self._finished.append((picture, latents))
 
     def _decode(self) -> None:
-        """One finished picture. What is not a number fails alone."""
-        if not self._finished:
-            return
-        self._drop()  # the step took a while
-        picture, latents = self._finished.popleft()
-        if picture.job.over:
-            return
+        """One finished picture is begun, and those that are done are delivered. What is not a number fails alone."""
+        if self._finished and len(self._decoding) < _DECODES:
+            self._drop()  # the step took a while
+            picture, latents = self._finished.popleft()
+            if not picture.job.over:
+                self._begin(picture, latents)
+        while self._decoding and self._decoding[0][1].ready():
+            self._deliver(*self._decoding.popleft())
+
+    def _begin(self, picture: Picture, latents: Pending[F32]) -> None:
         start = time.monotonic()
         try:
-            decoded = self.model.backend.decode(latents) if np.isfinite(latents).all() else None
+            self._decoding.append((picture, self.model.backend.picture(latents), start))
         except DeviceError:
             raise
         except Exception:
             log.exception("image %d cannot be decoded", picture.index, extra={"request": picture.job.id})
             self._delivery.settle(picture, PictureFailed(f"image {picture.index} cannot be decoded"))
-            return
-        if decoded is None or not np.isfinite(decoded).all():
+
+    def _deliver(self, picture: Picture, pending: Pending[Pixels | None], start: float) -> None:
+        pixels = pending.get()
+        if pixels is None:
             self._metrics.nan_images_total.inc()
             self._delivery.settle(picture, PictureFailed(f"image {picture.index} came out as not a number"))
             return
-        self._delivery.picture(picture, to_pixels(decoded), start)
+        self._delivery.picture(picture, pixels, start)
 
     def _warm(self, lane: LaneKey) -> float:
         """Seconds a row, measured on the second of two steps of two rows; the first one warms the engine up."""
-        denoiser = self._stepper(lane).denoiser
-        denoiser.timesteps[:2] = 1.0
+        backend, stepper = self.model.backend, self._stepper(lane)
+        shape, text = self.model.spec.latent_shape(*lane[:2]), self.model.spec.text
+        context = np.zeros((lane[2] * text.tokens, text.width), np.float32)
+        stepper.sit(0, _still(2), np.zeros((1, *shape), np.float32), context, context, guidance=2.0)
         took = 0.0
         for _ in range(2):
             start = time.monotonic()
-            denoiser.run([0, 1])
+            stepper.step([0])
+            stepper.pending_latents(0).get()
             took = time.monotonic() - start
-        self.model.backend.decode(np.zeros(self.model.spec.latent_shape(*lane[:2]), np.float32))
+        backend.picture(stepper.pending_latents(0)).get()
+        stepper.leave(0)
         return took / 2
+
+
+def _still(evaluations: int) -> Table:
+    """A run that leaves nothing of x: no model's schedule need have room for it."""
+    return Table(
+        matrices=np.zeros((evaluations, STATE + 1, STATE + 2)),
+        timesteps=np.ones(evaluations),
+        input_scales=np.ones(evaluations),
+        steps_done=np.arange(1, evaluations + 1),
+        noise=np.full(evaluations, -1),
+        initial_scale=1.0,
+    )
 
 
 def _wants_preview(picture: Picture) -> bool:

@@ -80,10 +80,17 @@ class Settings:
         "auto", _choice("auto", *PREDICTIONS), "of a single file; auto is what it tells, or the settings beside it"
     )
     backend: str = _setting("auto", _choice("auto", "openvino", "onnxruntime", "torch"), "what runs the networks")
-    device: str = _setting("auto", _choice("auto", "cpu"), "where; GPUs are not supported yet")
-    precision: str = _setting("auto", _choice("auto", "bf16", "f32"), "auto is bf16 where the CPU has it")
+    device: str = _setting(
+        "auto", _choice("auto", "cpu", "cuda"), "where; auto is an NVIDIA GPU if backend torch can use one here"
+    )
+    precision: str = _setting(
+        "auto", _choice("auto", "f16", "bf16", "f32"), "auto is f16 on a GPU, bf16 where the CPU has it, else f32"
+    )
     pixels: str = _setting(
-        "exact", _choice("exact", "fast"), "exact: a request's pixels do not depend on its company; on a CPU both are"
+        "auto",
+        _choice("auto", "exact", "fast"),
+        "exact: a request's pixels do not depend on its company. fast: they may, in the last bits. "
+        "auto is fast on a GPU; on a CPU all are exact",
     )
     host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback reach you unauthenticated")
     grpc_port: int = _setting(8001, _PORT, "0 takes a free one and prints it")

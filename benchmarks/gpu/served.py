@@ -19,7 +19,7 @@ from benchmarks.gpu.here import needed
 from benchmarks.gpu.networks import our_kernels, text, unet, vae, whole_spec
 from engines.artifact import Artifact
 from engines.model import Model
-from pipeline.clip_vocabulary import END, write_tokenizer
+from pipeline.clip_vocabulary import END, tokenizer_files
 from pipeline.tokenizer import ClipTokenizer
 
 
@@ -27,7 +27,9 @@ def write_checkpoint(check: Check, folder: Path) -> None:
     """Weights and tokenizer, as the backend reads them: 2 GB."""
     from safetensors.torch import save_file
 
-    write_tokenizer(folder / "tokenizer", pad=END, tokens=77)
+    (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
+    for name, data in tokenizer_files(pad=END, tokens=77).items():
+        (folder / "tokenizer" / name).write_bytes(data)
     for name, net in (
         ("text_encoder/model", text(check)),
         ("unet/diffusion_pytorch_model", unet(check, "SD 1.5")),

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backend import F32, Backend, Denoiser
+from engines.host import HostBackend
 from engines.model import Model
 
 PATIENCE = 30.0  # seconds until a test that would hang fails
 
 
-class Held:
+class Held(HostBackend):
     """`before_*` may raise, `after_run` may spoil the outputs of the rows that ran."""
 
     def __init__(self, backend: Backend) -> None:

@@ -96,7 +96,7 @@ class Running:
     def __init__(self, model: Model, seats: int, sizes: list[Size], admission: Admission) -> None:
         self.metrics = Metrics("m")
         self.deaths = 0
-        self.device = Device(model, sizes, seats, admission, self.metrics, 2, self._died)
+        self.device = Device(model, sizes, seats, admission, self.metrics, 2, self._died, steps=700)
         self._model = model
 
     def _died(self) -> None:
@@ -115,7 +115,7 @@ class Running:
         """All that a device keeps about jobs; empty when there are none."""
         device = self.device
         seated = [tenant for lane in device._batcher.lanes.values() for tenant in lane.tenants if tenant]
-        return [*device._jobs, *device._finished, *device._batcher.waiting, *seated]
+        return [*device._jobs, *device._finished, *device._decoding, *device._batcher.waiting, *seated]
 
 
 @contextlib.contextmanager

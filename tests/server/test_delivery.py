@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from engines.backend import Ready
 from server import pictures
 from server.delivery import Delivery
 from server.errors import Cancelled, PictureFailed
@@ -99,8 +100,8 @@ def test_an_older_preview_does_not_follow_a_newer_one(monkeypatch: pytest.Monkey
 
     job.mailbox.post = post  # type: ignore[method-assign]
     with delivering() as (delivery, _, metrics):
-        delivery.preview(picture, 1, LATENTS + 1)
-        delivery.preview(picture, 2, LATENTS + 2)
+        delivery.preview(picture, 1, Ready(LATENTS + 1))
+        delivery.preview(picture, 2, Ready(LATENTS + 2))
     assert box_of(job).events == [Preview(0, 2, b"jpeg")] and picture.previews_under_way == 0
     assert metrics.registry.get_sample_value("latentd_preview_first_seconds_count", {"model": "m"}) == 1
 
@@ -110,7 +111,7 @@ def test_no_preview_follows_its_picture() -> None:
     picture = Picture(job, 0)
     with delivering() as (delivery, _, _):
         delivery.settle(picture, Image(0, b"file", 1))
-        delivery.preview(picture, 3, LATENTS)
+        delivery.preview(picture, 3, Ready(LATENTS))
     assert [type(event) for event in box_of(job).events] == [Image] and picture.previews_under_way == 0
 
 
@@ -122,5 +123,5 @@ def test_a_preview_that_fails_is_lost_and_nothing_else(monkeypatch: pytest.Monke
     job = idle_job(wish())
     picture = Picture(job, 0)
     with delivering() as (delivery, ended, _):
-        delivery.preview(picture, 1, LATENTS)
+        delivery.preview(picture, 1, Ready(LATENTS))
     assert box_of(job).events == [] and ended == [] and picture.previews_under_way == 0

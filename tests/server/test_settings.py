@@ -18,7 +18,7 @@ def test_the_defaults_are_those_of_the_documents() -> None:
     assert (settings.host, settings.grpc_port, settings.metrics_port) == ("127.0.0.1", 8001, 8002)
     assert (settings.max_prompt, settings.max_steps, settings.max_guidance, settings.max_images) == (4096, 150, 30, 8)
     assert (settings.max_message, settings.queue_jobs, settings.queue_seconds) == (16 << 20, 256, 60)
-    assert settings.pixels == "exact"
+    assert (settings.device, settings.precision, settings.pixels) == ("auto", "auto", "auto")
 
 
 def test_flag_before_environment_before_file_before_default(file: Path) -> None:
@@ -50,7 +50,7 @@ def test_an_empty_variable_and_an_empty_file_say_nothing(file: Path) -> None:
         (["--grace", "nan"], {}, "--grace is 'nan'; it takes a number from 0 to 86400"),
         (["--sizes", "512"], {}, "--sizes is '512'; it takes sizes as 512x512,768x512"),
         ([], {"LATENTD_BACKEND": "cuda"}, "LATENTD_BACKEND is 'cuda'; it takes one of auto, "),
-        ([], {"LATENTD_PIXELS": "best"}, "LATENTD_PIXELS is 'best'; it takes one of exact, fast"),
+        ([], {"LATENTD_PIXELS": "best"}, "LATENTD_PIXELS is 'best'; it takes one of auto, exact, fast"),
     ],
 )
 def test_a_bad_value_is_told_with_its_source_and_what_is_taken(argv, environment, told) -> None:

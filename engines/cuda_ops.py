@@ -1,0 +1,137 @@
+"""The networks' operations with our kernels: channels_last throughout, projections of one input in one product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.cuda_kernels import Kernels
+from model.blocks import Resnet
+from model.ops import PLAIN
+from model.transformer import to_picture, to_tokens
+
+_ALIGNED = 8  # numbers of two bytes in 16: rows of other widths are slow in a matrix product
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Several linear layers as one."""
+
+    weight: Tensor  # [sum of outs, in]
+    bias: Tensor | None
+    widths: list[int]
+
+
+class KernelOps:
+    """See model.ops.Ops. `fused_geglu`: projection and gate in one kernel, instead of a library's product and ours."""
+
+    def __init__(self, kernels: Kernels, *, fused_geglu: bool = False) -> None:
+        self._kernels, self._fused_geglu = kernels, fused_geglu
+        self._packed: dict[tuple[nn.Linear, ...], _Packed] = {}
+        self._interleaved: dict[nn.Linear, tuple[Tensor, Tensor | None]] = {}
+
+    def linear(self, x: Tensor, linear: nn.Linear, residual: Tensor | None = None) -> Tensor:
+        y = F.linear(x, linear.weight, linear.bias)
+        return y if residual is None else y.add_(residual)
+
+    def linears(self, x: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
+        """Views of one product, [.., sum of outs]."""
+        key = tuple(linears)
+        if key not in self._packed:
+            self._packed[key] = _pack(key)
+        packed = self._packed[key]
+        return list(F.linear(x, packed.weight, packed.bias).split(packed.widths, dim=-1))
+
+    def conv(self, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        if _is_product(conv):
+            y = F.linear(to_tokens(x), conv.weight.flatten(1), conv.bias)
+            y = to_picture(y, like=x)
+        else:
+            y = conv(x)
+        return y if residual is None else y.add_(residual)
+
+    def upsample_conv(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"), conv)
+
+    def group_norm(self, x: Tensor, norm: nn.GroupNorm, *, shift: Tensor | None = None, silu: bool = False) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self._kernels.group_norm_silu(
+            x, norm.weight, norm.bias, norm.num_groups, norm.eps, shift=shift, silu=silu
+        )
+
+    def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        return self._kernels.layer_norm(x, norm.weight, norm.bias, norm.eps)
+
+    def geglu(self, x: Tensor, linear: nn.Linear) -> Tensor:
+        if not self._fused_geglu:
+            return self._kernels.geglu(F.linear(x, linear.weight, linear.bias))
+        if linear not in self._interleaved:
+            self._interleaved[linear] = self._kernels.interleave(linear.weight, linear.bias)
+        return self._kernels.geglu_linear(x, *self._interleaved[linear])
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
+        if q.shape[-1] // heads in self._kernels.heads:
+            return self._kernels.attention(q, k, v, heads, causal=causal)
+        if heads == 1 and not causal:
+            return _one_head(q, k, v)
+        return PLAIN.attention(q, k, v, heads, causal)
+
+
+def fold_biases(net: nn.Module) -> None:
+    """Move biases of 3x3 convolutions to where they cost nothing, once and for all; the network computes the same.
+
+    torch adds a convolution's bias in a pass of its own over the result, but a matrix product's within the product. In
+    a resnet the first convolution's goes into the time's projection, which is added to the same channels next; the
+    second's into the shortcut's, where there is one, which is added last.
+    """
+    with torch.no_grad():
+        for resnet in net.modules():
+            if not isinstance(resnet, Resnet):
+                continue
+            for conv, product in (
+                (resnet.conv1, resnet.time_emb_proj),
+                (resnet.conv2, resnet.conv_shortcut),
+            ):
+                if product is not None and conv.bias is not None:
+                    assert product.bias is not None
+                    both = product.bias.float() + conv.bias.float()
+                    product.bias.data = both.to(product.bias.dtype)
+                    conv.bias = None
+
+
+def _one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A head too wide for a kernel's registers (the VAE's has 512): two products, and a softmax in float32.
+
+    The scores are stored: 34 MB in float16 for 64 x 64 positions. They are scaled before they are rounded, so that
+    float16 holds them.
+    """
+    empty = torch.empty((), dtype=q.dtype, device=q.device)  # beta = 0: it is not read
+    scores = torch.baddbmm(empty, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)  # [n, t, s]
+    return torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype), v)
+
+
+def _is_product(conv: nn.Conv2d) -> bool:
+    """1x1: a matrix product of positions, for which a library has more and better tiles than for convolutions."""
+    return (
+        conv.kernel_size == (1, 1)
+        and conv.stride == (1, 1)
+        and conv.in_channels % _ALIGNED == conv.out_channels % _ALIGNED == 0
+    )
+
+
+def _pack(linears: tuple[nn.Linear, ...]) -> _Packed:
+    """One weight for all of them; each module's own becomes a view of it, so that they are held once."""
+    widths = [linear.out_features for linear in linears]
+    with torch.inference_mode(False), torch.no_grad():
+        weight = torch.cat([linear.weight for linear in linears])
+        for linear, part in zip(linears, weight.split(widths), strict=True):
+            linear.weight.data = part
+        if all(linear.bias is None for linear in linears):
+            return _Packed(weight, None, widths)
+        biases = [weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears]
+        return _Packed(weight, torch.cat(biases), widths)

@@ -1,0 +1,78 @@
+"""The buffers of a lane's seats, on the device: what a request is, as rows.
+
+A step reads all of it and writes `state`, `predictions` and `step`; the host writes a seat when a picture sits down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from pipeline.samplers import STATE
+
+
+@dataclass
+class Seats:
+    """S seats, tables of up to E evaluations, D draws of noise. The names are those of kernels.guided_step."""
+
+    state: Tensor  # float32 [S, 5, C, h, w]: x, h1..h4
+    predictions: Tensor  # float32 [S, C, h, w]: x0 of the last evaluation
+    row: Tensor  # int32 [S, 2]: rows of the UNet's output, positive and negative; -1: none
+    guidance: Tensor  # float32 [S]
+    matrices: Tensor  # float32 [S, E, 6, 7]
+    draw: Tensor  # int32 [S, E]: which noise an evaluation uses; -1: none
+    noise: Tensor  # float32 [S, D, C, h, w]
+    step: Tensor  # int32 [S]: evaluations done; read by a step
+    step_next: Tensor  # int32 [S]: written by it, so that no block reads what another has written
+    last: Tensor  # int32 [S]: evaluations of the table; a seat that has reached it is left alone, an empty one has 0
+    scales: Tensor  # float32 [S, E + 1]: what the UNet sees of x; one more, for who has finished
+    times: Tensor  # [S, E + 1, time width]: what the network keeps of each timestep
+    texts: Tensor  # [S, 2, text width]: what the network keeps of each prompt, positive and negative
+    # Of inpainting; none yet, and the update compiles without them.
+    mask: Tensor | None = None  # float32 [S, h, w]
+    original: Tensor | None = None  # float32 [S, C, h, w]
+    first_noise: Tensor | None = None  # float32 [S, C, h, w]
+    blend: Tensor | None = None  # float32 [S, E, 2]
+    masked: Tensor | None = None  # int32 [S]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for f in fields(self) if (t := getattr(self, f.name)) is not None)
+
+
+def empty_seats(
+    shape: Sequence[int],
+    seats: int,
+    steps: int,
+    time: tuple[int, torch.dtype],
+    text: tuple[int, torch.dtype],
+    device: torch.device,
+) -> Seats:
+    """Seats for latents of `shape` [C, h, w] and tables of up to `steps` steps; `time` and `text`: numbers and type.
+
+    Zeros throughout: an empty seat is stepped over, and what a row computes that is nobody's is finite.
+    """
+    evaluations, draws = 2 * steps, max(steps - 1, 1)  # Heun takes 2n - 1, no noisy sampler more than n
+
+    def zeros(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(sizes, dtype=dtype, device=device)
+
+    i32 = torch.int32
+    return Seats(
+        state=zeros(seats, STATE, *shape),
+        predictions=zeros(seats, *shape),
+        row=zeros(seats, 2, dtype=i32) - 1,
+        guidance=zeros(seats),
+        matrices=zeros(seats, evaluations, STATE + 1, STATE + 2),
+        draw=zeros(seats, evaluations, dtype=i32) - 1,
+        noise=zeros(seats, draws, *shape),
+        step=zeros(seats, dtype=i32),
+        step_next=zeros(seats, dtype=i32),
+        last=zeros(seats, dtype=i32),
+        scales=zeros(seats, evaluations + 1),
+        times=zeros(seats, evaluations + 1, time[0], dtype=time[1]),
+        texts=zeros(seats, 2, text[0], dtype=text[1]),
+    )

@@ -1,0 +1,168 @@
+"""A CUDA stream and all that is done with one; over CPU tensors the same calls, where everything happens in order.
+
+What only a GPU can run of encoding, stepping and decoding is in this file, so that a CPU tests all the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engines.backend import F32, DeviceError
+
+_WARM = 3  # runs before a capture: library handles, workspaces, compiled kernels, choices of algorithm
+
+
+class Mark:
+    """A point in a stream's work: an event, or nothing where work is done when its call returns."""
+
+    def __init__(self, event: torch.cuda.Event | None) -> None:
+        self.event = event
+
+    def done(self) -> bool:
+        with _device_errors():
+            return self.event is None or self.event.query()
+
+    def wait(self) -> None:
+        """Of the host, asleep and not spinning."""
+        if self.event is not None:
+            with _device_errors():
+                self.event.synchronize()
+
+
+class Stream:
+    """Work in order. Its captured functions share one memory pool: they run one at a time and leave nothing in it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._cuda = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._pool = torch.cuda.graph_pool_handle() if self._cuda is not None else None
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """What is called inside is work of this stream. Errors: DeviceError, of the device."""
+        current = contextlib.nullcontext() if self._cuda is None else torch.cuda.stream(self._cuda)
+        with _device_errors(), torch.inference_mode(), current:
+            yield
+
+    def captured(self, run: Callable[[], None]) -> Callable[[], None]:
+        """`run`, which reads and writes fixed buffers only, as one CUDA graph; `run` itself on a CPU.
+
+        The graph replays on the stream that is current. Captures go from the largest to the smallest: the pool that
+        the first one left suffices for the others.
+        """
+        if self._cuda is None:
+            return run
+        with self.here():
+            for _ in range(_WARM):
+                run()
+            self._cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: other threads may wait for their events meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._cuda, capture_error_mode="thread_local"):
+                run()
+        return graph.replay
+
+    def mark(self) -> Mark:
+        """After all work so far."""
+        if self._cuda is None:
+            return Mark(None)
+        event = torch.cuda.Event(blocking=True)
+        event.record(self._cuda)
+        return Mark(event)
+
+    def after(self, mark: Mark, *read: Tensor) -> None:
+        """Work from now on waits for `mark`, of another stream; it will read these tensors of that stream."""
+        if self._cuda is None:
+            return
+        assert mark.event is not None
+        self._cuda.wait_event(mark.event)
+        for tensor in read:
+            tensor.record_stream(self._cuda)
+
+    def upload(self, target: Tensor, values: NDArray[np.generic]) -> None:
+        """target[:] = values, in this stream's order; the caller may write over `values` at once.
+
+        torch's pinned allocator does not hand out the staging buffer again before its copy is done.
+        """
+        source = torch.from_numpy(np.array(values))
+        if self._cuda is None:
+            target.copy_(source)
+        else:
+            target.copy_(source.pin_memory(), non_blocking=True)
+
+    def new(self, values: NDArray[np.generic]) -> Tensor:
+        """A tensor of this device with these values."""
+        source = torch.from_numpy(np.array(values))
+        made = torch.empty(source.shape, dtype=source.dtype, device=self.device)
+        self.upload(made, values)
+        return made
+
+    def fetch(self, *tensors: Tensor) -> Fetched:
+        """Copies on the host, once this stream's work so far is done."""
+        if self._cuda is None:
+            return Fetched(self.mark(), [tensor.clone() for tensor in tensors])
+        targets = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+        for target, tensor in zip(targets, tensors, strict=True):
+            target.copy_(tensor, non_blocking=True)
+        return Fetched(self.mark(), targets)
+
+
+class Fetched:
+    """Tensors on their way to the host."""
+
+    def __init__(self, mark: Mark, targets: list[Tensor]) -> None:
+        self._mark, self._targets = mark, targets
+
+    def ready(self) -> bool:
+        return self._mark.done()
+
+    def arrays(self) -> list[NDArray[np.generic]]:
+        self._mark.wait()
+        return [target.numpy() for target in self._targets]
+
+
+class FetchedArray:
+    """One float array on its way to the host: see engines.backend.Pending."""
+
+    def __init__(self, fetched: Fetched) -> None:
+        self._fetched = fetched
+
+    def ready(self) -> bool:
+        return self._fetched.ready()
+
+    def get(self) -> F32:
+        (array,) = self._fetched.arrays()
+        return array.astype(np.float32, copy=False)
+
+
+class OnDevice:
+    """A tensor that `mark` completes and that may stay where it is; `get` fetches it, through `stream`."""
+
+    def __init__(self, tensor: Tensor, mark: Mark, stream: Stream) -> None:
+        self.tensor, self.mark, self._stream = tensor, mark, stream
+
+    def ready(self) -> bool:
+        return self.mark.done()
+
+    def get(self) -> F32:
+        return self.fetched().get()
+
+    def fetched(self) -> FetchedArray:
+        with self._stream.here():
+            self._stream.after(self.mark, self.tensor)
+            return FetchedArray(self._stream.fetch(self.tensor))
+
+
+@contextlib.contextmanager
+def _device_errors() -> Iterator[None]:
+    """CUDA's own errors (an illegal address, a card that fell off the bus) are of the device, not of a request."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceError(f"cuda failed: {error}") from error

@@ -1,0 +1,52 @@
+"""The step through the Triton kernels in Triton's interpreter: run by test_cuda_triton.py, in a process of its own.
+
+The interpreter is chosen by an environment variable that triton reads when it is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engines.artifact import Artifact
+from engines.cuda import CudaBackend
+from engines.cuda_kernels import plain_kernels, triton_kernels
+from pipeline.noise import standard_normal
+from pipeline.samplers import table
+from pipeline.spec import read_spec
+
+# Of max|x|, in float32: sums in another order, through two evaluations.
+CLOSE = 2e-5
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    spec = read_spec(folder)
+    artifact = Artifact(folder, "0" * 64, spec, np.zeros((3, spec.vae.latent_channels + 1), np.float32))
+    text, shape = spec.text, spec.latent_shape(spec.defaults.width, spec.defaults.height)
+    contexts = np.random.default_rng(1).standard_normal((2, text.tokens, text.width)).astype(np.float32)
+    latents, pixels = {}, {}
+    for name, kernels in (("plain", plain_kernels()), ("triton", triton_kernels())):
+        backend = CudaBackend(artifact, "f32", pixels="fast", device="cpu", kernels=kernels)
+        stepper = backend.stepper(spec.defaults.width, spec.defaults.height, 2, steps=2)
+        for seat, (sampler, guidance) in enumerate((("euler_a", 4.0), ("dpmpp_2m", 1.0))):
+            run = table(spec.schedule, sampler, 2)
+            noise = standard_normal(seat, shape, draws=1 + run.draws)
+            stepper.sit(seat, run, noise, contexts[0], contexts[1] if guidance > 1 else None, guidance)
+        for _ in range(2):
+            stepper.step([0, 1])
+        latents[name] = np.stack([stepper.latents(seat) for seat in (0, 1)])
+        made = backend.picture(stepper.pending_latents(0)).get()
+        assert made is not None
+        pixels[name] = made.astype(int)
+    error = float(np.abs(latents["triton"] - latents["plain"]).max() / np.abs(latents["plain"]).max())
+    steps = int(np.abs(pixels["triton"] - pixels["plain"]).max())
+    print(f"latents {error:.1e} of {CLOSE:.0e}, pixels {steps} of 1 level")
+    assert error < CLOSE and steps <= 1 and pixels["plain"].std() > 5
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

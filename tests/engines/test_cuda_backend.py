@@ -1,0 +1,149 @@
+"""The CUDA backend on CPU tensors with plain kernels, beside the float32 oracle; and when it is chosen."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engines import gpu
+from engines import model as choosing
+from engines.artifact import Artifact
+from engines.backend import BackendError, Ready, to_pixels
+from engines.cuda import CudaBackend
+from engines.cuda_kernels import plain_kernels
+from engines.generate import latents_of
+from engines.model import Model, load
+from pipeline.noise import standard_normal
+from pipeline.samplers import table
+
+# Of max|y|, in one pass of a network: float32 in another order of sums; 11 and 8 bits of mantissa.
+CLOSE = {"f32": 1e-5, "f16": 1e-2, "bf16": 6e-2}
+
+
+class OnCpu(CudaBackend):
+    """As `load` makes it on a GPU."""
+
+    def __init__(self, artifact: Artifact, precision: str, threads: int | None, *, pixels: str) -> None:
+        super().__init__(artifact, precision, threads, pixels=pixels, device="cpu", kernels=plain_kernels())
+
+
+@pytest.fixture(scope="module", params=CLOSE)
+def backend(request: pytest.FixtureRequest, bare: Artifact) -> CudaBackend:
+    return OnCpu(bare, request.param, None, pixels="fast")
+
+
+def error(got: np.ndarray, wanted: np.ndarray) -> float:
+    assert got.shape == wanted.shape and got.dtype == wanted.dtype == np.float32
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+
+def test_text_is_in_float32_whatever_the_precision(backend: CudaBackend, oracle: Model) -> None:
+    ids = oracle.tokenizer.encode("a red apple").ids
+    for skip in range(min(3, oracle.spec.text.skips + 1)):
+        assert error(backend.encode(ids, skip), oracle.backend.encode(ids, skip)) < CLOSE["f32"]
+
+
+def test_denoiser(backend: CudaBackend, oracle: Model) -> None:
+    default, ids = oracle.spec.defaults, oracle.tokenizer.encode("a red apple").ids
+    made = []
+    for each in (backend, oracle.backend):
+        denoiser = each.denoiser(default.width, default.height, rows=4)
+        denoiser.samples[:] = standard_normal(1, denoiser.samples.shape[1:], draws=4)
+        denoiser.contexts[:], denoiser.timesteps[:] = oracle.backend.encode(ids), (1, 300, 700, 999)
+        denoiser.outputs[:] = 7.0
+        denoiser.run([0, 1, 3])
+        denoiser.run([])
+        made.append(denoiser.outputs)
+    assert (made[0][2] == 7.0).all(), "not asked for"
+    assert error(*made) < CLOSE[backend.precision]
+
+
+def test_decode_and_picture_agree(backend: CudaBackend, oracle: Model) -> None:
+    shape = oracle.spec.latent_shape(oracle.spec.defaults.width, oracle.spec.defaults.height)
+    latents = standard_normal(2, shape)[0]
+    decoded = backend.decode(latents)
+    assert error(decoded, oracle.backend.decode(latents)) < CLOSE[backend.precision]
+    pixels = backend.picture(Ready(latents)).get()
+    assert pixels is not None and np.array_equal(pixels, to_pixels(decoded)) and pixels.std() > 5
+    assert backend.picture(Ready(latents * np.float32(np.nan))).get() is None
+    assert np.array_equal(backend.picture(Ready(latents)).get(), pixels), "the buffers are clean again"  # type: ignore[arg-type]
+
+
+def test_a_stepper_s_latents_are_decoded_where_they_are(
+    backend: CudaBackend, oracle: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = oracle.spec.defaults
+    stepper = backend.stepper(default.width, default.height, 1, steps=1)
+    shape, text = oracle.spec.latent_shape(default.width, default.height), oracle.spec.text
+    x = standard_normal(3, shape)[0]
+    run = table(oracle.spec.schedule, "ddim", 1)
+    stepper.sit(0, run, standard_normal(1, shape), np.zeros((text.tokens, text.width), np.float32), None, 1.0, x=x)
+    pending = stepper.pending_latents(0)
+    wanted = backend.picture(Ready(x)).get()
+    monkeypatch.setattr(type(pending), "get", None)
+    assert np.array_equal(backend.picture(pending).get(), wanted)  # type: ignore[arg-type]
+
+
+def test_the_oracle_s_trajectory(bare: Artifact, oracle: Model) -> None:
+    model = Model(bare, oracle.tokenizer, OnCpu(bare, "f32", None, pixels="exact"))
+    options = {"seed": 4, "steps": 5, "guidance": 4.0, "sampler": "dpmpp_2m"}
+    assert error(latents_of(model, "a cat", "red", **options), latents_of(oracle, "a cat", "red", **options)) < 3e-5
+
+
+def test_a_precision_that_there_is_not(bare: Artifact) -> None:
+    with pytest.raises(BackendError, match="precision 'int8' is unknown; torch on a GPU does auto, f16, bf16, f32"):
+        OnCpu(bare, "int8", None, pixels="fast")
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "cuda_here", lambda: True)
+    monkeypatch.setattr(choosing, "CUDA", (__name__, OnCpu.__name__, "kernels"))
+
+
+@pytest.mark.usefixtures("with_gpu")
+@pytest.mark.parametrize(
+    ("asked", "name", "precision", "pixels"),
+    [
+        ({}, "torch", "f16", "fast"),
+        ({"pixels": "exact", "precision": "bf16"}, "torch", "bf16", "exact"),
+        ({"backend": "torch", "device": "cuda"}, "torch", "f16", "fast"),
+        ({"backend": "torch", "device": "cpu"}, "torch", "f32", None),
+    ],
+)
+def test_a_gpu_is_taken_unless_another_device_is_asked_for(
+    bare: Artifact, asked: dict[str, str], name: str, precision: str, pixels: str | None
+) -> None:
+    backend = load(bare, threads=1, **asked).backend  # type: ignore[arg-type]
+    assert (backend.name, backend.precision, getattr(backend, "pixels", None)) == (name, precision, pixels)
+
+
+@pytest.mark.usefixtures("with_gpu")
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_backend_of_the_cpu_on_a_gpu(artifact: Artifact, backend: str) -> None:
+    with pytest.raises(BackendError, match=f"device cuda: backend {backend} computes on the CPU; torch has the GPU"):
+        load(artifact, backend, device="cuda")
+    assert load(artifact, backend, "f32").backend.name == backend
+
+
+def test_a_gpu_that_is_not_here(bare: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "cuda_here", lambda: False)
+    with pytest.raises(BackendError, match="device cuda: there is no NVIDIA GPU here that an installed torch can use"):
+        load(bare, device="cuda")
+    for what in ("device", "pixels"):
+        with pytest.raises(BackendError, match=f"{what} 'best' is unknown; there are: auto, "):
+            load(bare, **{what: "best"})  # type: ignore[arg-type]
+
+
+def test_torch_is_asked_only_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    real = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", lambda name: asked.append(name) or real(name))
+    monkeypatch.setattr(gpu, "_DRIVER", (tmp_path / "none",))
+    assert not gpu.cuda_here() and not asked
+    monkeypatch.setattr(gpu, "_DRIVER", (tmp_path / "none", tmp_path))
+    assert gpu.cuda_here() == torch.cuda.is_available() and asked == ["engines.cuda"]

@@ -1,0 +1,190 @@
+"""The networks through KernelOps, with plain torch in the kernels' places, against the networks as they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engines.cuda_kernels import Kernels, plain_kernels
+from engines.cuda_ops import KernelOps, fold_biases
+from model.clip import ClipText
+from model.ops import PLAIN, PlainOps
+from model.random import init_random
+from model.unet import Unet
+from model.vae import VaeDecoder, VaeEncoder
+from pipeline.spec import TextSpec, UnetSpec, VaeSpec
+
+# Float32, summed in another order: of max|y|. Seen: 2e-6.
+CLOSE = 1e-5
+
+SD15 = UnetSpec(
+    in_channels=4,
+    out_channels=4,
+    sample_size=8,
+    channels=(32, 64, 128, 128),
+    layers=(2, 2, 2, 2),
+    attention_down=(True, True, True, False),
+    attention_up=(False, True, True, True),
+    heads=(8, 8, 8, 8),
+    transformer_layers=(1, 1, 1, 1),
+    context_width=48,
+    linear_projection=False,
+    groups=32,
+    eps=1e-5,
+    flip_sin_to_cos=True,
+    freq_shift=0.0,
+)
+SD21 = replace(SD15, heads=(2, 4, 8, 8), linear_projection=True, context_width=64)
+LCM = replace(SD15, guidance_width=16)
+TEXT = TextSpec(vocab_size=60, tokens=9, width=32, hidden=128, layers=3, heads=4, activation="quick_gelu", eps=1e-5)
+VAE = VaeSpec(
+    image_channels=3,
+    latent_channels=4,
+    channels=(32, 64),
+    layers=1,
+    groups=32,
+    scaling_factor=0.18215,
+    shift_factor=0.0,
+    quant_conv=True,
+    post_quant_conv=True,
+    mid_attention=True,
+)
+
+
+class Counted:
+    """Plain kernels that count their calls and refuse what Triton's would."""
+
+    def __init__(self, heads: range = range(8, 161, 8)) -> None:
+        self.calls: dict[str, int] = {}
+        plain = plain_kernels()
+        names = ("attention", "group_norm_silu", "layer_norm", "geglu", "geglu_linear")
+        self.kernels: Kernels = replace(plain, heads=heads, **{n: self._counting(n, getattr(plain, n)) for n in names})
+
+    def _counting(self, name: str, kernel: Any) -> Any:
+        def counted(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+            self.calls[name] = self.calls.get(name, 0) + 1
+            getattr(self, f"_check_{name}", _check_rows)(x, *rest, **options)
+            return kernel(x, *rest, **options)
+
+        return counted
+
+    @staticmethod
+    def _check_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> None:
+        for x in (q, k, v):
+            assert x.stride(2) == 1 and x.stride(1) % 8 == 0 and x.data_ptr() % 16 == 0
+
+    @staticmethod
+    def _check_group_norm_silu(x: Tensor, weight: Tensor, *rest: Any, shift: Tensor | None, silu: bool) -> None:
+        assert x.is_contiguous(memory_format=torch.channels_last) and weight.data_ptr() % 16 == 0
+        assert shift is None or (shift.stride(1) == 1 and shift.shape == (len(x), x.shape[1]))
+
+
+def _check_rows(x: Tensor, *rest: Any, **options: Any) -> None:
+    x.view(-1, x.shape[-1])
+
+
+def pair(build: Any, ops: KernelOps) -> tuple[nn.Module, nn.Module]:
+    """The same network twice: as it is, and through `ops`, its convolutions channels_last."""
+    plain, fast = build(PLAIN), build(ops)
+    init_random(plain, 3)
+    fast.load_state_dict(plain.state_dict())
+    return plain.eval(), fast.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def close(got: Tensor, wanted: Tensor) -> None:
+    assert got.shape == wanted.shape
+    error = float((got - wanted).abs().max() / wanted.abs().max())
+    assert error < CLOSE, f"{error:.1e}"
+
+
+def randoms(*shapes: tuple[int, ...]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["geglu", "geglu_linear"])
+@pytest.mark.parametrize("spec", [SD15, SD21, LCM], ids=["sd15", "sd21", "lcm"])
+def test_unet(spec: UnetSpec, fused: bool) -> None:
+    counted = Counted(range(4, 161, 4))
+    plain, fast = pair(lambda ops: Unet(spec, ops), KernelOps(counted.kernels, fused_geglu=fused))
+    fold_biases(fast)
+    fold_biases(fast)  # there is nothing left to fold
+    x, context = randoms((3, 4, 8, 16), (3, 9, spec.context_width))
+    inputs = [x, torch.tensor([1.0, 500.0, 999.0]), context]
+    if spec.guidance_width:
+        inputs.append(torch.tensor([1.0, 4.0, 8.0]))
+    with torch.inference_mode():
+        wanted = plain(*inputs)
+        for _ in range(2):  # what was prepared at first is what is used then
+            close(fast(*inputs), wanted)
+    layers, resnets = 16, 22
+    assert counted.calls["attention"] == 2 * 2 * layers
+    assert counted.calls["layer_norm"] == 2 * 3 * layers
+    assert counted.calls["geglu_linear" if fused else "geglu"] == 2 * layers
+    assert counted.calls["group_norm_silu"] == 2 * (2 * resnets + layers + 1)
+
+
+def test_biases_are_folded_where_a_product_takes_them() -> None:
+    unet = init_random(Unet(SD15), 3)
+
+    def biases() -> int:
+        return sum(m.bias is not None for m in unet.modules() if isinstance(m, nn.Conv2d))
+
+    before = biases()
+    fold_biases(unet)
+    assert before - biases() == 22 + 14, "the first of each resnet; the second of those with a shortcut"
+
+
+def test_packed_weights_are_held_once() -> None:
+    ops = KernelOps(plain_kernels())
+    _, fast = pair(lambda ops: Unet(SD15, ops), ops)
+    x, context = randoms((1, 4, 8, 8), (1, 9, SD15.context_width))
+    before = {name: tensor.clone() for name, tensor in fast.state_dict().items()}
+    with torch.inference_mode():
+        fast(x, torch.ones(1), context)
+    # Self-attention's q, k, v of 16 layers, all text projections, all time projections.
+    assert len(ops._packed) == 16 + 2
+    for linears, packed in ops._packed.items():
+        start = packed.weight.data_ptr()
+        for linear in linears:
+            assert linear.weight.data_ptr() == start and linear.weight.is_contiguous()
+            start += linear.weight.nbytes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fast.state_dict().items())
+
+
+@pytest.mark.parametrize("heads", [range(8, 161, 8), range(0)], ids=["a kernel's head", "too wide for one"])
+def test_vae(heads: range) -> None:
+    counted = Counted(heads)
+    plain, fast = pair(lambda ops: VaeDecoder(VAE, ops), KernelOps(counted.kernels))
+    fold_biases(fast)
+    latents, image = randoms((2, 4, 6, 5), (2, 3, 12, 10))
+    with torch.inference_mode():
+        close(fast(latents), plain(latents))
+        assert ("attention" in counted.calls) == bool(heads)
+        plain, fast = pair(lambda ops: VaeEncoder(VAE, ops), KernelOps(counted.kernels))
+        close(fast(image), plain(image))
+
+
+@pytest.mark.parametrize("heads", [range(8, 161, 8), range(0)], ids=["a kernel's head", "none"])
+def test_text(heads: range) -> None:
+    plain, fast = pair(lambda ops: ClipText(TEXT, ops), KernelOps(Counted(heads).kernels))
+    ids = torch.randint(0, 60, (2, 9), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        for got, wanted in zip(fast(ids), plain(ids), strict=True):
+            close(got, wanted)
+
+
+def test_one_wide_head_in_float16_does_not_overflow() -> None:
+    """Scores of 512 products are scaled before they are rounded: 70,000 unscaled would be infinity."""
+    q, k, v = (20 * x for x in randoms((1, 9, 512), (1, 9, 512), (1, 9, 512)))
+    k = k + q
+    ops = KernelOps(replace(plain_kernels(), heads=()))
+    wanted = PlainOps().attention(q, k, v, 1)
+    got = ops.attention(q.half(), k.half(), v.half(), 1).float()
+    assert float((q @ k.transpose(1, 2)).abs().max()) > 65504
+    # The softmax is as good as a choice here; float16 has 11 bits.
+    assert float((got - wanted).abs().max() / wanted.abs().max()) < 2e-3

@@ -42,7 +42,7 @@ demo: $(VENV)/.cpu
 
 serve: $(VENV)/.cpu
 	@$(BIN)/python -m server $(call given,MODEL,model) $(call given,BACKEND,backend) $(call given,DEVICE,device) \
-	    $(call given,PREDICTION,prediction)
+	    $(call given,PIXELS,pixels) $(call given,PRECISION,precision) $(call given,PREDICTION,prediction)
 
 onnx: need-model $(VENV)/.export
 	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out) $(call given,PREDICTION,prediction)
@@ -74,7 +74,8 @@ clean-cache: $(VENV)/.cpu
 
 check: need-model $(VENV)/.export
 	@$(BIN)/python -m engines check '$(MODEL)' $(call given,BACKEND,backend) $(call given,PRECISION,precision) \
-	    $(call given,SIZE,size) $(call given,SAMPLERS,samplers) $(call given,STEPS,steps)
+	    $(call given,SIZE,size) $(call given,SAMPLERS,samplers) $(call given,STEPS,steps) \
+	    $(call given,DEVICE,device) $(call given,PIXELS,pixels)
 
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving

@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 given = $(if $($(1)),--$(2) '$($(1))')
 
 .DEFAULT_GOAL := help
-.PHONY: need-model help demo test setup serve onnx check proto lint format bench gpu-check clean
+.PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint format bench gpu-check clean
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
@@ -22,6 +22,9 @@ help:
 	@echo "make onnx MODEL=dir [OUT=dir]        checkpoint to checked ONNX artifact"
 	@echo "make onnx MODEL=file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
 	@echo "                                     the same of a single-file checkpoint"
+	@echo "make engines MODEL=dir [BACKEND=openvino|onnxruntime|tensorrt_rtx|tensorrt] [ARCH=sm_89] [ROWS=2,4,8]"
+	@echo "    [SIZES=512x512] [PRECISION=auto] build what serving needs ahead of it; skips what is built and valid"
+	@echo "make clean-cache                     empty LATENTD_CACHE of what no live process uses"
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
@@ -55,6 +58,14 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 setup: $(VENV)/.dev
+
+# MODEL and the others may also come as LATENTD_<NAME>; the program says what is missing. TensorRT for RTX has an extra.
+engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.export)
+	@$(BIN)/python -W ignore -m engines build $(if $(MODEL),'$(MODEL)') $(call given,BACKEND,backend) \
+	    $(call given,ARCH,arch) $(call given,ROWS,rows) $(call given,SIZES,sizes) $(call given,PRECISION,precision)
+
+clean-cache: $(VENV)/.cpu
+	@$(BIN)/python -m engines clean
 
 check: need-model $(VENV)/.export
 	@$(BIN)/python -m engines check '$(MODEL)' $(call given,BACKEND,backend) $(call given,PRECISION,precision) \
@@ -95,8 +106,14 @@ $(VENV)/.export: pyproject.toml | $(VENV)/.venv
 	@$(PIP) --editable '.[cpu,export]'
 	@touch $@
 
+$(VENV)/.rtx: pyproject.toml | $(VENV)/.venv
+	@echo 'installing the rtx extra into $(VENV) (TensorRT for RTX, with torch and onnx for the export)'
+	@$(if $(TORCH_INDEX),$(PIP) torch==2.13.0 --index-url '$(TORCH_INDEX)')
+	@$(PIP) --editable '.[cpu,export,kernels,rtx]'
+	@touch $@ $(VENV)/.cpu $(VENV)/.export
+
 $(VENV)/.dev: pyproject.toml | $(VENV)/.venv
 	@echo 'installing what developers and tests need into $(VENV)'
 	@$(if $(TORCH_INDEX),$(PIP) torch==2.13.0 --index-url '$(TORCH_INDEX)')
 	@$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/.cpu $(VENV)/.export
+	@touch $@ $(VENV)/.cpu $(VENV)/.export $(VENV)/.rtx

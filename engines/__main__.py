@@ -1,63 +1,102 @@
-"""python -m engines check MODEL: how far this machine's engines are from the reference."""
+"""python -m engines build | check | clean: engines of a model, on this machine or for another's card."""
 
 from __future__ import annotations
 
 import argparse
-import re
+import logging
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m engines", description="Engines of a model on this machine.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser(
-        "check",
-        help="compare a backend with torch in float32",
-        description="Each network's error, rows alone against rows in company, and whole trajectories, against torch "
-        "in float32 (the extra `export`). Exit status 1 when anything is past its tolerance.",
-    )
-    check.add_argument("model", type=Path, help="an artifact, or a checkpoint (exported on first use)")
-    check.add_argument("--backend", default="auto", help="auto, openvino, onnxruntime (default auto)")
-    check.add_argument("--precision", default="auto", help="auto, f32, bf16 (default auto)")
-    check.add_argument("--size", default="", help="width x height, such as 256x256 (default: the model's own)")
-    check.add_argument("--samplers", default="ddim,euler,dpmpp_2m", help="separated by commas, or all")
-    check.add_argument("--steps", type=int, default=20, help="default 20")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
+    if options.command != "clean" and not options.model:
+        print("give MODEL, the checkpoint or artifact: a folder, or a .safetensors file", file=sys.stderr)
+        return 2
     try:
-        from engines.first_use import artifact_of
-        from engines.model import load
         from pipeline.errors import LatentdError
     except ModuleNotFoundError as error:
-        print(f"engines need {error.name}: pip install -e '.[cpu]'", file=sys.stderr)
-        return 1
+        return _missing(error)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        from engines.check import Finding
-        from engines.check import check as compare
-        from pipeline.samplers import SAMPLERS
-
-        artifact = artifact_of(options.model)
-        default, unit = artifact.spec.defaults, artifact.spec.size_multiple
-        size = re.fullmatch(r"(\d{1,4})x(\d{1,4})", options.size or f"{default.width}x{default.height}")
-        if size is None or any(int(side) < 1 or int(side) % unit for side in size.groups()):
-            parser.error(f"--size is {options.size!r}; it takes WIDTHxHEIGHT, multiples of {unit}")
-        samplers = list(SAMPLERS) if options.samplers == "all" else options.samplers.split(",")
-        if unknown := [name for name in samplers if name not in SAMPLERS]:
-            parser.error(f"--samplers has {unknown[0]!r}; there are {', '.join(SAMPLERS)}")
-        if not 1 <= options.steps <= 150:
-            parser.error(f"--steps is {options.steps}; it takes 1 to 150")
-        model, reference = load(artifact, options.backend, options.precision), load(artifact, "torch")
-        width, height = int(size[1]), int(size[2])
-        print(f"{artifact.id} {width}x{height}: {model.backend.name} {model.backend.precision} against torch f32")
-
-        def say(finding: Finding) -> None:
-            mark = "ok   " if finding.good else "WRONG"
-            print(f"  {mark} {finding.what:38} {finding.figure:>9}   (tolerance {finding.tolerance})", flush=True)
-
-        return 0 if compare(model, reference, (width, height), samplers, options.steps, say) else 1
+        return _command(options.command)(options)
+    except ModuleNotFoundError as error:
+        return _missing(error)
     except LatentdError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    print(f"engines need {error.name}: pip install -e '.[cpu]'", file=sys.stderr)
+    return 1
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    if name == "check":
+        from engines.check_command import check
+
+        return check
+    from engines.command import build, clean
+
+    return build if name == "build" else lambda _: clean()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, help: str, description: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=description)
+        if name != "clean":
+            model = os.environ.get("LATENTD_MODEL")
+            made.add_argument(
+                "model",
+                type=Path,
+                nargs="?",
+                default=Path(model) if model else None,
+                help="an artifact, or a checkpoint (exported on first use)",
+            )
+        return made
+
+    def flag(made: argparse.ArgumentParser, name: str, default: str, help: str, *names: str) -> None:
+        """One that is also LATENTD_<NAME>, as every variable of make is."""
+        own = os.environ.get(f"LATENTD_{name.upper()}") or default
+        made.add_argument(*(names or [f"--{name}"]), default=own, help=help)
+
+    build = command(
+        "build",
+        "build what serving needs ahead of it",
+        "Says what it will build, builds each engine in a process of its own, skips what is built and valid, and ends "
+        "with a table. Run again after a kill: it goes on where it was. Exit status 1 when an engine was not built.",
+    )
+    flag(build, "backend", "auto", "auto, openvino, onnxruntime, tensorrt_rtx, tensorrt (default auto)")
+    flag(build, "arch", "", "the card to build for, such as sm_89 (TensorRT; default: this one)", "--target", "--arch")
+    flag(build, "rows", "", "buckets, such as 2,4,8 (TensorRT; on a CPU the numbers of rows whose step is measured)")
+    flag(build, "sizes", "", "of pictures, such as 512x512,512x768 (default: the model's own)")
+    flag(build, "precision", "auto", "auto, f32, bf16; what the backend has (default auto)")
+
+    check = command(
+        "check",
+        "compare a backend with torch in float32",
+        "Each network's error, rows alone against rows in company, and whole trajectories, against torch in float32 "
+        "(the extra `export`). Exit status 1 when anything is past its tolerance, or nothing can be compared here.",
+    )
+    flag(check, "backend", "auto", "auto, openvino, onnxruntime (default auto)")
+    flag(check, "precision", "auto", "auto, f32, bf16 (default auto)")
+    flag(check, "size", "", "width x height, such as 256x256 (default: the model's own)")
+    flag(check, "samplers", "ddim,euler,dpmpp_2m", "separated by commas, or all")
+    flag(check, "steps", "20", "default 20")
+
+    command(
+        "clean",
+        "empty the cache",
+        "Removes the engines, artifacts and measurements in $LATENTD_CACHE, and says what it removed. What a live "
+        "process uses stays.",
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -10,19 +10,21 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engines.backend import F32
 from engines.external import external_files
+from engines.sealed import Damaged, unsealed
 from pipeline.errors import CheckpointError
 from pipeline.files import parse_json, read_file, regular_size
 from pipeline.spec import Spec, read_spec
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2  # 1 was not sealed
 _LARGEST = 16 << 20  # bytes of a manifest; one of SD 1.5 has 4 thousand
 _LARGEST_GRAPH = 64 << 20  # bytes of a graph, which holds no weights; SD 1.5's UNet has 0.8 million
 GRAPHS = {
@@ -53,6 +55,11 @@ class Artifact:
     preview: F32  # [3, C + 1]: latents and 1 to red, green, blue in 0..1, fitted at export
 
     @property
+    def spec_digest(self) -> str:
+        """SHA-256 of all that the spec says."""
+        return hashlib.sha256(json.dumps(self.spec.to_json(), sort_keys=True).encode()).hexdigest()
+
+    @property
     def id(self) -> str:
         return self.folder.name
 
@@ -71,25 +78,44 @@ def open_artifact(folder: Path) -> Artifact:
     mend = f"run `make onnx MODEL={folder}` to export it again"
     try:
         text = read_file(path, _LARGEST)
-        manifest = parse_json(text)
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {manifest['format']!r}, not {FORMAT}; {mend}")
+        if (number := parse_json(text)["format"]) != FORMAT:  # first, so that an older one is not called damaged
+            raise CheckpointError(f"{path} has format {number!r:.64}, not {FORMAT}; {mend}")
+        manifest = unsealed(text, path)
         vouched = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
         preview = np.array(manifest["preview"]["matrix"], np.float32)
         told = manifest["spec"]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); {mend}") from None
+    except Damaged as error:
+        raise CheckpointError(f"{error}; {mend}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}); {mend}") from None
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}); {mend}") from None
     except CheckpointError as error:
         raise CheckpointError(str(error) if mend in str(error) else f"{error}; {mend}") from None
     _check_files(folder, vouched, mend)
     spec = read_spec(folder)
-    if json.loads(json.dumps(spec.to_json())) != told:
+    if not _means(told, spec):
         raise CheckpointError(f"{path} was made for another spec than its configs give; {mend}")
     if preview.shape != (3, spec.vae.latent_channels + 1) or not np.isfinite(preview).all():
         raise CheckpointError(f"{path} has no preview of 3 x {spec.vae.latent_channels + 1} numbers; {mend}")
     return Artifact(folder, hashlib.sha256(text).hexdigest(), spec, preview)
+
+
+def _means(told: object, now: Any) -> bool:
+    """Does what an export told of its spec, or of a part, mean what today's spec `now` says?
+
+    A field that came later is one that the manifest lacks: it must be at its default, which by rule is what was done
+    before there was the field. Anything else that differs means that the graphs were made for something else.
+    """
+    if not is_dataclass(now):
+        return told == json.loads(json.dumps(now))
+    named = {field.name: field for field in fields(now)}
+    if not isinstance(told, dict) or told.keys() - named.keys():
+        return False
+    return all(
+        _means(told[name], getattr(now, name)) if name in told else getattr(now, name) == field.default
+        for name, field in named.items()
+    )
 
 
 def _check_files(folder: Path, vouched: dict[str, str], mend: str) -> None:

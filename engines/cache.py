@@ -11,6 +11,7 @@ of dead processes are swept away.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -62,17 +63,19 @@ def fresh(place: Path) -> Iterator[Fresh]:
     """An empty folder beside `place`; removed at the end unless it was kept. Errors: DiskError."""
     disk.make(place.parent)
     sweep(place.parent)
-    number = None
-    while number is None:  # unless another process takes it for a dead one's, between the two calls
-        folder = place.with_name(f".new-{place.name}-{secrets.token_hex(4)}")
-        disk.make(folder)
-        number = lock.take(folder, fcntl.LOCK_EX)
+    folder = place.with_name(f".new-{place.name}-{secrets.token_hex(4)}")
+    disk.make(folder)
+    number = lock.take(folder, fcntl.LOCK_EX)
+    if number is None:  # another process swept it away, between the two calls
+        raise disk.DiskError("lock", folder, OSError(errno.EAGAIN, "another process has it; try again"))
     try:
         yield Fresh(folder, place, number)
     finally:
-        with contextlib.suppress(disk.DiskError):
-            disk.remove(folder)
-        os.close(number)
+        try:
+            with contextlib.suppress(disk.DiskError):
+                disk.remove(folder)
+        finally:
+            os.close(number)
 
 
 def sweep(folder: Path) -> None:

@@ -1,22 +1,24 @@
 """How far engines are from the reference: each network's error, and whole trajectories', against torch in float32.
 
-Also whether a row's bits depend on its company, measured on the device at hand. That belongs to the machine and not
-to the model, so it is kept beside the cache, one file a device.
+The errors are written into the manifests of the engines that made them. Whether a row's bits depend on its company
+belongs to the machine, not to the engine, and is kept with what else was measured on the device.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import cache
+from engines import devices, store
 from engines.backend import F32, Denoiser, to_pixels
+from engines.disk import DiskError
 from engines.generate import latents_of
 from engines.model import Model
+from engines.sealed import Damaged
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS
 
@@ -25,6 +27,8 @@ PROMPT, SEED = "a photo of a red apple", 7
 # of summation alone; bf16 has 8 bits of mantissa, and its errors add up over a trajectory.
 TOLERANCES = {"f32": (1e-3, 1e-3, 45.0), "bf16": (1e-1, 5e-1, 30.0)}  # network, latents, picture
 _COMPANY = 8  # rows
+
+log = logging.getLogger("latentd.check")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ def check(
     """Compare; `say` is told each finding as it comes. True when all are within their tolerance."""
     network, latents, decibels = TOLERANCES[model.backend.precision]
     good = True
+    errors: dict[str, dict[str, float]] = {"text_encoder": {}, "unet": {}, "vae_decoder": {}}  # by engine, then what
 
     def found(what: str, figure: str, tolerance: str, within: bool) -> None:
         nonlocal good
@@ -54,6 +59,8 @@ def check(
 
     def error(what: str, got: F32, wanted: F32, most: float) -> None:
         relative = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+        engine = next((name for name in errors if what.startswith(name)), "unet")  # which trajectories are of
+        errors[engine][what] = float(f"{relative:.2e}")
         found(what, f"{relative:.1e}", f"{most:.0e}", relative <= most)
 
     ids = model.tokenizer.encode(PROMPT).ids
@@ -79,6 +86,7 @@ def check(
         error(f"{sampler}, {most} steps: latents", got, wanted, latents)
         close = psnr(to_pixels(model.backend.decode(got)), to_pixels(reference.backend.decode(wanted)))
         found(f"{sampler}, {most} steps: picture", f"{close:.1f} dB", f"{decibels:g} dB", close >= decibels)
+    _record(model, size, errors)
     return good
 
 
@@ -109,5 +117,14 @@ def _remember(model: Model, size: tuple[int, int], agree: bool) -> None:
     """Kept per device: which numbers of rows give equal bits. On a CPU a bucket is one row, called so often."""
     told = {"artifact": model.artifact.digest, "backend": model.backend.name, "precision": model.backend.precision}
     told |= getattr(model.backend, "identity", dict)()
-    name = cache.key(what="rows", size=list(size), **told)
-    cache.store(name, json.dumps({**told, "size": list(size), "rows": _COMPANY, "agree": agree}).encode())
+    devices.remember(devices.this_cpu(), {"what": "rows", "size": list(size), "rows": _COMPANY, **told}, agree)
+
+
+def _record(model: Model, size: tuple[int, int], errors: dict[str, dict[str, float]]) -> None:
+    """Into the manifests of a backend that keeps engines; what is not in the cache has none."""
+    identities = getattr(model.backend, "identities", lambda *_: {})(*size)
+    for network, identity in identities.items():
+        try:
+            store.annotate(identity, errors.get(network, {}), devices.this_cpu())
+        except (DiskError, Damaged) as error:
+            log.warning("errors not written: %s", error)

@@ -28,19 +28,32 @@ def this_cpu() -> str:
     return f"{name or platform.processor() or platform.machine()}, {available_cores()} cores"
 
 
-def recall(device: str, **what: Any) -> Any:
+def recall(device: str, what: dict[str, Any]) -> Any:
     """The value remembered for `what` (JSON values), None where there is none."""
     return _facts(device).get(cache.key(**what), {}).get("value")
 
 
-def remember(device: str, value: Any, **what: Any) -> None:
-    """Keep a JSON value. Where it cannot be kept it is measured again next time."""
+def remember(device: str, what: dict[str, Any], value: Any) -> None:
+    """Keep a JSON value, the latest. Where it cannot be kept it is measured again next time."""
+    with lock.alone(_path(device), lambda _: None):
+        _write(device, {**_facts(device), cache.key(**what): {**what, "value": value}})
+
+
+def settle(device: str, what: dict[str, Any], value: Any) -> Any:
+    """Keep a JSON value that decides bits unless another process was first; the one that stands."""
+    with lock.alone(_path(device), lambda _: None):
+        facts = _facts(device)
+        if (known := facts.get(cache.key(**what))) is not None:
+            return known["value"]
+        _write(device, {**facts, cache.key(**what): {**what, "value": value}})
+        return value
+
+
+def _write(device: str, facts: dict[str, Any]) -> None:
     path = _path(device)
     try:
-        with lock.alone(path, lambda _: None):
-            facts = {**_facts(device), cache.key(**what): {**what, "value": value}}
-            disk.make(path.parent)
-            disk.write_whole(path, sealed({"format": 1, "device": device, "facts": facts}))
+        disk.make(path.parent)
+        disk.write_whole(path, sealed({"format": 1, "device": device, "facts": facts}))
     except disk.DiskError as error:
         log.warning("not kept, the next start measures again: %s", error)
 
@@ -59,5 +72,9 @@ def _facts(device: str) -> dict[str, dict[str, Any]]:
         return {}
 
 
+def folder() -> Path:
+    return cache.cache_folder() / "devices"
+
+
 def _path(device: str) -> Path:
-    return cache.cache_folder() / "devices" / f"{cache.key(device=device)}.json"
+    return folder() / f"{cache.key(device=device)}.json"

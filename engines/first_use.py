@@ -49,13 +49,14 @@ def artifact_of(folder: Path, prediction: str = "auto") -> Artifact:
     if is_artifact(folder):
         return open_artifact(folder)
     read_spec(folder)
-    return _kept(cache.key(checkpoint=_contents(folder)), folder, folder.name)
+    return _kept(cache.key(checkpoint=_contents(folder), name=folder.name), folder, folder.name)
 
 
 def _artifact_of_file(model: Path, prediction: str) -> Artifact:
     check_single_file(model)
     contents = digests([path for path in (model, settings_path(model)) if os.path.lexists(path)])
-    return _kept(cache.key(file=contents, prediction=prediction), model, model_id(model), "--prediction", prediction)
+    key = cache.key(file=contents, prediction=prediction, name=model_id(model))
+    return _kept(key, model, model_id(model), "--prediction", prediction)
 
 
 def _kept(key: str, model: Path, name: str, *flags: str) -> Artifact:

@@ -1,4 +1,4 @@
-"""Who uses, writes or builds an entry of the cache: flock(2) on its folder, or on a file in its place while there is none.
+"""Who uses, writes or builds an entry of the cache: flock(2) on its folder, or on a file while there is none.
 
 The kernel drops a dead process's locks at once, whatever killed it, and knows nothing of process numbers, which
 containers that share a cache each count for themselves. Where a file system has no locks, work goes on without.
@@ -55,17 +55,20 @@ def let_go(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(place: Path, say: Callable[[str], None]) -> Iterator[None]:
+def alone(place: Path, say: Callable[[str], None]) -> Iterator[bool]:
     """One process at a time makes what belongs at `place`; `say` is told whom this one waits for.
+
+    Yields whether it had to wait, so that what it came to make may be there now.
 
     The lock is a file beside `place` that holds the number of the process; it goes with its holder. A cache that
     cannot be written has no locks: nobody can build into it either.
     """
     path = place.with_name(f".lock-{place.name}")
-    number = _open(path)
+    number, waited = _open(path), False
     while number is not None:
         if not _lock(number, fcntl.LOCK_EX | fcntl.LOCK_NB):
             say(f"waiting for process {_holder(number)}, which makes {place}")
+            waited = True
             _lock(number, fcntl.LOCK_EX)
         if _same(number, path):
             break
@@ -76,7 +79,7 @@ def alone(place: Path, say: Callable[[str], None]) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a full disk: the number is for people only
                 os.truncate(number, 0)
                 os.pwrite(number, str(os.getpid()).encode(), 0)
-        yield
+        yield waited
     finally:
         if number is not None:
             with contextlib.suppress(OSError):

@@ -3,13 +3,13 @@
 On a CPU a batch gains nothing at real sizes, and each compiled bucket costs another copy of the weights. So there
 is one engine of one row, and each row of a denoiser is an inference request bound to its slice of the fixed
 buffers: nothing is copied, and a row's bits cannot depend on its company. They do depend on the number of
-streams, which is therefore chosen once a model and machine, by measurement, and kept with the cached engines.
+streams, which is therefore chosen once a model and machine, by measurement, and remembered for the device.
 """
 
 from __future__ import annotations
 
-import io
 import json
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,33 +19,31 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from engines import cache
+from engines import cache, devices, disk, lock, store
 from engines.artifact import Artifact
-from engines.backend import F32, BackendError, DeviceError
-from engines.cores import available_cores
+from engines.backend import F32, DeviceError
+from engines.builder import Order
+from engines.builders import told
+from engines.openvino_build import OpenVinoBuilder
+from engines.sealed import Damaged
+
+log = logging.getLogger("latentd.cache")
 
 
 class OpenVinoBackend:
-    """The engines of one artifact. `precision` "auto" is bf16 where the CPU multiplies it natively, else f32."""
+    """The engines of one artifact, as OpenVinoBuilder compiles them."""
 
     name = "openvino"
 
     def __init__(self, artifact: Artifact, precision: str = "auto", threads: int | None = None) -> None:
         self.spec = artifact.spec
         self._artifact = artifact
-        self._core = ov.Core()
-        bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if precision not in ("auto", "bf16", "f32"):
-            raise BackendError(f"precision {precision!r} is unknown; openvino does auto, bf16 and f32")
-        if precision == "bf16" and not bf16:
-            raise BackendError("precision bf16: this CPU has no bf16 instructions; use f32 or auto")
-        self.precision = ("bf16" if bf16 else "f32") if precision == "auto" else precision
-        self._threads = threads or available_cores()
-        self._device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        self._compiled: dict[tuple[Any, ...], ov.CompiledModel] = {}
+        self._builder = OpenVinoBuilder(artifact, precision=precision, threads=threads)
+        self.precision = self._builder.precision
+        self._compiled: dict[tuple[str, int], ov.CompiledModel] = {}
         self._streams: dict[tuple[int, int], int] = {}
         self._decoders: dict[tuple[int, ...], ov.InferRequest] = {}
-        self._encoder = self._request("text_encoder", {"ids": [1, self.spec.text.tokens]}, "f32")
+        self._encoder = self._request(self._builder.text_encoder())
 
     def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
         self._infer(self._encoder, ids[None])
@@ -55,8 +53,7 @@ class OpenVinoBackend:
 
     def decode(self, latents: F32) -> F32:
         if latents.shape not in self._decoders:
-            shapes = {"latents": [1, *latents.shape]}
-            self._decoders[latents.shape] = self._request("vae_decoder", shapes, self.precision)
+            self._decoders[latents.shape] = self._request(self._builder.vae_decoder(*latents.shape))
         decoder = self._decoders[latents.shape]
         self._infer(decoder, latents[None])
         return decoder.get_output_tensor(0).data[0].copy()
@@ -68,82 +65,71 @@ class OpenVinoBackend:
         return self._bind(width, height, rows, self._streams[size], chunks)
 
     def _bind(self, width: int, height: int, rows: int, streams: int, chunks: int = 1) -> OpenVinoDenoiser:
-        shapes = self._unet_shapes(width, height, chunks)
-        return OpenVinoDenoiser(self._engine("unet", shapes, self.precision, streams), rows)
-
-    def _unet_shapes(self, width: int, height: int, chunks: int = 1) -> dict[str, list[int]]:
-        latents, text = self.spec.latent_shape(width, height), self.spec.text
-        shapes = {"sample": [1, *latents], "timestep": [1], "context": [1, chunks * text.tokens, text.width]}
-        return shapes | ({"guidance": [1]} if self.spec.unet.guidance_width else {})
+        return OpenVinoDenoiser(self._engine(self._builder.unet(width, height, chunks), streams), rows)
 
     def _choose_streams(self, width: int, height: int) -> int:
         """One stream has the lowest latency of a row, several share the cores better; what wins is the machine's.
 
         A guided request alone (two rows) and four of them together weigh equally.
         """
-        name = cache.key(what="streams", **self.identity(), size=[width, height])
-        if known := cache.load(name):
-            return int(json.loads(known))
+        what = {"what": "streams", "size": [width, height], **self.identity()}
+        if known := devices.recall(devices.this_cpu(), what):
+            return int(known)
         denoisers = {}
-        for streams in sorted({1, min(2, self._threads), min(4, self._threads)}):
+        for streams in sorted({1, min(2, self._builder.threads), min(4, self._builder.threads)}):
             denoisers[streams] = denoiser = self._bind(width, height, 8, streams)
             denoiser.samples[:], denoiser.contexts[:], denoiser.timesteps[:] = 0.1, 0.1, 500
             denoiser.run([0])
         cost = _costs(denoisers)
         chosen = min(cost, key=lambda streams: cost[streams])
-        shapes = json.dumps(self._unet_shapes(width, height))
+        chosen = int(devices.settle(devices.this_cpu(), what, chosen))
+        order = self._builder.unet(width, height)
         for loser in cost.keys() - {chosen}:  # each holds its own copy of the weights
-            del self._compiled["unet", self.precision, loser, shapes]
-        cache.store(name, json.dumps(chosen).encode())
+            del self._compiled[_name(order), loser]
         return chosen
 
-    def _request(self, graph: str, shapes: dict[str, list[int]], precision: str) -> ov.InferRequest:
-        return self._engine(graph, shapes, precision, streams=1).create_infer_request()
+    def _request(self, order: Order) -> ov.InferRequest:
+        return self._engine(order, streams=1).create_infer_request()
 
-    def _engine(self, graph: str, shapes: dict[str, list[int]], precision: str, streams: int) -> ov.CompiledModel:
-        """Compiled for these static shapes: from memory, from the cache, or now."""
-        own = graph, precision, streams, json.dumps(shapes)
+    def _engine(self, order: Order, streams: int) -> ov.CompiledModel:
+        """From memory, from the store, or compiled now and kept; what is damaged is compiled again."""
+        own = _name(order), streams
         if own not in self._compiled:
-            config = {
-                "INFERENCE_PRECISION_HINT": precision,
-                "NUM_STREAMS": streams,
-                "INFERENCE_NUM_THREADS": self._threads,
-                # Fixed cores lose to the operating system wherever anything else runs, our own event loop included.
-                "ENABLE_CPU_PINNING": False,
-            }
-            name = cache.key(what=graph, config=config, shapes=shapes, **self.identity())
-            self._compiled[own] = self._load(name, config) or self._compile(name, graph, shapes, config)
+            self._compiled[own] = self._load(order, streams) or self._made(order, streams)
         return self._compiled[own]
 
-    def _load(self, name: str, config: dict[str, Any]) -> ov.CompiledModel | None:
-        blob = cache.load(name)
-        if blob is None:
-            return None
-        try:
-            return self._core.import_model(io.BytesIO(blob), "CPU", config)
-        except RuntimeError:
-            return None  # another build of the same version: compile again
+    def _made(self, order: Order, streams: int) -> ov.CompiledModel:
+        with lock.alone(store.place(self._builder.identity(order)), log.info) as waited:
+            found = self._load(order, streams) if waited else None
+            return found or self._compile(order, streams)
 
-    def _compile(self, name: str, graph: str, shapes: dict[str, list[int]], config: dict[str, Any]) -> ov.CompiledModel:
-        path: Path = self._artifact.graph(graph)
+    def _load(self, order: Order, streams: int) -> ov.CompiledModel | None:
         try:
-            model = self._core.read_model(path)
-            model.reshape(shapes)
-            compiled = self._core.compile_model(model, "CPU", config)
-        except RuntimeError as error:
-            raise BackendError(f"openvino cannot compile {path} for {shapes}: {error}") from error
-        cache.store(name, compiled.export_model().getvalue())
+            engine = store.load(self._builder.identity(order))
+        except Damaged as error:
+            log.warning("%s; building it again", error)
+            return None
+        return engine and self._builder.imported(engine, streams, order)
+
+    def _compile(self, order: Order, streams: int) -> ov.CompiledModel:
+        compiled = self._builder.compiled(order, streams)
+
+        def write(_: cache.Fresh, out: Path) -> dict[str, Any]:
+            return self._builder.write(compiled, out)
+
+        try:
+            store.keep(self._builder.identity(order), told(self._artifact, self._builder), write)
+        except disk.DiskError as error:
+            log.warning("engine not cached, the next start compiles it again: %s", error)
         return compiled
 
     def identity(self) -> dict[str, Any]:
-        """What else an engine's bits depend on."""
-        return {
-            "artifact": self._artifact.digest,
-            "backend": ov.get_version(),
-            "device": self._device,
-            "precision": self.precision,
-            "threads": self._threads,
-        }
+        """What every engine's bits depend on, whatever its network and shapes."""
+        return self._builder.common()
+
+    def identities(self, width: int, height: int) -> dict[str, dict[str, Any]]:
+        """The engines that pictures of this size use, by network, as the store knows them."""
+        return {order.network: self._builder.identity(order) for order in self._builder.orders([1], [(width, height)])}
 
     @staticmethod
     def _infer(request: ov.InferRequest, value: NDArray[Any]) -> None:
@@ -152,6 +138,10 @@ class OpenVinoBackend:
             request.infer()
         except RuntimeError as error:
             raise DeviceError(f"openvino failed: {error}") from error
+
+
+def _name(order: Order) -> str:
+    return json.dumps([order.network, order.shapes])
 
 
 class OpenVinoDenoiser:

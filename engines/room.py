@@ -87,7 +87,7 @@ def evict() -> list[Entry]:
             total -= entry.bytes
     if total > most:
         log.warning(
-            "the cache holds %.1f GB of engines and artifacts in use, more than its limit of %g: raise LATENTD_CACHE_GB",
+            "the cache holds %.1f GB that is in use, more than its limit of %g: raise LATENTD_CACHE_GB",
             total / 1e9,
             most / 1e9,
         )

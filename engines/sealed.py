@@ -11,12 +11,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LatentdError
+from pipeline.errors import CheckpointError, LatentdError
+from pipeline.files import read_file
 
 _MOST = 1 << 22  # bytes: a manifest of a hundred shards has 30 kB
 
 
-class Damaged(LatentdError):
+class Damaged(LatentdError):  # noqa: N818 (what it is, and a thing that is rebuilt)
     """A file that is not what was written: the message names it and says why, in one sentence without a period."""
 
     code = "FAILED_PRECONDITION"
@@ -30,14 +31,11 @@ def sealed(values: dict[str, Any]) -> bytes:
 def read_sealed(path: Path) -> dict[str, Any]:
     """The values of a sealed file. Errors: Damaged; FileNotFoundError where there is none."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST + 1)
+        text = read_file(path, _MOST)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
-    except OSError as error:
-        raise Damaged(f"{path} cannot be read ({error.strerror})") from None
-    if len(text) > _MOST:
-        raise Damaged(f"{path} is damaged (it has more than {_MOST:,} bytes)")
+    except CheckpointError as error:  # no regular file, too large, unreadable: its sentence names the path
+        raise Damaged(str(error)) from None
     return unsealed(text, path)
 
 

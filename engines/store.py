@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from engines import cache, disk, lock, room
+from engines.backend import BackendError
 from engines.sealed import Damaged, read_sealed, sealed
+from pipeline.errors import CheckpointError
+from pipeline.files import regular_size
 
 FORMAT = 1
 ENGINE, MANIFEST = "engine", "manifest.json"
@@ -37,16 +40,38 @@ def load(identity: dict[str, Any]) -> Engine | None:
 
     Errors: Damaged, naming the file and the reason; what to do about it is the caller's to say.
     """
+    return _found(identity, keep_data=True)
+
+
+def require(identity: dict[str, Any], command: str) -> Engine:
+    """For a backend that cannot build where it serves. Errors: BackendError with the `command` that builds it."""
+    try:
+        found = load(identity)
+    except Damaged as error:
+        raise BackendError(f"{error}; run `{command}` to build it again") from None
+    if found is None:
+        told = " ".join(str(identity.get(part)) for part in ("network", "backend", "target"))
+        raise BackendError(f"there is no engine {told} at {place(identity)}; run `{command}` to build it")
+    return found
+
+
+def verify(identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a whole engine, or None; as `load`, without its bytes in memory."""
+    found = _found(identity, keep_data=False)
+    return found and found.manifest
+
+
+def _found(identity: dict[str, Any], keep_data: bool) -> Engine | None:
     folder = place(identity)
     if not lock.use(folder):
         return None
     try:
         manifest = _manifest(folder)
-        data = _read(folder / ENGINE, manifest["engine"])
+        data = _read(folder / ENGINE, manifest["engine"], keep_data)
     except FileNotFoundError as error:
         raise Damaged(f"{error.args[0]} is missing") from None
-    except (KeyError, TypeError) as error:
-        raise Damaged(f"{folder / MANIFEST} is damaged (it has no {error})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{folder / MANIFEST} is damaged ({error!r:.100})") from None
     room.touch(folder)
     return Engine(folder, manifest, data)
 
@@ -72,7 +97,7 @@ def keep(
             **told,
             "facts": facts,
             "seconds": round(seconds, 3),
-            "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "made": _now(),
             "engine": {"bytes": length, "sha256": sha256},
             "errors": {},
         }
@@ -82,8 +107,8 @@ def keep(
     return manifest
 
 
-def annotate(identity: dict[str, Any], errors: dict[str, float]) -> None:
-    """Write measured errors into an engine's manifest. Errors: Damaged; DiskError."""
+def annotate(identity: dict[str, Any], errors: dict[str, float], device: str) -> None:
+    """Write errors that were measured on `device` into an engine's manifest. Errors: Damaged; DiskError."""
     folder = place(identity)
     with lock.alone(folder, lambda _: None):
         try:
@@ -91,6 +116,7 @@ def annotate(identity: dict[str, Any], errors: dict[str, float]) -> None:
         except FileNotFoundError:
             return  # evicted, or never cached
         manifest["errors"] = {**manifest["errors"], **errors}
+        manifest["checked"] = {"device": device, "at": _now()}
         disk.write_whole(folder / MANIFEST, sealed(manifest))
 
 
@@ -116,26 +142,36 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read(path: Path, vouched: dict[str, Any]) -> bytearray:
-    """The file's bytes, hashed in the same pass. Errors: Damaged; FileNotFoundError."""
+def _read(path: Path, vouched: dict[str, Any], keep_data: bool) -> bytearray:
+    """The file's bytes where they are to be kept, hashed in the same pass. Errors: Damaged; FileNotFoundError."""
     wanted, digest = int(vouched["bytes"]), hashlib.sha256()
     try:
+        length = regular_size(path)
         with path.open("rb", buffering=0) as file:
-            length = path.stat().st_size
             if length != wanted:
                 raise Damaged(f"{path} is damaged (it has {length:,} bytes, its manifest says {wanted:,})")
-            data = bytearray(wanted)
+            data = bytearray(wanted if keep_data else min(wanted, _PIECE))
             view, done = memoryview(data), 0
-            while read := file.readinto(view[done : done + _PIECE]):
-                digest.update(view[done : done + read])
+            while done < wanted:
+                piece = view[done : done + _PIECE] if keep_data else view
+                read = file.readinto(piece)
+                if not read:
+                    break
+                digest.update(piece[:read])
                 done += read
     except FileNotFoundError:
         raise FileNotFoundError(path) from None
+    except CheckpointError as error:
+        raise Damaged(str(error)) from None
     except OSError as error:
         raise Damaged(f"{path} cannot be read ({error.strerror})") from None
-    if done != wanted or digest.hexdigest() != vouched["sha256"]:
+    if digest.hexdigest() != vouched["sha256"]:
         raise Damaged(f"{path} is damaged (its SHA-256 is not the one in its manifest)")
     return data
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _hash(path: Path) -> tuple[str, int]:

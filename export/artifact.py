@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from engines.artifact import (
     has_safety_checker,
     open_artifact,
 )
+from engines.sealed import sealed
 from export import check
 from export.finite import check_finite
 from export.graph import OPSET, trace
@@ -95,7 +95,7 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
             for name, digest in zip(names, digests([folder / name for name in names]), strict=True)
         },
     }
-    disk.write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    disk.write_whole(folder / MANIFEST, sealed(manifest))
     return open_artifact(folder)
 
 

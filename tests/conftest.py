@@ -60,6 +60,15 @@ def v_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.fixture(scope="session")
+def sd1_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Stable Diffusion 1.5's topology at a fifth of its width: its export takes as long as many tests."""
+    from export.artifact import export
+    from tests.topologies import make_topology
+
+    return export(make_topology("sd1", tmp_path_factory.mktemp("models") / "sd1"), say=lambda line: None)
+
+
+@pytest.fixture(scope="session")
 def model(artifact: Artifact) -> Model:
     """On OpenVINO in f32, which every CPU has."""
     from engines.model import load

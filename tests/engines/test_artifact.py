@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines import artifact as artifacts
 from engines.artifact import CONFIGS, GRAPHS, MANIFEST, Artifact, digests, is_artifact, open_artifact
+from engines.sealed import read_sealed, sealed
 from pipeline.errors import CheckpointError
 
 Manifest = dict[str, Any]
@@ -32,9 +35,10 @@ def refusal(folder: Path) -> str:
 
 
 def change(folder: Path, do: Callable[[Manifest], object]) -> None:
-    manifest = json.loads((folder / MANIFEST).read_text())
+    """Rewrite the manifest, sealed again: what is found then is not found by its seal."""
+    manifest = read_sealed(folder / MANIFEST)
     do(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_bytes(sealed(manifest))
 
 
 def files(folder: Path) -> list[str]:
@@ -93,10 +97,10 @@ def test_a_name_outside_the_folder(folder: Path, name: str) -> None:
     assert f"names {name!r}, which lies outside its folder" in refusal(folder)
 
 
-@pytest.mark.parametrize("number", [0, 2, "1", None])
+@pytest.mark.parametrize("number", [0, 1, 3, "2", None])
 def test_another_format(folder: Path, number: object) -> None:
     change(folder, lambda manifest: manifest.update(format=number))
-    assert f"has format {number!r}, not 1" in refusal(folder)
+    assert f"has format {number!r}, not 2" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +109,38 @@ def test_another_format(folder: Path, number: object) -> None:
 def test_another_spec(folder: Path, part: str, key: str, value: object) -> None:
     change(folder, lambda manifest: manifest["spec"][part].update({key: value}))
     assert "was made for another spec than its configs give" in refusal(folder)
+
+
+def test_a_field_that_came_later(folder: Path) -> None:
+    """A manifest that lacks it was made when there was only what is now its default; the model then has no other."""
+    change(folder, lambda manifest: manifest["spec"]["unet"].pop("guidance_width"))
+    open_artifact(folder)
+    change(folder, lambda manifest: manifest["spec"]["unet"].pop("groups"))  # has no default
+    assert "was made for another spec than its configs give" in refusal(folder)
+
+
+def test_a_field_that_came_later_and_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = open_artifact(folder).spec
+    guided = dataclasses.replace(spec, unet=dataclasses.replace(spec.unet, guidance_width=8))
+    monkeypatch.setattr(artifacts, "read_spec", lambda _: guided)
+    change(folder, lambda manifest: manifest["spec"]["unet"].pop("guidance_width"))
+    assert "was made for another spec than its configs give" in refusal(folder)
+
+
+def test_a_field_that_went(folder: Path) -> None:
+    change(folder, lambda manifest: manifest["spec"]["unet"].update(gone=1))
+    assert "was made for another spec than its configs give" in refusal(folder)
+
+
+def test_one_flipped_byte_anywhere_in_the_manifest(folder: Path) -> None:
+    """Also where nobody reads it, such as a tool's version: the whole file is sealed."""
+    whole = (folder / MANIFEST).read_bytes()
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        (folder / MANIFEST).write_bytes(damaged)
+        message = refusal(folder)
+        assert f"{folder / MANIFEST} is damaged" in message or f"{folder / MANIFEST} has format" in message
 
 
 @pytest.mark.parametrize("matrix", [[[0.0] * 4] * 2, [[0.0] * 3] * 3, [0.0], [], [[float("nan")] * 4] * 3])
@@ -123,13 +159,13 @@ def test_another_preview(folder: Path, matrix: object) -> None:
         b"[]",
         b"null",
         b"{}",
-        b'{"format": 1}',
-        b'{"format": 1, "files": []}',
-        b'{"format": 1, "files": {"a": 1}, "preview": {"matrix": []}, "spec": {}}',
-        b'{"format": 1, "files": {"a": {}}, "preview": {"matrix": []}, "spec": {}}',
-        b'{"format": 1, "files": {}, "preview": {"matrix": [[1], [1, 2]]}, "spec": {}}',
-        b'{"format": 1, "files": {}, "preview": [], "spec": {}}',
-        b'{"format": 1, "files": {}, "preview": {"matrix": []}}',
+        b'{"format": 2}',
+        b'{"format": 2, "files": []}',
+        b'{"format": 2, "files": {"a": 1}, "preview": {"matrix": []}, "spec": {}}',
+        b'{"format": 2, "files": {"a": {}}, "preview": {"matrix": []}, "spec": {}}',
+        b'{"format": 2, "files": {}, "preview": {"matrix": [[1], [1, 2]]}, "spec": {}}',
+        b'{"format": 2, "files": {}, "preview": [], "spec": {}}',
+        b'{"format": 2, "files": {}, "preview": {"matrix": []}}',
     ],
 )
 def test_a_damaged_manifest(folder: Path, content: bytes) -> None:

@@ -1,15 +1,14 @@
-"""The cache: what comes back is what was stored, or nothing."""
+"""The cache folder: where it lies, how entries come into it, and what the dead leave."""
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from engines import cache
+from engines import cache, disk, lock
 
 
 @pytest.fixture(autouse=True)
@@ -18,67 +17,44 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def entries(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_was_stored_comes_back(folder: Path) -> None:
-    for data in (b"", b"x", b"engine" * 100_000):
-        cache.store("one", data)
-        assert cache.load("one") == data
-    assert entries(folder) == ["one"]
+def test_a_kept_folder_is_the_entry(folder: Path) -> None:
+    place = folder / "engines" / "one"
+    with cache.fresh(place) as new:
+        assert new.folder.parent == place.parent and not place.exists()
+        disk.write(new.folder / "engine", b"one")
+        new.keep()
+    assert names(folder / "engines") == ["one"] and (place / "engine").read_bytes() == b"one"
+    assert cache.entries(folder / "engines") == [place]
+    lock.let_go(place)
 
 
-def test_nothing_was_stored() -> None:
-    assert cache.load("other") is None
+def test_a_folder_that_is_not_kept_goes(folder: Path) -> None:
+    place = folder / "engines" / "one"
+    with pytest.raises(KeyboardInterrupt), cache.fresh(place) as new:
+        disk.write(new.folder / "engine", b"one")
+        raise KeyboardInterrupt
+    assert names(folder / "engines") == [] == cache.entries(folder / "engines")
 
 
-@pytest.mark.parametrize("place", [0, 31, 32, -1])
-def test_a_damaged_entry_is_nothing_and_replaced(folder: Path, place: int, caplog: pytest.LogCaptureFixture) -> None:
-    cache.store("one", b"some engine")
-    path = folder / "engines" / "one"
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-    with caplog.at_level(logging.WARNING):
-        assert cache.load("one") is None
-    assert caplog.messages == [f"{path} is damaged; building it again"]
-    cache.store("one", b"some engine")
-    assert cache.load("one") == b"some engine"
-
-
-@pytest.mark.parametrize("kept", [0, 5, 32, 40])
-def test_a_truncated_entry_is_nothing(folder: Path, kept: int) -> None:
-    cache.store("one", b"some engine")
-    path = folder / "engines" / "one"
-    path.write_bytes(path.read_bytes()[:kept])
-    assert cache.load("one") is None
-
-
-def test_a_folder_that_cannot_be_written_only_warns(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder.write_bytes(b"a file in the folder's place")
-    with caplog.at_level(logging.WARNING):
-        cache.store("one", b"some engine")
-    assert len(caplog.messages) == 1 and "the next start compiles it again" in caplog.messages[0]
-    assert cache.load("one") is None
-
-
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_failure_in_the_middle_leaves_nothing(
-    folder: Path, failure: BaseException, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache.store("one", b"the old engine")
-
-    def fail(_: int) -> None:
-        raise failure
-
-    monkeypatch.setattr(os, "fsync", fail)
-    if isinstance(failure, OSError):
-        cache.store("one", b"the new engine")
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            cache.store("one", b"the new engine")
-    assert entries(folder) == ["one"] and cache.load("one") == b"the old engine"
+def test_what_the_dead_left_is_swept(folder: Path) -> None:
+    """By the next that comes; what a live process fills, or a file that may be one's, stays."""
+    engines = folder / "engines"
+    for dead in (".new-one-1", ".old-one-1", "two"):
+        (engines / dead).mkdir(parents=True)
+        (engines / dead / "engine").write_bytes(b"half")
+    (engines / ".lock-one").write_text("123")
+    (engines / ".new-file-1").write_bytes(b"young")
+    (engines / ".new-file-2").write_bytes(b"old")
+    yesterday = time.time() - 86400
+    os.utime(engines / ".new-file-2", (yesterday, yesterday))
+    with cache.fresh(engines / "three") as alive:
+        cache.sweep(engines)
+        assert names(engines) == sorted([".new-file-1", alive.folder.name, "two"])
+    assert cache.entries(folder / "nowhere") == []
 
 
 def test_keys() -> None:

@@ -95,6 +95,13 @@ def test_a_damaged_one_is_made_again(
     assert len(caplog.messages) == 1 and f"exporting again: {first.folder / UNET}" in caplog.messages[0]
 
 
+def test_two_names_of_one_checkpoint(checkpoint: Path, tmp_path: Path, exports: list[list[str]]) -> None:
+    """Each keeps its own: a model's id is its folder's name."""
+    other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    assert [artifact_of(each).id for each in (checkpoint, other, checkpoint, other)] == ["tiny", "other"] * 2
+    assert len(exports) == 2
+
+
 def test_two_processes_export_once(
     checkpoint: Path, cache: Path, exports: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

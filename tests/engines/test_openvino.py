@@ -10,10 +10,13 @@ import openvino as ov
 import pytest
 
 from engines import openvino as own
+from engines import store
 from engines.artifact import Artifact
 from engines.backend import BackendError
+from engines.cache import entries
 from engines.cores import available_cores
 from engines.openvino import OpenVinoBackend, OpenVinoDenoiser
+from engines.openvino_build import OpenVinoBuilder
 
 ROWS = 8
 
@@ -109,25 +112,66 @@ def test_engines_and_streams_are_kept(artifact: Artifact, cache: Path, monkeypat
         context = backend.encode(np.arange(backend.spec.text.tokens))
         return [denoiser.outputs.copy(), context, backend.decode(denoiser.outputs[0])]
 
+    def stored() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in cache.parent.rglob("*") if path.is_file()}
+
     first = outputs(OpenVinoBackend(artifact, "f32"))
-    stored = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert len(stored) >= 4, "text encoder, UNet, decoder, and the number of streams"
+    before = stored()
+    assert len(before) == 3 * 2 + 1, "text encoder, UNet and decoder, each with a manifest; the number of streams"
     with monkeypatch.context() as patch:
         patch.setattr(own, "_costs", never)
-        patch.setattr(OpenVinoBackend, "_compile", never)
+        patch.setattr(OpenVinoBuilder, "compiled", never)
         again = outputs(OpenVinoBackend(artifact, "f32"))
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
-    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == stored
+    assert stored() == before
 
-    for path in cache.iterdir():
-        path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
-    monkeypatch.setattr(
-        own, "_costs", lambda denoisers: dict.fromkeys(denoisers, 1.0)
-    )  # the choice itself goes by time
-    outputs(OpenVinoBackend(artifact, "f32"))
-    with monkeypatch.context() as patch:
-        patch.setattr(OpenVinoBackend, "_compile", never)
-        outputs(OpenVinoBackend(artifact, "f32"))
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_one_blob_for_any_number_of_streams(artifact: Artifact, cache: Path, precision: str) -> None:
+    """Imported with so many streams it computes the bits of one that was compiled with so many."""
+    if precision == "bf16" and not has_bf16():
+        pytest.skip("this CPU has no bf16 instructions")
+    builder = OpenVinoBuilder(artifact, precision=precision, threads=2)
+    default = artifact.spec.defaults
+    order = builder.unet(default.width, default.height)
+    blob = builder.compiled(order, 1).export_model().getvalue()
+    engine = store.Engine(cache, {}, bytearray(blob))
+    for streams in (1, 2):
+        imported = builder.imported(engine, streams, order)
+        assert imported is not None and imported.get_property("NUM_STREAMS") == streams
+        outputs = []
+        for compiled in (imported, builder.compiled(order, streams)):
+            denoiser = OpenVinoDenoiser(compiled, 2)
+            denoiser.samples[:] = np.random.default_rng(0).standard_normal(denoiser.samples.shape)
+            denoiser.contexts[:], denoiser.timesteps[:] = 0.2, 600
+            denoiser.run([0, 1])
+            outputs.append(denoiser.outputs)
+        assert np.array_equal(*outputs)
+
+
+def test_a_flipped_byte_is_named_and_built_again(
+    artifact: Artifact, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def context() -> np.ndarray:
+        return OpenVinoBackend(artifact, "f32").encode(np.arange(artifact.spec.text.tokens))
+
+    wanted = context()
+    for name in ("engine", "manifest.json"):
+        (path,) = cache.glob(f"*/{name}")
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        caplog.clear()
+        assert np.array_equal(context(), wanted)
+        (message,) = caplog.messages
+        assert message.startswith(f"{path} is damaged") and message.endswith("building it again")
+        with monkeypatch.context() as patch:
+            patch.setattr(OpenVinoBuilder, "compiled", never)
+            context()
+
+
+def streams_of(backend: OpenVinoBackend) -> list[int]:
+    return sorted(streams for name, streams in backend._compiled if "unet" in name)
 
 
 def test_the_quickest_number_of_streams_wins(artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,9 +189,9 @@ def test_the_quickest_number_of_streams_wins(artifact: Artifact, cache: Path, mo
     backend = OpenVinoBackend(artifact, "f32", threads=2)
     denoiser_of(backend)
     assert bound == [1, 2, best], "both are tried, and the better one is bound"
-    assert [key[2] for key in backend._compiled if key[0] == "unet"] == [best]
+    assert streams_of(backend) == [best]
     backend.denoiser(32, 24, 2)
-    assert sorted(key[2] for key in backend._compiled if key[0] == "unet") == [best, best]
+    assert streams_of(backend) == [best, best]
     bound.clear()
     denoiser_of(OpenVinoBackend(artifact, "f32", threads=2))
     assert bound == [best], "the choice was stored"
@@ -160,7 +204,7 @@ def test_an_engines_key(artifact: Artifact, v_artifact: Artifact, cache: Path, m
     """Whatever the bits depend on gives another engine."""
 
     def stored() -> set[str]:
-        return {path.name for path in cache.iterdir()}
+        return {path.name for path in entries(cache)}
 
     OpenVinoBackend(artifact, "f32", threads=1)
     known = stored()
@@ -217,4 +261,4 @@ def test_a_graph_that_openvino_does_not_take(artifact: Artifact, cache: Path, tm
 
 
 def test_threads_follow_the_cores(artifact: Artifact) -> None:
-    assert OpenVinoBackend(artifact, "f32")._threads == available_cores()
+    assert OpenVinoBuilder(artifact).threads == available_cores()

@@ -7,16 +7,13 @@ converted bit for bit into such folders (tests/export/test_single_file.py).
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
 
 from engines.artifact import Artifact
 from engines.backend import F32, to_pixels
@@ -25,58 +22,21 @@ from engines.generate import latents_of
 from engines.model import Model, load
 from export.artifact import export
 from pipeline.samplers import SAMPLERS
-from tests.checkpoints import make_checkpoint
 from tests.pipeline.trajectories import THEIRS
+from tests.topologies import TOPOLOGIES, make_topology
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
 PROMPT, NEGATIVE = "a red apple", "the blue cat"
 STEPS, GUIDANCE, SEED = 20, 4.0, 11
-WIDE = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
-UNET = {
-    "block_out_channels": [64, 128, 256, 256],
-    "down_block_types": WIDE,
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "sample_size": 8,
-    "transformer_layers_per_block": 1,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-}
-VAE = {
-    "block_out_channels": [32, 64, 96, 96],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "latent_channels": 4,
-    "layers_per_block": 1,
-    "norm_num_groups": 32,
-    "sample_size": 64,
-}
-TOPOLOGIES: dict[str, dict[str, Any]] = {
-    "sd1": {
-        "kind": "sd1",
-        "unet": {**UNET, "attention_head_dim": 8, "cross_attention_dim": 160, "use_linear_projection": False},
-        "text": {"hidden_size": 160, "intermediate_size": 640, "num_attention_heads": 2, "num_hidden_layers": 3},
-    },
-    "sd2": {
-        "kind": "sd2",
-        "unet": {**UNET, "attention_head_dim": [1, 2, 4, 4], "cross_attention_dim": 192, "use_linear_projection": True},
-        "text": {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "num_hidden_layers": 4},
-    },
-}
 
 
 @pytest.fixture(scope="module", params=TOPOLOGIES)
 def topology(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     kind: str = request.param
-    folder = make_checkpoint(tmp_path_factory.mktemp(kind) / kind, vae=VAE, **TOPOLOGIES[kind])
     if kind == "sd1":
-        _in_two_shards(folder / "unet" / "diffusion_pytorch_model.safetensors")
-        _under_old_names(folder / "vae" / "diffusion_pytorch_model.safetensors")
-    return export(folder, say=lambda line: None)
+        return request.getfixturevalue("sd1_artifact")
+    return export(make_topology(kind, tmp_path_factory.mktemp(kind) / kind), say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -104,28 +64,6 @@ def drawn(models: dict[str, Model]) -> Callable[..., F32]:
         return latents_of(models[backend], PROMPT, NEGATIVE, **options)
 
     return draw
-
-
-def _in_two_shards(path: Path) -> None:
-    tensors = load_file(path)
-    names = sorted(tensors)
-    shards = {f"{path.stem}-0000{i}-of-00002.safetensors": names[i - 1 :: 2] for i in (1, 2)}
-    for shard, own in shards.items():
-        save_file({name: tensors[name] for name in own}, path.with_name(shard))
-    index = {"metadata": {}, "weight_map": {name: shard for shard, own in shards.items() for name in own}}
-    path.with_name(f"{path.name}.index.json").write_text(json.dumps(index))
-    path.unlink()
-
-
-def _under_old_names(path: Path) -> None:
-    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    renamed = {}
-    for name, tensor in load_file(path).items():
-        for new, was in old.items():
-            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{was}.")
-        renamed[name] = tensor
-    assert any("proj_attn" in name for name in renamed)
-    save_file(renamed, path)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -1,0 +1,95 @@
+"""The builders there are: by backend, imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engines import devices
+from engines.artifact import Artifact
+from engines.backend import BackendError
+from engines.builder import Builder
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How a builder is made, in this process or, told as JSON, in another."""
+
+    module: str
+    kind: str
+    library: str  # what it cannot do without
+    extra: str  # what installs that
+    options: dict[str, Any] = field(default_factory=dict)  # JSON values
+
+    def make(self, artifact: Artifact, target: str | None, precision: str) -> Builder:
+        """Errors: BackendError, naming the extra to install, or refusing target or precision."""
+        self.check_library()
+        kind = getattr(importlib.import_module(self.module), self.kind)
+        measured = {"notes": Notes(), "timing": devices.folder() / "tensorrt.timing"} if self.library in _GPU else {}
+        return kind(artifact, target, precision, **self.options, **measured)
+
+    def check_library(self) -> None:
+        if importlib.util.find_spec(self.library) is None:
+            raise BackendError(
+                f"building needs {self.library}, which is not installed: pip install -e '.[{self.extra}]' in a clone"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Notes:
+    """What TensorRT's builder measures on this CPU, minutes for a large network, kept between its processes."""
+
+    def recall(self, **what: Any) -> Any:
+        return devices.recall(devices.this_cpu(), what)
+
+    def remember(self, value: Any, **what: Any) -> None:
+        devices.remember(devices.this_cpu(), what, value)
+
+
+_GPU = ("tensorrt", "tensorrt_rtx")
+BUILDERS = {
+    "openvino": Maker("engines.openvino_build", "OpenVinoBuilder", "openvino", "cpu"),
+    "onnxruntime": Maker("engines.onnxruntime_build", "OnnxRuntimeBuilder", "onnxruntime", "cpu"),
+    "tensorrt_rtx": Maker("engines.tensorrt_build", "TensorRtBuilder", "tensorrt_rtx", "rtx", {"rtx": True}),
+    "tensorrt": Maker("engines.tensorrt_build", "TensorRtBuilder", "tensorrt", "gpu", {"rtx": False}),
+}
+ON_CPU = ("openvino", "onnxruntime")
+
+
+def maker_of(backend: str) -> Maker:
+    """`backend`: a key of BUILDERS; "auto" is openvino. Errors: BackendError."""
+    name = "openvino" if backend == "auto" else backend
+    if name not in BUILDERS:
+        raise BackendError(f"backend {name!r} builds no engines; there are: auto, {', '.join(BUILDERS)}")
+    return BUILDERS[name]
+
+
+def target_of(backend: str, arch: str) -> str | None:
+    """What to build for: "cpu", the card that was named, or None, the one that is here. Errors: BackendError."""
+    if backend not in ON_CPU:
+        return arch or None
+    if arch not in ("", "cpu"):
+        raise BackendError(f"ARCH={arch}: backend {backend} builds for the CPU at hand; leave ARCH away")
+    return "cpu"
+
+
+def told(artifact: Artifact, builder: Builder) -> dict[str, Any]:
+    """What an engine's manifest says beside its identity; `tools` is a builder's own, where it has it."""
+    return {"model": artifact.id, "spec": artifact.spec_digest, "tools": getattr(builder, "tools", dict)()}
+
+
+def command(artifact: Artifact, identity: dict[str, Any]) -> str:
+    """The words that build an engine again, from what it depends on."""
+    told = f"make engines MODEL={artifact.folder} BACKEND={identity['backend']}"
+    if identity["backend"] not in ON_CPU:
+        told += f" ARCH={identity['target']} PRECISION={identity['precision']}"
+    shapes, factor = identity["shapes"], artifact.spec.vae.factor
+    if rows := shapes.get("sample"):
+        told += f" ROWS={rows[0]}"
+    if latents := shapes.get("sample") or shapes.get("latents"):
+        told += f" SIZES={latents[3] * factor}x{latents[2] * factor}"
+    return told

@@ -1,0 +1,78 @@
+"""python -m engines check: what is compared, printed as it is found."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from engines import store
+from engines.artifact import Artifact
+from engines.backend import BackendError
+from engines.builders import command
+from engines.check import Finding
+from engines.check import check as compare
+from engines.first_use import artifact_of
+from engines.model import BACKENDS, load
+from engines.sealed import Damaged
+from pipeline.samplers import SAMPLERS
+
+PLANS = ("tensorrt_rtx", "tensorrt")  # backends whose engines need an NVIDIA GPU to run
+
+
+def check(options: argparse.Namespace) -> int:
+    """0 when everything is within its tolerance. Errors: LatentdError."""
+    artifact = artifact_of(options.model)
+    width, height = _size(options.size, artifact)
+    samplers, steps = _samplers(options.samplers), _steps(options.steps)
+    if options.backend in PLANS and options.backend not in BACKENDS:
+        return _plans(artifact, options.backend)
+    model, reference = load(artifact, options.backend, options.precision), load(artifact, "torch")
+    print(f"{artifact.id} {width}x{height}: {model.backend.name} {model.backend.precision} against torch f32")
+
+    def say(finding: Finding) -> None:
+        mark = "ok   " if finding.good else "WRONG"
+        print(f"  {mark} {finding.what:38} {finding.figure:>9}   (tolerance {finding.tolerance})", flush=True)
+
+    return 0 if compare(model, reference, (width, height), samplers, steps, say) else 1
+
+
+def _plans(artifact: Artifact, backend: str) -> int:
+    """What can be said of plans without their card: whether they are whole. 1: nothing was compared."""
+    own = [
+        manifest["identity"]
+        for _, manifest in store.manifests()
+        if (manifest["identity"].get("artifact"), manifest["identity"].get("backend")) == (artifact.digest, backend)
+    ]
+    for identity in own:
+        try:
+            store.verify(identity)
+            found = "whole, its SHA-256 is the one in its manifest"
+        except Damaged as error:
+            found = f"{error}; run `{command(artifact, identity)}` to build it again"
+        print(f"  {identity.get('network')} for {identity.get('target')}: {found}")
+    print(
+        f"nothing was compared: plans of {backend} run on NVIDIA GPUs, and none runs them here; "
+        f"{len(own)} plan{'' if len(own) == 1 else 's'} of {artifact.id} in the cache"
+    )
+    return 1
+
+
+def _size(text: str, artifact: Artifact) -> tuple[int, int]:
+    default, unit = artifact.spec.defaults, artifact.spec.size_multiple
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text or f"{default.width}x{default.height}")
+    if match is None or any(int(side) < 1 or int(side) % unit for side in match.groups()):
+        raise BackendError(f"--size is {text!r}; it takes WIDTHxHEIGHT, multiples of {unit}")
+    return int(match[1]), int(match[2])
+
+
+def _samplers(text: str) -> list[str]:
+    samplers = list(SAMPLERS) if text == "all" else text.split(",")
+    if unknown := [name for name in samplers if name not in SAMPLERS]:
+        raise BackendError(f"--samplers has {unknown[0]!r}; there are {', '.join(SAMPLERS)}")
+    return samplers
+
+
+def _steps(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text) or not 1 <= int(text) <= 150:
+        raise BackendError(f"--steps is {text}; it takes 1 to 150")
+    return int(text)

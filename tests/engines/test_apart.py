@@ -1,0 +1,104 @@
+"""Jobs in processes of their own: what they say, return and raise, and how they may end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines import apart
+from engines.apart import ApartError
+from engines.backend import BackendError
+from engines.disk import DiskError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def job(job: dict[str, Any], say: Callable[[str], None]) -> Any:
+    """What the child does: a word for each way to end."""
+    say("begun")
+    match job["how"]:
+        case "well":
+            print("compilers write what they like")
+            return {"twice": 2 * job["number"]}
+        case "refused":
+            raise BackendError("no such kernel")
+        case "full":
+            raise DiskError("write", Path("/cache/engine"), OSError(28, "No space left on device"), 12)
+        case "wrong":
+            raise ValueError("our own mistake")
+        case "status":
+            os._exit(3)
+        case "signal":
+            print("[E] internal error 7", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), job["number"])
+        case "forever":
+            say(str(os.getpid()))
+            time.sleep(600)
+    return None
+
+
+def run(how: str, number: int = 0) -> tuple[Any, list[str]]:
+    said: list[str] = []
+    return apart.run("tests.engines.test_apart:job", {"how": how, "number": number}, said.append), said
+
+
+def test_a_result_and_what_was_said() -> None:
+    assert run("well", 21) == ({"twice": 42}, ["begun"])
+
+
+@pytest.mark.parametrize(
+    ("how", "number", "sentence"),
+    [
+        ("refused", 0, "^no such kernel$"),
+        ("status", 0, "^its process ended with status 3$"),
+        ("wrong", 0, "^its process ended with status 1; its last words: ValueError: our own mistake$"),
+        ("signal", signal.SIGABRT, "^its process was ended by SIGABRT; its last words: .E. internal error 7$"),
+        ("signal", signal.SIGKILL, "^its process was ended by SIGKILL, as Linux does when memory runs out; its last"),
+    ],
+)
+def test_an_end_in_a_sentence(how: str, number: int, sentence: str) -> None:
+    with pytest.raises(ApartError, match=sentence) as caught:
+        run(how, number)
+    assert not caught.value.final and "\n" not in str(caught.value)
+
+
+def test_a_full_disk_ends_all_work() -> None:
+    with pytest.raises(ApartError, match="cannot write /cache/engine .12 bytes.*No space left") as caught:
+        run("full")
+    assert caught.value.final
+
+
+PARENT = """
+import sys
+from engines import apart
+apart.run("tests.engines.test_apart:job", {"how": "forever"}, lambda line: print(line, flush=True))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_child_dies_with_its_parent() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout and parent.stdout.readline() == "begun\n"
+        child = int(parent.stdout.readline())
+        assert Path(f"/proc/{child}").exists()
+        parent.kill()
+        assert parent.stdout.read() == ""
+    deadline = time.monotonic() + 30
+    while _runs(child):
+        assert time.monotonic() < deadline
+
+
+def _runs(process: int) -> bool:
+    """Not one that is dead and waits for somebody to ask how."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

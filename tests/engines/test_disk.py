@@ -1,0 +1,83 @@
+"""The disk: what is written whole is, and a disk that does not do it says so in a sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from engines import disk
+from engines.disk import DiskError
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Operations and the names that they were done to."""
+    operations: list[tuple[str, str]] = []
+    monkeypatch.setattr(disk, "before", lambda doing, path: operations.append((doing, path.name.split("-")[0])))
+    return operations
+
+
+def full_at(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    def before(doing: str, path: Path) -> None:
+        if doing == wanted:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, "before", before)
+
+
+def test_whole_in_this_order(tmp_path: Path, done: list[tuple[str, str]]) -> None:
+    """Bytes reach the disk before the name does, or a power cut leaves the name without them."""
+    disk.write_whole(tmp_path / "one", b"some bytes")
+    assert [doing for doing, _ in done] == ["write", "half", "sync", "replace", "sync"]
+    assert done[3] == ("replace", "one") and done[4][1] == tmp_path.name.split("-")[0]
+    assert (tmp_path / "one").read_bytes() == b"some bytes" and len(os.listdir(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 5, (1 << 23) + 3])
+def test_bytes_come_through(tmp_path: Path, length: int, done: list[tuple[str, str]]) -> None:
+    data = os.urandom(length)
+    disk.write(tmp_path / "one", data)
+    disk.copy(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two").read_bytes() == data
+    assert done[-1] == ("sync", "two") and (length < 2 or ("half", "two") in done)
+
+
+@pytest.mark.parametrize("doing", ["write", "half", "sync", "replace"])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, doing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one"
+    disk.write_whole(path, b"old")
+    full_at(monkeypatch, doing)
+    with pytest.raises(DiskError) as caught:
+        disk.write_whole(path, b"x" * 1234)
+    message = str(caught.value)
+    assert message.startswith(f"cannot write {path} (1,234 bytes, of which ") and "\n" not in message
+    assert message.endswith("are free): No space left on device") and caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["one"]
+
+
+def test_every_operation_names_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    below = tmp_path / "file" / "below"
+    for call in (
+        lambda: disk.make(below),
+        lambda: disk.write(below, b""),
+        lambda: disk.copy(tmp_path / "file", below),
+        lambda: disk.copy(tmp_path / "missing", below),
+        lambda: disk.sync(below),
+        lambda: disk.replace(tmp_path / "file", below),
+    ):
+        with pytest.raises(DiskError, match=f"{below}.*: (Not a directory|No such file or directory)"):
+            call()
+
+
+def test_removed_folders_are_out_of_the_way_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exit in the middle of removing leaves no half of a folder under its name."""
+    (tmp_path / "own" / "deep").mkdir(parents=True)
+    monkeypatch.setattr(disk.shutil, "rmtree", lambda _: None)
+    disk.remove(tmp_path / "own")
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith(".old-own-")
+    disk.remove(tmp_path / "nothing")

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from engines import disk
 from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.builder import Builder, Order
@@ -47,6 +48,7 @@ def check_plan(facts: dict[str, Any], out: Path, target: str) -> bytes:
     assert header.version == facts["plan"]["header"]["version"]
     assert f"accelerators={{{target.replace('_', '')} }}".encode() in data, "the compiler's own note of it"
     assert facts["target"] == target and facts["strongly_typed"]
+    assert facts["plan"]["inspection"].startswith("none: a plan of TensorRT for RTX cannot be opened without its GPU")
     # RTX writes the kernels that it makes into the plan as source, named by what they do: a mean, a square, a mean of
     # squares are taken of values cast to float32, as the graph's stash_type says. (An island's are in it already.)
     norms = {name.decode() for name in re.findall(rb"__global__ void __myl_([A-Za-z]*Mean[A-Za-z]*)", data)}
@@ -214,27 +216,18 @@ def test_what_tensorrt_says_is_one_sentence(
     assert "Unheard" in told and "\n" not in told
 
 
-class Full:
-    """A file on a full disk."""
-
-    def __enter__(self) -> Full:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def write(self, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-
 def test_a_full_disk_is_told(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan is written from inside TensorRT, through which no exception passes."""
     builder = TensorRtBuilder(artifact, "sm_89", "f32")
     order = builder.orders([1], [(24, 24)])[-1]
     out = tmp_path / "plan"
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, *a, **k: Full() if path == out else opened(path, *a, **k))
-    with pytest.raises(BackendError, match=f"tensorrt_rtx cannot write {out}: No space left on device"):
+
+    def full(doing: str, path: Path) -> None:
+        if (doing, path) == ("write", out):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk, "before", full)
+    with pytest.raises(disk.DiskError, match=f"cannot write {out} .*No space left on device"):
         builder.build(order, out, silent)
 
 

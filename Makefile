@@ -43,7 +43,8 @@ demo: $(VENV)/.cpu
 
 serve: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
 	@$(BIN)/python -m server $(call given,MODEL,model) $(call given,BACKEND,backend) $(call given,DEVICE,device) \
-	    $(call given,PRECISION,precision) $(call given,PREDICTION,prediction) $(call given,ATTENTION,attention)
+	    $(call given,PIXELS,pixels) $(call given,PRECISION,precision) $(call given,PREDICTION,prediction) \
+	    $(call given,ATTENTION,attention)
 
 onnx: need-model $(VENV)/.export
 	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out) $(call given,PREDICTION,prediction)
@@ -76,8 +77,8 @@ clean-cache: $(VENV)/.cpu
 
 check: need-model $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.export)
 	@$(BIN)/python -m engines check '$(MODEL)' $(call given,BACKEND,backend) $(call given,PRECISION,precision) \
-	    $(call given,DEVICE,device) $(call given,PIXELS,pixels) $(call given,ATTENTION,attention) \
-	    $(call given,SIZE,size) $(call given,SAMPLERS,samplers) $(call given,STEPS,steps)
+	    $(call given,SIZE,size) $(call given,SAMPLERS,samplers) $(call given,STEPS,steps) \
+	    $(call given,DEVICE,device) $(call given,PIXELS,pixels) $(call given,ATTENTION,attention)
 
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from export.tensors import StoredTensor
+from export.tensors import BYTES, StoredTensor
 from pipeline.errors import CheckpointError
 
 _CHUNK = 1 << 18  # bytes in memory at once, a thread: what stays in the second cache
@@ -27,7 +27,7 @@ _BITS = {
 
 
 def check_finite(tensors: Iterable[tuple[str, StoredTensor]]) -> None:
-    """Errors: CheckpointError naming the file and the tensor, the first of those given."""
+    """Errors: CheckpointError naming the file and the tensor, also for one of a type that is not read."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for told in pool.map(lambda pair: _fault(*pair), tensors):
             if told:
@@ -36,6 +36,8 @@ def check_finite(tensors: Iterable[tuple[str, StoredTensor]]) -> None:
 
 
 def _fault(name: str, tensor: StoredTensor) -> str | None:
+    if tensor.dtype not in BYTES:
+        return f"{tensor.path}: {name} is stored as {tensor.dtype}; latentd takes {', '.join(BYTES)}"
     try:
         with tensor.path.open("rb") as file:
             file.seek(tensor.offset)
@@ -53,8 +55,6 @@ def _fault(name: str, tensor: StoredTensor) -> str | None:
 
 
 def _finite(data: bytes, dtype: str) -> bool:
-    if dtype not in _BITS:
-        return True  # refused elsewhere, by its type
     kind, value, most = _BITS[dtype]
     bits = np.frombuffer(data, kind)
     return int((bits & bits.dtype.type(value)).max(initial=0)) < most

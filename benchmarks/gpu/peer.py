@@ -1,5 +1,6 @@
-"""A guided step of SD 1.5 in diffusers with torch.compile at its best settings, beside ours in the same run.
+"""A guided step of SD 1.5 and 2.1 in diffusers with torch.compile at its best settings, beside ours in the same run.
 
+A compilation takes a minute or more, so the most telling ones come first, and what does not fit is told as skipped.
 Needs the wheel of diffusers (docs/gpu.md says how it travels); random weights of the same shapes.
 """
 
@@ -20,19 +21,22 @@ from benchmarks.gpu.networks import TOKENS, unet_spec
 from benchmarks.gpu.operations import step_floor
 from benchmarks.gpu.timing import by_events, on_cpu
 
+_REST = (("SD 1.5", 4), ("SD 1.5", 8), ("SD 2.1", 16), ("SD 2.1", 4), ("SD 2.1", 8))
+
 
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
     took: dict[str, float] = {}
-    for n in (1,) if check.dry else (1, 16):
-        yield Case(f"ours {n}", partial(_ours, check, n, took))
-        yield Case(f"diffusers {n} launched", partial(_theirs, check, n, "launched", took))
-        yield Case(f"diffusers {n} compiled", partial(_theirs, check, n, "compiled", took))
+    both = (("SD 1.5", 1), ("SD 2.1", 1))
+    for name, n in both if check.dry else (*both[:1], ("SD 1.5", 16), *both[1:], *_REST):
+        yield Case(f"{name} ours {n}", partial(_ours, check, name, n, took))
+        yield Case(f"{name} diffusers {n} launched", partial(_theirs, check, name, n, "launched", took))
+        yield Case(f"{name} diffusers {n} compiled", partial(_theirs, check, name, n, "compiled", took))
 
 
-def _ours(check: Check, n: int, took: dict[str, float]) -> None:
+def _ours(check: Check, name: str, n: int, took: dict[str, float]) -> None:
     """The loop that serves: `n` guided seats, host and all."""
-    lab = Lab(check, "SD 1.5", n, buckets=(2 * n,))
+    lab = Lab(check, name, n, buckets=(2 * n,))
     for seat in range(n):
         lab.sit(seat, Request("ddim", 50, 7.5, seat))
     flops, floor = step_floor(lab.spec, 2 * n, *check.ceilings())
@@ -47,12 +51,13 @@ def _ours(check: Check, n: int, took: dict[str, float]) -> None:
     if not check.dry:
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - begin) / count
-    took[f"ours {n}"] = check.time("step", f"{n} requests", "ours", [seconds], flops=flops, floor=floor)
+    case = _case(name, n)
+    took[case] = check.time("step", case, "ours", [seconds], flops=flops, floor=floor)
 
 
-def _theirs(check: Check, n: int, mode: str, took: dict[str, float]) -> None:
-    made, scheduler = _network(check), _schedule()
-    spec, compiled = unet_spec(check, "SD 1.5"), mode == "compiled"
+def _theirs(check: Check, name: str, n: int, mode: str, took: dict[str, float]) -> None:
+    made, scheduler = _network(check, name), _schedule()
+    spec, compiled = unet_spec(check, name), mode == "compiled"
     if compiled:
         made.fuse_qkv_projections()
         if check.dry:
@@ -76,14 +81,19 @@ def _theirs(check: Check, n: int, mode: str, took: dict[str, float]) -> None:
     note = f"first step after {time.monotonic() - start:.0f} s"
     flops, floor = step_floor(spec, 2 * n, *check.ceilings())
     seconds = on_cpu(step) if check.dry else by_events(step, seconds=1)
-    case = f"{n} requests"
+    case = _case(name, n)
     median = check.time("step", case, f"diffusers {mode}", seconds, flops=flops, floor=floor, note=note)
-    if compiled and f"ours {n}" in took:
-        check.row("gain", case, "diffusers compiled", "x", [median / took[f"ours {n}"]], note="times as fast as theirs")
+    if compiled and case in took:
+        check.row("gain", case, "diffusers compiled", "x", [median / took[case]], note="times as fast as theirs")
 
 
-def _network(check: Check) -> Any:
-    kind, spec = needed("diffusers", "UNet2DConditionModel"), unet_spec(check, "SD 1.5")
+def _case(name: str, n: int) -> str:
+    """SD 1.5's, which the targets name, by the number alone."""
+    return f"{n} requests" if name == "SD 1.5" else f"{name} {n} requests"
+
+
+def _network(check: Check, name: str) -> Any:
+    kind, spec = needed("diffusers", "UNet2DConditionModel"), unet_spec(check, name)
     cross = [(attends and "CrossAttnDownBlock2D") or "DownBlock2D" for attends in spec.attention_down]
     up = [(attends and "CrossAttnUpBlock2D") or "UpBlock2D" for attends in spec.attention_up]
     with torch.device(check.device):
@@ -92,7 +102,8 @@ def _network(check: Check) -> Any:
             block_out_channels=spec.channels,
             down_block_types=cross,
             up_block_types=up,
-            attention_head_dim=spec.heads[0],  # which is their number of heads
+            attention_head_dim=spec.heads,  # which are their numbers of heads
+            use_linear_projection=spec.linear_projection,
             cross_attention_dim=spec.context_width,
             norm_num_groups=spec.groups,
         )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu_check import SD15
+from benchmarks.gpu.networks import SD15
 from engines.artifact import Artifact
 from engines.backend import F32
 from engines.cuda import CudaBackend

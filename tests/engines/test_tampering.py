@@ -155,7 +155,7 @@ def test_a_config_that_was_added(folder: Path, name: str) -> None:
         (lambda files: files.update({UNET: {"sha256": "0" * 64}}), "is not the file"),
         (lambda files: files.update({UNET: {"sha256": None}}), "is not the file"),
         (lambda files: files[UNET].update(sha256=files[UNET]["sha256"].upper()), "is not the file"),
-        (lambda files: files.update({UNET: {}}), "sha256"),
+        (lambda files: files.update({UNET: {}}), "is damaged"),
         (lambda files: files.update({UNET: None}), "is damaged"),
         (lambda files: files.pop(UNET), "takes weights from 'diffusion_pytorch_model.safetensors', which"),
         (lambda files: files.pop(GRAPHS["unet"]), "does not name unet/model.onnx"),

@@ -63,7 +63,7 @@ def test_the_manifest(artifact: Artifact) -> None:
     text = (artifact.folder / MANIFEST).read_bytes()
     manifest: dict[str, Any] = json.loads(text)
     assert artifact.digest == hashlib.sha256(text).hexdigest()
-    assert manifest.keys() == {"format", "spec", "preview", "errors", "tools", "files"}
+    assert manifest.keys() == {"format", "spec", "preview", "errors", "tools", "files", "seal"}
     assert manifest["files"].keys() == names()
     for name, entry in manifest["files"].items():
         data = (artifact.folder / name).read_bytes()

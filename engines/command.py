@@ -30,13 +30,12 @@ def build(options: argparse.Namespace) -> int:
     maker.check_library()
     target = target_of(backend, options.target)
     room.limit()  # a wrong one is told before the work, not after the first engine
-    rows = _numbers("ROWS", options.rows, (2,) if backend in ON_CPU else GPU_ROWS, _MOST_ROWS)
-    lengths = _numbers("CHUNKS", options.chunks, (1,), MOST_CHUNKS)
+    rows = _rows(options)
+    _chunks(options)  # the same of it
     artifact = artifact_of(options.model)
     sizes = _sizes(options.sizes, artifact)
     builder = maker.make(artifact, target, options.precision)
-    every = [order for chunks in lengths for order in builder.orders(rows, sizes, chunks)]
-    orders = [order for number, order in enumerate(every) if order not in every[:number]]
+    orders = ordered(options, artifact, builder)
     if not orders:
         say(f"{backend} runs the graphs of {artifact.id} as they are: there is nothing to build ahead")
     compile = apart_from(artifact, maker, target, options.precision)
@@ -53,6 +52,13 @@ def build(options: argparse.Namespace) -> int:
     for why in failed:
         say(why)
     return 1 if failed else 0
+
+
+def ordered(options: argparse.Namespace, artifact: Artifact, builder: Builder) -> list[Order]:
+    """All that was asked for, each once. Errors: BackendError."""
+    rows, sizes = _rows(options), _sizes(options.sizes, artifact)
+    every = [order for chunks in _chunks(options) for order in builder.orders(rows, sizes, chunks)]
+    return [order for number, order in enumerate(every) if order not in every[:number]]
 
 
 def _table(
@@ -101,6 +107,15 @@ def clean() -> int:
     if not removed and not stayed:
         say(f"nothing to remove in {cache.cache_folder()}")
     return 0
+
+
+def _rows(options: argparse.Namespace) -> tuple[int, ...]:
+    default = GPU_ROWS if options.backend not in ("auto", *ON_CPU) else (2,)
+    return _numbers("ROWS", options.rows, default, _MOST_ROWS)
+
+
+def _chunks(options: argparse.Namespace) -> tuple[int, ...]:
+    return _numbers("CHUNKS", options.chunks, (1,), MOST_CHUNKS)
 
 
 def _numbers(name: str, text: str, default: tuple[int, ...], most: int) -> tuple[int, ...]:

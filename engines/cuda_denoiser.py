@@ -46,5 +46,5 @@ class CudaDenoiser:
             times = network.time(new(self.timesteps[padded]), new(self.guidance[padded]))
             texts = torch.stack([network.text(new(self.contexts[row])) for row in padded])
             outputs = network.denoise(samples.contiguous(memory_format=torch.channels_last), times, texts)
-            fetched = self._stream.fetch(outputs[: len(rows)])
+            fetched = self._stream.fetch(outputs[: len(rows)].float())  # numpy has no bfloat16
         self.outputs[rows] = fetched.floats()

@@ -48,10 +48,11 @@ class TensorRtBackend(CudaDevice):
         kernels: Kernels | None = None,
         load: Load | None = None,
     ) -> None:
-        builder = maker_of(self.name, attention).make(artifact, None, precision)  # of the GPU that is here
-        self.precision = builder.precision
+        builder = maker_of(self.name, attention).make(artifact, None, precision)  # for the GPU that is here
         self._plans, place = Plans(artifact, builder), device_named(device)
-        self._told = {"version": builder.version, "attention": attention}
+        asked = self._plans.asked()
+        self.precision = asked["precision"]
+        self._told = {part: asked[part] for part in ("version", "attention")}
         networks = _PlanNetworks(artifact.spec, self._plans, load or _loader(self.name), place)
         super().__init__(artifact.spec, networks, kernels or triton_kernels(), place, pixels)
 

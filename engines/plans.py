@@ -24,6 +24,10 @@ class Plans:
     def __init__(self, artifact: Artifact, builder: Builder) -> None:
         self._artifact, self._builder = artifact, builder
 
+    def asked(self) -> dict[str, Any]:
+        """The identity of the text encoder's plan: precision, version and so on are those of all."""
+        return self._builder.identity(self._order("text_encoder", self._any_size))
+
     def text_encoder(self) -> store.Engine:
         """Errors, of this and the others: NoEngine, naming what is missing and the command that builds it."""
         return self._required(self._order("text_encoder", self._any_size))

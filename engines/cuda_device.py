@@ -25,6 +25,13 @@ from engines.cuda_stream import Fetched, OnDevice, Stream
 from pipeline.spec import Spec
 
 
+def key_of(device: torch.device) -> str:
+    """A device's name in engines/devices.py: what is measured on one driver or torch says nothing of another."""
+    if device.type != "cuda":
+        return devices.this_cpu()
+    return f"{torch.cuda.get_device_name(device)}, driver {gpu.driver()}, torch {torch.__version__}"
+
+
 class Networks(Protocol):
     """The networks of one model on one device. What each gives is called within the stream that it was asked in."""
 
@@ -38,6 +45,10 @@ class Networks(Protocol):
 
     def decoder(self, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
         """latents float32 [1, C, h, w], `shape` without the 1, -> picture [1, 3, H, W]."""
+        ...
+
+    def captured(self) -> None:
+        """Called when what was asked for has run, and has been captured."""
         ...
 
 
@@ -56,6 +67,7 @@ class CudaDevice:
         self._unets: dict[tuple[int, int, int], Network] = {}
         self._decoders: dict[tuple[int, ...], _Decoder] = {}
         self._ids, self._contexts, self._encode = self._captured_encoder()
+        networks.captured()
 
     def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
         with self._encoding.here():
@@ -95,7 +107,7 @@ class CudaDevice:
         return CudaDenoiser(network, self._stepping, shape, context, rows, exact=exact)
 
     def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> CudaStepper:
-        return CudaStepper(
+        made = CudaStepper(
             self._unet(width, height, chunks),
             self._kernels,
             self.spec.latent_shape(width, height),
@@ -105,6 +117,8 @@ class CudaDevice:
             self._side,
             exact=self.pixels == "exact",
         )
+        self._networks.captured()
+        return made
 
     def identity(self) -> dict[str, str]:
         """What else a row's bits depend on."""
@@ -112,10 +126,8 @@ class CudaDevice:
         return {"device": card, "torch": torch.__version__, "pixels": self.pixels}
 
     def device_key(self) -> str:
-        """The key of what is measured here (engines/devices.py)."""
-        if self._device.type != "cuda":
-            return devices.this_cpu()
-        return f"{torch.cuda.get_device_name(self._device)}, driver {gpu.driver()}, torch {torch.__version__}"
+        """Of what is measured here."""
+        return key_of(self._device)
 
     def _unet(self, width: int, height: int, chunks: int) -> Network:
         if (lane := (width, height, chunks)) not in self._unets:
@@ -128,6 +140,7 @@ class CudaDevice:
             with self._decoding.here():
                 net = self._networks.decoder(key)
             self._decoders[key] = _Decoder(net, self._kernels, self.spec, key, self._decoding)
+            self._networks.captured()
         return self._decoders[key]
 
     def _captured_encoder(self) -> tuple[Tensor, Tensor, Callable[[], None]]:

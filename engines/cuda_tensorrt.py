@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engines import store
+from engines import compiled, store
 from engines.artifact import Artifact
 from engines.builders import maker_of
 from engines.cuda import device_named
-from engines.cuda_device import CudaDevice
+from engines.cuda_device import CudaDevice, key_of
 from engines.cuda_kernels import Kernels, triton_kernels
 from engines.cuda_plan import Plan, Workspace
 from engines.cuda_plan_network import PlanNetwork
@@ -28,7 +28,7 @@ from pipeline.spec import Spec
 
 log = logging.getLogger("latentd.plans")
 
-Load = Callable[[store.Engine], TensorRtEngine]
+Load = Callable[[store.Engine, bytes], TensorRtEngine]  # of a plan, and what was compiled of it here before
 
 
 class TensorRtBackend(CudaDevice):
@@ -76,6 +76,7 @@ class _PlanNetworks:
     def __init__(self, spec: Spec, plans: Plans, load: Load, device: torch.device) -> None:
         self._spec, self._plans, self._load, self._device = spec, plans, load, device
         self._stepping, self._decoding = Workspace(device), Workspace(device)
+        self._new: list[tuple[str, Plan, bytes]] = []  # SHA-256 of what was loaded, and what was known of it
 
     def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
         plan = self._bound(self._plans.text_encoder(), Workspace(self._device))
@@ -109,19 +110,29 @@ class _PlanNetworks:
 
         return run
 
+    def captured(self) -> None:
+        """Keep, for the next start, what RTX has compiled of the plans that were loaded and run since the last call."""
+        for sha256, plan, known in self._new:
+            if (data := plan.compiled()) and data != known:
+                compiled.remember(key_of(self._device), sha256, data)
+        self._new.clear()
+
     def _bound(self, found: store.Engine, workspace: Workspace) -> Plan:
-        engine = self._load(found)
         identity, vouched = found.manifest["identity"], found.manifest["engine"]
+        known = compiled.recall(key_of(self._device), vouched["sha256"])
+        engine = self._load(found, known)
         log.info(
             "%s: a plan of %d MB, with weights of its own, and a workspace of %d MB that others of its stream share",
             identity["network"],
             vouched["bytes"] >> 20,
             engine.workspace >> 20,
         )
-        return Plan(engine, self._device, workspace)
+        plan = Plan(engine, self._device, workspace)
+        self._new.append((vouched["sha256"], plan, known))
+        return plan
 
 
 def _loader(name: str) -> Load:
     """Errors: BackendError where the library is not here."""
     trt = api(rtx=name == "tensorrt_rtx")
-    return lambda found: TensorRtEngine(trt, found.data, found.manifest["facts"])
+    return lambda found, known: TensorRtEngine(trt, found.data, found.manifest["facts"], known)

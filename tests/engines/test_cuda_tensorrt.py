@@ -181,6 +181,27 @@ def test_memory_is_shared_where_nothing_runs_at_once(bare: Artifact, monkeypatch
     assert len(engines.of("unet")) == 4 and lane, "the same plans again"
 
 
+def test_what_rtx_compiled_is_there_at_the_next_start(bare: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+    """Machine code: what is damaged is compiled again."""
+    keep_plans(bare, [2])
+    latents = np.zeros(bare.spec.latent_shape(*size_of(bare)), np.float32)
+    known = []
+    for start in range(3):
+        engines = Engines(bare)
+        backend = backend_of(bare, engines=engines)
+        backend.decode(latents)
+        known.append({engine.network: engine.known for engine in engines.made})
+        kept = sorted(devices.folder().glob("*.compiled"))
+        assert len(kept) == 2
+        if start == 1:
+            kept[0].write_bytes(kept[0].read_bytes().replace(b"of ", b"OF "))
+    whole = {"text_encoder": b"of text_encoder, 1 rows", "vae_decoder": b"of vae_decoder, 1 rows"}
+    assert known[0] == dict.fromkeys(whole, b"") and known[1] == whole
+    assert [known[2][name] in (b"", whole[name]) for name in whole] == [True, True] and b"" in known[2].values()
+    (told,) = (message for message in caplog.messages if "is damaged" in message)
+    assert told == f"{kept[0]} is damaged (its SHA-256 is another); compiling again"
+
+
 def test_a_long_prompt_has_plans_of_its_own(bare: Artifact, oracle: Model) -> None:
     keep_plans(bare, [2])
     keep_plans(bare, [2], chunks=2)

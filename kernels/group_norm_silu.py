@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _HELD = 32768  # elements of a program that holds its groups: 64 registers a thread at the most
-_TILE = 4096  # elements of a tile of the first kernel: with 128 threads four loads of 16 bytes in flight for each
+_TILE = 4096  # elements of a tile of the first kernel: with 256 threads two loads of 16 bytes in flight for each
+# With four, 96 to 168 registers a thread (and on sm_86 and 89 a spill, under Triton 3.6); with eight 62 to 96, so that 16
+# to 24 warps of a multiprocessor wait for memory instead of 12 to 16.
+_PARTS_WARPS = 8
 _PART = 8192  # elements of a part, at least
 _PARTS = 128  # at the most: the second kernel reads them all
 _CHANNELS = 64  # of a program of the second kernel: divides every width of SD 1.5, 2.1 and their decoders
@@ -252,7 +255,7 @@ def group_norm_silu(
     launch(
         group_norm_parts_kernel, (width // plan.channels, plan.parts, n),
         x, added, partial, positions, stride, plan.parts,
-        **same, **plan.constants, num_warps=4,
+        **same, **plan.constants, num_warps=_PARTS_WARPS,
     )  # fmt: skip
     launch(
         group_norm_apply_kernel, (-(-positions // plan.applied) * -(-width // _CHANNELS), n),
@@ -328,7 +331,7 @@ def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool
     if isinstance(plan, _Held):
         return [variant(group_norm_held_kernel, same | {"SILU": silu} | plan.constants, plan.warps)]
     return [
-        variant(group_norm_parts_kernel, same | plan.constants, 4),
+        variant(group_norm_parts_kernel, same | plan.constants, _PARTS_WARPS),
         variant(group_norm_apply_kernel, same | {"SILU": silu} | plan.apply_constants, 4),
     ]
 

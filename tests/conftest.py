@@ -11,8 +11,17 @@ import torch
 from engines.artifact import Artifact
 from engines.model import Model
 
-# Triton reads it when it is imported, which any test module may do first: kernels run in its interpreter here.
-os.environ["TRITON_INTERPRET"] = "1"
+# Triton reads it when it is imported, which any test module may do first: kernels run in its interpreter here. Tests
+# that compile are marked `compiled`; tests/test_compiled.py runs them all in a process of their own.
+COMPILED = "TESTS_THAT_COMPILE" in os.environ
+if not COMPILED:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    own = [item for item in items if ("compiled" in item.keywords) == COMPILED]
+    config.hook.pytest_deselected(items=[item for item in items if item not in own])
+    items[:] = own
 
 
 @pytest.fixture(scope="session", autouse=True)

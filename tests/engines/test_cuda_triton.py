@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from tests.checkpoints import make_checkpoint
@@ -22,9 +21,7 @@ def interpreted(folder: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-if find_spec("kernels.guided_step"):  # the kernels are written beside this: from then on it runs
-
-    def test_a_step_and_a_picture_are_the_plain_ones(tmp_path: Path) -> None:
-        """Heads of 32, which the attention kernel takes, and as little as possible of everything else."""
-        unet = {"attention_head_dim": [1, 2], "block_out_channels": [32, 64], "layers_per_block": 1, "sample_size": 4}
-        interpreted(make_checkpoint(tmp_path / "tiny", unet=unet))
+def test_a_step_and_a_picture_are_the_plain_ones(tmp_path: Path) -> None:
+    """Heads of 32, which the attention kernel takes, and as little as possible of everything else."""
+    unet = {"attention_head_dim": [1, 2], "block_out_channels": [32, 64], "layers_per_block": 1, "sample_size": 4}
+    interpreted(make_checkpoint(tmp_path / "tiny", unet=unet))

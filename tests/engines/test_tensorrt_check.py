@@ -251,6 +251,7 @@ class FakeTrt(types.ModuleType):
         )
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_rung_builds_runs_and_compares(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     registered: list[str] = []

@@ -90,6 +90,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stand_in(tmp_path_factory.mktemp("tensorrt"))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("version", VERSIONS)
 def test_registration_and_launch_through_tensorrts_own_python(version: str, libraries: Path) -> None:
     code = FLOW.replace("ARCH", str(ARCH)).replace("CASES", repr(CASES))

@@ -107,6 +107,7 @@ def test_casts_to_float32_around_an_attention_fall_away_with_it(unet: Artifact, 
     assert set(wide.kept.values()) == {"the kernel takes fp16 and bf16, not fp32"} and not wide.plugins
 
 
+@pytest.mark.compiled
 def test_the_builders_option(unet: Artifact, rewritten: Rewritten, monkeypatch: pytest.MonkeyPatch) -> None:
     """`attention` is a part of an engine's identity, and its plugins are registered before anything is parsed."""
     seen: list[str] = []

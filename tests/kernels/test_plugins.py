@@ -33,6 +33,8 @@ from kernels.plugins import (
     without_scratch,
 )
 
+pytestmark = pytest.mark.compiled
+
 ROOT = Path(__file__).parent.parent.parent
 # SD 1.5's heads of 40, 80 and 160, SD 2.1's of 64; one in bf16; one beyond 48 KB.
 SOURCES: list[Source] = [

@@ -24,7 +24,8 @@ help:
 	@echo "make onnx MODEL=file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
 	@echo "                                     the same of a single-file checkpoint"
 	@echo "make engines MODEL=dir [BACKEND=openvino|onnxruntime|tensorrt_rtx|tensorrt] [ARCH=sm_89] [ROWS=2,4,8]"
-	@echo "    [SIZES=512x512] [PRECISION=auto] build what serving needs ahead of it; skips what is built and valid"
+	@echo "    [SIZES=512x512] [PRECISION=auto] [CHUNKS=1,2] [ATTENTION=native|triton]"
+	@echo "                                     build what serving needs ahead of it; skips what is built and valid"
 	@echo "make clean-cache                     empty LATENTD_CACHE of what no live process uses"
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
@@ -40,9 +41,10 @@ help:
 demo: $(VENV)/.cpu
 	@$(BIN)/python -m demo
 
-serve: $(VENV)/.cpu
+serve: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
 	@$(BIN)/python -m server $(call given,MODEL,model) $(call given,BACKEND,backend) $(call given,DEVICE,device) \
-	    $(call given,PIXELS,pixels) $(call given,PRECISION,precision) $(call given,PREDICTION,prediction)
+	    $(call given,PIXELS,pixels) $(call given,PRECISION,precision) $(call given,PREDICTION,prediction) \
+	    $(call given,ATTENTION,attention)
 
 onnx: need-model $(VENV)/.export
 	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out) $(call given,PREDICTION,prediction)
@@ -67,15 +69,16 @@ setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
 # MODEL and the others may also come as LATENTD_<NAME>; the program says what is missing. TensorRT for RTX has an extra.
 engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.export)
 	@$(BIN)/python -W ignore -m engines build $(if $(MODEL),'$(MODEL)') $(call given,BACKEND,backend) \
-	    $(call given,ARCH,arch) $(call given,ROWS,rows) $(call given,SIZES,sizes) $(call given,PRECISION,precision)
+	    $(call given,ARCH,arch) $(call given,ROWS,rows) $(call given,SIZES,sizes) $(call given,PRECISION,precision) \
+	    $(call given,CHUNKS,chunks) $(call given,ATTENTION,attention)
 
 clean-cache: $(VENV)/.cpu
 	@$(BIN)/python -m engines clean
 
-check: need-model $(VENV)/.export
+check: need-model $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.export)
 	@$(BIN)/python -m engines check '$(MODEL)' $(call given,BACKEND,backend) $(call given,PRECISION,precision) \
 	    $(call given,SIZE,size) $(call given,SAMPLERS,samplers) $(call given,STEPS,steps) \
-	    $(call given,DEVICE,device) $(call given,PIXELS,pixels)
+	    $(call given,DEVICE,device) $(call given,PIXELS,pixels) $(call given,ATTENTION,attention)
 
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving

@@ -26,6 +26,10 @@ class BackendError(LatentdError):
     code = "FAILED_PRECONDITION"
 
 
+class NoEngine(BackendError):  # noqa: N818 (what is the matter, and what to run, for whoever asked)
+    """An engine that must be built ahead is not there, or damaged; the message says which, and the command."""
+
+
 class DeviceError(LatentdError):
     """The device failed while it served. Live requests fail and the process ends: its supervisor restarts it."""
 

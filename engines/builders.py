@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from engines import devices
@@ -51,6 +52,7 @@ class Notes:
 
 
 _GPU = ("tensorrt", "tensorrt_rtx")
+GPU_ROWS = (2, 4, 8)  # buckets, unless told otherwise
 BUILDERS = {
     "openvino": Maker("engines.openvino_build", "OpenVinoBuilder", "openvino", "cpu"),
     "onnxruntime": Maker("engines.onnxruntime_build", "OnnxRuntimeBuilder", "onnxruntime", "cpu"),
@@ -60,12 +62,17 @@ BUILDERS = {
 ON_CPU = ("openvino", "onnxruntime")
 
 
-def maker_of(backend: str) -> Maker:
-    """`backend`: a key of BUILDERS; "auto" is openvino. Errors: BackendError."""
+def maker_of(backend: str, attention: str = "native") -> Maker:
+    """`backend`: a key of BUILDERS; "auto" is openvino. `attention`: of its plans. Errors: BackendError."""
     name = "openvino" if backend == "auto" else backend
     if name not in BUILDERS:
         raise BackendError(f"backend {name!r} builds no engines; there are: auto, {', '.join(BUILDERS)}")
-    return BUILDERS[name]
+    maker = BUILDERS[name]
+    if attention == "native":
+        return maker
+    if name not in _GPU:
+        raise BackendError(f"attention {attention}: backend {name} makes no plans that could have it; leave it away")
+    return replace(maker, options={**maker.options, "attention": attention})
 
 
 def target_of(backend: str, arch: str) -> str | None:
@@ -82,14 +89,18 @@ def told(artifact: Artifact, builder: Builder) -> dict[str, Any]:
     return {"model": artifact.id, "spec": artifact.spec_digest, "tools": getattr(builder, "tools", dict)()}
 
 
-def command(artifact: Artifact, identity: dict[str, Any]) -> str:
-    """The words that build an engine again, from what it depends on."""
+def command(artifact: Artifact, identity: dict[str, Any], buckets: Sequence[int] = ()) -> str:
+    """The words that build an engine again, from what it depends on; or its like for `buckets` of rows."""
     told = f"make engines MODEL={artifact.folder} BACKEND={identity['backend']}"
     if identity["backend"] not in ON_CPU:
         told += f" ARCH={identity['target']} PRECISION={identity['precision']}"
     shapes, factor = identity["shapes"], artifact.spec.vae.factor
     if rows := shapes.get("sample"):
-        told += f" ROWS={rows[0]}"
+        told += f" ROWS={','.join(str(number) for number in buckets or rows[:1])}"
     if latents := shapes.get("sample") or shapes.get("latents"):
         told += f" SIZES={latents[3] * factor}x{latents[2] * factor}"
+    if (context := shapes.get("context")) and (chunks := context[1] // artifact.spec.text.tokens) > 1:
+        told += f" CHUNKS={chunks}"
+    if identity.get("attention", "native") != "native":
+        told += f" ATTENTION={identity['attention']}"
     return told

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ def check(
     """Compare; `say` is told each finding as it comes. True when all are within their tolerance."""
     network, latents, decibels = TOLERANCES[model.backend.precision]
     good = True
-    errors: dict[str, dict[str, float]] = {"text_encoder": {}, "unet": {}, "vae_decoder": {}}  # by engine, then what
+    errors: dict[str, float] = {}
 
     def found(what: str, figure: str, tolerance: str, within: bool) -> None:
         nonlocal good
@@ -64,19 +65,26 @@ def check(
 
     def error(what: str, got: F32, wanted: F32, most: float) -> None:
         relative = float(np.abs(got - wanted).max() / np.abs(wanted).max())
-        engine = next((name for name in errors if what.startswith(name)), "unet")  # which trajectories are of
-        errors[engine][what] = float(f"{relative:.2e}")
+        errors[what] = float(f"{relative:.2e}")
         found(what, f"{relative:.1e}", f"{most:.0e}", relative <= most)
 
     ids = model.tokenizer.encode(PROMPT).ids
     error("text_encoder", model.backend.encode(ids), reference.backend.encode(ids), network)
     context = reference.backend.encode(ids)
     mine, theirs = (m.backend.denoiser(*size, rows=_COMPANY) for m in (model, reference))
+    unets = {name: int(name.split()[2]) for name in _identities(model, size) if name.startswith("unet of ")}
     for t in (1, 500, 999):
         for denoiser in (mine, theirs):
             _fill(denoiser, context, t)
             denoiser.run([0])
-        error(f"unet, timestep {t}", mine.outputs[0], theirs.outputs[0], network)
+        wanted = theirs.outputs[0].copy()
+        if not unets:
+            error(f"unet, timestep {t}", mine.outputs[0], wanted, network)
+        for name, rows in unets.items():  # each plan
+            full = model.backend.together(*size, rows=rows)  # type: ignore[attr-defined]
+            _fill(full, context, t)
+            full.run(range(rows))
+            error(f"{name}, timestep {t}", full.outputs[0], wanted, network)
     clean = standard_normal(SEED, model.spec.latent_shape(*size))[0]
     error("vae_decoder", model.backend.decode(clean), reference.backend.decode(clean), network)
 
@@ -124,14 +132,33 @@ def _remember(model: Model, size: tuple[int, int], agree: bool) -> None:
     """Kept per device: which numbers of rows give equal bits. On a CPU a bucket is one row, called so often."""
     told = {"artifact": model.artifact.digest, "backend": model.backend.name, "precision": model.backend.precision}
     told |= getattr(model.backend, "identity", dict)()
-    devices.remember(devices.this_cpu(), {"what": "rows", "size": list(size), "rows": _COMPANY, **told}, agree)
+    devices.remember(_device(model), {"what": "rows", "size": list(size), "rows": _COMPANY, **told}, agree)
 
 
-def _record(model: Model, size: tuple[int, int], errors: dict[str, dict[str, float]]) -> None:
-    """Into the manifests of a backend that keeps engines; what is not in the cache has none."""
-    identities = getattr(model.backend, "identities", lambda *_: {})(*size)
-    for network, identity in identities.items():
+def _record(model: Model, size: tuple[int, int], errors: dict[str, float]) -> None:
+    """Into the manifests of a backend that keeps engines; what is not in the cache has none.
+
+    Trajectories are of a UNet, of all its plans: which ones a step takes depends on its rows.
+    """
+    identities = _identities(model, size)
+    for name, identity in identities.items():
+        others = [other for other in identities if other != name]
+        own = {
+            what: value
+            for what, value in errors.items()
+            if what.startswith(name) or (name.startswith("unet") and not what.startswith(("unet", *others)))
+        }
         try:
-            store.annotate(identity, errors.get(network, {}), devices.this_cpu())
+            store.annotate(identity, own, _device(model))
         except (DiskError, Damaged) as error:
             log.warning("errors not written: %s", error)
+
+
+def _identities(model: Model, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    """The engines that pictures of this size use; several of a UNet are "unet of 2 rows" and so on."""
+    return getattr(model.backend, "identities", lambda *_: {})(*size)
+
+
+def _device(model: Model) -> str:
+    """The key of what is measured: the card and its driver where the backend has one, else this CPU."""
+    return getattr(model.backend, "device_key", devices.this_cpu)()

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import re
 
-from engines import store
+from engines import gpu, store
 from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.builders import command
 from engines.check import Finding
 from engines.check import check as compare
 from engines.first_use import artifact_of
-from engines.model import BACKENDS, load
+from engines.model import PLANS, load
 from engines.sealed import Damaged
 from pipeline.samplers import SAMPLERS
-
-PLANS = ("tensorrt_rtx", "tensorrt")  # backends whose engines need an NVIDIA GPU to run
 
 
 def check(options: argparse.Namespace) -> int:
@@ -24,9 +22,9 @@ def check(options: argparse.Namespace) -> int:
     artifact = artifact_of(options.model)
     width, height = _size(options.size, artifact)
     samplers, steps = _samplers(options.samplers), _steps(options.steps)
-    if options.backend in PLANS and options.backend not in BACKENDS:
+    if options.backend in PLANS and not gpu.cuda_here():
         return _plans(artifact, options.backend)
-    model = load(artifact, options.backend, options.precision, None, options.device, options.pixels)
+    model = load(artifact, options.backend, options.precision, None, options.device, options.pixels, options.attention)
     reference = load(artifact, "torch", device="cpu")
     print(f"{artifact.id} {width}x{height}: {model.backend.name} {model.backend.precision} against torch f32")
 

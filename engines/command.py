@@ -9,11 +9,12 @@ from engines import cache, measure, room
 from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.builder import Builder, Order
-from engines.builders import ON_CPU, maker_of, target_of
+from engines.builders import GPU_ROWS, ON_CPU, maker_of, target_of
 from engines.building import Built, apart_from, build_all
 from engines.first_use import artifact_of
 from engines.measure import Steps, name_of
 from engines.table import amount, row, table
+from pipeline.prompt import MOST_CHUNKS
 
 _MOST_ROWS, _MOST_SIDE = 64, 4096
 
@@ -25,15 +26,16 @@ def say(line: str) -> None:
 def build(options: argparse.Namespace) -> int:
     """0 when every engine that was asked for is in the store. Errors: LatentdError."""
     backend = "openvino" if options.backend == "auto" else options.backend
-    maker = maker_of(backend)
+    maker = maker_of(backend, options.attention)
     maker.check_library()
     target = target_of(backend, options.target)
     room.limit()  # a wrong one is told before the work, not after the first engine
-    rows = _rows(options.rows, (2,) if backend in ON_CPU else (2, 4, 8))
+    rows = _rows(options)
+    _chunks(options)  # the same of it
     artifact = artifact_of(options.model)
     sizes = _sizes(options.sizes, artifact)
     builder = maker.make(artifact, target, options.precision)
-    orders = builder.orders(rows, sizes)
+    orders = ordered(options, artifact, builder)
     if not orders:
         say(f"{backend} runs the graphs of {artifact.id} as they are: there is nothing to build ahead")
     compile = apart_from(artifact, maker, target, options.precision)
@@ -50,6 +52,13 @@ def build(options: argparse.Namespace) -> int:
     for why in failed:
         say(why)
     return 1 if failed else 0
+
+
+def ordered(options: argparse.Namespace, artifact: Artifact, builder: Builder) -> list[Order]:
+    """All that was asked for, each once. Errors: BackendError."""
+    rows, sizes = _rows(options), _sizes(options.sizes, artifact)
+    every = [order for chunks in _chunks(options) for order in builder.orders(rows, sizes, chunks)]
+    return [order for number, order in enumerate(every) if order not in every[:number]]
 
 
 def _table(
@@ -100,12 +109,21 @@ def clean() -> int:
     return 0
 
 
-def _rows(text: str, default: tuple[int, ...]) -> tuple[int, ...]:
+def _rows(options: argparse.Namespace) -> tuple[int, ...]:
+    default = GPU_ROWS if options.backend not in ("auto", *ON_CPU) else (2,)
+    return _numbers("ROWS", options.rows, default, _MOST_ROWS)
+
+
+def _chunks(options: argparse.Namespace) -> tuple[int, ...]:
+    return _numbers("CHUNKS", options.chunks, (1,), MOST_CHUNKS)
+
+
+def _numbers(name: str, text: str, default: tuple[int, ...], most: int) -> tuple[int, ...]:
     if not text:
         return default
     found = [int(part) for part in text.split(",") if re.fullmatch(r"\d{1,3}", part.strip())]
-    if len(found) != text.count(",") + 1 or not all(1 <= number <= _MOST_ROWS for number in found):
-        raise BackendError(f"ROWS={text}: it takes numbers from 1 to {_MOST_ROWS}, separated by commas, such as 2,4,8")
+    if len(found) != text.count(",") + 1 or not all(1 <= number <= most for number in found):
+        raise BackendError(f"{name}={text}: it takes numbers from 1 to {most}, separated by commas, such as 1,2")
     return tuple(sorted(set(found)))
 
 

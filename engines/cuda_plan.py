@@ -1,4 +1,4 @@
-"""Running a TensorRT plan on torch's tensors: fixed buffers, host to host, and timed. Never run on a GPU."""
+"""Running a TensorRT plan on torch's tensors: fixed buffers, shared workspaces, timed. Never run on a GPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,30 @@ _DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16
 _DTYPES |= {"INT64": torch.int64, "BOOL": torch.bool}
 
 
+class Workspace:
+    """Device memory for the intermediate values of plans that never run at once: as much as the largest one wants.
+
+    When a larger plan comes it is made anew, for that one and those to come: hence the largest first. The older one
+    stays, since captured graphs have its address, for as long as a plan that was given it.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = device
+        self._memory = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def of(self, size: int) -> torch.Tensor:
+        """At least `size` bytes. torch gives a CUDA tensor of its own 512 bytes of alignment, a plan wants 256."""
+        if size > len(self._memory) or not len(self._memory):
+            self._memory = torch.empty(max(size, 1), dtype=torch.uint8, device=self._device)
+        return self._memory
+
+
 class Plan:
     """An engine bound once to torch tensors of its own: write `inputs`, `enqueue`, read `outputs`."""
 
-    def __init__(self, engine: TensorRtEngine, device: str = "cuda") -> None:
+    def __init__(
+        self, engine: TensorRtEngine, device: torch.device | str = "cuda", workspace: Workspace | None = None
+    ) -> None:
         def tensors(ports: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             return {p["name"]: torch.zeros(p["shape"], dtype=_DTYPES[p["dtype"]], device=device) for p in ports}
 
@@ -26,13 +46,16 @@ class Plan:
         self.inputs, self.outputs = tensors(engine.inputs), tensors(engine.outputs)
         for name, tensor in (self.inputs | self.outputs).items():
             engine.bind(name, tensor.data_ptr())
-        # torch gives a CUDA tensor of its own 512 bytes of alignment, a plan's workspace wants 256.
-        self._workspace = torch.empty(max(engine.workspace, 1), dtype=torch.uint8, device=device)
+        self._on_gpu = torch.device(device).type == "cuda"
+        self._workspace = (workspace or Workspace(device)).of(engine.workspace)
         engine.lend(self._workspace.data_ptr(), engine.workspace)
 
     def enqueue(self) -> None:
-        """One execution on torch's current stream."""
-        self._engine.enqueue(torch.cuda.current_stream().cuda_stream)
+        """One execution on torch's current stream; it may be captured, its addresses never change."""
+        self._engine.enqueue(torch.cuda.current_stream().cuda_stream if self._on_gpu else 0)
+
+    def compiled(self) -> bytes:
+        return self._engine.compiled()
 
     def run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Host to host, synchronously; float32 out whatever the type was."""

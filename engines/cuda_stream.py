@@ -126,6 +126,11 @@ class Fetched:
         self._mark.wait()
         return [target.numpy() for target in self._targets]
 
+    def floats(self) -> F32:
+        """The one array as a copy: contexts are remembered, and pinned memory is not for keeping."""
+        (array,) = self.arrays()
+        return array.astype(np.float32)
+
 
 class FetchedArray:
     """One float array on its way to the host: see engines.backend.Pending."""

@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import LatentdError
@@ -73,6 +73,32 @@ def write(path: Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise DiskError("write", path, error, len(view)) from None
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """A file whose bytes come piece by piece, from the function that is given; synced at the end as by `write`.
+
+    Errors: DiskError, of each piece too.
+    """
+    done = 0
+
+    def more(data: bytes) -> None:
+        nonlocal done
+        try:
+            before("half" if done else "write", path)
+            _pour(file.fileno(), memoryview(data))
+        except OSError as error:
+            raise DiskError("write", path, error, done + len(data)) from None
+        done += len(data)
+
+    try:
+        with path.open("wb") as file:
+            yield more
+            before("sync", path)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DiskError("write", path, error, done) from None
 
 
 def copy(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 
 from engines import gpu
@@ -18,8 +19,15 @@ BACKENDS = {
     "torch": ("engines.torch", "TorchBackend", "export"),
 }
 CUDA = ("engines.cuda", "CudaBackend", "kernels")  # backend torch on a GPU
+# Plans, which only an NVIDIA GPU runs.
+PLANS = {
+    "tensorrt": ("engines.cuda_tensorrt", "TensorRtBackend", "gpu"),
+    "tensorrt_rtx": ("engines.cuda_tensorrt", "TensorRtRtxBackend", "export,kernels,rtx"),
+}
+BACKENDS |= PLANS
 DEVICES = ("auto", "cpu", "cuda")
 PIXELS = ("auto", "exact", "fast")
+ATTENTIONS = ("native", "triton")
 
 
 @dataclass(frozen=True)
@@ -44,25 +52,32 @@ def load(
     threads: int | None = None,
     device: str = "auto",
     pixels: str = "auto",
+    attention: str = "native",
 ) -> Model:
     """Engines of `artifact` on this machine, from the cache or compiled.
 
     `backend`: a key of BACKENDS; "auto" is torch on a GPU, openvino on a CPU. `precision`: "f16" (a GPU's "auto"),
     "bf16" where the backend and the device have it (a CPU's "auto"), or "f32". `device`: "cpu", "cuda", or "auto": a
     GPU if there is one that the backend can use. `pixels`: "exact", or "fast" (a GPU's "auto"; no difference on a CPU).
-    Errors: BackendError, naming the extra to install, for a backend or a device that is not here.
+    `attention`: which of tensorrt's plans, those with TensorRT's own or with our kernels inside.
+    Errors: BackendError, naming the extra to install, for a backend or a device that is not here; NoEngine.
     """
     for what, value, known in (
         ("backend", backend, ("auto", *BACKENDS)),
         ("device", device, DEVICES),
         ("pixels", pixels, PIXELS),
+        ("attention", attention, ATTENTIONS),
     ):
         if value not in known:
             raise BackendError(f"{what} {value!r} is unknown; there are: {', '.join(known)}")
-    cuda = _on_cuda(backend, device)
+    if attention != "native" and backend != "tensorrt":
+        raise BackendError(f"attention {attention}: only plans of backend tensorrt can have it, not {backend}")
+    cuda = _plans_run(backend, device) if backend in PLANS else _on_cuda(backend, device)
     name = ("torch" if cuda else "openvino") if backend == "auto" else backend
-    module, kind, extra = CUDA if cuda else BACKENDS[name]
+    module, kind, extra = CUDA if cuda and name == "torch" else BACKENDS[name]
     options = {"pixels": "fast" if pixels == "auto" else pixels} if cuda else {}
+    if name in PLANS:
+        options["attention"] = attention
     try:
         made: Backend = getattr(importlib.import_module(module), kind)(artifact, precision, threads, **options)
     except ModuleNotFoundError as error:
@@ -83,3 +98,21 @@ def _on_cuda(backend: str, device: str) -> bool:
     if device == "cuda" and not here:
         raise BackendError("device cuda: there is no NVIDIA GPU here that an installed torch can use (nvidia-smi)")
     return here
+
+
+def _plans_run(backend: str, device: str) -> bool:
+    """True. Errors: BackendError where they cannot."""
+    if device == "cpu":
+        raise BackendError(f"device cpu: backend {backend} runs its plans on an NVIDIA GPU only")
+    for module in ("torch", "triton", "onnx", backend):
+        if importlib.util.find_spec(module) is None:
+            raise BackendError(
+                f"backend {backend} needs {module}, which is not installed: "
+                f"pip install -e '.[{PLANS[backend][2]}]' in a clone"
+            )
+    if not gpu.cuda_here():
+        raise BackendError(
+            f"backend {backend} runs its plans on an NVIDIA GPU, and there is none here that the installed torch can "
+            "use (nvidia-smi)"
+        )
+    return True

@@ -1,5 +1,7 @@
 """Compiled engines on disk: each a folder with the engine's bytes and a sealed manifest that says where they come from.
 
+What a builder writes beside its engine, such as TensorRT's description of the layers, is vouched for in the same way.
+
 An engine is machine code: its bytes are hashed in the pass that reads them, and what does not match its manifest is
 never run. A folder is named by the key of all that its engine depends on, so a manifest in the wrong place is found.
 """
@@ -14,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from engines import cache, disk, lock, room
-from engines.backend import BackendError
+from engines.backend import NoEngine
 from engines.sealed import Damaged, read_sealed, sealed
 from pipeline.errors import CheckpointError
 from pipeline.files import regular_size
 
 FORMAT = 1
 ENGINE, MANIFEST = "engine", "manifest.json"
+INSPECTION = "inspection.json"  # the one file that a builder may write beside the engine
 _PIECE = 1 << 22  # bytes read and hashed at once, 4 MiB: what a core's caches hold
 
 
@@ -44,14 +47,14 @@ def load(identity: dict[str, Any]) -> Engine | None:
 
 
 def require(identity: dict[str, Any], command: str) -> Engine:
-    """For a backend that cannot build where it serves. Errors: BackendError with the `command` that builds it."""
+    """For a backend that cannot build where it serves. Errors: NoEngine with the `command` that builds it."""
     try:
         found = load(identity)
     except Damaged as error:
-        raise BackendError(f"{error}; run `{command}` to build it again") from None
+        raise NoEngine(f"{error}; run `{command}` to build it again") from None
     if found is None:
         told = " ".join(str(identity.get(part)) for part in ("network", "backend", "target"))
-        raise BackendError(f"there is no engine {told} at {place(identity)}; run `{command}` to build it")
+        raise NoEngine(f"there is no engine {told} at {place(identity)}; run `{command}` to build it")
     return found
 
 
@@ -68,6 +71,8 @@ def _found(identity: dict[str, Any], keep_data: bool) -> Engine | None:
     try:
         manifest = _manifest(folder)
         data = _read(folder / ENGINE, manifest["engine"], keep_data)
+        if vouched := manifest.get("inspection"):
+            _read(folder / INSPECTION, vouched, keep_data=False)
     except FileNotFoundError as error:
         raise Damaged(f"{error.args[0]} is missing") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -81,8 +86,9 @@ def keep(
 ) -> dict[str, Any]:
     """Make an engine and keep it; its manifest.
 
-    `write` makes the engine's file at the path and returns the builder's facts; `told` goes into the manifest beside
-    them. Whoever calls holds lock.alone(place(identity)). Errors: DiskError, RoomError, and those of `write`.
+    `write` makes the engine's file at the path (and may write INSPECTION beside it, synced) and returns the builder's
+    facts; `told` goes into the manifest beside them. Whoever calls holds lock.alone(place(identity)).
+    Errors: DiskError, RoomError, and those of `write`.
     """
     folder = place(identity)
     begin = time.monotonic()
@@ -90,7 +96,7 @@ def keep(
         facts = write(new, new.folder / ENGINE)
         seconds = time.monotonic() - begin
         disk.sync(new.folder / ENGINE)
-        sha256, length = _hash(new.folder / ENGINE)
+        beside = {"inspection": _vouch(new.folder / INSPECTION)} if (new.folder / INSPECTION).is_file() else {}
         manifest = {
             "format": FORMAT,
             "identity": identity,
@@ -98,7 +104,8 @@ def keep(
             "facts": facts,
             "seconds": round(seconds, 3),
             "made": _now(),
-            "engine": {"bytes": length, "sha256": sha256},
+            "engine": _vouch(new.folder / ENGINE),
+            **beside,
             "errors": {},
         }
         disk.write(new.folder / MANIFEST, sealed(manifest))
@@ -174,6 +181,6 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _hash(path: Path) -> tuple[str, int]:
+def _vouch(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

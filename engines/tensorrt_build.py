@@ -7,6 +7,7 @@ made, so that nothing large is held twice.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import resource
@@ -19,10 +20,14 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
+from engines import disk
 from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.builder import Order
+from engines.store import INSPECTION
 from engines.tensorrt_api import NO_BF16, api, choose_target, configure, timed
+from engines.tensorrt_callbacks import build_log, plan_writer, progress_monitor
+from engines.tensorrt_inspection import WITHOUT_GPU, save_inspection
 from engines.tensorrt_islands import HEADROOM, METHOD, NoNotes, Notes, Study, study
 from engines.tensorrt_plan import HEADER, read_header
 from engines.tensorrt_typing import fix_shapes, typed
@@ -64,6 +69,7 @@ class TensorRtBuilder:
             raise BackendError("attention 'triton': TensorRT for RTX takes no plugins; use native, or backend tensorrt")
         self._attention = attention
         self._trt = api(rtx)
+        self.version = self._trt.__version__
         self.target = choose_target(self._trt, target, rtx)
         self.precision = "f16" if precision == "auto" else precision
         if self.precision == "bf16" and self.target in NO_BF16:
@@ -92,7 +98,7 @@ class TensorRtBuilder:
         return {
             "artifact": self._artifact.digest,
             "backend": self.name,
-            "version": self._trt.__version__,
+            "version": self.version,
             "onnx": onnx.__version__,
             "target": self.target,
             "precision": self.precision,
@@ -146,7 +152,7 @@ class TensorRtBuilder:
 
     def _compile(self, order: Order, graph: ModelProto, out: Path, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
         """Parse, build, write: the ports of the parsed network, and what is known of the plan."""
-        trt, log = self._trt, _log(self._trt)
+        trt, log = self._trt, build_log(self._trt)
         builder = trt.Builder(log)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, log)
@@ -163,25 +169,29 @@ class TensorRtBuilder:
         configure(trt, config, self.target, self._rtx, self._timing)
         if self.precision == "f32":
             config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of mantissa are not what was asked for
-        config.progress_monitor = _monitor(trt, order.network, say)
-        try:
-            with out.open("wb") as file:
-                writer = _writer(trt, file)
-                built = builder.build_serialized_network_to_stream(network, config, writer)
+        config.progress_monitor = progress_monitor(trt, order.network, say)
+        if not self._rtx:
+            config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspection beside the plan
+        assert not config.get_flag(trt.BuilderFlag.REFIT), "a plan that can be refitted is slower, and nobody asked"
+        with disk.written(out) as write:
+            writer = plan_writer(trt, write)
+            built = builder.build_serialized_network_to_stream(network, config, writer)
             if writer.failed is not None:
                 raise writer.failed
-        except OSError as error:
-            raise BackendError(f"{self.name} cannot write {out}: {error.strerror or error}") from None
         if not built:
             raise self._failure(order, log.errors)
-        return ports, self._plan(order, out, writer.digest.hexdigest(), log.warnings, config)
+        plan = self._plan(order, out, writer.digest.hexdigest(), log.warnings, config)
+        if self._rtx:
+            return ports, plan | {"inspection": WITHOUT_GPU}
+        return ports, plan | save_inspection(trt, log, out, out.with_name(INSPECTION))
 
     def _plan(self, order: Order, out: Path, sha256: str, warnings: list[str], config: Any) -> dict[str, Any]:
         length = out.stat().st_size
         told: dict[str, Any] = {"bytes": length, "sha256": sha256, "warnings": warnings}
         if not self._rtx:
             if self._timing is not None:
-                self._timing.write_bytes(timed(config))
+                disk.make(self._timing.parent)
+                disk.write_whole(self._timing, timed(config))
             return told
         with out.open("rb") as file:
             header = read_header(file.read(HEADER))
@@ -224,6 +234,7 @@ def port(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
 
 
+@functools.cache
 def _sources() -> str:
     """SHA-256 of the files that decide how a graph is typed: an edit there is another engine."""
     parts = ("typing", "ranges", "samples", "emulation", "islands", "api", "build")
@@ -231,65 +242,3 @@ def _sources() -> str:
     for part in parts:
         digest.update(Path(__file__).with_name(f"tensorrt_{part}.py").read_bytes())
     return digest.hexdigest()
-
-
-# Subclasses of a lazily imported module's classes, hence made by functions.
-
-
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):
-        """Keeps errors and warnings; the rest is TensorRT's own business."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                self.warnings.append(message)
-
-    return Log()
-
-
-def _writer(trt: Any, file: Any) -> Any:
-    class Writer(trt.IStreamWriter):
-        """Hashes what it writes. An exception must not travel through TensorRT's own frames: it is kept."""
-
-        def __init__(self) -> None:
-            trt.IStreamWriter.__init__(self)
-            self.digest = hashlib.sha256()
-            self.failed: OSError | None = None
-
-        def write(self, data: bytes) -> int:
-            try:
-                file.write(data)
-                self.digest.update(data)
-            except OSError as error:
-                self.failed = error
-                return 0
-            return len(data)
-
-    return Writer()
-
-
-def _monitor(trt: Any, network: str, say: Say) -> Any:
-    class Monitor(trt.IProgressMonitor):
-        """Says each phase that has no parent."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if not parent_phase:
-                say(f"{network}: {phase_name}")
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            return True  # False would cancel
-
-        def phase_finish(self, phase_name: str) -> None:
-            pass
-
-    return Monitor()

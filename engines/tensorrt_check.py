@@ -198,7 +198,8 @@ def build_and_compare(trt: Any, case: Any, target: str) -> dict[str, Any]:
 
     from engines.cuda_plan import Plan
     from engines.tensorrt_build import port
-    from engines.tensorrt_plugins import inspection, register
+    from engines.tensorrt_inspection import inspection
+    from engines.tensorrt_plugins import register
     from engines.tensorrt_runner import TensorRtEngine
 
     logger = trt.Logger(trt.Logger.WARNING)

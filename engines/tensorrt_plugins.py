@@ -8,10 +8,10 @@ Python bindings of 10.15 and 11.4 without them (tests/engines/tensorrt_bindings.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import inspect
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,7 @@ Facts = dict[str, Any]
 SOURCES = ("aot.py", "attention.py", "attention_tiles.py", "plugins.py")
 
 
+@functools.cache
 def kernels_hash() -> str:
     """What an engine's identity says of our kernels: their sources and the Triton that compiles them."""
     digest = hashlib.sha256(importlib.metadata.version("triton").encode())
@@ -118,12 +119,3 @@ def into_graph(trtp: ModuleType | None, model: ModelProto, attention: str, targe
         "replaced": result.replaced,
         "native": result.kept,
     }
-
-
-def inspection(trt: ModuleType, engine: Any) -> str:
-    """What TensorRT's inspector says of an engine's layers, as JSON: to be saved beside the plan.
-
-    Names and kernels need `config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED` when the plan is built.
-    """
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return json.dumps(json.loads(text), indent=1)

@@ -130,7 +130,13 @@ def load_model(settings: Settings) -> Model:
     if has_safety_checker(artifact.folder):
         log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")
     return load(
-        artifact, settings.backend, settings.precision, settings.threads or None, settings.device, settings.pixels
+        artifact,
+        settings.backend,
+        settings.precision,
+        settings.threads or None,
+        settings.device,
+        settings.pixels,
+        settings.attention,
     )
 
 

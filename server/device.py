@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import F32, DeviceError, Pending, Pixels, Stepper
+from engines.backend import F32, DeviceError, NoEngine, Pending, Pixels, Stepper
 from engines.context import context_of
 from engines.model import Model
 from pipeline.errors import LatentdError
@@ -182,6 +182,10 @@ class Device:
                 encoded = self._sit(lane, seat, picture)
             except DeviceError:
                 raise
+            except NoEngine as error:  # a long prompt's: whoever runs the server can mend it without a restart
+                log.warning("%s", error, extra={"request": picture.job.id})
+                self._leave([picture.job])
+                self._delivery.end(picture.job, error)
             except Exception:
                 log.exception("image %d cannot be begun", picture.index, extra={"request": picture.job.id})
                 self._leave([picture.job])

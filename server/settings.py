@@ -79,7 +79,11 @@ class Settings:
     prediction: str = _setting(
         "auto", _choice("auto", *PREDICTIONS), "of a single file; auto is what it tells, or the settings beside it"
     )
-    backend: str = _setting("auto", _choice("auto", "openvino", "onnxruntime", "torch"), "what runs the networks")
+    backend: str = _setting(
+        "auto",
+        _choice("auto", "openvino", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx"),
+        "what runs the networks",
+    )
     device: str = _setting(
         "auto", _choice("auto", "cpu", "cuda"), "where; auto is an NVIDIA GPU if backend torch can use one here"
     )
@@ -91,6 +95,9 @@ class Settings:
         _choice("auto", "exact", "fast"),
         "exact: a request's pixels do not depend on its company. fast: they may, in the last bits. "
         "auto is fast on a GPU; on a CPU all are exact",
+    )
+    attention: str = _setting(
+        "native", _choice("native", "triton"), "of backend tensorrt's plans: TensorRT's own, or our kernels inside"
     )
     host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback reach you unauthenticated")
     grpc_port: int = _setting(8001, _PORT, "0 takes a free one and prints it")

@@ -42,6 +42,7 @@ CLASSES = [
     "NetworkDefinitionCreationFlag",
     "OnnxParser",
     "ParserError",
+    "ProfilingVerbosity",
     "Runtime",
     "TensorIOMode",
 ]

@@ -107,6 +107,13 @@ def test_onnxruntime_builds_nothing_and_says_so(
         (["--backend", "torch"], "backend 'torch' builds no engines; there are: auto, openvino, onnxruntime, tensorrt"),
         (["--precision", "f8"], "precision 'f8' is unknown; openvino does auto, bf16 and f32"),
         (["--rows", "0"], "ROWS=0: it takes numbers from 1 to 64"),
+        (["--chunks", "0"], "CHUNKS=0: it takes numbers from 1 to "),
+        (["--chunks", "1,99"], "CHUNKS=1,99: it takes numbers from 1 to "),
+        (["--attention", "triton"], "attention triton: backend openvino makes no plans that could have it"),
+        (
+            ["--attention", "triton", "--backend", "tensorrt_rtx", "--arch", "sm_89"],
+            "attention 'triton': TensorRT for RTX",
+        ),
         (["--rows", "2,,4"], "ROWS=2,,4: it takes numbers from 1 to 64"),
         (["--sizes", "24x25"], "SIZES=24x25: it takes WIDTHxHEIGHT, multiples of "),
         (["--sizes", "24"], "SIZES=24: it takes WIDTHxHEIGHT, multiples of "),
@@ -145,6 +152,17 @@ def test_errors_go_into_the_manifests(
     assert errors["unet"].keys() == {*(f"unet, timestep {t}" for t in (1, 500, 999)), "euler, 2 steps: latents"}
     assert all(0 < error < 1e-3 for each in errors.values() for error in each.values())
     assert all(manifest["checked"]["device"] == devices.this_cpu() for _, manifest in store.manifests())
+
+
+def test_engines_for_long_prompts(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once, whatever the lengths share."""
+    asked: list[Any] = []
+    monkeypatch.setattr("engines.command.build_all", lambda artifact, builder, orders, *_: asked.extend(orders) or [])
+    words = ["build", str(artifact.folder), "--backend", "tensorrt_rtx", "--arch", "sm_89", "--rows", "2", "--chunks"]
+    assert main([*words, "1,3"]) == 0
+    tokens = artifact.spec.text.tokens
+    assert [order.network for order in asked] == ["text_encoder", "unet", "vae_decoder", "unet"]
+    assert [asked[at].shapes["context"][1] for at in (1, 3)] == [tokens, 3 * tokens]
 
 
 def test_plans_cannot_be_checked_without_their_card(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from engines import gpu
+from engines import devices, gpu
 from engines import model as choosing
 from engines.artifact import Artifact
 from engines.backend import BackendError, Ready, to_pixels
@@ -147,3 +147,20 @@ def test_torch_is_asked_only_where_there_is_a_driver(monkeypatch: pytest.MonkeyP
     assert not gpu.cuda_here() and not asked
     monkeypatch.setattr(gpu, "_DRIVER", (tmp_path / "none", tmp_path))
     assert gpu.cuda_here() == torch.cuda.is_available() and asked == ["engines.cuda"]
+
+
+def test_a_card_is_known_by_its_driver_too(bare: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is measured on one driver or torch says nothing of another."""
+    file = tmp_path / "version"
+    monkeypatch.setattr(gpu, "_DRIVER", (file,))
+    assert gpu.driver() == "unknown"
+    file.write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (root@host)\n"
+        "GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04.2)\n"
+    )
+    assert gpu.driver() == "580.95.05"
+    backend = OnCpu(bare, "f32", None, pixels="fast")
+    assert backend.device_key() == devices.this_cpu()
+    backend._device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert backend.device_key() == f"NVIDIA H200, driver 580.95.05, torch {torch.__version__}"

@@ -81,3 +81,21 @@ def test_removed_folders_are_out_of_the_way_at_once(tmp_path: Path, monkeypatch:
     (left,) = os.listdir(tmp_path)
     assert left.startswith(".old-own-")
     disk.remove(tmp_path / "nothing")
+
+
+def test_piece_by_piece(tmp_path: Path, done: list[tuple[str, str]]) -> None:
+    """As a compiler hands out its engine."""
+    with disk.written(tmp_path / "one") as more:
+        for piece in (b"some", b"", b" bytes"):
+            more(piece)
+    assert [doing for doing, _ in done] == ["write", "half", "half", "sync"]
+    assert (tmp_path / "one").read_bytes() == b"some bytes"
+
+
+@pytest.mark.parametrize(("at", "bytes"), [("write", 4), ("half", 10), ("sync", 10)])
+def test_a_disk_that_is_full_at_a_piece(tmp_path: Path, at: str, bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_at(monkeypatch, at)
+    told = f"cannot write {tmp_path}/one .{bytes} bytes, of which .* No space left"
+    with pytest.raises(DiskError, match=told), disk.written(tmp_path / "one") as more:
+        more(b"some")
+        more(b" bytes")

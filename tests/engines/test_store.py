@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def keep(identity: dict[str, Any] = IDENTITY, data: bytes = DATA) -> Path:
     def write(new: cache.Fresh, out: Path) -> dict[str, Any]:
         disk.write(out, data)
+        disk.write(out.with_name(store.INSPECTION), b'{"Layers": []}')
         return {"inputs": ["sample"]}
 
     store.keep(identity, {"model": "tiny"}, write)
@@ -56,6 +57,15 @@ def test_what_was_kept_comes_back(data: bytes) -> None:
     assert store.manifests() == [(place, manifest)]
 
 
+def test_what_a_builder_does_not_write_beside_is_not_asked_for() -> None:
+    def write(_: cache.Fresh, out: Path) -> dict[str, Any]:
+        disk.write(out, DATA)
+        return {}
+
+    assert "inspection" not in store.keep(IDENTITY, {}, write)
+    assert store.load(IDENTITY) is not None
+
+
 def test_nothing_was_kept() -> None:
     assert store.load(IDENTITY) is store.verify(IDENTITY) is None
     keep()
@@ -64,7 +74,7 @@ def test_nothing_was_kept() -> None:
 
 def test_one_flipped_byte_anywhere() -> None:
     place = keep()
-    for name in ("engine", "manifest.json"):
+    for name in ("engine", "inspection.json", "manifest.json"):
         path = place / name
         whole = path.read_bytes()
         for at in range(len(whole)):
@@ -76,7 +86,7 @@ def test_one_flipped_byte_anywhere() -> None:
     assert store.load(IDENTITY) is not None
 
 
-@pytest.mark.parametrize("name", ["engine", "manifest.json"])
+@pytest.mark.parametrize("name", ["engine", "inspection.json", "manifest.json"])
 def test_truncated_missing_or_longer(name: str) -> None:
     path = keep() / name
     whole = path.read_bytes()
@@ -87,7 +97,7 @@ def test_truncated_missing_or_longer(name: str) -> None:
     assert refusal() == f"{path} is missing"
 
 
-@pytest.mark.parametrize("name", ["engine", "manifest.json"])
+@pytest.mark.parametrize("name", ["engine", "inspection.json", "manifest.json"])
 def test_what_is_no_file(name: str) -> None:
     """A pipe would be waited for, without end."""
     path = keep() / name
@@ -139,7 +149,12 @@ def test_a_new_one_takes_the_place_of_the_damaged() -> None:
     keep(data=b"new")
     found = store.load(IDENTITY)
     assert found is not None and found.data == b"new"
-    assert sorted(path.name for path in place.parent.rglob("*")) == sorted([place.name, "engine", "manifest.json"])
+    assert sorted(path.name for path in place.parent.rglob("*")) == [
+        place.name,
+        "engine",
+        "inspection.json",
+        "manifest.json",
+    ]
 
 
 def test_measured_errors_go_into_the_manifest() -> None:

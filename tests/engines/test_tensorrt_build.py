@@ -6,6 +6,7 @@ A plan cannot be deserialised without a GPU, so ports are those of the parsed ne
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import onnx
 import pytest
+import tensorrt_rtx
 from onnx import TensorProto
 
+from engines import disk, tensorrt_api, tensorrt_build
 from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.builder import Builder, Order
@@ -47,6 +50,7 @@ def check_plan(facts: dict[str, Any], out: Path, target: str) -> bytes:
     assert header.version == facts["plan"]["header"]["version"]
     assert f"accelerators={{{target.replace('_', '')} }}".encode() in data, "the compiler's own note of it"
     assert facts["target"] == target and facts["strongly_typed"]
+    assert facts["plan"]["inspection"].startswith("none: a plan of TensorRT for RTX cannot be opened without its GPU")
     # RTX writes the kernels that it makes into the plan as source, named by what they do: a mean, a square, a mean of
     # squares are taken of values cast to float32, as the graph's stash_type says. (An island's are in it already.)
     norms = {name.decode() for name in re.findall(rb"__global__ void __myl_([A-Za-z]*Mean[A-Za-z]*)", data)}
@@ -214,28 +218,71 @@ def test_what_tensorrt_says_is_one_sentence(
     assert "Unheard" in told and "\n" not in told
 
 
-class Full:
-    """A file on a full disk."""
-
-    def __enter__(self) -> Full:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def write(self, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-
 def test_a_full_disk_is_told(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan is written from inside TensorRT, through which no exception passes."""
     builder = TensorRtBuilder(artifact, "sm_89", "f32")
     order = builder.orders([1], [(24, 24)])[-1]
     out = tmp_path / "plan"
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, *a, **k: Full() if path == out else opened(path, *a, **k))
-    with pytest.raises(BackendError, match=f"tensorrt_rtx cannot write {out}: No space left on device"):
+
+    def full(doing: str, path: Path) -> None:
+        if (doing, path) == ("write", out):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk, "before", full)
+    with pytest.raises(disk.DiskError, match=f"cannot write {out} .*No space left on device"):
         builder.build(order, out, silent)
+
+
+def test_full_tensorrt_s_plan_is_inspected_where_it_was_built(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branch of full TensorRT, as far as RTX goes with it: its configuration, and what is said of the plan."""
+    configs: list[Any] = []
+
+    def configure(trt: Any, config: Any, target: str, rtx: bool, timing: Path | None) -> None:
+        assert not rtx
+        tensorrt_api.configure(trt, config, target, True, timing)
+        configs.append(config)
+
+    class Inspector:
+        def get_engine_information(self, form: Any) -> str:
+            assert form == tensorrt_rtx.LayerInformationFormat.JSON
+            return '{"Layers": [{"Name": "conv_in"}]}'
+
+    class Plan:
+        device_memory_size_v2 = 4096
+
+        def create_engine_inspector(self) -> Inspector:
+            return Inspector()
+
+    class Runtime:
+        def __init__(self, log: Any) -> None:
+            pass
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Plan | None:
+            return Plan() if plan == (tmp_path / "plan").read_bytes() else None
+
+    monkeypatch.setattr(tensorrt_build, "configure", configure)
+    builder = TensorRtBuilder(artifact, "sm_89", "f32")
+    builder._rtx = False
+    monkeypatch.setattr(builder, "_trt", Stub(tensorrt_rtx, Runtime))
+    order = builder.orders([1], [(24, 24)])[-1]
+    plan = builder.build(order, tmp_path / "plan", silent)["plan"]
+    assert (plan["inspection"], plan["workspace"]) == ("inspection.json", 4096)
+    assert json.loads((tmp_path / "inspection.json").read_text()) == {"Layers": [{"Name": "conv_in"}]}
+    (config,) = configs
+    assert config.profiling_verbosity == tensorrt_rtx.ProfilingVerbosity.DETAILED
+    assert not config.get_flag(tensorrt_rtx.BuilderFlag.REFIT)
+
+
+class Stub:
+    """A module with another runtime: RTX's cannot open a plan without its GPU."""
+
+    def __init__(self, module: Any, runtime: Any) -> None:
+        self._module, self.Runtime = module, runtime
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 def test_headers() -> None:

@@ -38,7 +38,7 @@ RTX_ONLY = {
     ("IRuntimeConfig", "create_runtime_cache"),
     ("IRuntimeConfig", "set_runtime_cache"),
 }
-FILES = ("api", "build", "runner")
+FILES = ("api", "build", "callbacks", "runner")
 
 
 def used(part: str) -> set[tuple[str, str]]:
@@ -64,7 +64,7 @@ def used(part: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("part", FILES)
 def test_rtx_has_every_name(part: str) -> None:
     names = used(part)
-    assert len(names) > 8, "the walk sees them"
+    assert len(names) > 4, "the walk sees them"
     for kind, name in names:
         owner = tensorrt_rtx if kind == "trt" else getattr(tensorrt_rtx, kind)
         if kind == "ILayer" and name == "attention":  # after its class was set

@@ -36,7 +36,9 @@ def used(path: Path) -> set[str]:
     return found
 
 
-FILES = [*(ROOT / "engines").glob("tensorrt_plugins*.py"), *(ROOT / "engines").glob("tensorrt_check*.py")]
+FILES = [
+    path for part in ("plugins", "check", "inspection") for path in (ROOT / "engines").glob(f"tensorrt_{part}*.py")
+]
 NAMES = sorted({name for path in FILES for name in used(path)})
 
 RESOLVE = """
@@ -69,7 +71,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_walk_sees_names() -> None:
     assert {"trtp.KernelLaunchParams", "trtp.aot_impl", "trt.LayerInformationFormat.JSON"} <= set(NAMES)
-    assert "engine.create_engine_inspector" in NAMES
+    assert {"engine.create_engine_inspector", "runtime.deserialize_cuda_engine"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

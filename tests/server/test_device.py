@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from engines.backend import BackendError, DeviceError
+from engines.backend import BackendError, DeviceError, NoEngine
 from engines.model import Model
 from server import pictures
 from server.admission import Admission
@@ -199,6 +199,8 @@ def test_a_lane_whose_engine_cannot_be_made_fails_its_job_alone(wired: Model, he
     with running(wired, seats=1) as at_work:
         held.before_denoiser = raising(BackendError("some inner words"))
         assert box_of(at_work.submit(**long)).error() == ("INTERNAL", "image 0 cannot be begun")
+        held.before_denoiser = raising(NoEngine("run `make engines ..`"))  # which is for whoever asked to read
+        assert box_of(at_work.submit(**long)).error() == ("FAILED_PRECONDITION", "run `make engines ..`")
         assert at_work.leftovers == []
         held.before_denoiser = lambda: None
         for asked in (APPLE, long):

@@ -1,0 +1,197 @@
+"""Texts, seats and pictures on one NVIDIA GPU, whatever computes the networks: torch's modules, or TensorRT's plans.
+
+Text encoding, stepping and decoding each have a stream. `exact`: a seat's rows are evaluated by themselves and
+nothing is chosen by a stopwatch, so the same request has the same bits in any company and after a restart. `fast`: all
+rows share a bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engines import devices, gpu
+from engines.backend import F32, Pending, Pixels
+from engines.cuda_denoiser import CudaDenoiser
+from engines.cuda_kernels import Kernels
+from engines.cuda_network import Network
+from engines.cuda_stepper import CudaStepper
+from engines.cuda_stream import Fetched, OnDevice, Stream
+from pipeline.spec import Spec
+
+
+def key_of(device: torch.device) -> str:
+    """A device's name in engines/devices.py: what is measured on one driver or torch says nothing of another."""
+    if device.type != "cuda":
+        return devices.this_cpu()
+    return f"{torch.cuda.get_device_name(device)}, driver {gpu.driver()}, torch {torch.__version__}"
+
+
+class Networks(Protocol):
+    """The networks of one model on one device. What each gives is called within the stream that it was asked in."""
+
+    def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
+        """ids int64 [1, tokens] -> context [1, tokens, width], and where there are any skipped [1, skips, ...]."""
+        ...
+
+    def unet(self, width: int, height: int, chunks: int) -> Network:
+        """Errors: NoEngine."""
+        ...
+
+    def decoder(self, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+        """latents float32 [1, C, h, w], `shape` without the 1, -> picture [1, 3, H, W]."""
+        ...
+
+    def captured(self) -> None:
+        """Called when what was asked for has run, and has been captured."""
+        ...
+
+
+class CudaDevice:
+    """See engines.backend.Backend; who inherits has `name` and `precision`, and `networks` made."""
+
+    name: str
+    precision: str
+
+    def __init__(self, spec: Spec, networks: Networks, kernels: Kernels, device: torch.device, pixels: str) -> None:
+        self.spec, self.pixels = spec, pixels
+        self._networks, self._kernels, self._device = networks, kernels, device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the streams below do not wait for the one that loaded
+        self._encoding, self._stepping, self._decoding, self._side = (Stream(device) for _ in range(4))
+        self._unets: dict[tuple[int, int, int], Network] = {}
+        self._decoders: dict[tuple[int, ...], _Decoder] = {}
+        self._ids, self._contexts, self._encode = self._captured_encoder()
+        networks.captured()
+
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        with self._encoding.here():
+            self._encoding.upload(self._ids, ids[None])
+            self._encode()
+            return self._encoding.fetch(self._contexts[skip]).floats()
+
+    def decode(self, latents: F32) -> F32:
+        decoder = self._decoder_of(latents.shape)
+        with self._decoding.here():
+            self._decoding.upload(decoder.latents, latents[None])
+            decoder.replay()
+            return self._decoding.fetch(decoder.picture[0]).floats()
+
+    def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
+        """On a stream of its own, beside the steps; latents of a stepper of ours never leave the device."""
+        own = latents if isinstance(latents, OnDevice) else None
+        host = np.empty(0, np.float32) if own else latents.get()
+        decoder = self._decoder_of(own.tensor.shape if own else host.shape)
+        stream = self._decoding
+        with stream.here():
+            if own:
+                stream.after(own.mark, own.tensor)
+                decoder.latents[0].copy_(own.tensor)
+            else:
+                stream.upload(decoder.latents, host[None])
+            decoder.replay()
+            return _Picture(stream.fetch(decoder.pixels[0], decoder.broken))
+
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> CudaDenoiser:
+        return self.together(width, height, rows, chunks, exact=self.pixels == "exact")
+
+    def together(self, width: int, height: int, rows: int, chunks: int = 1, *, exact: bool = False) -> CudaDenoiser:
+        """A denoiser whose rows are one batch whatever `pixels` says, so that each bucket can be checked."""
+        context = chunks * self.spec.text.tokens, self.spec.text.width
+        shape, network = self.spec.latent_shape(width, height), self._unet(width, height, chunks)
+        return CudaDenoiser(network, self._stepping, shape, context, rows, exact=exact)
+
+    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> CudaStepper:
+        made = CudaStepper(
+            self._unet(width, height, chunks),
+            self._kernels,
+            self.spec.latent_shape(width, height),
+            seats,
+            steps,
+            self._stepping,
+            self._side,
+            exact=self.pixels == "exact",
+        )
+        self._networks.captured()
+        return made
+
+    def identity(self) -> dict[str, str]:
+        """What else a row's bits depend on."""
+        card = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+        return {"device": card, "torch": torch.__version__, "pixels": self.pixels}
+
+    def device_key(self) -> str:
+        """Of what is measured here."""
+        return key_of(self._device)
+
+    def _unet(self, width: int, height: int, chunks: int) -> Network:
+        if (lane := (width, height, chunks)) not in self._unets:
+            with self._stepping.here():
+                self._unets[lane] = self._networks.unet(*lane)
+        return self._unets[lane]
+
+    def _decoder_of(self, shape: Sequence[int]) -> _Decoder:
+        if (key := tuple(shape)) not in self._decoders:
+            with self._decoding.here():
+                net = self._networks.decoder(key)
+            self._decoders[key] = _Decoder(net, self._kernels, self.spec, key, self._decoding)
+            self._networks.captured()
+        return self._decoders[key]
+
+    def _captured_encoder(self) -> tuple[Tensor, Tensor, Callable[[], None]]:
+        """Ids [1, tokens], contexts [1 + skips, tokens, width], and what makes these of those."""
+        text = self.spec.text
+        with self._encoding.here():
+            net = self._networks.text()
+            ids = torch.zeros(1, text.tokens, dtype=torch.int64, device=self._device)
+            contexts = torch.zeros(1 + text.skips, text.tokens, text.width, device=self._device)
+
+            def run() -> None:
+                context, *skipped = net(ids)
+                contexts[0] = context[0]
+                if skipped:
+                    contexts[1:] = skipped[0][0]
+
+            return ids, contexts, self._encoding.captured(run)
+
+
+class _Decoder:
+    """One picture of one size at a time, over fixed buffers."""
+
+    def __init__(
+        self, net: Callable[[Tensor], Tensor], kernels: Kernels, spec: Spec, shape: tuple[int, ...], stream: Stream
+    ) -> None:
+        channels, sides = spec.vae.image_channels, (shape[1] * spec.vae.factor, shape[2] * spec.vae.factor)
+        with stream.here():
+            self.latents = torch.zeros(1, *shape, device=stream.device)
+            self.picture = torch.zeros(1, channels, *sides, device=stream.device)
+            self.pixels = torch.zeros(1, *sides, channels, dtype=torch.uint8, device=stream.device)
+            self.broken = torch.zeros(1, dtype=torch.int32, device=stream.device)
+
+            def run() -> None:
+                made = net(self.latents)
+                pixels, broken = kernels.to_uint8(made)
+                self.picture.copy_(made)
+                self.pixels.copy_(pixels)
+                self.broken.copy_(broken)
+
+            self.replay = stream.captured(run)
+
+
+class _Picture:
+    """Pixels on their way to the host; None if they are not numbers."""
+
+    def __init__(self, fetched: Fetched) -> None:
+        self._fetched = fetched
+
+    def ready(self) -> bool:
+        return self._fetched.ready()
+
+    def get(self) -> Pixels | None:
+        pixels, broken = self._fetched.arrays()
+        return None if broken.any() else pixels.astype(np.uint8, copy=False)

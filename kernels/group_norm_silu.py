@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _HELD = 32768  # elements of a program that holds its groups: 64 registers a thread at the most
 _TILE = 4096  # elements of a tile of the first kernel: with 256 threads two loads of 16 bytes in flight for each
-# With four, 96 to 168 registers a thread (and on sm_86 and 89 a spill, under Triton 3.6); with eight 62 to 96, so that 16
-# to 24 warps of a multiprocessor wait for memory instead of 12 to 16.
+# With four, 96 to 168 registers a thread (and on sm_86 and 89 a spill, under Triton 3.6); with eight 62 to 96, so that
+# 16 to 24 warps of a multiprocessor wait for memory instead of 12 to 16.
 _PARTS_WARPS = 8
 _PART = 8192  # elements of a part, at least
 _PARTS = 128  # at the most: the second kernel reads them all

@@ -129,6 +129,8 @@ def _gap(check: Check, labs: _Labs, seats: int) -> None:
         torch.cuda.synchronize()
     found = [e for e in profiler.events() or [] if "CUDA" in str(e.device_type)]
     spans = sorted((e.time_range.start, e.time_range.end) for e in found)
+    if len(spans) < steps:
+        raise AbsentError(f"torch's profiler saw {len(spans)} kernels of {steps} steps")
     gaps = [max(0.0, b[0] - a[1]) for a, b in itertools.pairwise(spans)]
     each, rest = divmod(len(spans), steps)
     note = f"{each} kernels a step"

@@ -57,9 +57,10 @@ def cases(check: Check) -> Iterator[Case]:
     counts = (1, 3) if check.dry else _REQUESTS
     for n in counts:
         yield Case(f"SD 1.5 step {n}", partial(_step, check, labs, "SD 1.5", seats, n, False))
-    yield Case("SD 1.5 gap", partial(_gap, check, labs, seats))
     yield Case("SD 1.5 picture", partial(_picture, check, labs, seats))
     yield Case("SD 1.5 memory", partial(_memory, check))
+    # After what has a target: a profiler leaves hooks behind, and may miss kernels of graphs that are older than it.
+    yield Case("SD 1.5 gap", partial(_gap, check, labs, seats))
     yield Case("SD 1.5 company fast", partial(_company, check, labs, seats, counts, False))
     yield Case("small replay", partial(_replay, check))
     for exact in (True, False):

@@ -40,9 +40,10 @@ def launches(check: Check) -> list[Callable[[], object]]:
         for work in kernels.works(check):
             if rows in work.only:
                 found += [partial(kernels.launch, work, rows, dtype) for dtype in dtypes[: 2 if rows == 2 else 1]]
+    found += _networks(check)
     for shape in attention.TILED:  # what is compiled differs by what is attended to, not by rows
         found += [partial(attention.launch_tiles, check, shape, i) for i in range(20 if shape.rows == 32 else 0)]
-    return found + _networks(check)
+    return found
 
 
 def _networks(check: Check) -> list[Callable[[], object]]:

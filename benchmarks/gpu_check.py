@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     slug = re.sub(r"[^a-z0-9]+", "-", stamp["device"].lower()).strip("-")
     name = f"gpu-{slug}-{stamp['date'][:10]}"
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(os.environ["OUT"]) if os.environ.get("OUT") else None
+        out = Path(os.environ["OUT"]).resolve() if os.environ.get("OUT") else None
         folders = [Path(scratch) if options.dry_run else ROOT / "benchmarks" / "results", *([out] if out else [])]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)

@@ -57,9 +57,10 @@ def cases(check: Check) -> Iterator[Case]:
     counts = (1, 3) if check.dry else _REQUESTS
     for n in counts:
         yield Case(f"SD 1.5 step {n}", partial(_step, check, labs, "SD 1.5", seats, n, False))
-    yield Case("SD 1.5 gap", partial(_gap, check, labs, seats))
     yield Case("SD 1.5 picture", partial(_picture, check, labs, seats))
     yield Case("SD 1.5 memory", partial(_memory, check))
+    # After what has a target: a profiler leaves hooks behind, and may miss kernels of graphs that are older than it.
+    yield Case("SD 1.5 gap", partial(_gap, check, labs, seats))
     yield Case("SD 1.5 company fast", partial(_company, check, labs, seats, counts, False))
     yield Case("small replay", partial(_replay, check))
     for exact in (True, False):
@@ -129,6 +130,8 @@ def _gap(check: Check, labs: _Labs, seats: int) -> None:
         torch.cuda.synchronize()
     found = [e for e in profiler.events() or [] if "CUDA" in str(e.device_type)]
     spans = sorted((e.time_range.start, e.time_range.end) for e in found)
+    if len(spans) < steps:
+        raise AbsentError(f"torch's profiler saw {len(spans)} kernels of {steps} steps")
     gaps = [max(0.0, b[0] - a[1]) for a, b in itertools.pairwise(spans)]
     each, rest = divmod(len(spans), steps)
     note = f"{each} kernels a step"

@@ -7,7 +7,9 @@ import os
 import platform
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -39,8 +41,10 @@ def _machine(check: Check) -> None:
     _fact(check, "kernel", platform.release())
     _fact(check, "cores", len(os.sched_getaffinity(0)))
     _fact(check, "cache", os.environ.get("TRITON_CACHE_DIR", "default"))
-    # Triton compiles a launcher with it, once.
+    # Triton compiles launchers with it, against Python's own header: without either, every kernel of ours fails.
     _fact(check, "compiler", os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "none: no Triton")
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    _fact(check, "header", header if header.exists() else f"no {header}: no Triton")
 
 
 def _wheels(check: Check) -> None:

@@ -104,13 +104,13 @@ def unet(check: Check, name: str, ops: Ops = PLAIN, dtype: torch.dtype | None = 
     """The UNet `name` on the device, channels_last; the same weights at every call, whatever `ops`."""
     with torch.device("meta"):
         net = Unet(unet_spec(check, name), ops=ops)
-    return _filled(net, check, dtype)
+    return _folded(_filled(net, check, dtype), ops)
 
 
 def vae(check: Check, ops: Ops = PLAIN, dtype: torch.dtype | None = None) -> VaeDecoder:
     with torch.device("meta"):
         net = VaeDecoder(vae_spec(check), ops=ops)
-    return _filled(net, check, dtype)
+    return _folded(_filled(net, check, dtype), ops)
 
 
 def text(check: Check) -> ClipText:
@@ -126,6 +126,13 @@ def _filled(net: _Net, check: Check, dtype: torch.dtype | None) -> _Net:
     init_random(net, seed=0)
     net.to(dtype or check.dtype).eval()
     return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stubs lack this)
+
+
+def _folded(net: _Net, ops: Ops) -> _Net:
+    """As the backend has it: with ours, biases of convolutions are moved to where they cost no pass over a picture."""
+    if ops is not PLAIN:
+        needed("engines.cuda_ops", "fold_biases")(net)
+    return net
 
 
 def inputs(check: Check, spec: UnetSpec, rows: int, seed: int) -> Inputs:

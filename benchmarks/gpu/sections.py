@@ -26,7 +26,7 @@ SECTIONS = {
         Section("ceilings", 40, 25),
         Section("attention", 105, 95, case_seconds=80),
         Section("kernels", 65, 50),
-        Section("unet", 95, 80),
+        Section("unet", 95, 80, case_seconds=80),
         Section("vae", 40, 25),
         Section("budget", 70, 60),
         Section("captured", 110, 100, case_seconds=120),

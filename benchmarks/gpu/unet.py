@@ -90,7 +90,7 @@ def _speed(check: Check, nets: _Nets, name: str, mode: str, rows: int) -> None:
         replay()
         torch.cuda.synchronize()
         same, far = torch.equal(out, right), error(out, right)
-        check.expect(same or far < 1e-3, f"{name} replay", case, mode, far, "equal" if same else "not bit for bit")
+        check.expect(same or far < TOLERANCE, f"{name} replay", case, mode, far, "equal" if same else "not bit for bit")
     company(check, net, fresh, name, case, mode)
 
 

@@ -64,4 +64,4 @@ def _decode(check: Check, mode: str, pictures: int, right: list[Tensor]) -> None
     graph.replay()
     torch.cuda.synchronize()
     far = error(out, got)
-    check.expect(far < 1e-3, "decode replay", case, mode, far, "equal" if torch.equal(out, got) else "")
+    check.expect(far < TOLERANCE, "decode replay", case, mode, far, "equal" if torch.equal(out, got) else "")

@@ -1,4 +1,4 @@
-"""Compiles the kernels of `attention` and `kernels` in several processes at once, into Triton's cache.
+"""Compiles the kernels of `attention`, `kernels` and the networks in several processes at once, into Triton's cache.
 
 One after the other, some hundred compilations would take the minutes that are meant for measuring. Each process is
 `python -m benchmarks.gpu.warm I N`: it launches every N-th kernel call, from the I-th on. What fails here is told by
@@ -7,6 +7,7 @@ the case that measures it.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -16,10 +17,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.check import AbsentError, Check
+from benchmarks.gpu.here import needed
+from benchmarks.gpu.networks import TOKENS
 
 _ROOT = Path(__file__).parent.parent.parent
+_TEXTS = 24960  # keys and values of the 16 cross-attentions of SD 1.5, and of SD 2.1: numbers of a token
 _SECONDS = 60.0  # then whoever is left is ended: the measuring process compiles what is missing
 
 
@@ -35,9 +40,39 @@ def launches(check: Check) -> list[Callable[[], object]]:
         for work in kernels.works(check):
             if rows in work.only:
                 found += [partial(kernels.launch, work, rows, dtype) for dtype in dtypes[: 2 if rows == 2 else 1]]
+    found += _networks(check)
     for shape in attention.TILED:  # what is compiled differs by what is attended to, not by rows
         found += [partial(attention.launch_tiles, check, shape, i) for i in range(20 if shape.rows == 32 else 0)]
     return found
+
+
+def _networks(check: Check) -> list[Callable[[], object]]:
+    """What else the UNet and the decoder launch: left to their first pass, all of it would be one case's minute."""
+    from benchmarks.gpu import attention
+
+    normalise, unet, decoder = needed("kernels.group_norm_silu", "group_norm_silu", "UNET", "DECODER")
+    kernel = needed("kernels.attention", "attention")
+
+    def norm(positions: int, width: int, shifted: bool, silu: bool) -> Tensor:
+        side = math.isqrt(positions)
+        x = torch.randn(1, width, side, side, device=check.device).to(check.dtype)
+        x, weight = x.contiguous(memory_format=torch.channels_last), x[0, :, 0, 0].contiguous()
+        shift = weight[None] if shifted else None
+        return normalise(x, weight, weight, 32, 1e-5, shift=shift, silu=silu)
+
+    def cross(t: int, heads: int, d: int) -> Tensor:
+        """A pass of the whole network makes keys and values of all its blocks in one product: positions lie further
+        apart than where a step has copied them."""
+        width = heads * d
+        q = torch.randn(1, t, width, device=check.device).to(check.dtype)
+        texts = torch.randn(1, TOKENS, _TEXTS, device=check.device).to(check.dtype)
+        return kernel(q, texts[..., :width], texts[..., width : 2 * width], heads)
+
+    found: list[Callable[[], object]] = [partial(norm, *size, False, True) for size in (*unet, *decoder)]
+    for size in ((4096, 320), (1024, 640), (256, 1280), (64, 1280)):
+        found += [partial(norm, *size, True, True), partial(norm, *size, False, False)]
+    found.append(partial(norm, *decoder[0], False, False))
+    return found + [partial(cross, *shape) for shape in (*attention.SD15, *attention.SD21)]
 
 
 def compile_ahead(check: Check) -> None:

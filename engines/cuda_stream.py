@@ -15,6 +15,10 @@ from torch import Tensor
 
 from engines.backend import F32, DeviceError
 
+# Where copies of a failed device's tensors were to arrive. torch's allocator asks CUDA for an event when such memory is
+# freed, from within a destructor: after an error that CUDA keeps, that ends the process before clients are told why.
+_lost: list[list[Tensor]] = []
+
 _WARM = 3  # runs before a capture: library handles, workspaces, compiled kernels, choices of algorithm
 
 
@@ -123,7 +127,11 @@ class Fetched:
         return self._mark.done()
 
     def arrays(self) -> list[NDArray[np.generic]]:
-        self._mark.wait()
+        try:
+            self._mark.wait()
+        except DeviceError:
+            _lost.append(self._targets)
+            raise
         return [target.numpy() for target in self._targets]
 
     def floats(self) -> F32:

@@ -45,8 +45,12 @@ def to_tokens(x: Tensor) -> Tensor:
 
 
 def to_picture(x: Tensor, like: Tensor) -> Tensor:
-    """[n, h w, c] -> [n, c, h, w], with the sides of `like`; no copy, and channels_last in memory."""
-    return x.transpose(1, 2).unflatten(2, like.shape[2:])
+    """[n, h w, c] -> [n, c, h, w], with the sides of `like`; no copy, and channels_last in memory.
+
+    The sides first: of one row, the other order leaves a stride of c for n, which torch takes for the other memory
+    format, so that what follows (a concatenation, a doubling) would be laid out anew.
+    """
+    return x.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
 class _Layer(nn.Module):

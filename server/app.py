@@ -121,7 +121,11 @@ async def serve(settings: Settings) -> int:
         log.info("draining: requests have %g s to end", settings.grace)
     await server.close(1.0 if failed else settings.grace)
     log.info("stopped")
-    return 1 if failed else 0
+    if failed:
+        # At once: what torch frees on the way out asks CUDA for events, and after an error that stays this aborts.
+        logging.shutdown()
+        os._exit(1)
+    return 0
 
 
 def load_model(settings: Settings) -> Model:

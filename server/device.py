@@ -72,6 +72,7 @@ class Device:
         self._jobs: set[Job] = set()  # admitted and not yet told Done or Failed
         self._stopping = False
         self._failed = False
+        self._cause: Exception | None = None
         self._delivery = Delivery(workers, model.artifact.preview, metrics, self._forget)
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
@@ -116,6 +117,7 @@ class Device:
         except Exception as unexpected:
             log.exception("the device failed")
             self._failed = True
+            self._cause = unexpected  # and all that its frames hold: see Fetched.arrays
             error = NotServing(
                 f"the device failed: {unexpected}" if isinstance(unexpected, LatentdError) else "the device failed"
             )
@@ -132,9 +134,10 @@ class Device:
             self._died()
 
     def _wait(self) -> bool:
-        """Sleep until there is work; False when the thread is to end."""
+        """Sleep until there is work; False when the thread is to end. What may not be decoded yet is no work."""
         with self._changed:
-            while self._batcher.idle and not self._finished and not self._stopping:
+            full = len(self._decoding) >= _DECODES
+            while self._batcher.idle and (full or not self._finished) and not self._stopping:
                 self._changed.wait(_POLL if self._decoding else None)
                 if self._decoding:
                     break  # to look again whether it is done

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engines.cuda_kernels import Kernels, plain_kernels
 from engines.cuda_ops import KernelOps, fold_biases
@@ -188,3 +189,24 @@ def test_one_wide_head_in_float16_does_not_overflow() -> None:
     assert float((q @ k.transpose(1, 2)).abs().max()) > 65504
     # The softmax is as good as a choice here; float16 has 11 bits.
     assert float((got - wanted).abs().max() / wanted.abs().max()) < 2e-3
+
+
+@pytest.mark.parametrize("spec", [SD15, SD21], ids=["convolutions", "linear"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_picture_is_laid_out_anew(spec: UnetSpec, rows: int) -> None:
+    """A stride of a single row that torch takes for the other memory format costs copies in every step."""
+    net = init_random(Unet(spec, KernelOps(plain_kernels())), seed=1).to(memory_format=torch.channels_last)
+    joined: list[bool] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.cat.default and made.ndim == 4:  # it takes the format of what it joins
+                joined.append(made.is_contiguous(memory_format=torch.channels_last))
+            return made
+
+    with torch.inference_mode():
+        shifts, kept = net.time_shifts(torch.ones(rows)), net.context_kv(torch.randn(rows, 9, spec.context_width))
+        with Watch():
+            net.denoise(torch.randn(rows, 4, 8, 8).contiguous(memory_format=torch.channels_last), shifts, kept)
+    assert joined == [True] * 12

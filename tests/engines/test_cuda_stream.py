@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from engines import cuda_stream
 from engines.artifact import Artifact
 from engines.backend import DeviceError
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.cuda_stepper import CudaStepper
-from engines.cuda_stream import Mark, OnDevice, Stream
+from engines.cuda_stream import Fetched, Mark, OnDevice, Stream
 from engines.model import Model
 from tests.engines.test_cuda_stepper import SEATS, SHAPE, STEPS, Toy, toy_sit
 from tests.engines.test_stepper import Request
@@ -173,6 +174,21 @@ def test_cudas_errors_are_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
             call()
     with pytest.raises(ValueError), Stream(CPU).here():
         raise ValueError("somebody else's")
+
+
+def test_what_a_failed_device_was_to_write_is_not_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freeing pinned memory after an error that CUDA keeps is a throw from a destructor: the process would end."""
+
+    class Lost:
+        def synchronize(self) -> None:
+            raise torch.AcceleratorError("an illegal address")
+
+    lost: Any = Lost()
+    monkeypatch.setattr(cuda_stream, "_lost", kept := [])
+    target = torch.zeros(1)
+    with pytest.raises(DeviceError):
+        Fetched(Mark(lost), [target]).arrays()
+    assert [tensor is target for (tensor,) in kept] == [True]
 
 
 def test_a_decode_waits_for_the_step_that_made_its_latents(notes: Notes, bare: Artifact) -> None:

@@ -16,7 +16,7 @@ from engines.cuda_kernels import plain_kernels
 from engines.model import Model
 from pipeline.tokenizer import ClipTokenizer
 from server.events import Done, Preview
-from tests.server.held import Held, eventually, wrapped
+from tests.server.held import PATIENCE, Held, eventually, wrapped
 from tests.server.jobs import alone, box_of, running
 
 APPLE = {"prompt": "a red apple", "steps": 3, "seed": 7, "guidance": 3.0}
@@ -75,6 +75,25 @@ def test_steps_go_on_while_pictures_are_decoded(model: Model, decoding: Decoding
             np.testing.assert_array_equal(box_of(job).images[0], alone(model, **asked))
         assert box_of(jobs[2]).error()[0] == "CANCELLED"
         eventually(lambda: at_work.leftovers, [])
+
+
+def test_a_picture_that_may_not_be_decoded_yet_keeps_nobody_awake(
+    model: Model, decoding: Decoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop looks for what is ready now and then; without a wait between looks it would take a whole core."""
+    waits = threading.Semaphore(0)
+    with running(wrapped(model, decoding), seats=3) as at_work:
+        changed, wait = at_work.device._changed, at_work.device._changed.wait
+        jobs = [at_work.submit(**{**APPLE, "seed": seed}) for seed in range(3)]
+        eventually(lambda: (len(decoding.under_way), len(at_work.device._finished)), (2, 1))
+        monkeypatch.setattr(changed, "wait", lambda seconds: (waits.release(), wait(seconds)))
+        assert waits.acquire(timeout=PATIENCE), "the loop does not sleep"
+        for count in (2, 3):
+            eventually(lambda count=count: len(decoding.under_way), count)
+            decoding.under_way[count - 2].done.set()
+        decoding.under_way[2].done.set()
+        for job in jobs:
+            assert isinstance(box_of(job).end(), Done)
 
 
 def test_a_device_that_fails_while_it_decodes(model: Model, decoding: Decoding) -> None:

@@ -15,7 +15,7 @@ and its channels alone, so its bits do not depend on its company.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import triton
 import triton.language as tl
@@ -23,19 +23,11 @@ import triton.language as tl
 from kernels.aot import Variant
 from kernels.arguments import floats, require, require_aligned, require_contiguous, require_dtype, require_shape
 from kernels.cost import Cost
-from kernels.launch import launch, power_of_two
+from kernels.group_norm_tiles import CHANNELS_APPLIED, PARTS_WARPS, Held, plan_of
+from kernels.launch import launch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_HELD = 32768  # elements of a program that holds its groups: 64 registers a thread at the most
-_TILE = 4096  # elements of a tile of the first kernel: with 256 threads two loads of 16 bytes in flight for each
-# With four, 96 to 168 registers a thread (and on sm_86 and 89 a spill, under Triton 3.6); with eight 62 to 96, so that
-# 16 to 24 warps of a multiprocessor wait for memory instead of 12 to 16.
-_PARTS_WARPS = 8
-_PART = 8192  # elements of a part, at least
-_PARTS = 128  # at the most: the second kernel reads them all
-_CHANNELS = 64  # of a program of the second kernel: divides every width of SD 1.5, 2.1 and their decoders
 
 
 def reference(
@@ -241,10 +233,10 @@ def group_norm_silu(
     require_aligned(x=x, weight=weight, bias=bias, out=out)
     if not x.numel():
         return out
-    plan = _plan(positions, width, groups)
+    plan = plan_of(positions, width, groups)
     added, stride = (x, 0) if shift is None else (shift, shift.stride(0))
     same = {"WIDTH": width, "GROUP": width // groups, "SHIFT": shift is not None}
-    if isinstance(plan, _Held):
+    if isinstance(plan, Held):
         launch(
             group_norm_held_kernel, (width // plan.channels, n),
             x, weight, bias, added, out, positions, stride, eps,
@@ -255,10 +247,10 @@ def group_norm_silu(
     launch(
         group_norm_parts_kernel, (width // plan.channels, plan.parts, n),
         x, added, partial, positions, stride, plan.parts,
-        **same, **plan.constants, num_warps=_PARTS_WARPS,
+        **same, **plan.constants, num_warps=PARTS_WARPS,
     )  # fmt: skip
     launch(
-        group_norm_apply_kernel, (-(-positions // plan.applied) * -(-width // _CHANNELS), n),
+        group_norm_apply_kernel, (-(-positions // plan.applied) * -(-width // CHANNELS_APPLIED), n),
         x, weight, bias, added, partial, out, positions, stride, plan.parts, plan.span, eps,
         SILU=silu, **same, **plan.apply_constants, num_warps=4,
     )  # fmt: skip
@@ -267,57 +259,12 @@ def group_norm_silu(
 
 def cost(n: int, positions: int, width: int, groups: int = 32, itemsize: int = 2) -> Cost:
     """One read and one write; a second read where a program cannot hold its groups (it may come from the L2 cache)."""
-    held = isinstance(_plan(positions, width, groups), _Held)
+    held = isinstance(plan_of(positions, width, groups), Held)
     return Cost((n * positions * (2 if held else 3) + 3) * width * itemsize)
 
 
-class _Held(NamedTuple):
-    channels: int
-    warps: int
-    constants: dict[str, int]
-
-
-class _Parts(NamedTuple):
-    channels: int
-    parts: int
-    span: int  # positions of a part
-    applied: int  # positions of a program of the second kernel
-    constants: dict[str, int]
-    apply_constants: dict[str, int]
-
-
-def _plan(positions: int, width: int, groups: int) -> _Held | _Parts:
-    """How a picture is divided among programs: by its size, channels and groups, by nothing else."""
-    group, power = width // groups, power_of_two
-    # 16 bytes of half precision is the least that keeps wide loads, 64 bytes of a position what a program should read.
-    channels = _channels(group, groups, multiple=8, least=32)
-    constants = {"CHANNELS": channels, "BLOCK": max(16, power(channels)), "GROUPS": power(channels // group)}
-    held = max(16, power(positions))
-    if (size := held * constants["BLOCK"]) <= _HELD:
-        return _Held(channels, max(4, size // 2048), constants | {"POSITIONS": held})
-    channels = _channels(group, groups, multiple=16, least=_CHANNELS)
-    constants = {"CHANNELS": channels, "BLOCK": max(16, power(channels)), "GROUPS": power(channels // group)}
-    tile = max(1, _TILE // constants["BLOCK"])
-    tiles = power(max(1, -(-_PART // (tile * channels)), -(-positions // (tile * _PARTS))))
-    parts = -(-positions // (tile * tiles))
-    touched = power(-(-_CHANNELS // group) if _CHANNELS % group == 0 else (_CHANNELS + group - 2) // group + 1)
-    # The parts are read once by every program: keep that below an eighth of what it normalises.
-    again = power(max(1, power(parts) * touched // 256))
-    tall = _TILE // _CHANNELS
-    applying = {"BLOCK": _CHANNELS, "GROUPS": touched, "PARTS": power(parts), "TILE": tall, "TILES": again}
-    return _Parts(channels, parts, tile * tiles, tall * again, constants | {"TILE": tile, "TILES": tiles}, applying)
-
-
-def _channels(group: int, groups: int, *, multiple: int, least: int) -> int:
-    """The fewest channels of whole groups that divide all of them, are at least so many and a multiple of that."""
-    for count in range(1, groups):
-        if groups % count == 0 and count * group % multiple == 0 and count * group >= least:
-            return count * group
-    return groups * group
-
-
 def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool) -> list[Variant]:
-    plan = _plan(positions, width, 32)
+    plan = plan_of(positions, width, 32)
     same = {"WIDTH": width, "GROUP": width // 32, "SHIFT": shift}
 
     def variant(kernel: Any, constants: dict[str, Any], warps: int) -> Variant:
@@ -328,10 +275,10 @@ def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool
         signature = {parameter: kinds.get(parameter, f"*{dtype}") for parameter in kernel.arg_names}
         return Variant(kernel, name, signature, constants, num_warps=warps, unaligned=("shift",), plugin=True)
 
-    if isinstance(plan, _Held):
+    if isinstance(plan, Held):
         return [variant(group_norm_held_kernel, same | {"SILU": silu} | plan.constants, plan.warps)]
     return [
-        variant(group_norm_parts_kernel, same | plan.constants, _PARTS_WARPS),
+        variant(group_norm_parts_kernel, same | plan.constants, PARTS_WARPS),
         variant(group_norm_apply_kernel, same | {"SILU": silu} | plan.apply_constants, 4),
     ]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.gpu import networks
 from engines.cuda_kernels import Kernels, plain_kernels
 from engines.cuda_ops import KernelOps, fold_biases
 from model.clip import ClipText
@@ -22,23 +23,7 @@ from pipeline.spec import TextSpec, UnetSpec, VaeSpec
 # Float32, summed in another order: of max|y|. Seen: 2e-6.
 CLOSE = 1e-5
 
-SD15 = UnetSpec(
-    in_channels=4,
-    out_channels=4,
-    sample_size=8,
-    channels=(32, 64, 128, 128),
-    layers=(2, 2, 2, 2),
-    attention_down=(True, True, True, False),
-    attention_up=(False, True, True, True),
-    heads=(8, 8, 8, 8),
-    transformer_layers=(1, 1, 1, 1),
-    context_width=48,
-    linear_projection=False,
-    groups=32,
-    eps=1e-5,
-    flip_sin_to_cos=True,
-    freq_shift=0.0,
-)
+SD15 = replace(networks.SD15, sample_size=8, channels=(32, 64, 128, 128), context_width=48)
 SD21 = replace(SD15, heads=(2, 4, 8, 8), linear_projection=True, context_width=64)
 LCM = replace(SD15, guidance_width=16)
 TEXT = TextSpec(vocab_size=60, tokens=9, width=32, hidden=128, layers=3, heads=4, activation="quick_gelu", eps=1e-5)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import kernels.group_norm_silu as group_norm_module
-from kernels.group_norm_silu import DECODER, UNET, _Held, _Parts, _plan, cost, group_norm_silu, reference
+import kernels.group_norm_tiles as group_norm_tiles
+from kernels.group_norm_silu import DECODER, UNET, cost, group_norm_silu, reference
+from kernels.group_norm_tiles import Held, Parts, plan_of
 from tests.kernels.ahead import compiled
 from tests.kernels.comparing import HALF, SINGLE, assert_close, normal, poisoned
 
@@ -23,8 +24,8 @@ def picture(n: int, c: int, h: int, w: int, dtype: torch.dtype = torch.float32) 
 
 
 def test_the_shapes_take_both_paths() -> None:
-    assert all(isinstance(_plan(h * w, c, groups), _Held) for c, h, w, groups in HELD)
-    assert not any(isinstance(_plan(h * w, c, groups), _Held) for c, h, w, groups in PARTS)
+    assert all(isinstance(plan_of(h * w, c, groups), Held) for c, h, w, groups in HELD)
+    assert not any(isinstance(plan_of(h * w, c, groups), Held) for c, h, w, groups in PARTS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -52,9 +53,9 @@ def test_the_shift_enters_the_statistics(c: int, h: int, w: int, groups: int, si
 def test_many_parts_and_many_tiles_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """What pictures of the decoder's size need, at a size that an interpreter can wait for."""
     for name, value in {"_HELD": 0, "_TILE": 256, "_PART": 64}.items():
-        monkeypatch.setattr(group_norm_module, name, value)
-    plan = _plan(9 * 29, 64, 16)
-    assert isinstance(plan, _Parts) and plan.parts > 64 and plan.apply_constants["TILES"] > 2
+        monkeypatch.setattr(group_norm_tiles, name, value)
+    plan = plan_of(9 * 29, 64, 16)
+    assert isinstance(plan, Parts) and plan.parts > 64 and plan.apply_constants["TILES"] > 2
     x, weight, bias = picture(1, 64, 9, 29), normal(64), normal(64)
     out = group_norm_silu(x, weight, bias, 16, 1e-5, out=poisoned(x))
     assert_close(out, reference(x, weight, bias, 16, 1e-5, None, True), SINGLE)
@@ -91,10 +92,10 @@ def test_a_picture_does_not_depend_on_its_company(c: int, h: int, w: int, groups
 @pytest.mark.parametrize(("positions", "width"), UNET + DECODER)
 def test_the_programs_of_stable_diffusion(positions: int, width: int) -> None:
     """Parts cover the picture and are not more than the tile that merges them; two pictures occupy a GPU."""
-    plan = _plan(positions, width, 32)
+    plan = plan_of(positions, width, 32)
     assert plan.channels % (width // 32) == 0 and width % plan.channels == 0
     assert plan.channels * 2 % 16 == 0, "16-byte loads of half precision"
-    if isinstance(plan, _Held):
+    if isinstance(plan, Held):
         assert plan.constants["POSITIONS"] * plan.constants["BLOCK"] <= 64 * 32 * plan.warps, "64 numbers a thread"
         assert positions <= 256
     else:

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # gpu_check itself says in a sentence that torch is missing
+    import torch
 
 COLUMNS = tuple(
     "section,what,case,mode,unit,p20,p50,p80,runs,rate,rate_unit,floor,of_floor,status,note,"  # noqa: SIM905

@@ -62,6 +62,13 @@ def test_a_dry_run_writes_rows_and_pages_where_it_is_told(out: Path) -> None:
     assert len(list(out.iterdir())) == 4, "a device machine hands back eight files"
 
 
+def test_without_torch_it_says_so_in_one_sentence() -> None:
+    code = "import runpy, sys; sys.modules['torch'] = None; "
+    code += "runpy.run_module('benchmarks.gpu_check', run_name='__main__')"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (2, "gpu-check needs torch, which this Python does not have\n")
+
+
 def test_no_gpu_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit) as ended:

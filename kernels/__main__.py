@@ -10,7 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import triton
+try:
+    import triton
+except ModuleNotFoundError:
+    sys.exit("kernels need triton, which this Python does not have: make kernels in a clone installs it")
 
 from kernels.aot import ARCHITECTURES
 from kernels.compiled import rows, write

@@ -1,6 +1,6 @@
 """`python -m latentd "a red apple" -o apple.png`: the command line.
 
-Exit codes: 0 done, 1 a picture failed, 2 bad usage, 130 Ctrl-C, 141 the reader of stdout left.
+Exit codes: 0 done, 1 a picture failed or a package is missing, 2 bad usage, 130 Ctrl-C, 141 the reader of stdout left.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def main(argv: list[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
         print("interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        # Most often the system's Python in a clone whose `make demo` has filled .venv.
+        lacks = f"latentd needs {error.name}, which {sys.executable} does not have"
+        print(f"{lacks}: use .venv/bin/python in a clone, or pip install -e . there", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         if alone:
             # The reader of stdout has gone; what is still buffered must not raise again at exit.

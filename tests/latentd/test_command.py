@@ -240,6 +240,14 @@ def test_ctrl_c_during_the_imports_is_quiet() -> None:
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+def test_a_missing_package_is_one_sentence() -> None:
+    without = "import runpy, sys; sys.modules['grpc'] = None; runpy.run_module('latentd', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", without, "an apple"], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"latentd needs grpc, which {sys.executable} does not have: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_reader_that_leaves_is_no_error(server: FakeServer) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -30,6 +30,12 @@ class NoEngine(BackendError):  # noqa: N818 (what is the matter, and what to run
     """An engine that must be built ahead is not there, or damaged; the message says which, and the command."""
 
 
+class OutOfMemory(BackendError):  # noqa: N818 (as above)
+    """The device has no room for what was asked; it is intact, and so is all that it holds."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
 class DeviceError(LatentdError):
     """The device failed while it served. Live requests fail and the process ends: its supervisor restarts it."""
 

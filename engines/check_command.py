@@ -12,13 +12,15 @@ from engines.builders import command
 from engines.check import Finding
 from engines.check import check as compare
 from engines.first_use import artifact_of
-from engines.model import PLANS, load
+from engines.model import PLANS, load, on_gpu
 from engines.sealed import Damaged
 from pipeline.samplers import SAMPLERS
 
 
 def check(options: argparse.Namespace) -> int:
     """0 when everything is within its tolerance. Errors: LatentdError."""
+    if options.backend not in PLANS:
+        on_gpu(options.backend, options.device, options.pixels, options.attention)  # before the minutes of an export
     artifact = artifact_of(options.model)
     width, height = _size(options.size, artifact)
     samplers, steps = _samplers(options.samplers), _steps(options.steps)
@@ -50,7 +52,7 @@ def _plans(artifact: Artifact, backend: str) -> int:
             found = f"{error}; run `{command(artifact, identity)}` to build it again"
         print(f"  {identity.get('network')} for {identity.get('target')}: {found}")
     print(
-        f"nothing was compared: plans of {backend} run on NVIDIA GPUs, and none runs them here; "
+        f"nothing was compared: plans of {backend} run on NVIDIA GPUs, and none runs them here ({gpu.why_not()}); "
         f"{len(own)} plan{'' if len(own) == 1 else 's'} of {artifact.id} in the cache"
     )
     return 1

@@ -7,6 +7,8 @@ rows share a bucket.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -18,11 +20,14 @@ from torch import Tensor
 from engines import devices, gpu
 from engines.backend import F32, Pending, Pixels
 from engines.cuda_denoiser import CudaDenoiser
+from engines.cuda_errors import device_errors, with_room
 from engines.cuda_kernels import Kernels
 from engines.cuda_network import Network
 from engines.cuda_stepper import CudaStepper
 from engines.cuda_stream import Fetched, OnDevice, Stream
 from pipeline.spec import Spec
+
+log = logging.getLogger("latentd.cuda")
 
 
 def key_of(device: torch.device) -> str:
@@ -61,12 +66,15 @@ class CudaDevice:
     def __init__(self, spec: Spec, networks: Networks, kernels: Kernels, device: torch.device, pixels: str) -> None:
         self.spec, self.pixels = spec, pixels
         self._networks, self._kernels, self._device = networks, kernels, device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the streams below do not wait for the one that loaded
-        self._encoding, self._stepping, self._decoding, self._side = (Stream(device) for _ in range(4))
+        with device_errors():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # the streams below do not wait for the one that loaded
+            self._encoding, self._stepping, self._decoding, self._side = (Stream(device) for _ in range(4))
         self._unets: dict[tuple[int, int, int], Network] = {}
         self._decoders: dict[tuple[int, ...], _Decoder] = {}
-        self._ids, self._contexts, self._encode = self._captured_encoder()
+        mend, begin = "free the card (nvidia-smi shows who holds it) or take a larger one", time.monotonic()
+        self._ids, self._contexts, self._encode = with_room(self._captured_encoder, "the text encoder", mend)
+        log.info("captured the text encoder in %.1f s", time.monotonic() - begin)
         networks.captured()
 
     def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
@@ -107,16 +115,29 @@ class CudaDevice:
         return CudaDenoiser(network, self._stepping, shape, context, rows, exact=exact)
 
     def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> CudaStepper:
-        made = CudaStepper(
-            self._unet(width, height, chunks),
-            self._kernels,
-            self.spec.latent_shape(width, height),
-            seats,
-            steps,
-            self._stepping,
-            self._side,
-            exact=self.pixels == "exact",
-        )
+        def make() -> CudaStepper:
+            return CudaStepper(
+                self._unet(width, height, chunks),
+                self._kernels,
+                self.spec.latent_shape(width, height),
+                seats,
+                steps,
+                self._stepping,
+                self._side,
+                exact=self.pixels == "exact",
+            )
+
+        def drop() -> None:
+            if lane not in known:
+                self._unets.pop(lane, None)
+            self._networks.captured()
+
+        lane, known = (width, height, chunks), set(self._unets)
+        long = f" and prompts of {chunks} x {self.spec.text.tokens} tokens" if chunks > 1 else ""
+        what = f"{seats} seats of {width}x{height}{long}, jobs of up to {steps} steps"
+        mend = f"lower --seats (it is {seats}), --max-steps ({steps}) or --sizes, or free the card (nvidia-smi)"
+        log.info("capturing the step of %s", what)
+        made = with_room(make, what, mend, drop)
         self._networks.captured()
         return made
 
@@ -137,9 +158,18 @@ class CudaDevice:
 
     def _decoder_of(self, shape: Sequence[int]) -> _Decoder:
         if (key := tuple(shape)) not in self._decoders:
-            with self._decoding.here():
-                net = self._networks.decoder(key)
-            self._decoders[key] = _Decoder(net, self._kernels, self.spec, key, self._decoding)
+            width, height = (side * self.spec.vae.factor for side in (key[2], key[1]))
+
+            def make() -> _Decoder:
+                with self._decoding.here():
+                    net = self._networks.decoder(key)
+                return _Decoder(net, self._kernels, self.spec, key, self._decoding)
+
+            mend = "lower --seats, --max-steps or --sizes, or free the card (nvidia-smi)"
+            begin = time.monotonic()
+            made = with_room(make, f"decoding {width}x{height}", mend, self._networks.captured)
+            self._decoders[key] = made
+            log.info("captured the decoder of %dx%d in %.1f s", width, height, time.monotonic() - begin)
             self._networks.captured()
         return self._decoders[key]
 

@@ -8,6 +8,8 @@ embeddings, its noise. Over CPU tensors the same evaluation runs uncaptured, and
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from engines.cuda_stream import Mark, OnDevice, Stream
 from pipeline.samplers import Table
 
 _AHEAD = 1  # replays that may be under way when another is begun
+
+log = logging.getLogger("latentd.cuda")
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,7 @@ class CudaStepper:
                 empty_seats(shape, together, steps, time, text, stream.device) for _ in range(seats // together)
             ]
             buckets = self._one_a_seat() if exact else self._packed()
-            # Largest first: see Stream.captured. In exact order: two rows of every seat, then one.
-            self._replays = {
-                key: stream.captured(lambda bucket=buckets[key]: self._evaluate(bucket))
-                for key in sorted(buckets, key=lambda key: -key[1])
-            }
+            self._replays = self._captured(buckets)
 
     def sit(
         self,
@@ -203,6 +203,19 @@ class CudaStepper:
         chosen = self._layout[2 * most : 2 * most + bucket]
         torch.index_select(everyone.texts.flatten(0, 1), 0, chosen, out=self._row_texts[:bucket])
         return bucket
+
+    def _captured(self, buckets: dict[tuple[int, int], _Bucket]) -> dict[tuple[int, int], Callable[[], None]]:
+        """Largest first: see Stream.captured. In exact order: two rows of every seat, then one.
+
+        Whoever waits sees it move: the first one compiles kernels, and with `fast` each has its convolutions measured.
+        """
+        replays = {}
+        for number, key in enumerate(sorted(buckets, key=lambda key: -key[1]), 1):
+            begin, bucket = time.monotonic(), buckets[key]
+            replays[key] = self._stream.captured(lambda bucket=bucket: self._evaluate(bucket))
+            took = time.monotonic() - begin
+            log.info("captured bucket %d of %d (rows=%d) in %.1f s", number, len(buckets), key[1], took)
+        return replays
 
     def _packed(self) -> dict[tuple[int, int], _Bucket]:
         """The first n rows, for every n of the network's buckets: keys (0, n)."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.backend import F32, DeviceError
+from engines.cuda_errors import device_errors
 
 # Where copies of a failed device's tensors were to arrive. torch's allocator asks CUDA for an event when such memory is
 # freed, from within a destructor: after an error that CUDA keeps, that ends the process before clients are told why.
@@ -29,13 +30,13 @@ class Mark:
         self.event = event
 
     def done(self) -> bool:
-        with _device_errors():
+        with device_errors():
             return self.event is None or self.event.query()
 
     def wait(self) -> None:
         """Of the host, asleep and not spinning."""
         if self.event is not None:
-            with _device_errors():
+            with device_errors():
                 self.event.synchronize()
 
 
@@ -49,9 +50,9 @@ class Stream:
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
-        """What is called inside is work of this stream. Errors: DeviceError, of the device."""
+        """What is called inside is work of this stream. Errors: those of engines.cuda_errors.device_errors."""
         current = contextlib.nullcontext() if self._cuda is None else torch.cuda.stream(self._cuda)
-        with _device_errors(), torch.inference_mode(), current:
+        with device_errors(), torch.inference_mode(), current:
             yield
 
     def captured(self, run: Callable[[], None]) -> Callable[[], None]:
@@ -170,12 +171,3 @@ class OnDevice:
         with self._stream.here():
             self._stream.after(self.mark, self.tensor)
             return FetchedArray(self._stream.fetch(self.tensor))
-
-
-@contextlib.contextmanager
-def _device_errors() -> Iterator[None]:
-    """CUDA's own errors (an illegal address, a card that fell off the bus) are of the device, not of a request."""
-    try:
-        yield
-    except torch.AcceleratorError as error:
-        raise DeviceError(f"cuda failed: {error}") from error

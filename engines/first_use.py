@@ -17,6 +17,7 @@ from pathlib import Path
 from engines import cache, lock, room
 from engines.artifact import CONFIGS, Artifact, digests, is_artifact, open_artifact
 from engines.backend import BackendError
+from engines.tether import tether
 from pipeline.errors import CheckpointError
 from pipeline.files import check_links
 from pipeline.single_file import check_single_file, is_single_file, settings_path
@@ -110,7 +111,10 @@ def stop_exports() -> None:
 
 
 def _export(folder: Path, out: Path, held: int, *flags: str) -> None:
-    """By a process that inherits `held`, the lock on what it writes into: nobody sweeps that away while it lives."""
+    """By a process that inherits `held`, the lock on what it writes into: nobody sweeps that away while it lives.
+
+    It ends with this one: an orphan would work on for minutes, for nobody.
+    """
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
         raise BackendError(
             f"{folder} is a checkpoint that has not been exported, and exporting needs the extra `export` "
@@ -121,7 +125,17 @@ def _export(folder: Path, out: Path, held: int, *flags: str) -> None:
 
 def _run(command: list[str], held: int) -> None:
     """Its output goes to ours, but its last word, when it fails, into the error."""
-    with subprocess.Popen(command, cwd=_ROOT, stdout=sys.stderr, stderr=subprocess.PIPE, pass_fds=[held]) as process:
+    with (
+        tether() as (end, environment),
+        subprocess.Popen(
+            command,
+            cwd=_ROOT,
+            env=environment,
+            stdout=sys.stderr,
+            stderr=subprocess.PIPE,
+            pass_fds=[held, end],
+        ) as process,
+    ):
         _running.append(process)
         try:
             assert process.stderr

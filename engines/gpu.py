@@ -13,9 +13,30 @@ _DRIVER = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/d
 
 def cuda_here() -> bool:
     """A driver, an installed torch, and a GPU that this torch can use."""
-    if not any(path.exists() for path in _DRIVER) or importlib.util.find_spec("torch") is None:
-        return False
-    return bool(importlib.import_module("engines.cuda").available())
+    return not why_not()
+
+
+def driver_here() -> bool:
+    return any(path.exists() for path in _DRIVER)
+
+
+def why_not() -> str:
+    """Why there is no GPU to be used, and what mends it, as the rest of a sentence; "" where there is one."""
+    if not driver_here():
+        return (
+            "there is no NVIDIA driver here: install it, or start the container with --gpus all (nvidia-smi shows it)"
+        )
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed: pip install -e '.[export,kernels]' in a clone"
+    try:
+        return str(importlib.import_module("engines.cuda_ready").why_not())
+    except (ImportError, OSError) as error:  # a library of CUDA's that its wheel brings, missing or of another version
+        return f"torch cannot be loaded ({(str(error).splitlines() or ['?'])[0]}): install it again"
+
+
+def check_kernels() -> None:
+    """Will our kernels run on the GPU that is here? Errors: BackendError."""
+    importlib.import_module("engines.cuda_ready").check_kernels()
 
 
 def driver() -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from dataclasses import dataclass
 
-from engines import gpu
+from engines import gpu, toolchain
 from engines.artifact import Artifact
 from engines.backend import Backend, BackendError
 from pipeline.spec import Spec
@@ -28,6 +29,9 @@ BACKENDS |= PLANS
 DEVICES = ("auto", "cpu", "cuda")
 PIXELS = ("auto", "exact", "fast")
 ATTENTIONS = ("native", "triton")
+
+
+log = logging.getLogger("latentd.model")
 
 
 @dataclass(frozen=True)
@@ -60,19 +64,12 @@ def load(
     "bf16" where the backend and the device have it (a CPU's "auto"), or "f32". `device`: "cpu", "cuda", or "auto": a
     GPU if there is one that the backend can use. `pixels`: "exact", or "fast" (a GPU's "auto"; no difference on a CPU).
     `attention`: which of tensorrt's plans, those with TensorRT's own or with our kernels inside.
-    Errors: BackendError, naming the extra to install, for a backend or a device that is not here; NoEngine.
+    Errors: BackendError, naming the extra to install, for a backend or a device that is not here; NoEngine;
+    OutOfMemory.
     """
-    for what, value, known in (
-        ("backend", backend, ("auto", *BACKENDS)),
-        ("device", device, DEVICES),
-        ("pixels", pixels, PIXELS),
-        ("attention", attention, ATTENTIONS),
-    ):
-        if value not in known:
-            raise BackendError(f"{what} {value!r} is unknown; there are: {', '.join(known)}")
-    if attention != "native" and backend != "tensorrt":
-        raise BackendError(f"attention {attention}: only plans of backend tensorrt can have it, not {backend}")
-    cuda = _plans_run(backend, device) if backend in PLANS else _on_cuda(backend, device)
+    cuda = on_gpu(backend, device, pixels, attention)
+    if not cuda and device == "auto" and backend in ("auto", "torch") and gpu.driver_here():
+        log.warning("serving on the CPU, though there is an NVIDIA driver: %s", gpu.why_not())
     name = ("torch" if cuda else "openvino") if backend == "auto" else backend
     module, kind, extra = CUDA if cuda and name == "torch" else BACKENDS[name]
     options = {"pixels": "fast" if pixels == "auto" else pixels} if cuda else {}
@@ -84,7 +81,35 @@ def load(
         raise BackendError(
             f"backend {name} needs {error.name}, which is not installed: pip install -e '.[{extra}]' in a clone"
         ) from None
+    except ImportError as error:
+        raise BackendError(
+            f"backend {name} cannot be loaded ({(str(error).splitlines() or ['?'])[0]}): "
+            f"pip install --force-reinstall -e '.[{extra}]' in a clone"
+        ) from None
     return Model(artifact, ClipTokenizer(artifact.folder, artifact.spec.text), made)
+
+
+def on_gpu(backend: str, device: str, pixels: str = "auto", attention: str = "native") -> bool:
+    """Will `load` take a GPU for these? Tells what can be told in seconds, before an export or a load takes minutes.
+
+    Errors: BackendError for what cannot be had here, with what mends it.
+    """
+    for what, value, known in (
+        ("backend", backend, ("auto", *BACKENDS)),
+        ("device", device, DEVICES),
+        ("pixels", pixels, PIXELS),
+        ("attention", attention, ATTENTIONS),
+    ):
+        if value not in known:
+            raise BackendError(f"{what} {value!r} is unknown; there are: {', '.join(known)}")
+    if attention != "native" and backend != "tensorrt":
+        raise BackendError(f"attention {attention}: only plans of backend tensorrt can have it, not {backend}")
+    if backend in PLANS:
+        return _plans_run(backend, device)
+    cuda = _on_cuda(backend, device)
+    if cuda:
+        gpu.check_kernels()
+    return cuda
 
 
 def _on_cuda(backend: str, device: str) -> bool:
@@ -94,10 +119,10 @@ def _on_cuda(backend: str, device: str) -> bool:
         return False
     if device == "cpu":
         return False
-    here = gpu.cuda_here()
-    if device == "cuda" and not here:
-        raise BackendError("device cuda: there is no NVIDIA GPU here that an installed torch can use (nvidia-smi)")
-    return here
+    why_not = gpu.why_not()
+    if device == "cuda" and why_not:
+        raise BackendError(f"device cuda: {why_not}")
+    return not why_not
 
 
 def _plans_run(backend: str, device: str) -> bool:
@@ -110,9 +135,7 @@ def _plans_run(backend: str, device: str) -> bool:
                 f"backend {backend} needs {module}, which is not installed: "
                 f"pip install -e '.[{PLANS[backend][2]}]' in a clone"
             )
-    if not gpu.cuda_here():
-        raise BackendError(
-            f"backend {backend} runs its plans on an NVIDIA GPU, and there is none here that the installed torch can "
-            "use (nvidia-smi)"
-        )
+    if why_not := gpu.why_not():
+        raise BackendError(f"backend {backend} runs its plans on an NVIDIA GPU: {why_not}")
+    toolchain.check()  # of the update and of the pixels, which are kernels of ours
     return True

@@ -7,11 +7,13 @@ import os
 import sys
 from pathlib import Path
 
+from engines.tether import end_with_parent
 from pipeline.errors import CheckpointError, LatentdError
 from pipeline.single_file import PREDICTIONS, check_single_file, is_single_file
 
 
 def main(argv: list[str] | None = None) -> int:
+    end_with_parent()
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Export a safetensors checkpoint, a folder in diffusers' layout or a single file, to ONNX graphs "

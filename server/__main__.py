@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import asyncio
 
+        from engines.backend import DeviceError
         from pipeline.errors import LatentdError
         from server.app import serve
         from server.logs import start_logging
@@ -28,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         start_logging(settings.log_format)
         return asyncio.run(serve(settings))
     except LatentdError as error:
-        print(f"latentd: {error}", file=sys.stderr)
+        print(f"latentd: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, DeviceError):
+            os._exit(1)  # at once, as when it fails later: what torch frees on the way out could abort
         return 1
 
 

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from engines.artifact import has_safety_checker
 from engines.cores import available_cores
 from engines.first_use import artifact_of, model_id, stop_exports
-from engines.model import Model, load
-from pipeline.errors import LatentdError
+from engines.model import Model, load, on_gpu
 from server.address import joined
 from server.admission import Admission
 from server.device import Device
@@ -106,7 +105,7 @@ async def serve(settings: Settings) -> int:
         asyncio.get_running_loop().add_signal_handler(number, signalled, number)
     try:
         await server.load(load_model)
-    except LatentdError:
+    except Exception:
         await server.close(0)
         raise
     grpc, metrics = (joined(settings.host, port) for port in (server.grpc_port, server.metrics_port))
@@ -130,6 +129,7 @@ async def serve(settings: Settings) -> int:
 
 def load_model(settings: Settings) -> Model:
     """The model that the settings name: exported if need be, its engines from the cache or compiled."""
+    on_gpu(settings.backend, settings.device, settings.pixels, settings.attention)  # before the minutes of an export
     artifact = artifact_of(settings.model, settings.prediction)
     if has_safety_checker(artifact.folder):
         log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")

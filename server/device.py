@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import F32, DeviceError, NoEngine, Pending, Pixels, Stepper
+from engines.backend import F32, BackendError, DeviceError, Pending, Pixels, Stepper
 from engines.context import context_of
 from engines.model import Model
 from pipeline.errors import LatentdError
@@ -115,7 +115,8 @@ class Device:
                 self._decode()
             error = NotServing("the server stopped before the request was done")
         except Exception as unexpected:
-            log.exception("the device failed")
+            known = isinstance(unexpected, DeviceError)  # CUDA's: where it shows is not where it arose
+            log.critical("the device failed%s", f": {unexpected}" if known else "", exc_info=not known)
             self._failed = True
             self._cause = unexpected  # and all that its frames hold: see Fetched.arrays
             error = NotServing(
@@ -185,7 +186,7 @@ class Device:
                 encoded = self._sit(lane, seat, picture)
             except DeviceError:
                 raise
-            except NoEngine as error:  # a long prompt's: whoever runs the server can mend it without a restart
+            except BackendError as error:  # a long prompt's engine, or room for its seats: the others go on
                 log.warning("%s", error, extra={"request": picture.job.id})
                 self._leave([picture.job])
                 self._delivery.end(picture.job, error)
@@ -287,6 +288,10 @@ class Device:
             self._decoding.append((picture, self.model.backend.picture(latents), start))
         except DeviceError:
             raise
+        except BackendError as error:  # no room for it: the device is intact
+            log.warning("%s", error, extra={"request": picture.job.id})
+            self._leave([picture.job])
+            self._delivery.end(picture.job, error)
         except Exception:
             log.exception("image %d cannot be decoded", picture.index, extra={"request": picture.job.id})
             self._delivery.settle(picture, PictureFailed(f"image {picture.index} cannot be decoded"))

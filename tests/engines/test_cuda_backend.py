@@ -101,7 +101,8 @@ def test_a_precision_that_there_is_not(bare: Artifact) -> None:
 
 @pytest.fixture
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "cuda_here", lambda: True)
+    monkeypatch.setattr(gpu, "why_not", lambda: "")
+    monkeypatch.setattr(gpu, "check_kernels", lambda: None)
     monkeypatch.setattr(choosing, "CUDA", (__name__, OnCpu.__name__, "kernels"))
 
 
@@ -131,8 +132,8 @@ def test_a_backend_of_the_cpu_on_a_gpu(artifact: Artifact, backend: str) -> None
 
 
 def test_a_gpu_that_is_not_here(bare: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "cuda_here", lambda: False)
-    with pytest.raises(BackendError, match="device cuda: there is no NVIDIA GPU here that an installed torch can use"):
+    monkeypatch.setattr(gpu, "_DRIVER", ())
+    with pytest.raises(BackendError, match="device cuda: there is no NVIDIA driver here: install it, or start the"):
         load(bare, device="cuda")
     for what in ("device", "pixels"):
         with pytest.raises(BackendError, match=f"{what} 'best' is unknown; there are: auto, "):
@@ -146,7 +147,7 @@ def test_torch_is_asked_only_where_there_is_a_driver(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(gpu, "_DRIVER", (tmp_path / "none",))
     assert not gpu.cuda_here() and not asked
     monkeypatch.setattr(gpu, "_DRIVER", (tmp_path / "none", tmp_path))
-    assert gpu.cuda_here() == torch.cuda.is_available() and asked == ["engines.cuda"]
+    assert gpu.cuda_here() == torch.cuda.is_available() and asked == ["engines.cuda_ready"]
 
 
 def test_a_card_is_known_by_its_driver_too(bare: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

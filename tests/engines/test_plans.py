@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engines import gpu, store, tensorrt_api
+from engines import gpu, store, tensorrt_api, toolchain
 from engines.__main__ import _parser
 from engines.artifact import Artifact
 from engines.backend import BackendError, NoEngine
@@ -150,7 +150,7 @@ def test_plans_of_another_version(bare: Artifact) -> None:
 
 def here(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(gpu, "cuda_here", lambda: True)
+    monkeypatch.setattr(gpu, "why_not", lambda: "")
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
@@ -177,10 +177,8 @@ def test_a_missing_extra(
 
 
 def test_what_cannot_be_served(bare: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "cuda_here", lambda: False)
-    with pytest.raises(
-        BackendError, match="backend tensorrt_rtx runs its plans on an NVIDIA GPU, and there is none here"
-    ):
+    monkeypatch.setattr(gpu, "why_not", lambda: "the card is busy")
+    with pytest.raises(BackendError, match="backend tensorrt_rtx runs its plans on an NVIDIA GPU: the card is busy$"):
         load(bare, "tensorrt_rtx")
     with pytest.raises(BackendError, match="device cpu: backend tensorrt_rtx runs its plans on an NVIDIA GPU only"):
         load(bare, "tensorrt_rtx", device="cpu")
@@ -196,7 +194,8 @@ def test_a_server_without_plans_does_not_start(bare: Artifact, monkeypatch: pyte
     """As a server loads it: the first thing that is missing is told, with its command."""
     from engines import cuda, cuda_tensorrt
 
-    monkeypatch.setattr(gpu, "cuda_here", lambda: True)
+    monkeypatch.setattr(gpu, "why_not", lambda: "")
+    monkeypatch.setattr(toolchain, "check", lambda: None)
     monkeypatch.setattr(cuda_tensorrt, "device_named", lambda name: cuda.device_named("cpu"))
     with pytest.raises(NoEngine, match="there is no plan of text_encoder for sm_89, backend tensorrt_rtx; run `make "):
         load(bare, "tensorrt_rtx")

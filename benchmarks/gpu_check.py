@@ -27,6 +27,7 @@ from pathlib import Path
 from benchmarks.gpu import summary
 from benchmarks.gpu.check import WRONG, read_rows, write_row
 from benchmarks.gpu.sections import ALONE, DEFAULT, TOTAL, Section, chosen
+from engines import gpu
 
 ROOT = Path(__file__).parent.parent
 POISONED = 17  # benchmarks.gpu.child's word for: begin again after the case that failed
@@ -131,8 +132,8 @@ def environment(dry: bool) -> dict[str, str]:
     except ModuleNotFoundError:
         print("gpu-check needs torch, which this Python does not have", file=sys.stderr)
         raise SystemExit(2) from None
-    if not dry and (not torch.cuda.is_available() or torch.version.cuda is None):
-        print("No NVIDIA GPU that torch can use was found; gpu-check measures nothing else.", file=sys.stderr)
+    if not dry and (why_not := gpu.why_not()):
+        print(f"gpu-check measures nothing but an NVIDIA GPU: {why_not}", file=sys.stderr)
         raise SystemExit(2)
     try:
         triton = importlib.metadata.version("triton")

@@ -52,8 +52,8 @@ def _plans(artifact: Artifact, backend: str) -> int:
             found = f"{error}; run `{command(artifact, identity)}` to build it again"
         print(f"  {identity.get('network')} for {identity.get('target')}: {found}")
     print(
-        f"nothing was compared: plans of {backend} run on NVIDIA GPUs, and none runs them here ({gpu.why_not()}); "
-        f"{len(own)} plan{'' if len(own) == 1 else 's'} of {artifact.id} in the cache"
+        f"nothing was compared: plans of {backend} run on NVIDIA GPUs, and none runs them here; "
+        f"{len(own)} plan{'' if len(own) == 1 else 's'} of {artifact.id} in the cache ({gpu.why_not()})"
     )
     return 1
 

@@ -251,8 +251,17 @@ def _rung(argv: list[str]) -> None:
         import traceback
 
         traceback.print_exc()
-        told = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        told = {"error": _sentence(error)}
     print(RESULT + json.dumps(told), flush=True)
+
+
+def _sentence(error: Exception) -> str:
+    """What mends it, where that is known: memory, a compiler, a driver."""
+    try:
+        from engines.cuda_errors import translated
+    except ImportError:  # torch is what is missing
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return str(translated(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import F32, BackendError, DeviceError, Pending, Pixels, Stepper
+from engines.backend import F32, DeviceError, NoEngine, OutOfMemory, Pending, Pixels, Stepper
 from engines.context import context_of
 from engines.model import Model
 from pipeline.errors import LatentdError
@@ -186,7 +186,7 @@ class Device:
                 encoded = self._sit(lane, seat, picture)
             except DeviceError:
                 raise
-            except BackendError as error:  # a long prompt's engine, or room for its seats: the others go on
+            except (NoEngine, OutOfMemory) as error:  # a long prompt's engine, or room for its seats: the others go on
                 log.warning("%s", error, extra={"request": picture.job.id})
                 self._leave([picture.job])
                 self._delivery.end(picture.job, error)
@@ -288,7 +288,7 @@ class Device:
             self._decoding.append((picture, self.model.backend.picture(latents), start))
         except DeviceError:
             raise
-        except BackendError as error:  # no room for it: the device is intact
+        except OutOfMemory as error:  # the device is intact
             log.warning("%s", error, extra={"request": picture.job.id})
             self._leave([picture.job])
             self._delivery.end(picture.job, error)

@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.check import AbsentError, Check, stamp_of
+from engines.backend import BackendError
+from engines.cuda_errors import translated
 
 POISONED = 17
 
@@ -44,12 +46,14 @@ def run(check: Check, state: Path, skip: int = 0) -> int:
         except AbsentError as absent:
             check.tell("wrong" if absent.wrong else "absent", case.name, str(absent))
         except Exception as error:
-            traceback.print_exc()
+            told = translated(error)
+            if not isinstance(told, BackendError):  # of the machine: no line of ours is at fault
+                traceback.print_exc()
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
             first_line = (str(error).strip().splitlines() or [""])[0]
-            check.tell("failed", case.name, f"{type(error).__name__} at {where}: {first_line}")
-            del error
+            check.tell("failed", case.name, f"{told or f'{type(error).__name__}: {first_line}'} (at {where})")
+            del error, told
             try:
                 _settle(check)
             except RuntimeError:

@@ -15,6 +15,7 @@ from benchmarks.gpu import summary
 from benchmarks.gpu.check import COLUMNS, read_rows, write_row
 from benchmarks.gpu.sections import DEFAULT, SECTIONS, TOTAL, Section, chosen
 from benchmarks.gpu.targets import TARGETS, verdict
+from engines import gpu
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -69,11 +70,12 @@ def test_without_torch_it_says_so_in_one_sentence() -> None:
     assert (ran.returncode, ran.stderr) == (2, "gpu-check needs torch, which this Python does not have\n")
 
 
-def test_no_gpu_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+def test_no_gpu_no_measurement(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu, "why_not", lambda: "the NVIDIA driver is too old")
     with pytest.raises(SystemExit) as ended:
         gpu_check.main([])
     assert ended.value.code == 2
+    assert capsys.readouterr().err == "gpu-check measures nothing but an NVIDIA GPU: the NVIDIA driver is too old\n"
     assert gpu_check.main(["--sections", "nothing"]) == 2
 
 
@@ -87,14 +89,15 @@ def hang(): time.sleep(600)
 def die(): os.kill(os.getpid(), signal.SIGSEGV)
 def poison(): raise RuntimeError("CUDA error: an illegal memory access")
 def tell(): made.row("told", "good", "", "us", [1.0])
+def bare(): raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable or set ..")
 def wrong(): made.expect(False, "found", "bad", "", 2.0)
 def cases(check):
     global made
     made = check
-    yield from [Case(run.__name__, run) for run in (tell, poison, die, hang, wrong)]
+    yield from [Case(run.__name__, run) for run in (tell, poison, die, bare, hang, wrong)]
     yield Case("last", tell)
 def settle(check):
-    if sys.exc_info()[0] is RuntimeError: raise RuntimeError("CUDA error: poisoned")
+    if "illegal" in str(sys.exc_info()[1]): raise RuntimeError("CUDA error: poisoned")
 from benchmarks.gpu import child
 from benchmarks.gpu.check import Case
 section.cases, child._settle = cases, settle
@@ -102,7 +105,9 @@ sys.exit(child.main(sys.argv[1:]))
 """
 
 
-def test_a_case_that_poisons_dies_or_hangs_does_not_stop_the_next(tmp_path: Path, monkeypatch) -> None:
+def test_a_case_that_poisons_dies_or_hangs_does_not_stop_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "child.py"
     script.write_text(CHILD)
     popen = subprocess.Popen
@@ -122,12 +127,17 @@ def test_a_case_that_poisons_dies_or_hangs_does_not_stop_the_next(tmp_path: Path
         ("told", "good", ""),
         ("case", "poison", "failed"),
         ("case", "die", "failed"),
+        ("case", "bare", "failed"),
         ("case", "hang", "failed"),
         ("found", "bad", "wrong"),
         ("told", "good", ""),
     ]
     notes = [row["note"] for row in read_rows(tmp_path / "rows.csv")]
-    assert "illegal memory access" in notes[1] and notes[2] == "exit code -11" and "s in one case" in notes[3]
+    assert "cuda failed: an illegal memory access; `dmesg" in notes[1] and "(at child.py:" in notes[1]
+    assert notes[2] == "exit code -11" and "s in one case" in notes[4]
+    assert notes[3].startswith("Triton compiles its launcher with a C compiler, and there is none: apt-get install gcc")
+    said = capfd.readouterr().out
+    assert said.count("Traceback") == 1, "what a machine lacks is said in its row alone"
 
 
 def test_time_that_is_up_is_told_of_every_case(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from engines.backend import BackendError, DeviceError, NoEngine
+from engines.backend import BackendError, DeviceError, NoEngine, OutOfMemory
 from engines.model import Model
 from server import pictures
 from server.admission import Admission
@@ -209,8 +209,32 @@ def test_a_lane_whose_engine_cannot_be_made_fails_its_job_alone(wired: Model, he
             np.testing.assert_array_equal(box_of(job).images[0], alone(model, **asked))
 
 
+@pytest.mark.parametrize("where", ["denoiser", "encode", "decode"])
+def test_memory_that_runs_out_fails_its_job_alone(
+    where: str, wired: Model, held: Held, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A long prompt's seats, what a prompt or a large picture takes: the device is intact."""
+    long = {"prompt": "red apple blue cat " * 9, "seed": 3, "steps": 2, "long_prompt": True}
+    with running(wired, seats=2, ready=held.hold) as at_work:
+        neighbour = at_work.submit(**CAT)
+        held.begun()
+        setattr(held, f"before_{where}", raising(OutOfMemory("8 seats: the GPU's memory is full")))
+        refused = at_work.submit(**long, images=2)
+        held.release()
+        assert box_of(refused).error() == ("RESOURCE_EXHAUSTED", "8 seats: the GPU's memory is full")
+        setattr(held, f"before_{where}", lambda: None)
+        if where != "decode":  # the neighbour may have come to it as well
+            assert isinstance(box_of(neighbour).end(), Done)
+        after = at_work.submit(**long)
+        assert isinstance(box_of(after).end(), Done) and at_work.deaths == 0 and at_work.leftovers == []
+        np.testing.assert_array_equal(box_of(after).images[0], alone(model, **long))
+    assert "Traceback" not in caplog.text, "it is no bug of ours"
+
+
 @pytest.mark.parametrize("where", ["encode", "run", "decode"])
-def test_a_device_error_ends_every_job_and_the_device(where: str, wired: Model, held: Held) -> None:
+def test_a_device_error_ends_every_job_and_the_device(
+    where: str, wired: Model, held: Held, caplog: pytest.LogCaptureFixture
+) -> None:
     with running(wired, seats=1, ready=held.hold) as at_work:
         jobs = [at_work.submit(**APPLE)]
         held.begun()
@@ -229,6 +253,7 @@ def test_a_device_error_ends_every_job_and_the_device(where: str, wired: Model, 
         with pytest.raises(NotServing, match="the device has failed"):
             at_work.submit(**APPLE)
         assert at_work.metric("rows_live") == 0 and at_work.metric("queue_depth") == 0
+    assert "the device failed: lost" in caplog.text and "Traceback" not in caplog.text
 
 
 def test_a_picture_that_was_decoded_when_the_device_failed_is_delivered(

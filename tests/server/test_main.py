@@ -306,3 +306,44 @@ def test_a_cpu_server_imports_no_torch(artifact: Artifact) -> None:
     with process("-c", NO_TORCH, "--model", artifact.folder, *FREE) as started:
         assert started.end() == 0, started.err
     assert started.out == ["24 []"]
+
+
+LOST = """
+import sys
+from server import app
+from server.__main__ import main
+
+class AtExit:
+    def __del__(self):
+        print("freed", flush=True)
+
+held = AtExit()  # as torch's tensors are, which may abort then
+
+def load(settings):
+    if sys.argv[1] == "DeviceError":
+        from engines.backend import DeviceError
+        raise DeviceError("cuda failed: an illegal memory access was encountered")
+    from engines.backend import OutOfMemory
+    raise OutOfMemory("8 seats of 512x512: the GPU's memory is full: lower --seats")
+
+app.load_model = load
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("OutOfMemory", "latentd: 8 seats of 512x512: the GPU's memory is full: lower --seats"),
+        ("DeviceError", "latentd: cuda failed: an illegal memory access was encountered"),
+    ],
+)
+def test_a_device_that_fails_while_it_loads_is_one_sentence(error: str, told: str, artifact: Artifact) -> None:
+    with process("-c", LOST, error, "--model", artifact.folder, *FREE) as started:
+        assert (started.end(), started.err) == (1, [told])
+    assert started.out == (["freed"] if error == "OutOfMemory" else []), "a failed device's memory is left alone"
+
+
+def test_a_gpu_that_is_not_here_is_told_before_an_export(tmp_path: Path) -> None:
+    status, told = ends_with("-m", "server", "--model", tmp_path / "nothing", "--device", "cuda", *FREE)
+    assert status == 1 and len(told) == 1 and told[0].startswith("latentd: device cuda: "), told

@@ -134,7 +134,7 @@ class CudaDevice:
 
         lane, known = (width, height, chunks), set(self._unets)
         long = f" and prompts of {chunks} x {self.spec.text.tokens} tokens" if chunks > 1 else ""
-        what = f"{seats} seats of {width}x{height}{long}, jobs of up to {steps} steps"
+        what = f"{seats} seat{'s' if seats > 1 else ''} of {width}x{height}{long}, jobs of up to {steps} steps"
         mend = f"lower --seats (it is {seats}), --max-steps ({steps}) or --sizes, or free the card (nvidia-smi)"
         log.info("capturing the step of %s", what)
         made = with_room(make, what, mend, drop)

@@ -22,6 +22,7 @@ from typing import Any
 
 from engines.backend import BackendError
 from engines.tensorrt_api import api, choose_target
+from engines.tether import end_with_parent, tether
 
 RUNGS = {
     "import": "TensorRT imports, is new enough and sees a GPU",
@@ -122,9 +123,16 @@ def in_a_process(model: Path, limit: float, command: list[str] | None = None) ->
     def run(rung: str, attention: str) -> Outcome:
         begin = time.monotonic()
         try:
-            ran = subprocess.run(
-                [*start, rung, attention, str(model)], capture_output=True, text=True, timeout=limit, check=False
-            )
+            with tether() as (end, environment):
+                ran = subprocess.run(
+                    [*start, rung, attention, str(model)],
+                    env=environment,
+                    pass_fds=[end],
+                    capture_output=True,
+                    text=True,
+                    timeout=limit,
+                    check=False,
+                )
         except subprocess.TimeoutExpired as error:
             trace = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
             return Outcome(rung, attention, "too long", limit, {"limit": f"{limit:.0f} s", "trace": trace})
@@ -245,6 +253,7 @@ def build_and_compare(trt: Any, case: Any, target: str) -> dict[str, Any]:
 
 def _rung(argv: list[str]) -> None:
     rung, attention, model = argv
+    end_with_parent()  # who is killed cannot end a rung that hangs
     try:
         told = rung_facts(rung, attention, Path(model))
     except Exception as error:

@@ -115,7 +115,7 @@ class Device:
                 self._decode()
             error = NotServing("the server stopped before the request was done")
         except Exception as unexpected:
-            known = isinstance(unexpected, DeviceError)  # CUDA's: where it shows is not where it arose
+            known = isinstance(unexpected, LatentdError)  # a sentence; CUDA's errors show elsewhere than they arise
             log.critical("the device failed%s", f": {unexpected}" if known else "", exc_info=not known)
             self._failed = True
             self._cause = unexpected  # and all that its frames hold: see Fetched.arrays

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from engines import devices, gpu
 from engines import model as choosing
 from engines.artifact import Artifact
-from engines.backend import BackendError, Ready, to_pixels
+from engines.backend import BackendError, OutOfMemory, Ready, to_pixels
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.generate import latents_of
@@ -165,3 +167,79 @@ def test_a_card_is_known_by_its_driver_too(bare: Artifact, monkeypatch: pytest.M
     backend._device = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     assert backend.device_key() == f"NVIDIA H200, driver 580.95.05, torch {torch.__version__}"
+
+
+FULL = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.65 GiB of which 41.56 MiB is "
+    "free. If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+)
+ROOM = "the GPU's memory is full: 2.00 GiB more was asked for, 41.56 MiB of 23.65 GiB is free; "
+
+
+def full(*_: object, **__: object) -> None:
+    raise FULL
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("engines.cuda.weights.load_unet", f"^the weights in f16: {ROOM}free the card .nvidia-smi shows who holds it"),
+        ("engines.cuda_stream.Stream.captured", f"^the text encoder: {ROOM}free the card"),
+    ],
+)
+def test_a_load_that_finds_no_room(bare: Artifact, monkeypatch: pytest.MonkeyPatch, where: str, told: str) -> None:
+    monkeypatch.setattr(where, full)
+    with pytest.raises(OutOfMemory, match=told):
+        OnCpu(bare, "f16", None, pixels="fast")
+
+
+@pytest.mark.parametrize("where", ["engines.cuda_stepper.empty_seats", "engines.cuda_stepper.CudaStepper._evaluate"])
+def test_seats_that_find_no_room(bare: Artifact, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """At the start, or of a long prompt later: what was made for them is forgotten, and the others go on."""
+    backend = OnCpu(bare, "f32", None, pixels="fast")
+    backend.stepper(24, 24, 1, steps=1)
+    monkeypatch.setattr("engines.cuda_stream.Stream.captured", lambda stream, run: run() or run)
+    with monkeypatch.context() as at_this:
+        at_this.setattr(where, full)
+        told = (
+            f"^3 seats of 24x24 and prompts of 2 x {bare.spec.text.tokens} tokens, jobs of up to 9 steps: {ROOM}"
+            r"lower --seats \(it is 3\), --max-steps \(9\) or --sizes, or free the card \(nvidia-smi\)$"
+        )
+        with pytest.raises(OutOfMemory, match=told):
+            backend.stepper(24, 24, 3, 2, steps=9)
+        assert list(backend._unets) == [(24, 24, 1)]
+    assert backend.stepper(24, 24, 3, 2, steps=9).seats == 3
+
+
+def test_a_decoder_that_finds_no_room(
+    bare: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend, latents = OnCpu(bare, "f32", None, pixels="fast"), np.zeros(bare.spec.latent_shape(32, 24), np.float32)
+    with monkeypatch.context() as at_this:
+        at_this.setattr("engines.cuda_stream.Stream.captured", full)
+        with pytest.raises(OutOfMemory, match=f"^decoding 32x24: {ROOM}lower --seats, --max-steps or --sizes, or free"):
+            backend.picture(Ready(latents))
+    with caplog.at_level(logging.INFO):
+        assert backend.picture(Ready(latents)).get() is not None
+    assert any("captured the decoder of 32x24 in " in message for message in caplog.messages)
+
+
+def test_who_waits_for_a_load_sees_it_move(
+    bare: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        OnCpu(bare, "f32", None, pixels="fast").stepper(24, 24, 2, steps=1)
+        OnCpu(bare, "f32", None, pixels="exact").stepper(24, 24, 1, steps=1)
+    said = [re.sub(r"\d+\.\d s", "T s", message) for message in caplog.messages]
+    load = ["weights are on the device after T s", "captured the text encoder in T s"]
+    assert said == [
+        *load,
+        "capturing the step of 2 seats of 24x24, jobs of up to 1 steps",
+        "captured bucket 1 of 3 (rows=4) in T s",
+        "captured bucket 2 of 3 (rows=2) in T s",
+        "captured bucket 3 of 3 (rows=1) in T s",
+        *load,
+        "capturing the step of 1 seat of 24x24, jobs of up to 1 steps",
+        "captured bucket 1 of 2 (rows=2) in T s",
+        "captured bucket 2 of 2 (rows=1) in T s",
+    ]

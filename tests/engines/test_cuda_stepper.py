@@ -391,13 +391,20 @@ def test_joining_writes_zeros_into_the_history(oracle: Model, exact: bool) -> No
     assert torch.isfinite(at.state[own]).all()
 
 
-@pytest.mark.parametrize("rows", [2, 6, 16, 32, 64])
+@pytest.mark.parametrize("rows", [2, 6, 16, 32, 64, 200, 2048])
 def test_buckets(rows: int) -> None:
     sizes = bucket_sizes(rows)
     assert sizes == sorted(set(sizes)) and sizes[0] == 1 and sizes[-1] == rows
     for live in range(1, rows + 1):
         idle = min(size for size in sizes if size >= live) - live
         assert idle <= max(1, live // 4)
+
+
+@pytest.mark.parametrize(("seats", "buckets", "work"), [(8, 9, 73), (16, 13, 177), (64, 21, 801), (1024, 37, 13281)])
+def test_start_up_grows_with_the_seats_and_not_with_their_square(seats: int, buckets: int, work: int) -> None:
+    """Every bucket is run and captured when a server starts: 1024 seats would have had 265 of them, 263,265 rows."""
+    sizes = bucket_sizes(2 * seats)
+    assert (len(sizes), sum(sizes)) == (buckets, work)
 
 
 def test_our_own_bugs_are_assertions(oracle: Model) -> None:

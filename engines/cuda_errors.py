@@ -47,6 +47,7 @@ _OTHER_CARD = (
     "device kernel image is invalid",
     "the provided PTX was compiled with an unsupported toolchain",
 )
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _CUDAS = (_CUDA, _TRITON, "cuDNN error", "cuBLAS error", "CUDA driver error")
 
 
@@ -146,7 +147,9 @@ def _of_triton(error: BaseException, words: str) -> BackendError | None:
         )
     if "Could not create or locate cache dir" in words:
         return BackendError(f"Triton has no folder for its kernels: {toolchain.MEND_CACHE}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    if "No usable temporary directory" in words:
+        return BackendError("Triton finds no temporary folder that it can write: set TMPDIR to one")
+    if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
         where = error.filename or toolchain.cache_folder()
         return BackendError(f"Triton cannot write {where}: {error.strerror}; {toolchain.MEND_CACHE}")
     if type(error).__module__.partition(".")[0] == "triton":

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.backend import F32, DeviceError
+from engines.backend import F32, DeviceError, OutOfMemory
 from engines.cuda_errors import device_errors
 
 # Where copies of a failed device's tensors were to arrive. torch's allocator asks CUDA for an event when such memory is
@@ -47,6 +47,7 @@ class Stream:
         self.device = device
         self._cuda = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pool = torch.cuda.graph_pool_handle() if self._cuda is not None else None
+        self._pooled = 0  # bytes that the largest capture took of it
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
@@ -59,19 +60,41 @@ class Stream:
         """`run`, which reads and writes fixed buffers only, as one CUDA graph; `run` itself on a CPU.
 
         The graph replays on the stream that is current. Captures go from the largest to the smallest: the pool that
-        the first one left suffices for the others.
+        the first one left suffices for the others. Errors: OutOfMemory, before a capture is begun.
         """
         if self._cuda is None:
             return run
         with self.here():
-            for _ in range(_WARM):
+            for _ in range(_WARM - 1):
                 run()
-            self._cuda.synchronize()
+            self._make_room(self._taken_by(run))
             graph = torch.cuda.CUDAGraph()
             # thread_local: other threads may wait for their events meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._cuda, capture_error_mode="thread_local"):
                 run()
         return graph.replay
+
+    def _taken_by(self, run: Callable[[], None]) -> int:
+        """Runs it; the bytes that torch's allocator took from the device for it, in large pieces, as for a capture."""
+        assert self._cuda is not None
+        self._cuda.synchronize()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(self.device)
+        run()
+        self._cuda.synchronize()
+        return torch.cuda.memory_reserved(self.device) - before
+
+    def _make_room(self, taken: int) -> None:
+        """For a capture of what took so much, beside what the pool has. Errors: OutOfMemory.
+
+        Where memory runs out in a capture, torch's allocator frees some, which invalidates it (pytorch/pytorch#187795).
+        """
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        if taken - self._pooled > free:
+            more, *room = (f"{size / 2**30:.2f} GiB" for size in (taken - self._pooled, free, total))
+            raise OutOfMemory(f"the GPU's memory is full: a graph needs {more} more, {room[0]} of {room[1]} is free")
+        self._pooled = max(self._pooled, taken)
 
     def mark(self) -> Mark:
         """After all work so far."""

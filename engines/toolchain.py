@@ -6,6 +6,7 @@ the first kernel runs minutes later. Triton itself is not loaded for it.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -56,12 +57,17 @@ def check() -> None:
         if told < OLDEST:
             raise BackendError(f"triton {version} is too old, the kernels are for 3.6 and 3.7: {MEND_VERSION}")
         if told > NEWEST:
-            log.warning("triton %s is newer than 3.7, the last one that the kernels were tested with", version)
+            _warn_of(version)
     folder = cache_folder()
     if any(folder.glob("*/cuda_utils*")):
         return  # its launcher has been compiled: a cache that was shipped, perhaps read-only and without a compiler
     _check_compiler()
     _check_folder(folder)
+
+
+@functools.cache
+def _warn_of(version: str) -> None:
+    log.warning("triton %s is newer than 3.7, the last one that the kernels were tested with", version)
 
 
 def _check_compiler() -> None:

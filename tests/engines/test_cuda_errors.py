@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import subprocess
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from triton.compiler.errors import CompilationError
+from triton.runtime.build import compile_module_from_src
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from engines.backend import BackendError, DeviceError, NoEngine, OutOfMemory
@@ -158,3 +160,26 @@ def test_what_was_half_made_is_given_back() -> None:
 def test_kernels_that_triton_refuses_are_named() -> None:
     told = translated(CompilationError(None, None, "unsupported"))
     assert isinstance(told, BackendError) and "CompilationError" in str(told)
+
+
+def build(name: str) -> None:
+    """Triton's own compilation of a launcher."""
+    compile_module_from_src("#include <Python.h>", name)
+
+
+def test_triton_s_own_words_are_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", "false")  # as a compiler that does not find Python.h
+    with (
+        pytest.raises(BackendError, match="^false ended with status 1 on Triton's launcher: .*python3-dev"),
+        device_errors(),
+    ):
+        build("launcher")
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendError, match="there is none: apt-get install gcc, or set CC to one"), device_errors():
+        build("launcher")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file/cache"))
+    with pytest.raises(BackendError, match="Triton cannot write .*file/cache.*set TRITON_CACHE_DIR"), device_errors():
+        build("launcher")

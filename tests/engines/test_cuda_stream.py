@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from engines import cuda_stream
 from engines.artifact import Artifact
-from engines.backend import DeviceError
+from engines.backend import DeviceError, OutOfMemory
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.cuda_stepper import CudaStepper
@@ -74,6 +74,10 @@ class Notes:
         monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
         monkeypatch.setattr(torch.cuda, "graph", capturing)
+        self.reserved, self.room = 0, (8 << 30, 24 << 30)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: self.reserved)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: self.room)
         # Pinned memory is CUDA's too.
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: self._said("pinned", tensor))
         monkeypatch.setattr(
@@ -105,10 +109,31 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
 def test_a_capture_is_warmed_up_first(notes: Notes) -> None:
     stream = notes.stream("steps")
     replay = stream.captured(lambda: notes.said.append("run"))
-    assert notes.said == ["run"] * 3 + ["steps synchronized", "capture", "run", "captured"]
+    waited = "steps synchronized"
+    assert notes.said == ["run", "run", waited, "run", waited, "capture", "run", "captured"]
     notes.clear()
     replay()
     assert notes.said == ["replay"]
+
+
+def test_a_graph_for_which_there_is_no_room_is_not_begun(notes: Notes) -> None:
+    """What a run takes is known by then; a smaller graph finds its room in what a larger one has left in the pool."""
+    stream = notes.stream("steps")
+
+    def taking(gigabytes: int) -> Callable[[], None]:
+        def run() -> None:
+            notes.reserved += gigabytes << 30
+
+        return run
+
+    stream.captured(taking(6))
+    notes.room = 1 << 30, 24 << 30
+    stream.captured(taking(5))
+    stream.captured(taking(7))
+    notes.clear()
+    with pytest.raises(OutOfMemory, match="full: a graph needs 2.00 GiB more, 1.00 GiB of 24.00 GiB is free$"):
+        stream.captured(taking(9))
+    assert "capture" not in notes.said
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engines.backend import BackendError, DeviceError
+from engines.backend import BackendError, DeviceError, OutOfMemory
 
 # How TensorRT's types are called in a manifest, and their bytes an element.
 ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT64": 8, "INT32": 4, "BOOL": 1}
@@ -24,7 +24,7 @@ class TensorRtEngine:
 
     `plan`: bytes whose SHA-256 was compared with the manifest's (a plan is executable code). `facts`: what the builder
     told the manifest; the engine must have just those inputs and outputs. `cache`: what RTX compiled on this device
-    before, from `compiled`; with another driver or device it is ignored. Errors: BackendError.
+    before, from `compiled`; with another driver or device it is ignored. Errors: BackendError; OutOfMemory.
     """
 
     def __init__(self, trt: Any, plan: bytes | bytearray, facts: Mapping[str, Any], cache: bytes = b"") -> None:
@@ -32,7 +32,7 @@ class TensorRtEngine:
         self._runtime = trt.Runtime(self._log)  # must outlive its engines
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise BackendError(f"TensorRT cannot load the plan: {self._log.told()}; build it again for this GPU")
+            raise _refusal("TensorRT cannot load the plan", self._log.told(), "; build it again for this GPU")
         self._engine = engine
         self.inputs, self.outputs = (list(facts[key]) for key in ("inputs", "outputs"))
         self._compare(trt)
@@ -46,7 +46,7 @@ class TensorRtEngine:
             config.set_runtime_cache(self._compiled)
         self._context = engine.create_execution_context(config)
         if self._context is None:
-            raise BackendError(f"TensorRT cannot make an execution context: {self._log.told()}")
+            raise _refusal("TensorRT cannot make an execution context", self._log.told())
         self._bound: set[str] = set()
 
     def _compare(self, trt: Any) -> None:
@@ -109,6 +109,13 @@ def port_bytes(port: Mapping[str, Any]) -> int:
     return size
 
 
+def _refusal(what: str, told: str, mend: str = "") -> BackendError:
+    """TensorRT's allocator says "Cuda Runtime (out of memory)", an execution context "OutOfMemory"."""
+    if "outofmemory" in told.lower().replace(" ", ""):
+        return OutOfMemory(f"the GPU's memory is full: {what} ({told})")
+    return BackendError(f"{what}: {told}{mend}")
+
+
 def _log(trt: Any) -> Any:
     class Log(trt.ILogger):
         """Keeps the last errors, for the sentence that names them."""
@@ -118,7 +125,8 @@ def _log(trt: Any) -> Any:
             self._errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+            amount = message.startswith("Requested amount of GPU memory")  # a warning after the error
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR) or amount:
                 self._errors = [*self._errors[-2:], " ".join(message.split())]
 
         def told(self) -> str:

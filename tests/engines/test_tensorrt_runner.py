@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engines.backend import BackendError, DeviceError
+from engines.backend import BackendError, DeviceError, OutOfMemory
 from engines.tensorrt_runner import TensorRtEngine, port_bytes
 
 FACTS = {
@@ -98,9 +98,11 @@ class Trt:
     TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
 
-    def __init__(self, ports: dict[str, Any] = PORTS, rtx: bool = True, loads: bool = True) -> None:
+    def __init__(
+        self, ports: dict[str, Any] = PORTS, rtx: bool = True, loads: bool = True, says: str = "built for another GPU"
+    ) -> None:
         self.calls: list[Any] = []
-        self._ports, self._rtx, self._loads = ports, rtx, loads
+        self._ports, self._rtx, self._loads, self._says = ports, rtx, loads, says
 
     def Runtime(self, log: Logger) -> Any:  # noqa: N802 (TensorRT's name)
         def deserialize(plan: bytes) -> Engine | None:
@@ -108,7 +110,8 @@ class Trt:
             if self._loads:
                 self.engine = Engine(self.calls, log, self._ports, self._rtx)
                 return self.engine
-            log.log(Logger.INTERNAL_ERROR, "built for another GPU")
+            log.log(Logger.INTERNAL_ERROR, self._says)
+            log.log(Logger.WARNING, "Requested amount of GPU memory (15485030400 bytes) could not be allocated.")
             return None
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
@@ -132,8 +135,18 @@ def test_a_plan_from_bytes_to_a_run(rtx: bool) -> None:
 
 
 def test_a_plan_that_does_not_load() -> None:
-    with pytest.raises(BackendError, match="cannot load the plan: built for another GPU; build it again"):
+    with pytest.raises(BackendError, match="cannot load the plan: built for another GPU; .*; build it again") as caught:
         TensorRtEngine(Trt(loads=False), b"plan", FACTS)
+    assert not isinstance(caught.value, OutOfMemory)
+
+
+@pytest.mark.parametrize(
+    "says", ["Error Code 1: Cuda Runtime (out of memory)", "Error Code 2: OutOfMemory (no further"]
+)
+def test_a_plan_for_which_there_is_no_room(says: str) -> None:
+    """No build mends it. The words are TensorRT 8's and 10's."""
+    with pytest.raises(OutOfMemory, match="^the GPU's memory is full: TensorRT cannot load the plan .*15485030400 byt"):
+        TensorRtEngine(Trt(loads=False, says=says), b"plan", FACTS)
 
 
 @pytest.mark.parametrize(

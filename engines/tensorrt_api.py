@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from engines import gpu
 from engines.backend import BackendError
 
 FLOOR = (10, 15)  # of full TensorRT: its parser knows Attention, its plugins take the kernels' PTX (docs/engines.md)
@@ -44,9 +45,10 @@ def choose_target(trt: Any, target: str | None, rtx: bool) -> str:
     present = present_target()
     if not rtx:
         if present is None:
+            why = gpu.why_not() or "cuInit, of the driver, fails"
             raise BackendError(
                 "backend tensorrt builds on the GPU that will serve, and this machine has none; "
-                "tensorrt_rtx builds without one"
+                f"tensorrt_rtx builds without one ({why})"
             )
         if target not in (None, present):
             raise BackendError(f"target {target!r}: backend tensorrt builds for the GPU that is here, {present}")

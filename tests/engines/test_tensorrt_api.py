@@ -56,7 +56,7 @@ def test_bindings_without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_full_tensorrt_builds_for_the_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     trt = fake("11.4.0.106")
     monkeypatch.setattr(tensorrt_api, "present_target", lambda: None)
-    with pytest.raises(BackendError, match="this machine has none; tensorrt_rtx builds without one"):
+    with pytest.raises(BackendError, match="this machine has none; tensorrt_rtx builds without one .there is no"):
         tensorrt_api.choose_target(trt, "sm_90", rtx=False)
     monkeypatch.setattr(tensorrt_api, "present_target", lambda: "sm_90")
     assert tensorrt_api.choose_target(trt, None, rtx=False) == "sm_90"

@@ -31,8 +31,9 @@ class Onto(nn.Linear):
     def onto(self, x: Tensor, residual: Tensor) -> Tensor:
         """x [.., in], residual [.., out] -> `residual`, which is overwritten with the sum, rounded once.
 
-        In place, because torch's addmm copies its first argument into a result of its own (pytorch/pytorch#191706):
-        as many bytes as the addition. RuntimeError where the rows of `residual` are not one stride apart.
+        In place, because torch's addmm into a result of its own first copies what it adds to there
+        (pytorch/pytorch#191706): as many bytes as the addition. RuntimeError where the rows of `residual` are not one
+        stride apart.
         """
         residual.view(-1, self.out_features).addmm_(x.flatten(0, -2), self.weight.t())
         return residual
@@ -44,7 +45,7 @@ class ShiftedNorm(nn.LayerNorm):
     shift: Tensor
 
     def __init__(self, norm: nn.LayerNorm, shift: Tensor) -> None:
-        super().__init__(norm.normalized_shape, norm.eps, device="meta")
+        super().__init__(list(norm.normalized_shape), norm.eps, device="meta")
         self.weight, self.bias = norm.weight, norm.bias
         self.register_buffer("shift", shift)
 

@@ -78,7 +78,7 @@ def layer_norm(
     shift: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x [.., c], its leading dimensions one stride apart, weight, bias and shift [c] -> [.., c] contiguous, of x's type.
+    """x [.., c], its leading dimensions one stride apart, weight, bias, shift [c] -> [.., c] contiguous, of x's type.
 
     ValueError if x is none of fp16, bf16, f32, is not laid out so, is wider than 4096, or does not start at a
     multiple of 16 bytes. `out` may be x where x is contiguous.

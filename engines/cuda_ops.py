@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.cuda_folds import Onto, ShiftedNorm, fold_residuals
 from engines.cuda_kernels import Kernels
 from model.blocks import Resnet
 from model.ops import PLAIN
-from model.transformer import to_picture, to_tokens
+from model.transformer import SpatialTransformer, to_picture, to_tokens
 
 _ALIGNED = 8  # numbers of two bytes in 16: rows of other widths are slow in a matrix product
 
@@ -35,6 +36,8 @@ class KernelOps:
         self._interleaved: dict[nn.Linear, tuple[Tensor, Tensor | None]] = {}
 
     def linear(self, x: Tensor, linear: nn.Linear, residual: Tensor | None = None) -> Tensor:
+        if residual is not None and isinstance(linear, Onto):
+            return linear.onto(x, residual)
         y = F.linear(x, linear.weight, linear.bias)
         return y if residual is None else y.add_(residual)
 
@@ -65,7 +68,8 @@ class KernelOps:
         )
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        return self._kernels.layer_norm(x, norm.weight, norm.bias, norm.eps)
+        shift = norm.shift if isinstance(norm, ShiftedNorm) else None
+        return self._kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, shift=shift)
 
     def geglu(self, x: Tensor, linear: nn.Linear) -> Tensor:
         if not self._fused_geglu:
@@ -82,13 +86,17 @@ class KernelOps:
         return PLAIN.attention(q, k, v, heads, causal)
 
 
-def fold_biases(net: nn.Module) -> None:
-    """Move biases of 3x3 convolutions to where they cost nothing, once and for all; the network computes the same.
+def fold_biases(net: nn.Module, *, residuals: bool = True) -> None:
+    """Move biases to where they cost nothing, once and for all; the network computes the same.
 
     torch adds a convolution's bias in a pass of its own over the result, but a matrix product's within the product. In
     a resnet the first convolution's goes into the time's projection, which is added to the same channels next; the
-    second's into the shortcut's, where there is one, which is added last.
+    second's into the shortcut's, where there is one, which is added last. In a transformer they make room for the
+    residuals (see engines.cuda_folds), unless told not to.
     """
+    for transformer in list(net.modules()) if residuals else ():
+        if isinstance(transformer, SpatialTransformer):
+            fold_residuals(transformer)
     with torch.no_grad():
         for resnet in net.modules():
             if not isinstance(resnet, Resnet):

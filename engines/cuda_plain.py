@@ -70,9 +70,17 @@ def group_norm_silu(
     return _into(out, F.silu(y) if silu else y)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
-    """Normalises the last dimension."""
-    return _into(out, F.layer_norm(x, weight.shape, weight, bias, eps))
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    shift: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """x [.., c], plus shift [c], normalised over the last dimension."""
+    return _into(out, F.layer_norm(x if shift is None else x + shift, weight.shape, weight, bias, eps))
 
 
 def geglu(x: Tensor, *, out: Tensor | None = None) -> Tensor:

@@ -90,6 +90,9 @@ def works(check: Check) -> Iterator[Work]:
             x = random(rows, t, c, dtype=dtype)
             return x * 2 + 3, random(c, dtype=dtype) * 0.1 + 1, random(c, dtype=dtype) * 0.1
 
+        def shifted(rows: int, dtype: torch.dtype, t: int = t, c: int = c) -> tuple[Tensor, ...]:
+            return *tokens(rows, dtype, t, c), random(c, dtype=dtype)
+
         def gated(rows: int, dtype: torch.dtype, t: int = t, c: int = c) -> tuple[Tensor, ...]:
             return (random(rows, t, 8 * c, dtype=dtype),)
 
@@ -97,14 +100,15 @@ def works(check: Check) -> Iterator[Work]:
             x, weight = random(rows, t, c, dtype=dtype), random(8 * c, c, dtype=dtype) * c**-0.5
             return x, weight, random(8 * c, dtype=dtype) * 0.1
 
-        yield Work(
-            "layer_norm",
-            f"{t}x{c}",
-            tokens,
-            lambda: _layer_norm(needed("kernels.layer_norm", "layer_norm")),
-            lambda x, weight, bias: F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5),
-            lambda inputs, out: 2 * out.nbytes,
-        )
+        for shape, made in ((f"{t}x{c}", tokens), (f"{t}x{c} shift", shifted)):
+            yield Work(
+                "layer_norm",
+                shape,
+                made,
+                lambda: _layer_norm(needed("kernels.layer_norm", "layer_norm")),
+                _plain_layer_norm,
+                lambda inputs, out: 2 * out.nbytes,
+            )
         yield Work(
             "geglu",
             f"{t}x{8 * c}",
@@ -132,8 +136,8 @@ def _group_norm_silu(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _layer_norm(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
-        return kernel(x, weight, bias, 1e-5, out=out)
+    def run(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        return kernel(x, weight, bias, 1e-5, shift=shift, out=out)
 
     return run
 
@@ -156,6 +160,10 @@ def _groups(x: Tensor) -> int:
 
 def _plain_group_norm(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor:
     return F.silu(F.group_norm(x + shift[:, :, None, None], _groups(x), weight, bias, 1e-5))
+
+
+def _plain_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None) -> Tensor:
+    return F.layer_norm(x if shift is None else x + shift, x.shape[-1:], weight, bias, 1e-5)
 
 
 def _plain_geglu(x: Tensor) -> Tensor:

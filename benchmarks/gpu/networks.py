@@ -100,11 +100,16 @@ def whole_spec(check: Check, name: str = "SD 1.5") -> Spec:
     return Spec(text, unet, vae, SCHEDULE, Defaults(30, 7.5, "dpmpp_2m", side, side))
 
 
-def unet(check: Check, name: str, ops: Ops = PLAIN, dtype: torch.dtype | None = None) -> Unet:
-    """The UNet `name` on the device, channels_last; the same weights at every call, whatever `ops`."""
+def unet(
+    check: Check, name: str, ops: Ops = PLAIN, dtype: torch.dtype | None = None, *, residuals: bool = True
+) -> Unet:
+    """The UNet `name` on the device, channels_last; the same weights at every call, whatever `ops`.
+
+    `residuals`: a transformer's are added inside its products, as they are served; else in passes of their own.
+    """
     with torch.device("meta"):
         net = Unet(unet_spec(check, name), ops=ops)
-    return _folded(_filled(net, check, dtype), ops)
+    return _folded(_filled(net, check, dtype), ops, residuals=residuals)
 
 
 def vae(check: Check, ops: Ops = PLAIN, dtype: torch.dtype | None = None) -> VaeDecoder:
@@ -128,10 +133,10 @@ def _filled(net: _Net, check: Check, dtype: torch.dtype | None) -> _Net:
     return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stubs lack this)
 
 
-def _folded(net: _Net, ops: Ops) -> _Net:
-    """As the backend has it: with ours, biases of convolutions are moved to where they cost no pass over a picture."""
+def _folded(net: _Net, ops: Ops, **options: bool) -> _Net:
+    """As the backend has it: with ours, biases are moved to where they cost no pass over a picture."""
     if ops is not PLAIN:
-        needed("engines.cuda_ops", "fold_biases")(net)
+        needed("engines.cuda_ops", "fold_biases")(net, **options)
     return net
 
 

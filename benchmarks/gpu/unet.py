@@ -19,8 +19,9 @@ from model.ops import PLAIN
 from model.unet import Unet
 
 _ROWS = (2, 32, 8, 16)
-# GEGLU inside its matrix product, against a library's product and a kernel after it: which of them serves?
-_MODES = {"SD 1.5": ("ours", "eager", "ours, fused geglu"), "SD 2.1": ("ours", "eager")}
+# GEGLU inside its matrix product, against a library's product and a kernel after it: which of them serves? And what are
+# the transformers' residuals worth that products add (engines/cuda_folds.py), against 48 additions?
+_MODES = {"SD 1.5": ("ours", "eager", "ours, fused geglu", "ours, residuals apart"), "SD 2.1": ("ours", "eager")}
 _LEAST_DECIBELS = 50.0  # of a row in company against the row alone, where bits differ (docs/design.md, --pixels fast)
 
 
@@ -34,7 +35,7 @@ class _Nets:
         if self._key != (name, mode) or self._net is None:
             self._net = None
             made = PLAIN if mode == "eager" else ours(self._check, fused_geglu="fused" in mode)
-            self._net = unet(self._check, name, ops=made)
+            self._net = unet(self._check, name, ops=made, residuals="apart" not in mode)
             self._key = (name, mode)
         return self._net
 
@@ -46,7 +47,7 @@ def cases(check: Check) -> Iterator[Case]:
         yield Case(f"{name} float32", partial(_reference, check, name, right))
         for mode in modes:
             yield Case(f"{name} {mode} error", partial(_error, check, nets, name, mode, right))
-            for rows in _ROWS[: 1 if check.dry else 2 if "fused" in mode else None]:
+            for rows in _ROWS[: 1 if check.dry else 2 if "," in mode else None]:
                 yield Case(f"{name} {mode} {rows} rows", partial(_speed, check, nets, name, mode, rows))
 
 

@@ -22,6 +22,21 @@ def test_against_float64(positions: int, width: int, dtype: torch.dtype) -> None
     assert_close(out, reference(x, weight, bias, 1e-5), SINGLE if dtype == torch.float32 else HALF)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("positions", "width"), [(1, 1), (3, 5), (9, 48), (6, 320), (3, 1000), (2, 1280)])
+def test_a_shift_is_added_before_the_mean_is_taken(positions: int, width: int, dtype: torch.dtype) -> None:
+    """In float32: fp16 would round a sum near 64 to 1/16, against a deviation of about 1."""
+    x, weight, bias = (normal(*shape, dtype=dtype) for shape in ((positions, width), (width,), (width,)))
+    shift = (64 + normal(width, seed=1)).to(dtype)
+    out = poisoned(x)
+    assert layer_norm(x, weight, bias, 1e-5, shift=shift, out=out) is out
+    # float32 rounds x + shift and their mean to 2^-18, which weights up to 4 spread; fp16: the result's rounding too.
+    spread = 8 * 2.0**-18
+    wanted = reference(x, weight, bias, 1e-5, shift=shift)
+    assert_close(out, wanted, spread if dtype == torch.float32 else HALF + spread)
+    assert torch.equal(layer_norm(x, weight, bias, 1e-5, shift=0 * shift), layer_norm(x, weight, bias, 1e-5))
+
+
 def test_leading_dimensions_and_a_stride_between_positions() -> None:
     wide = normal(2, 3, 96)
     x, weight, bias = wide[..., :48], normal(48), normal(48)
@@ -65,6 +80,10 @@ def test_what_it_refuses() -> None:
         layer_norm(x.T.contiguous().T, weight, weight, 1e-5)
     with pytest.raises(ValueError, match="weight has shape .63,.; it must be .64,."):
         layer_norm(x, weight[:63], weight, 1e-5)
+    with pytest.raises(ValueError, match="shift has shape .2, 64.; it must be .64,."):
+        layer_norm(x, weight, weight, 1e-5, shift=x[:2])
+    with pytest.raises(ValueError, match="shift starts 4 bytes past a multiple of 16"):
+        layer_norm(x, weight, weight, 1e-5, shift=normal(65)[1:])
     with pytest.raises(ValueError, match="x starts 4 bytes past a multiple of 16"):
         layer_norm(normal(65)[1:].view(1, 64), weight, weight, 1e-5)
     with pytest.raises(ValueError, match="x is torch.float64"):
@@ -74,13 +93,15 @@ def test_what_it_refuses() -> None:
 
 def test_the_floor_is_two_passes_over_memory() -> None:
     assert cost(8192, 320).moved == 2 * 8192 * 320 * 2 + 2 * 320 * 2
+    assert cost(8192, 320, shift=True).moved - cost(8192, 320).moved == 320 * 2
     assert 2.0 < cost(8192, 320).microseconds() < 3.0
 
 
 def test_compiled() -> None:
     """No spill, 16 bytes a load, and a warp a position: nothing to wait for."""
-    rows = compiled("layer_norm", [("320 fp16", (80, 90, 120)), ("1280 bf16", (90,)), ("1024 fp16", (90,))])
-    assert len(rows) == 5
+    some = [("320 fp16", (80, 90, 120)), ("1280 bf16", (90,)), ("1024 fp16", (90,)), ("320 shift fp16", (86, 90))]
+    rows = compiled("layer_norm", [*some, ("1280 shift bf16", (120,))])
+    assert len(rows) == 8
     for row in rows:
         assert not row["faults"], row
         assert row["ld"] == [16] and row["st"] == [16], row

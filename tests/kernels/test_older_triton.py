@@ -16,6 +16,7 @@ OLDER = Path(sys.prefix, "triton-3.6")  # `make test` puts it there
     ("kernel", "variant", "arch"),
     [
         ("layer_norm", "320 fp16", 90),
+        ("layer_norm", "1280 shift bf16", 120),
         ("geglu", "geglu_kernel 1280 fp16", 120),
         ("geglu", "5120x1280 128x128 bf16", 90),
         ("group_norm_silu", "held_kernel 1280 @ 256 silu fp16", 90),

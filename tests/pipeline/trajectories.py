@@ -68,7 +68,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Masked:
-    """What diffusers' StableDiffusionInpaintPipeline holds on to, for a UNet of as many channels as the latents have."""
+    """What StableDiffusionInpaintPipeline keeps, over a UNet that takes the latents alone."""
 
     mask: Array  # [...], 0..1; 1: anew
     original: Array  # [...]

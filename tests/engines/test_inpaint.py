@@ -130,10 +130,11 @@ def same(one: list[F32], other: list[F32]) -> bool:
     return [x.tobytes() for x in one] == [x.tobytes() for x in other]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_of_both_steppers(stepper: Stepper, oracle: Model, sampler: str) -> None:
     inpaint = made_up(SHAPE)
-    ones = Inpaint(np.ones(SHAPE[1:], np.float32), inpaint.original)
+    ones = Inpaint(np.ones(SHAPE[1:], np.float32), np.full(SHAPE, np.inf, np.float32))
     zeros = Inpaint(np.zeros(SHAPE[1:], np.float32), inpaint.original)
     host = HostStepper(Toy(), SEATS)
     free = told(stepper, oracle, sampler, None)

@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.inpaint import Inpaint
 from pipeline.errors import LatentdError
 from pipeline.samplers import Table
 from pipeline.spec import Spec
@@ -100,10 +101,12 @@ class Stepper(Protocol):
         *,
         start: int = 0,
         x: F32 | None = None,
+        inpaint: Inpaint | None = None,
     ) -> None:
         """Seat a picture: noise [1 + table.draws, C, h, w], contexts [tokens, width]; `negative` None: unguided.
 
         It begins at evaluation `start` of its table, from `x` [C, h, w]; without it, from the first noise, scaled.
+        `inpaint`: what of another picture is to stay.
         """
         ...
 

@@ -34,9 +34,21 @@ def guided_step(seats: Seats, outputs: Tensor) -> None:
         coefficient = matrix[:, :, i, None, None, None]
         # A term whose coefficient is zero is left out: 0 x NaN of a former tenant never enters.
         total = torch.where(coefficient == 0, total, total + coefficient * terms[:, i, None])
+    total[:, 0] = _kept(seats, step, total[:, 0])
     seats.state.copy_(torch.where(_wide(moves)[..., None], total[:, :STATE], seats.state))
     seats.predictions.copy_(torch.where(_wide(moves), total[:, STATE], seats.predictions))
     seats.step_next.copy_(seats.step + moves)
+
+
+def _kept(seats: Seats, step: Tensor, x: Tensor) -> Tensor:
+    """x [S, C, h, w] after evaluation `step` of each seat, with its original where it has a mask that is not 1."""
+    blend = seats.blend[torch.arange(len(step), device=step.device), step]  # [S, 2]
+    known = torch.zeros_like(x)
+    for i, term in enumerate((seats.original, seats.first_noise)):
+        part = _wide(blend[:, i])
+        known = torch.where(part == 0, known, known + part * term)
+    mask = seats.mask[:, None]
+    return torch.where((_wide(seats.masked) != 0) & (mask != 1), mask * x + (1 - mask) * known, x)
 
 
 def to_uint8(picture: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from engines.cuda_kernels import Kernels
 from engines.cuda_network import Network
 from engines.cuda_seats import Seats, empty_seats
 from engines.cuda_stream import Mark, OnDevice, Stream
+from engines.inpaint import Inpaint
 from pipeline.samplers import Table
 
 _AHEAD = 1  # replays that may be under way when another is begun
@@ -89,6 +90,7 @@ class CudaStepper:
         *,
         start: int = 0,
         x: F32 | None = None,
+        inpaint: Inpaint | None = None,
     ) -> None:
         """See Stepper.sit. Everything is copied before this returns, and written between two steps."""
         (at, own), run, upload = self._at(seat), table.evaluations, self._stream.upload
@@ -106,6 +108,12 @@ class CudaStepper:
             at.times[own, :run] = self._network.time(timesteps, torch.full_like(timesteps, guidance))
             for sign, text in enumerate(texts):
                 at.texts[own, sign] = self._network.text(self._stream.new(text))
+            at.masked[own].fill_(inpaint is not None)
+            if inpaint is not None:
+                upload(at.mask[own], inpaint.mask)
+                upload(at.original[own], inpaint.original)
+                upload(at.first_noise[own], noise[0])
+                upload(at.blend[own, :run], table.levels[1:].astype(np.float32))
             at.guidance[own].fill_(guidance)
             at.step[own].fill_(start)
             at.last[own].fill_(run)

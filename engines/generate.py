@@ -5,6 +5,7 @@ The server makes the same picture, bit for bit, whatever else it is doing.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from engines.backend import F32, to_pixels
 from engines.context import context_of
+from engines.inpaint import Inpaint
 from engines.model import Model
-from engines.update import combine, guide
+from engines.update import combine, guide, keep
 from pipeline.noise import standard_normal
 from pipeline.prompt import read_prompts
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
@@ -38,8 +40,14 @@ def latents_of(
     long_prompt: bool = False,
     prompt_weights: bool = False,
     clip_skip: int = 0,
+    start: int = 0,
+    x: F32 | None = None,
+    inpaint: Inpaint | None = None,
 ) -> F32:
-    """Denoised latents [C, h, w]. What is absent is the model's default; guidance <= 1 is unguided."""
+    """Denoised latents [C, h, w]. What is absent is the model's default; guidance <= 1 is unguided.
+
+    `start`, `x`, `inpaint`: those of engines.backend.Stepper.sit.
+    """
     spec, backend, default = model.spec, model.backend, model.spec.defaults
     steps = default.steps if steps is None else steps
     guidance = default.guidance if guidance is None else guidance
@@ -57,9 +65,10 @@ def latents_of(
 
     first, *draws = standard_normal(seed, spec.latent_shape(width, height), draws=1 + run.draws)
     terms = np.zeros((STATE + 2, *first.shape), np.float32)  # x, h1..h4, out, noise
-    terms[0] = first * np.float32(run.initial_scale)
-    matrices = run.matrices.astype(np.float32)
-    for matrix, t, scale, draw in zip(matrices, run.timesteps, run.input_scales, run.noise, strict=True):
+    terms[0] = first * np.float32(run.initial_scale) if x is None else x
+    matrices, levels = run.matrices.astype(np.float32), run.levels[1:].astype(np.float32)
+    evaluations = zip(matrices, run.timesteps, run.input_scales, run.noise, levels, strict=True)
+    for matrix, t, scale, draw, level in islice(evaluations, start, None):
         denoiser.samples[:] = terms[0] * np.float32(scale)
         denoiser.timesteps[:] = t
         denoiser.run(rows)
@@ -68,4 +77,6 @@ def latents_of(
         if draw >= 0:
             terms[NOISE_COLUMN] = draws[draw]
         terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
+        if inpaint is not None:
+            terms[0] = keep(terms[0], inpaint, first, level)
     return terms[0]

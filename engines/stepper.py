@@ -1,7 +1,7 @@
 """The host stepper: the seats of one lane, and one evaluation over whoever sits.
 
-A seat is rows of fixed buffers: S = [x, h1..h4], the table, the guidance, the context. Joining writes a seat,
-leaving forgets it; nothing is rebuilt, so any mix of steps, guidance and samplers shares every evaluation.
+A seat is rows of fixed buffers: S = [x, h1..h4], the table, the guidance, the context, perhaps a mask. Joining writes a
+seat, leaving forgets it; nothing is rebuilt, so any mix of steps, guidance, samplers and masks shares every evaluation.
 A guided seat owns two UNet rows, an unguided one the first of them.
 """
 
@@ -12,7 +12,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from engines.backend import F32, Denoiser, Ready
-from engines.update import combine, guide
+from engines.inpaint import Inpaint
+from engines.update import combine, guide, keep
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, Table
 
 
@@ -29,7 +30,8 @@ class HostStepper:
         self._predictions = np.zeros((seats, *shape), np.float32)
         self._tables: list[Table | None] = [None] * seats
         self._matrices: list[F32] = [np.empty(0, np.float32)] * seats
-        self._draws: list[F32] = [np.empty(0, np.float32)] * seats  # [draws, C, h, w] of a stochastic sampler
+        self._noise: list[F32] = [np.empty(0, np.float32)] * seats  # [1 + draws, C, h, w]
+        self._inpaint: list[Inpaint | None] = [None] * seats
         self._guidance = [1.0] * seats
         self._reached = [0] * seats  # evaluations done
 
@@ -44,12 +46,13 @@ class HostStepper:
         *,
         start: int = 0,
         x: F32 | None = None,
+        inpaint: Inpaint | None = None,
     ) -> None:
         """See Stepper.sit."""
         terms = self._terms[seat]
         terms[:] = 0  # the history of the last tenant
         terms[0] = noise[0] * np.float32(table.initial_scale) if x is None else x
-        self._draws[seat] = noise[1:]
+        self._noise[seat], self._inpaint[seat] = noise, inpaint
         self.denoiser.contexts[2 * seat] = context
         self.denoiser.guidance[2 * seat : 2 * seat + 2] = guidance
         self._guidance[seat] = 1.0 if negative is None else guidance
@@ -82,15 +85,19 @@ class HostStepper:
 
     def _advance(self, seat: int, *, predict: bool) -> None:
         outputs, terms, own = self.denoiser.outputs, self._terms[seat], self.rows(seat)
+        table, reached = self._table(seat), self._reached[seat]
         terms[OUT_COLUMN] = outputs[own[0]]
         if len(own) == 2:
             terms[OUT_COLUMN] = guide(outputs[own[0]], outputs[own[1]], self._guidance[seat])
-        if (draw := self._table(seat).noise[self._reached[seat]]) >= 0:
-            terms[NOISE_COLUMN] = self._draws[seat][draw]
-        matrix = self._matrices[seat][self._reached[seat]]  # [6, 7]
+        if (draw := table.noise[reached]) >= 0:
+            terms[NOISE_COLUMN] = self._noise[seat][1 + draw]
+        matrix = self._matrices[seat][reached]  # [6, 7]
         if predict:
             self._predictions[seat] = combine(matrix[STATE], terms)
         terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
+        if (inpaint := self._inpaint[seat]) is not None:
+            level = table.levels[reached + 1].astype(np.float32)
+            terms[0] = keep(terms[0], inpaint, self._noise[seat][0], level)
         self._reached[seat] += 1
 
     def reached(self, seat: int) -> int:

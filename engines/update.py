@@ -1,4 +1,4 @@
-"""The arithmetic between two UNet calls, in float32 on the host: guidance, and a sampler's table.
+"""The arithmetic between two UNet calls, in float32 on the host: guidance, a sampler's table, a mask.
 
 One order of operations for every caller, so that a picture's bits do not depend on who steps it. Terms whose
 coefficient is zero are left out: cheaper, and 0 x NaN of a former tenant never enters.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from engines.backend import F32
+from engines.inpaint import Inpaint
 
 
 def guide(positive: F32, negative: F32, guidance: float) -> F32:
@@ -27,3 +28,14 @@ def combine(coefficients: F32, terms: F32) -> F32:
         if coefficient:
             total += coefficient * term
     return total
+
+
+def keep(x: F32, inpaint: Inpaint, noise: F32, level: F32) -> F32:
+    """x [C, h, w] after an evaluation, with the original where the mask is 0: see Inpaint.
+
+    noise [C, h, w]: the picture's first; level [2]: how much of original and noise (Table.levels).
+    """
+    known = combine(level, np.stack([inpaint.original, noise]))
+    mixed = inpaint.mask * x + (np.float32(1) - inpaint.mask) * known
+    # Not 1 x + 0 known: that makes a -0 a 0, and NaN of an infinity.
+    return np.where(inpaint.mask == 1, x, mixed)

@@ -1,11 +1,12 @@
-"""One evaluation of every seat, in place: guidance, the sampler's table, the step index, an optional mask.
+"""One evaluation of every seat, in place: guidance, the sampler's table, the step index, a mask where there is one.
 
     out = negative + g (positive - negative)                        Ho and Salimans 2022, eq. 6, extrapolating
     [x, h1..h4, x0] = M[step] [x, h1..h4, out, noise]               docs/design.md: a sampler is a table
-    x = m x + (1 - m) (b0 original + b1 first noise)                Lugmayr et al. 2022, eq. 8 (where masked)
+    x = m x + (1 - m) (b0 original + b1 first noise)                Lugmayr et al. 2022, eq. 8: of masked seats, m < 1
 
 The order of operations is engines/update.py's, term by term, and the launcher forbids fused multiply-adds: the bits
-are the host's. A term whose coefficient is zero is neither loaded nor added, so nothing of a former tenant enters.
+are the host's. A term whose coefficient is zero is neither loaded nor added, so nothing of a former tenant enters;
+of a seat that is not masked neither mask nor picture nor first noise is loaded.
 
 A program has some positions of one seat and all of their channels; nobody else reads or writes them. It reads
 `step` and writes `step_next`, never what it reads: programs may run in any order. The caller copies one to the other.
@@ -40,8 +41,7 @@ class Seats(Protocol):
     """The buffers of S seats, contiguous, for latents of C x h x w, E evaluations and D draws at the most.
 
     A seat without a positive row is empty, one without a negative row unguided (-1 either way). Empty and finished
-    seats (step >= last) are left alone, bit for bit. Where `mask` is None, original, first_noise, blend and
-    masked are not read.
+    seats (step >= last) are left alone, bit for bit. Where `masked` is 0 the other four of a mask are not read.
     """
 
     state: Tensor  # f32 [S, 5, C, h, w], in place
@@ -54,11 +54,11 @@ class Seats(Protocol):
     step: Tensor  # i32 [S]
     step_next: Tensor  # i32 [S], written: step + 1 where the seat lives, step elsewhere
     last: Tensor  # i32 [S]: evaluations of the tenant
-    mask: Tensor | None  # f32 [S, h, w]
-    original: Tensor | None  # f32 [S, C, h, w]
-    first_noise: Tensor | None  # f32 [S, C, h, w]
-    blend: Tensor | None  # f32 [S, E, 2]
-    masked: Tensor | None  # i32 [S]: whether the seat has a mask
+    mask: Tensor  # f32 [S, h, w]: 1: x stays as it is, bit for bit
+    original: Tensor  # f32 [S, C, h, w]
+    first_noise: Tensor  # f32 [S, C, h, w]
+    blend: Tensor  # f32 [S, E, 2]
+    masked: Tensor  # i32 [S]: whether the seat has a mask
 
 
 def reference(seats: Seats, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,8 +79,7 @@ def reference(seats: Seats, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 state[s, i] = total
             else:
                 predictions[s] = total
-        if seats.mask is not None and seats.masked is not None and seats.masked[s]:
-            assert seats.original is not None and seats.first_noise is not None and seats.blend is not None
+        if seats.masked[s]:
             m, (b0, b1) = seats.mask[s].double(), seats.blend[s, step].tolist()
             known = b0 * seats.original[s].double() + b1 * seats.first_noise[s].double()
             state[s, 0] = m * state[s, 0] + (1 - m) * known
@@ -112,7 +111,7 @@ def guided_step_kernel(
     state, predictions, row, guidance, matrices, draw, noise, step, step_next, last,
     mask, original, first_noise, blend, masked, outputs, evaluations, draws,
     CHANNELS: tl.constexpr, POSITIONS: tl.constexpr, OUT_CHANNEL: tl.constexpr, OUT_POSITION: tl.constexpr,
-    MASK: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """OUT_CHANNEL and OUT_POSITION: the strides of `outputs`. BLOCK: CHANNELS up to a power of two."""
     seat = tl.program_id(1).to(tl.int64)
@@ -128,6 +127,7 @@ def guided_step_kernel(
         there = (channel < CHANNELS)[:, None] & (place < POSITIONS)[None, :]
         at = channel[:, None] * POSITIONS + place[None, :]
         evaluation = seat * evaluations + now
+        has = tl.load(masked + seat) != 0
         matrix = matrices + evaluation * 42
         own = state + seat * (5 * size) + at
         t0 = tl.full([BLOCK, TILE], 0.0, tl.float32)
@@ -156,15 +156,13 @@ def guided_step_kernel(
             t3 = _add(t3, c3, term)
             t4 = _add(t4, c4, term)
             t5 = _add(t5, c5, term)
-        if MASK:
-            has = tl.load(masked + seat) != 0
-            b0 = tl.load(blend + 2 * evaluation, mask=has, other=0.0)
-            b1 = tl.load(blend + 2 * evaluation + 1, mask=has, other=0.0)
-            m = tl.load(mask + seat * POSITIONS + place, mask=has & (place < POSITIONS), other=1.0)[None, :]
-            first = tl.load(original + seat * size + at, mask=there & (tl.where(b0 != 0, 1, 0) != 0), other=0.0)
-            second = tl.load(first_noise + seat * size + at, mask=there & (tl.where(b1 != 0, 1, 0) != 0), other=0.0)
-            known = _add(_add(tl.full([BLOCK, TILE], 0.0, tl.float32), b0, first), b1, second)
-            t0 = tl.where(has, m * t0 + (1.0 - m) * known, t0)
+        b0 = tl.load(blend + 2 * evaluation, mask=has, other=0.0)
+        b1 = tl.load(blend + 2 * evaluation + 1, mask=has, other=0.0)
+        m = tl.load(mask + seat * POSITIONS + place, mask=has & (place < POSITIONS), other=1.0)[None, :]
+        first = tl.load(original + seat * size + at, mask=there & (tl.where(b0 != 0, 1, 0) != 0), other=0.0)
+        second = tl.load(first_noise + seat * size + at, mask=there & (tl.where(b1 != 0, 1, 0) != 0), other=0.0)
+        known = _add(_add(tl.full([BLOCK, TILE], 0.0, tl.float32), b0, first), b1, second)
+        t0 = tl.where(m == 1.0, t0, m * t0 + (1.0 - m) * known)
         tl.store(own, t0, mask=there)
         tl.store(own + size, t1, mask=there)
         tl.store(own + 2 * size, t2, mask=there)
@@ -196,15 +194,12 @@ def guided_step(seats: Seats, outputs: Tensor) -> None:
         "step": (whole, (count,)),
         "step_next": (whole, (count,)),
         "last": (whole, (count,)),
+        "mask": (number, (count, height, width)),
+        "original": (number, (count, *latent)),
+        "first_noise": (number, (count, *latent)),
+        "blend": (number, (count, evaluations, 2)),
+        "masked": (whole, (count,)),
     }
-    if seats.mask is not None:
-        wanted |= {
-            "mask": (number, (count, height, width)),
-            "original": (number, (count, *latent)),
-            "first_noise": (number, (count, *latent)),
-            "blend": (number, (count, evaluations, 2)),
-            "masked": (whole, (count,)),
-        }
     buffers: dict[str, Any] = {name: getattr(seats, name) for name in wanted}
     for name, (dtype, shape) in wanted.items():
         require_shape(name, buffers[name], shape)
@@ -229,39 +224,44 @@ def guided_step(seats: Seats, outputs: Tensor) -> None:
     strides = (1, channels) if last and not outputs.is_contiguous() else (positions, 1)
     block = power_of_two(channels)
     tile = max(16, _TILE // block)
-    optional = [buffers.get(name, seats.state) for name in ("mask", "original", "first_noise", "blend", "masked")]
     launch(
         guided_step_kernel, (-(-positions // tile), count),
-        *(buffers[name] for name in list(wanted)[:10]), *optional, outputs, evaluations, draws,
-        channels, positions, *strides, seats.mask is not None, block, tile,
+        *buffers.values(), outputs, evaluations, draws,
+        channels, positions, *strides, block, tile,
         num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def cost(
-    seats: int, channels: int, positions: int, *, terms: int = TERMS, guided: bool = True, itemsize: int = 2
+    seats: int,
+    channels: int,
+    positions: int,
+    *,
+    terms: int = TERMS,
+    guided: bool = True,
+    masked: bool = False,
+    itemsize: int = 2,
 ) -> Cost:
     """Of live seats whose matrix uses `terms` columns (DDIM: x and out, 2): six are written whatever was read."""
-    rows = 2 if guided else 1
-    return Cost(seats * channels * positions * (4 * (terms - 1 + STATE + 1) + itemsize * rows))
+    rows, known = 2 if guided else 1, 4 * (2 * channels + 1) if masked else 0
+    return Cost(seats * positions * (channels * (4 * (terms - 1 + STATE + 1) + itemsize * rows) + known))
 
 
-def _variant(positions: int, dtype: str, *, last: bool, mask: bool) -> Variant:
+def _variant(positions: int, dtype: str, *, last: bool) -> Variant:
     constants = {
         "CHANNELS": 4,
         "POSITIONS": positions,
         "OUT_CHANNEL": 1 if last else positions,
         "OUT_POSITION": 4 if last else 1,
-        "MASK": mask,
         "BLOCK": 4,
         "TILE": _TILE // 4,
     }
     kinds: dict[str, str] = dict.fromkeys(("row", "draw", "step", "step_next", "last", "masked"), "*i32")
     kinds |= {"outputs": f"*{dtype}", "evaluations": "i32", "draws": "i32"} | dict.fromkeys(constants, "constexpr")
     signature = {name: kinds.get(name, "*fp32") for name in guided_step_kernel.arg_names}
-    name = f"4x{positions} {'channels-last' if last else 'contiguous'}{' mask' * mask} {dtype}"
+    name = f"4x{positions} {'channels-last' if last else 'contiguous'} {dtype}"
     return Variant(guided_step_kernel, name, signature, constants, unaligned=_SMALL, fusion=False)
 
 
-VARIANTS = [_variant(4096, dtype, last=last, mask=False) for dtype in ("fp16", "bf16") for last in (True, False)]
-VARIANTS += [_variant(4096, "fp16", last=True, mask=True), _variant(9216, "fp16", last=True, mask=True)]
+VARIANTS = [_variant(4096, dtype, last=last) for dtype in ("fp16", "bf16") for last in (True, False)]
+VARIANTS += [_variant(9216, "fp16", last=True)]

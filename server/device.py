@@ -329,6 +329,7 @@ def _still(evaluations: int) -> Table:
         input_scales=np.ones(evaluations),
         steps_done=np.arange(1, evaluations + 1),
         noise=np.full(evaluations, -1),
+        levels=np.zeros((evaluations + 1, 2)),
         initial_scale=1.0,
     )
 

@@ -25,15 +25,17 @@ def cases(check: Check) -> Iterator[Case]:
 
 
 def _seats(check: Check, count: int) -> Any:
-    """Guided seats somewhere in tables of random numbers, one of them finished where there are several."""
+    """Guided seats somewhere in tables of random numbers; of several one has finished, and every other has a mask."""
     empty_seats = needed("engines.cuda_seats", "empty_seats")
     side = 8 if check.dry else 64
     like = (1, check.dtype)
     seats = empty_seats((4, side, side), count, _EVALUATIONS, like, like, check.device)
-    for name in ("state", "noise", "matrices"):
+    for name in ("state", "noise", "matrices", "original", "first_noise", "blend"):
         getattr(seats, name).normal_()
     seats.predictions.fill_(float("nan"))
     seats.guidance.uniform_(2, 9)
+    seats.mask.uniform_(0, 1)
+    seats.masked[1::2] = 1
     seats.draw.random_(0, _EVALUATIONS - 1)
     seats.step.random_(1, _EVALUATIONS)
     seats.last.fill_(_EVALUATIONS)
@@ -51,6 +53,10 @@ def _right(seats: Any, outputs: Tensor) -> tuple[Tensor, Tensor]:
     noise = seats.noise[who, seats.draw[who, seats.step.long()].long()].double()
     terms = torch.cat([seats.state.double(), out[:, None], noise[:, None]], dim=1)  # [S, 7, C, h, w]
     made = torch.einsum("sij,sjchw->sichw", seats.matrices[who, seats.step.long()].double(), terms)
+    picture, noise = seats.blend[who, seats.step.long()].double().T[..., None, None, None]
+    known = picture * seats.original.double() + noise * seats.first_noise.double()
+    mask = torch.where(seats.masked[:, None, None] != 0, seats.mask.double(), 1.0)[:, None]
+    made[:, 0] = mask * made[:, 0] + (1 - mask) * known
     return made[:, :STATE], made[:, STATE]
 
 
@@ -70,6 +76,7 @@ def _guided_step(check: Check, count: int) -> None:
     counted = torch.equal(seats.step_next, seats.step + moves)
     left_alone = torch.equal(seats.state[~moves], before[~moves])
     check.expect(counted and left_alone, "guided_step finished", case, "ours", 0.0, "who has finished is left alone")
+    seats.masked.zero_()  # timed as most steps are
     # Without what a seat's table adds: state read and written, predictions written, noise and outputs read.
     moved = seats.state.nbytes * 2 + seats.predictions.nbytes * 2 + outputs.nbytes
     seats.last.fill_(1 << 30)  # step is never advanced here, so every run does all the work

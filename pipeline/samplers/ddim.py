@@ -15,12 +15,12 @@ def ddim(spec: ScheduleSpec, steps: int) -> Table:
     """Song et al. 2020, "Denoising Diffusion Implicit Models", eq. 12 with sigma_t = 0."""
     cumulative = schedule.alphas_cumprod(spec)
     visited = np.round(schedule.timesteps(spec, steps, spacing="leading"))
+    levels = [signal_and_noise(float(cumulative[t])) for t in visited.astype(int)]
     matrices = []
-    for t in visited.astype(int):
-        before = kept_before(spec, int(t), steps)
-        x0, eps = predictions(spec, *signal_and_noise(float(cumulative[t])))
-        matrices.append(matrix(moved(before, x0, eps), x0))
-    return filled(matrices, visited)
+    for t, level in zip(visited, levels, strict=True):
+        x0, eps = predictions(spec, *level)
+        matrices.append(matrix(moved(kept_before(spec, int(t), steps), x0, eps), x0))
+    return filled(matrices, visited, levels)
 
 
 def ddpm(spec: ScheduleSpec, steps: int) -> Table:
@@ -38,7 +38,7 @@ def ddpm(spec: ScheduleSpec, steps: int) -> Table:
         alpha, noise, noise_before = now / before, one - now, one - before
         mean = float(np.sqrt(before) * (one - alpha) / noise) * x0 + float(np.sqrt(alpha) * noise_before / noise) * X
         matrices.append(matrix(mean + float(np.sqrt(noise_before / noise * (one - alpha))) * NOISE, x0))
-    return filled(matrices, visited, noisy=True)
+    return filled(matrices, visited, [signal_and_noise(float(now)) for now in kept], noisy=True)
 
 
 def kept_before(spec: ScheduleSpec, t: int, steps: int) -> float:

@@ -33,7 +33,7 @@ def dpmpp(spec: ScheduleSpec, steps: int, *, order: int, stochastic: bool = Fals
         x0, _ = predictions(spec, course[i].alpha, course[i].sigma)
         x = _stepped(course, i, _order_at(i, steps, order), x0, stochastic)
         matrices.append(matrix(x, x0, h1=x0, h2=H1) if order == 3 else matrix(x, x0, h1=x0))
-    return filled(matrices, visited, noisy=stochastic)
+    return filled(matrices, visited, [(level.alpha, level.sigma) for level in course[:-1]], noisy=stochastic)
 
 
 def multistep_course(

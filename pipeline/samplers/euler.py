@@ -96,7 +96,15 @@ def _filled(
     scales = np.array([levels.unit_variance(sigma)[0] for sigma in sigmas])
     # Leading timesteps stop short of the noisiest one, where the picture still counts: diffusers' init_noise_sigma.
     first = float(np.hypot(sigmas[0], 1)) if spec.spacing == "leading" else float(sigmas[0])
-    return filled(matrices, visited, input_scales=scales, steps_done=steps_done, noisy=noisy, initial_scale=first)
+    return filled(
+        matrices,
+        visited,
+        [(1.0, float(sigma)) for sigma in sigmas],
+        input_scales=scales,
+        steps_done=steps_done,
+        noisy=noisy,
+        initial_scale=first,
+    )
 
 
 def _move(start: float, end: float) -> float:

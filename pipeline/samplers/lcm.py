@@ -28,13 +28,14 @@ def lcm(spec: ScheduleSpec, steps: int) -> Table:
         )
     known = np.arange(DISTILLED_STEPS, 0, -1) * stride - 1
     visited = known[np.floor(np.linspace(0, DISTILLED_STEPS, steps, endpoint=False)).astype(int)]
+    levels = [signal_and_noise(float(cumulative[t])) for t in visited]
     matrices = []
     for i, t in enumerate(visited):
-        x0, _ = predictions(spec, *signal_and_noise(float(cumulative[t])))
+        x0, _ = predictions(spec, *levels[i])
         scaled = _TIMESTEP_SCALING * float(t)
         norm = math.hypot(scaled, _SIGMA_DATA)
         picture = scaled / norm * x0 + (_SIGMA_DATA / norm) ** 2 * X
         last = i == steps - 1
         x = picture if last else moved(float(cumulative[visited[i + 1]]), picture, NOISE)
         matrices.append(matrix(x, picture))
-    return filled(matrices, visited.astype(np.float64), noisy=True)
+    return filled(matrices, visited.astype(np.float64), levels, noisy=True)

@@ -23,7 +23,7 @@ def pndm(spec: ScheduleSpec, steps: int) -> Table:
     stops = np.round(schedule.timesteps(spec, steps, spacing="leading")).astype(int)
     if steps == 1:
         x, x0 = _transfer(spec, stops[0], steps, X, OUT)
-        return filled([matrix(x, x0)], stops.astype(np.float64))
+        return filled([matrix(x, x0)], stops.astype(np.float64), [_level(spec, stops[0])])
     visited = np.insert(stops, 1, stops[1])
     stride = spec.train_steps // steps
     matrices = []
@@ -36,7 +36,8 @@ def pndm(spec: ScheduleSpec, steps: int) -> Table:
         x0 = _transfer(spec, int(visited[i]), steps, X, OUT)[1]
         history = {"h1": H1} if i == 1 else {"h1": OUT, "h2": H1, "h3": H2}
         matrices.append(matrix(x, x0, **history, **({"h4": X} if i == 0 else {})))
-    return filled(matrices, visited.astype(np.float64), steps_done=np.arange(steps + 1))
+    levels = [_level(spec, t) for t in visited]
+    return filled(matrices, visited.astype(np.float64), levels, steps_done=np.arange(steps + 1))
 
 
 def _combination(i: int) -> Row:
@@ -52,5 +53,9 @@ def _combination(i: int) -> Row:
 
 def _transfer(spec: ScheduleSpec, t: int, steps: int, x: Row, out: Row) -> tuple[Row, Row]:
     """x a stride before t, and x0."""
-    x0, eps = predictions(spec, *signal_and_noise(float(schedule.alphas_cumprod(spec)[t])), x=x, out=out)
+    x0, eps = predictions(spec, *_level(spec, t), x=x, out=out)
     return moved(kept_before(spec, t, steps), x0, eps), x0
+
+
+def _level(spec: ScheduleSpec, t: int) -> tuple[float, float]:
+    return signal_and_noise(float(schedule.alphas_cumprod(spec)[t]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ class Table:
     input_scales: NDArray[np.float64]  # [evaluations]: the UNet sees x times this
     steps_done: NDArray[np.int64]  # [evaluations]: steps finished after each evaluation
     noise: NDArray[np.int64]  # [evaluations]: which draw after the initial latents' each uses, from 0; -1: none
+    levels: NDArray[np.float64]  # [evaluations + 1, 2]: before each, how much picture and noise x is; then 1 and 0
     initial_scale: float  # x starts as noise times this
 
     @property
@@ -53,13 +55,18 @@ def matrix(x: Row, x0: Row, *, h1: Row = _FORGET, h2: Row = _FORGET, h3: Row = _
 def filled(
     matrices: list[Matrix],
     timesteps: NDArray[np.float64],
+    levels: Iterable[tuple[float, float]],
     *,
     input_scales: NDArray[np.float64] | None = None,
     steps_done: NDArray[np.int64] | None = None,
     noisy: bool = False,
     initial_scale: float = 1.0,
 ) -> Table:
-    """A table; without `steps_done`, of one evaluation a step. `noisy`: a draw for each evaluation but the last."""
+    """A table; without `steps_done`, of one evaluation a step. `noisy`: a draw for each evaluation but the last.
+
+    `levels`: what each evaluation takes its x for, as (alpha, sigma) of alpha picture + sigma noise. Whatever stands in
+    for x, of a picture that is known, has to be noised to them.
+    """
     count = len(matrices)
     noise = np.full(count, -1)
     if noisy:
@@ -70,6 +77,7 @@ def filled(
         input_scales=np.ones(count) if input_scales is None else input_scales,
         steps_done=np.arange(1, count + 1) if steps_done is None else steps_done,
         noise=noise,
+        levels=np.array([*levels, (1.0, 0.0)]),
         initial_scale=initial_scale,
     )
 

@@ -26,7 +26,7 @@ def unipc(spec: ScheduleSpec, steps: int, *, karras: bool = False) -> Table:
         corrected = _corrected(course, i, _order_at(i - 1, steps), x0) if i else X
         x = _predicted(course, i, _order_at(i, steps), corrected, x0)
         matrices.append(matrix(x, x0, h1=x0, h2=H1, h3=corrected))
-    return filled(matrices, visited)
+    return filled(matrices, visited, [(level.alpha, level.sigma) for level in course[:-1]])
 
 
 def _order_at(i: int, steps: int) -> int:

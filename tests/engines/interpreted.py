@@ -14,6 +14,7 @@ import torch
 from engines.artifact import Artifact
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels, triton_kernels
+from engines.inpaint import Inpaint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
 from pipeline.spec import read_spec
@@ -28,6 +29,8 @@ def main(folder: Path) -> None:
     artifact = Artifact(folder, "0" * 64, spec, np.zeros((3, spec.vae.latent_channels + 1), np.float32))
     text, shape = spec.text, spec.latent_shape(spec.defaults.width, spec.defaults.height)
     contexts = np.random.default_rng(1).standard_normal((2, text.tokens, text.width)).astype(np.float32)
+    mask = np.linspace(0, 1, shape[1] * shape[2], dtype=np.float32).reshape(shape[1:])
+    inpaint = Inpaint(mask, standard_normal(7, shape)[0])
     latents, pixels = {}, {}
     for name, kernels in (("plain", plain_kernels()), ("triton", triton_kernels())):
         backend = CudaBackend(artifact, "f32", pixels="fast", device="cpu", kernels=kernels)
@@ -35,7 +38,8 @@ def main(folder: Path) -> None:
         for seat, (sampler, guidance) in enumerate((("euler_a", 4.0), ("dpmpp_2m", 1.0))):
             run = table(spec.schedule, sampler, 2)
             noise = standard_normal(seat, shape, draws=1 + run.draws)
-            stepper.sit(seat, run, noise, contexts[0], contexts[1] if guidance > 1 else None, guidance)
+            negative = contexts[1] if guidance > 1 else None
+            stepper.sit(seat, run, noise, contexts[0], negative, guidance, inpaint=inpaint if seat else None)
         for _ in range(2):
             stepper.step([0, 1])
         latents[name] = np.stack([stepper.latents(seat) for seat in (0, 1)])

@@ -29,6 +29,7 @@ from engines.cuda_plain import guided_step
 from engines.cuda_seats import Seats
 from engines.cuda_stepper import CudaStepper
 from engines.cuda_stream import Stream
+from engines.inpaint import Inpaint
 from engines.model import Model
 from engines.stepper import HostStepper
 from engines.torch import TorchBackend
@@ -38,7 +39,7 @@ from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, Table, table
 from pipeline.tokenizer import ClipTokenizer
 from tests.engines.conftest import bare_artifact
-from tests.engines.test_stepper import Request, finish, random_request, sit, table_of
+from tests.engines.test_stepper import Request, finish, inpaint_of, random_request, sit, table_of
 
 SEATS, STEPS = 4, 8
 SHAPE, TOKENS, WIDTH = (3, 8, 8), 4, 6  # of the toy network
@@ -107,8 +108,7 @@ class Bench:
         """Every tensor that a graph could have the address of."""
         stepper = self.stepper
         found = {f"{i}.{f.name}": getattr(g, f.name) for i, g in enumerate(stepper._groups) for f in fields(g)}
-        found |= {name: getattr(stepper, name) for name in ("_layout", "_row_texts") if hasattr(stepper, name)}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        return found | {name: getattr(stepper, name) for name in ("_layout", "_row_texts") if hasattr(stepper, name)}
 
 
 def bounded_step(seats: Seats, outputs: Tensor) -> None:
@@ -149,12 +149,14 @@ def toy_sit(stepper: CudaStepper | HostStepper, seat: int, model: Model, request
     run = table_of(model, request)
     noise = standard_normal(request.seed, SHAPE, draws=1 + run.draws)
     negative = toy_context(request.negative + "-") if request.guidance > 1 else None
-    stepper.sit(seat, run, noise, toy_context(request.prompt), negative, request.guidance)
+    inpaint = inpaint_of(request, SHAPE)
+    stepper.sit(seat, run, noise, toy_context(request.prompt), negative, request.guidance, inpaint=inpaint)
 
 
 def poisoned_sit(stepper: CudaStepper, seat: int, run: Table, shape: tuple[int, ...], context: F32) -> None:
     noise = np.full((1 + run.draws, *shape), np.nan, np.float32)
-    stepper.sit(seat, run, noise, context * np.float32(np.nan), context * np.float32(np.nan), 5.0)
+    masked = Inpaint(np.full(shape[1:], 0.25, np.float32), noise[0]) if seat % 2 else None
+    stepper.sit(seat, run, noise, context * np.float32(np.nan), context * np.float32(np.nan), 5.0, inpaint=masked)
 
 
 def crowd(
@@ -196,6 +198,7 @@ def crowd(
                     assert stepper.finished(seat)
                     compare(request, stepper.latents(seat))
                     told["finished"] += 1
+                    told["masked"] += request.mask is not None
             elif chance.random() > 0.04:
                 continue
             else:
@@ -235,6 +238,7 @@ def test_500_joins_have_the_host_steppers_bits(oracle: Model, exact: bool) -> No
         oracle,
     )
     assert told["joined"] == 500 and told["finished"] > 300 and told["left"] > 50
+    assert told["finished"] > 2 * told["masked"] > 100
     assert set(bench.replays) == set(range(len(bench.captured))), "every bucket has had its turn"
     assert {name: tensor.data_ptr() for name, tensor in bench.buffers.items()} == before, "nothing was rebuilt"
 
@@ -444,7 +448,7 @@ def test_stable_diffusion_in_float16_at_its_own_size() -> None:
         network = TorchNetwork(unet.to(memory_format=torch.channels_last), tokens=77)
     assert (network.text_width, network.time_width) == (77 * 24_960, 20_160)  # docs/gpu.md has them
     stepper = CudaStepper(network, plain_kernels(), (4, 64, 64), 2, 150, meta, meta, exact=False)
-    assert round(stepper._groups[0].nbytes / 2 / 1e6, 1) == 30.0, "MB a seat, for up to 150 steps"
+    assert round(stepper._groups[0].nbytes / 2 / 1e6, 1) == 30.2, "MB a seat, for up to 150 steps"
     with Recorded() as inside, meta.here():
         for replay in stepper._replays.values():
             replay()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from engines.backend import F32, Denoiser, to_pixels
 from engines.generate import generate
+from engines.inpaint import Inpaint
 from engines.model import Model
 from engines.stepper import HostStepper
 from pipeline.noise import standard_normal
@@ -29,6 +31,16 @@ class Request:
     steps: int
     guidance: float
     sampler: str
+    mask: int | None = None  # seed of a mask and of the picture under it
+
+
+def inpaint_of(request: Request, shape: Sequence[int]) -> Inpaint | None:
+    """What stays, what is made anew and what is between the two, for latents of `shape` [C, h, w]."""
+    if request.mask is None:
+        return None
+    chance = np.random.default_rng(request.mask)
+    mask = np.clip(chance.random(tuple(shape[1:]), np.float32) * 2 - np.float32(0.5), 0, 1)
+    return Inpaint(mask, chance.standard_normal(tuple(shape), np.float32))
 
 
 def random_request(chance: random.Random, sampler: str | None = None) -> Request:
@@ -42,6 +54,7 @@ def random_request(chance: random.Random, sampler: str | None = None) -> Request
         chance.randrange(1, 9),
         chance.choice((0.0, 1.0, 1.5, 3.0, 7.5)),
         sampler or chance.choice(list(SAMPLERS)),
+        chance.choice((None, None, chance.randrange(2**32))),
     )
 
 
@@ -71,6 +84,7 @@ def alone(model: Model, request: Request) -> tuple[F32, NDArray[np.uint8]]:
         steps=request.steps,
         guidance=request.guidance,
         sampler=request.sampler,
+        inpaint=inpaint_of(request, latent_shape(model)),
     )
     (latents,) = recorder.latents
     return latents, pixels
@@ -80,15 +94,20 @@ def table_of(model: Model, request: Request) -> Table:
     return table(model.spec.schedule, request.sampler, request.steps)
 
 
+def latent_shape(model: Model) -> tuple[int, int, int]:
+    return model.spec.latent_shape(model.spec.defaults.width, model.spec.defaults.height)
+
+
 def sit(stepper: HostStepper, seat: int, model: Model, request: Request) -> None:
-    run, default = table_of(model, request), model.spec.defaults
+    run, shape = table_of(model, request), latent_shape(model)
 
     def context(text: str) -> F32:
         return model.backend.encode(model.tokenizer.encode(text).ids)
 
-    noise = standard_normal(request.seed, model.spec.latent_shape(default.width, default.height), draws=1 + run.draws)
+    noise = standard_normal(request.seed, shape, draws=1 + run.draws)
     negative = context(request.negative) if request.guidance > 1 else None
-    stepper.sit(seat, run, noise, context(request.prompt), negative, request.guidance)
+    inpaint = inpaint_of(request, shape)
+    stepper.sit(seat, run, noise, context(request.prompt), negative, request.guidance, inpaint=inpaint)
 
 
 def finish(stepper: HostStepper, seat: int) -> F32:
@@ -113,7 +132,7 @@ def test_any_company(model: Model, stepper: HostStepper, seed: int) -> None:
     """Joins, steps of any subset, finishes and departures in the middle, all at random."""
     chance = random.Random(seed)
     tenants: dict[int, Request] = {}
-    finished = left = 0
+    finished = left = masked = 0
     while finished < 20:
         for seat in range(SEATS):
             if seat not in tenants and chance.random() < 0.5:
@@ -130,6 +149,7 @@ def test_any_company(model: Model, stepper: HostStepper, seed: int) -> None:
                 assert np.array_equal(stepper.latents(seat), latents), request
                 assert np.array_equal(to_pixels(model.backend.decode(stepper.latents(seat))), pixels), request
                 finished += 1
+                masked += request.mask is not None
             elif chance.random() > 0.1:
                 continue
             else:
@@ -137,6 +157,7 @@ def test_any_company(model: Model, stepper: HostStepper, seed: int) -> None:
             stepper.leave(seat)
             del tenants[seat]
     assert left > 0, "nobody left in the middle"
+    assert 0 < masked < finished
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -151,18 +172,19 @@ def test_every_sampler(model: Model, stepper: HostStepper, sampler: str, guidanc
 def test_a_tenant_that_is_not_a_number_leaves_no_trace(model: Model, stepper: HostStepper, evaluations: int) -> None:
     bad = Request("a red apple", "", 5, 8, 5.0, "dpmpp_2m")
     run = table_of(model, bad)
-    shape = model.spec.latent_shape(model.spec.defaults.width, model.spec.defaults.height)
+    shape = latent_shape(model)
     nothing = np.full((1 + run.draws, *shape), np.nan, np.float32)
     context = np.full((model.spec.text.tokens, model.spec.text.width), np.nan, np.float32)
     good = Request("a blue cat", "red", 6, 5, 3.0, "dpmpp_2m")
     neighbour = Request("the cat", "", 7, 8, 2.0, "euler")
     sit(stepper, 1, model, neighbour)
-    stepper.sit(0, run, nothing, context, context, 5.0)
+    masked = Inpaint(np.full(shape[1:], 0.5, np.float32), nothing[0])
+    stepper.sit(0, run, nothing, context, context, 5.0, inpaint=masked)
     for _ in range(evaluations):
         stepper.step([0, 1], predict=[0])
     assert np.isnan(stepper.latents(0)).all() and np.isnan(stepper.prediction(0)).all()
     stepper.leave(0)
-    for request in (good, replace(good, guidance=1.0), replace(good, sampler="ddim")):
+    for request in (good, replace(good, guidance=1.0), replace(good, sampler="ddim"), replace(good, mask=3)):
         sit(stepper, 0, model, request)
         assert np.isfinite(stepper._terms[0]).all(), "joining writes zeros into the history"
         assert np.array_equal(finish(stepper, 0), alone(model, request)[0])

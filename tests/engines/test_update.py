@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from engines.backend import to_pixels
-from engines.update import combine, guide
+from engines.inpaint import Inpaint
+from engines.update import combine, guide, keep
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -42,3 +44,18 @@ def test_pixels_are_rounded_as_diffusers_rounds() -> None:
     pixels = to_pixels(picture)
     assert pixels.shape == (2, 4, 3) and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
     assert pixels[..., 0].ravel().tolist() == [0, 0, 1, 128, 159, 255, 255, 255]  # 127.5 and 0.51; half to even
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_mask() -> None:
+    x, noise, original = normal(2, 3, 4, 4)[0], normal(3, 3, 4, 4)[2], normal(4, 3, 4, 4)[3]
+    mask = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    level = np.array([0.75, 3], np.float32)
+    kept = keep(x, Inpaint(mask, original), noise, level)
+    assert kept.dtype == np.float32
+    np.testing.assert_allclose(kept, mask * x + (1 - mask) * (0.75 * original + 3 * noise), atol=1e-6)
+    x[0, 3, 3], original[:, 3, 3] = -0.0, np.inf
+    ones = keep(x, Inpaint(np.ones_like(mask), original), noise, level)
+    assert ones.tobytes() == x.tobytes(), "not a bit, whatever would have stayed"
+    noise[:] = np.nan
+    assert np.isfinite(keep(x, Inpaint(mask, np.zeros_like(x)), noise, np.array([1, 0], np.float32))).all()

@@ -15,7 +15,8 @@ import torch
 import triton.runtime.interpreter as interpreter
 from torch import Tensor
 
-from engines.update import combine, guide
+from engines.inpaint import Inpaint
+from engines.update import combine, guide, keep
 from kernels.guided_step import cost, guided_step, reference
 from pipeline.samplers import SAMPLERS, STATE, table
 from pipeline.schedule import ScheduleSpec
@@ -41,14 +42,14 @@ class Buffers:
     step: Tensor
     step_next: Tensor
     last: Tensor
-    mask: Tensor | None
-    original: Tensor | None
-    first_noise: Tensor | None
-    blend: Tensor | None
-    masked: Tensor | None
+    mask: Tensor
+    original: Tensor
+    first_noise: Tensor
+    blend: Tensor
+    masked: Tensor
 
     def copy(self) -> Buffers:
-        return Buffers(*(x if x is None else x.clone() for x in (getattr(self, f.name) for f in fields(self))))
+        return Buffers(*(getattr(self, f.name).clone() for f in fields(self)))
 
 
 def ints(*values: Any) -> Tensor:
@@ -85,7 +86,11 @@ def company(c: int = 4, h: int = 6, w: int = 7) -> Buffers:
 def same(a: Buffers, b: Buffers) -> bool:
     """Bit for bit, NaN included."""
     pairs = ((getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
-    return all(x is y or torch.equal(x.view(torch.int32), y.view(torch.int32)) for x, y in pairs)
+    return all(same_bits(x, y) for x, y in pairs)
+
+
+def same_bits(x: Tensor, y: Tensor) -> bool:
+    return torch.equal(x.view(torch.int32), y.view(torch.int32))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -120,20 +125,64 @@ def test_a_former_tenants_nan_does_not_enter() -> None:
     seats, outputs = company(), normal(9, 4, 6, 7)
     rows = [seats.matrices[s, seats.step[s]] for s in range(4)]  # views
     rows[0][:, 2:5], rows[1][:, 5], rows[3][:, 1:5] = 0, 0, 0
-    assert seats.blend is not None and seats.original is not None and seats.first_noise is not None
     seats.blend[3, 5, 1] = 0
     wanted = seats.copy()
     guided_step(wanted, outputs)
     seats.state[0, 2:5], seats.state[3, 1:5] = torch.nan, torch.inf
     seats.noise[:2], seats.noise[3] = torch.nan, torch.nan
     seats.first_noise[:], seats.original[:3] = torch.nan, torch.nan
-    assert seats.mask is not None
-    seats.mask[:3] = torch.nan
+    seats.mask[:3], seats.blend[:3] = torch.nan, torch.nan
     outputs[2] = torch.nan
     guided_step(seats, outputs)
     assert torch.isfinite(wanted.state[:4]).all()
     for name in ("state", "predictions"):
         assert torch.equal(getattr(seats, name)[:4], getattr(wanted, name)[:4])
+
+
+def test_without_a_mask_nothing_of_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is bound by memory: what is there for other seats must cost nothing."""
+    seats, outputs = company(), normal(9, 4, 6, 7)
+    load, loaded = interpreter._interpreter.load, []
+
+    def watched(pointers: Any, mask: Any, *rest: Any) -> Any:
+        loaded.append(np.broadcast_to(pointers, mask.shape)[mask != 0])
+        return load(pointers, mask, *rest)
+
+    monkeypatch.setattr(interpreter, "_interpreter", Watched(load=watched, store=interpreter._interpreter.store))
+    guided_step(seats, outputs)
+    addresses = np.unique(np.concatenate([part.ravel() for part in loaded]))
+
+    def numbers(x: Tensor) -> int:
+        return int(((addresses >= x.data_ptr()) & (addresses < x.data_ptr() + x.nbytes)).sum())
+
+    for name in ("mask", "original", "first_noise", "blend"):
+        buffer, blend = getattr(seats, name), name == "blend"
+        assert [numbers(buffer[s]) for s in range(6)] == [0, 0, 0, 2 if blend else buffer[3].numel(), 0, 0], name
+    assert numbers(seats.masked) == 4, "of those who sit and have not finished"
+
+
+@dataclass
+class Watched:
+    """Stands for the interpreter's own module, of which the kernel uses these two."""
+
+    load: Any
+    store: Any
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("known", [0.0, torch.nan, torch.inf, -torch.inf])
+def test_where_a_mask_is_one_nothing_changes(known: float) -> None:
+    """Not a bit: neither -0 + 0 nor 0 x infinity comes in."""
+    seats, outputs = company(), normal(9, 4, 6, 7)
+    seats.matrices[3, 5, 0] = 0
+    seats.matrices[3, 5, 0, 0] = 1
+    seats.state[3, 0, :, 0] = torch.tensor([-0.0, 1e-40, -torch.inf, 3, 1, 2, 5])
+    seats.mask[3], seats.original[3] = 1, known
+    free = seats.copy()
+    free.masked[:] = 0
+    guided_step(free, outputs)
+    guided_step(seats, outputs)
+    assert same_bits(seats.state, free.state) and same_bits(seats.predictions, free.predictions)
 
 
 def test_programs_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +221,9 @@ def test_a_seat_does_not_depend_on_its_company() -> None:
         assert torch.equal(copy.state[others], seats.state[others]), "nobody else is touched"
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["free", "masked"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_whole_trajectory_has_the_hosts_bits(sampler: str) -> None:
+def test_a_whole_trajectory_has_the_hosts_bits(sampler: str, masked: bool) -> None:
     """engines/stepper.HostStepper's arithmetic, guided, at every evaluation of a real table.
 
     Equal, not close: the order is the same and the launcher forbids fused multiply-adds.
@@ -181,6 +231,8 @@ def test_a_whole_trajectory_has_the_hosts_bits(sampler: str) -> None:
     plan = table(SCHEDULE, sampler, 4)
     evaluations, latent = plan.evaluations, (4, 3, 5)
     noise = normal(1, max(1, plan.draws), *latent)
+    mask = torch.rand(latent[1:], generator=torch.Generator().manual_seed(6))
+    mask[0], mask[1] = 0, 1
     seats = replace(
         company(*latent),
         **{
@@ -194,12 +246,17 @@ def test_a_whole_trajectory_has_the_hosts_bits(sampler: str) -> None:
             "step": ints(0),
             "step_next": ints(0),
             "last": ints(evaluations),
-            "mask": None,
+            "mask": mask.clone()[None],
+            "original": normal(1, *latent, seed=7),
+            "first_noise": normal(1, *latent),
+            "blend": torch.from_numpy(plan.levels[1:].astype(np.float32))[None].contiguous(),
+            "masked": ints(masked),
         },
     )
     seats.state[0, 0] = normal(*latent)
     terms = np.zeros((7, *latent), np.float32)
     terms[:STATE] = seats.state[0].numpy()
+    inpaint = Inpaint(seats.mask[0].numpy(), seats.original[0].numpy())
     for evaluation in range(evaluations):
         outputs = normal(2, *latent, seed=evaluation)
         guided_step(seats, outputs)
@@ -210,6 +267,8 @@ def test_a_whole_trajectory_has_the_hosts_bits(sampler: str) -> None:
         matrix = plan.matrices[evaluation].astype(np.float32)
         x0 = combine(matrix[STATE], terms)
         terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
+        if masked:
+            terms[0] = keep(terms[0], inpaint, seats.first_noise[0].numpy(), seats.blend[0, evaluation].numpy())
         assert np.array_equal(seats.state[0].numpy(), terms[:STATE])
         assert np.array_equal(seats.predictions[0].numpy(), x0)
     assert seats.step.tolist() == [evaluations]
@@ -218,11 +277,10 @@ def test_a_whole_trajectory_has_the_hosts_bits(sampler: str) -> None:
     assert same(seats, before), "finished"
 
 
-def test_without_noise_or_masks() -> None:
+def test_without_noise() -> None:
     seats, outputs = company(), normal(9, 4, 6, 7)
-    seats.masked = torch.zeros(6, dtype=torch.int32)
     seats.draw.fill_(-1)
-    plain = replace(seats.copy(), noise=seats.noise[:, :0], mask=None, original=None, first_noise=None, blend=None)
+    plain = replace(seats.copy(), noise=seats.noise[:, :0])
     guided_step(seats, outputs)
     guided_step(plain, outputs)
     assert torch.equal(plain.state, seats.state)
@@ -230,10 +288,9 @@ def test_without_noise_or_masks() -> None:
 
 def test_a_mask_keeps_the_original_where_it_is_zero() -> None:
     seats, outputs = company(), normal(9, 4, 6, 7)
-    assert seats.mask is not None and seats.blend is not None and seats.original is not None
     seats.mask[3, :, :3], seats.mask[3, :, 3:] = 0, 1
     seats.blend[3, 5] = torch.tensor([1.0, 0.0])
-    free = replace(seats.copy(), mask=None)
+    free = replace(seats.copy(), masked=torch.zeros_like(seats.masked))
     guided_step(free, outputs)
     guided_step(seats, outputs)
     assert torch.equal(seats.state[3, 0, :, :, :3], seats.original[3, :, :, :3])
@@ -258,6 +315,7 @@ def test_what_it_refuses() -> None:
 def test_the_floor() -> None:
     """DDIM reads x, and two fp16 rows, and writes x, h1..h4 and x0."""
     assert cost(1, 4, 4096, terms=2).moved == 16384 * (4 * 7 + 4)
+    assert cost(3, 4, 4096, masked=True).moved - cost(3, 4, 4096).moved == 3 * 4 * (2 * 16384 + 4096)
 
 
 def test_compiled() -> None:

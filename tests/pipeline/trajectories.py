@@ -66,6 +66,17 @@ class Run:
     x0: Array | None  # [evaluations, ...]: as each predicts it, where the scheduler tells
 
 
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """What StableDiffusionInpaintPipeline keeps, over a UNet that takes the latents alone."""
+
+    mask: Array  # [...], 0..1; 1: anew
+    original: Array  # [...]
+
+    def over(self, x: Array, known: Array) -> Array:
+        return (1 - self.mask) * known + self.mask * x
+
+
 def network(sample: Array, t: float) -> Array:
     """Some function of what a UNet sees that is neither linear nor the same for two timesteps.
 
@@ -80,17 +91,20 @@ def draws(count: int) -> Array:
     return drawn.astype(np.float32).astype(np.float64)
 
 
-def ours(spec: ScheduleSpec, sampler: str, steps: int) -> Run:
+def ours(spec: ScheduleSpec, sampler: str, steps: int, masked: Masked | None = None) -> Run:
     run, drawn = table(spec, sampler, steps), draws(1 + steps)
     terms = np.zeros((STATE + 2, *_SHAPE))
     terms[0] = drawn[0] * run.initial_scale
     states, predictions = [], []
-    for matrix, t, scale, draw in zip(run.matrices, run.timesteps, run.input_scales, run.noise, strict=True):
+    told = zip(run.matrices, run.timesteps, run.input_scales, run.noise, run.levels[1:], strict=True)
+    for matrix, t, scale, draw, (alpha, sigma) in told:
         terms[OUT_COLUMN] = network(terms[0] * scale, float(t))
         terms[NOISE_COLUMN] = drawn[1 + draw] if draw >= 0 else 1e9  # whoever uses it without a draw shows
         result = np.tensordot(matrix, terms, axes=1)  # [6, ...]
         terms[:STATE] = result[:STATE]
-        states.append(result[0])
+        if masked is not None:
+            terms[0] = masked.over(terms[0], alpha * masked.original + sigma * drawn[0])
+        states.append(terms[0].copy())
         predictions.append(result[STATE])
     return Run(run.timesteps, np.stack(states), np.stack(predictions))
 
@@ -111,8 +125,14 @@ def config_of(spec: ScheduleSpec) -> dict[str, Any]:
     return config if spec.spacing is None else config | {"timestep_spacing": spec.spacing}
 
 
-def theirs(spec: ScheduleSpec, sampler: str, steps: int, alphas_cumprod: torch.Tensor | None = None) -> Run:
-    """`alphas_cumprod` replaces the scheduler's own."""
+def theirs(
+    spec: ScheduleSpec,
+    sampler: str,
+    steps: int,
+    alphas_cumprod: torch.Tensor | None = None,
+    masked: Masked | None = None,
+) -> Run:
+    """`alphas_cumprod` replaces the scheduler's own; `masked` is done as the inpainting pipeline does it."""
     made_by, switches = THEIRS[sampler]
     scheduler = made_by.from_config(config_of(spec), **switches)
     if alphas_cumprod is not None:
@@ -129,10 +149,15 @@ def theirs(spec: ScheduleSpec, sampler: str, steps: int, alphas_cumprod: torch.T
         successive = iter(drawn[1:])
         for module in _DRAWING:
             patched.setattr(module, "randn_tensor", lambda *_, dtype, **__: next(successive).to(dtype))
-        for t in scheduler.timesteps:
+        for t, following in zip(scheduler.timesteps, [*scheduler.timesteps[1:], None], strict=True):
             seen = scheduler.scale_model_input(x, t).double().numpy()
             result = scheduler.step(torch.from_numpy(network(seen, float(t))), t, x)
             x = result.prev_sample
+            if masked is not None:
+                known = torch.from_numpy(masked.original)
+                if following is not None:
+                    known = scheduler.add_noise(known, drawn[0], following[None])
+                x = torch.from_numpy(masked.over(x.double().numpy(), known.double().numpy()))
             states.append(x.double().numpy())
             predictions.append(_prediction(scheduler, result))
     x0 = None if predictions[0] is None else np.stack([p.double().numpy() for p in predictions])

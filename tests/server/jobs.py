@@ -147,6 +147,7 @@ def wish(
         input_scales=np.ones(evaluations),
         steps_done=np.arange(1, evaluations + 1),
         noise=np.full(evaluations, -1),
+        levels=np.zeros((evaluations + 1, 2)),
         initial_scale=1.0,
     )
     ids = np.zeros((lane[2], 4), np.int64)

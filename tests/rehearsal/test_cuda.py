@@ -1,0 +1,42 @@
+"""All host code of the CUDA path at full size: devices, shapes, types, strides and launches; no numbers, no GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler for the stand-in of a card"
+)
+
+
+def rehearse(*words: str) -> str:
+    """What the process said; it may say anything, but must end well."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.rehearsal", *words]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
+    return ran.stdout
+
+
+@pytest.mark.parametrize(("name", "pixels", "precision"), [("SD 1.5", "fast", "auto"), ("SD 2.1", "exact", "bf16")])
+def test_from_weights_to_pixels(name: str, pixels: str, precision: str) -> None:
+    said = rehearse("serve", name, pixels, precision, "2")
+    variants = {kernel: int(count) for kernel, count in re.findall(r"^(\w+): (\d+) variants$", said, re.MULTILINE)}
+    # Every kernel of the path was launched; what depends on rows would be compiled again for every bucket.
+    assert set(variants) >= {"attention_kernel", "layer_norm_kernel", "geglu_kernel", "guided_step_kernel"}
+    assert sum(variants.values()) < 80, variants
+
+
+@pytest.mark.parametrize("section", ["ceilings", "kernels", "vae", "budget"])
+def test_sections_of_gpu_check(section: str) -> None:
+    """The quick ones; its figures are nonsense, but no case may fail."""
+    assert rehearse("section", section).count("\n") > 3

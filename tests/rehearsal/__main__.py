@@ -61,7 +61,12 @@ def serve(name: str, pixels: str, precision: str, seats: int) -> None:
 
 
 # Of the stand-in: torch.compile wants a genuine card, and how many numbers are not zero nobody knows.
-LIMITS = ("Torch not compiled with CUDA enabled", "DynamicOutputShapeException", "Legacy CUDA profiling")
+LIMITS = (
+    "Torch not compiled with CUDA enabled",
+    "Found no NVIDIA driver",
+    "DynamicOutputShapeException",
+    "Legacy CUDA profiling",
+)
 
 
 def section(name: str) -> int:

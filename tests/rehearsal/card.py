@@ -115,8 +115,7 @@ class _Driver:
 
 def insert() -> None:
     """For the rest of this process. Errors: subprocess.CalledProcessError, OSError where there is no C++ compiler."""
-    if torch.version.cuda is None:
-        _guard()
+    _guard()
     fake_tensor.init_gpu_context = lambda device: None
     _into_torch()
     triton.runtime.driver.set_active(_Driver())

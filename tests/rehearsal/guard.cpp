@@ -1,4 +1,5 @@
-// torch's CPU build knows no device "cuda". With this its fake tensors may be there: nothing is ever computed.
+// torch's CPU build knows no device "cuda", and the other one asks a driver for it. With this fake tensors may be there
+// in both: nothing is ever computed.
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 namespace c10::impl {

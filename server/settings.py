@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import LatentdError
+from pipeline.prompt import MOST_CHUNKS
 from pipeline.single_file import PREDICTIONS
 
 
@@ -105,6 +106,12 @@ class Settings:
     seats: int = _setting(8, _number(1, 1024), "pictures of a size that are made at once; more wait their turn")
     sizes: tuple[tuple[int, int], ...] = _setting(
         (), (_sizes, "sizes as 512x512,768x512"), "width x height served; without it, the model's own size"
+    )
+    chunks: int = _setting(
+        1,
+        _number(1, MOST_CHUNKS),
+        "make the engines of prompts of up to so many times the text encoder's length at start, for each size; those "
+        "of longer ones are made when the first such prompt comes",
     )
     threads: int = _setting(0, _number(0, 1024), "0 is as many as the process may use (affinity, cgroup)")
     grace: float = _setting(30.0, _number(0, 86400, whole=False), "seconds that requests have to end after SIGTERM")

@@ -59,6 +59,7 @@ class Device:
         Errors: those of Backend.stepper.
         """
         self.model = model
+        self.seats = seats
         self.sizes = sizes
         self._changed = threading.Condition()  # guards the batcher, the jobs and the flags below
         lanes = [(width, height, 1 + more) for more in range(chunks) for width, height in sizes]

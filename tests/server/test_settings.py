@@ -46,6 +46,7 @@ def test_an_empty_variable_and_an_empty_file_say_nothing(file: Path) -> None:
     [
         (["--seats", "0"], {}, "--seats is '0'; it takes an integer from 1 to 1024"),
         (["--seats", "many"], {}, "--seats is 'many'; it takes an integer from 1 to 1024"),
+        (["--chunks", "5"], {}, "--chunks is '5'; it takes an integer from 1 to 4"),
         (["--grpc-port", "65536"], {}, "--grpc-port is '65536'; it takes an integer from 0 to 65535"),
         (["--grace", "nan"], {}, "--grace is 'nan'; it takes a number from 0 to 86400"),
         (["--sizes", "512"], {}, "--sizes is '512'; it takes sizes as 512x512,768x512"),

@@ -144,6 +144,7 @@ def test_the_device_sleeps_until_the_next_deadline(wired: Model, held: Held) -> 
         assert device._patience() is None
         # gRPC's longest: 99,999,999 hours, where Condition.wait raises OverflowError
         far = at_work.submit(**long(2), deadline=time.monotonic() + 3600.0 * 99_999_999)
+        assert device._patience() == threading.TIMEOUT_MAX
         device._wake()
         gate.go.set()
         assert isinstance(box_of(far).end(), Done) and at_work.deaths == 0

@@ -184,12 +184,14 @@ def test_a_lane_that_cannot_be_made_fails_those_who_wait_for_it(
     with running(wired, ready=held.hold) as at_work:
         neighbour = at_work.submit(**APPLE)
         held.begun()  # so that both wait when the lane is begun
-        held.before_denoiser = raising(error)
+        tries: list[None] = []
+        held.before_denoiser = lambda: (tries.append(None), raising(error)())
         jobs = [at_work.submit(**long(2, images=2)), at_work.submit(**long(2))]
         held.release()
         for job in jobs:
             assert box_of(job).error() == told and box_of(job).started == [] and box_of(job).ends == 1
         assert isinstance(box_of(neighbour).end(), Done) and at_work.leftovers == []
+        assert len(tries) == 1, "once for all who waited"
         held.before_denoiser = lambda: None
         again = at_work.submit(**long(2))
         assert isinstance(box_of(again).end(), Done) and at_work.deaths == 0

@@ -61,6 +61,12 @@ def _sizes(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys((int(m[1]), int(m[2])) for m in matches if m))
 
 
+def _most(number: tuple[Callable[[str], Any], str]) -> tuple[Callable[[str], Any], str]:
+    """The largest of a list, for a variable that another program reads as a list."""
+    parse, takes = number
+    return lambda text: max(parse(part) for part in text.split(",")), takes + ", or several as 1,2: the largest counts"
+
+
 def _setting(default: Any, reads: tuple[Callable[[str], Any], str], help: str) -> Any:
     return field(default=default, metadata={"kind": _Kind(*reads, help)})
 
@@ -109,7 +115,7 @@ class Settings:
     )
     chunks: int = _setting(
         1,
-        _number(1, MOST_CHUNKS),
+        _most(_number(1, MOST_CHUNKS)),  # LATENTD_CHUNKS=1,2 is `make engines`' too
         "make the engines of prompts of up to so many times the text encoder's length at start, for each size; those "
         "of longer ones are made when the first such prompt comes",
     )

@@ -137,11 +137,14 @@ class Stepper(Protocol):
 
 
 class Backend(Protocol):
-    """Engines of one model on one device. Used by one thread at a time."""
+    """Engines of one model on one device. Used by one thread at a time, but for what `makes_beside` allows."""
 
     name: str
     precision: str  # "f32", "bf16", ...
     spec: Spec
+    # May one other thread call `stepper` while this one encodes, steps and decodes? For a size that has a stepper: what
+    # a backend measures or makes once a size is then there, and is not measured beside steps that disturb it.
+    makes_beside: bool
 
     def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
         """Token ids [tokens] to context [tokens, width], without the text encoder's last `skip` layers."""

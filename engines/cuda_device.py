@@ -62,6 +62,9 @@ class CudaDevice:
 
     name: str
     precision: str
+    # A lane is captured on the stream that all lanes step on: a replay that another thread launched there meanwhile
+    # would become a part of the capture. A stream and a memory pool of its own were never tried.
+    makes_beside = False
 
     def __init__(self, spec: Spec, networks: Networks, kernels: Kernels, device: torch.device, pixels: str) -> None:
         self.spec, self.pixels = spec, pixels

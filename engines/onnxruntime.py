@@ -19,6 +19,7 @@ class OnnxRuntimeBackend(HostBackend):
     """Sessions of one artifact's graphs, as they are: nothing is compiled or cached."""
 
     name = "onnxruntime"
+    makes_beside = True  # a denoiser is arrays over the one session, which any threads may run
 
     def __init__(self, artifact: Artifact, precision: str = "auto", threads: int | None = None) -> None:
         if precision not in ("auto", "f32"):

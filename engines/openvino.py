@@ -35,6 +35,9 @@ class OpenVinoBackend(HostBackend):
     """The engines of one artifact, as OpenVinoBuilder compiles them."""
 
     name = "openvino"
+    # A Core compiles and imports for any thread, without Python's lock, and requests of other engines run meanwhile. A
+    # size's streams are chosen with its first denoiser; a further one only adds its own key to `_compiled`.
+    makes_beside = True
 
     def __init__(self, artifact: Artifact, precision: str = "auto", threads: int | None = None) -> None:
         self.spec = artifact.spec

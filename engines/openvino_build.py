@@ -107,7 +107,8 @@ class OpenVinoBuilder:
     def imported(self, engine: Engine, streams: int, order: Order) -> ov.CompiledModel | None:
         """None where this OpenVINO does not take it, another build of the same version."""
         try:
-            blob = ov.Tensor(np.frombuffer(engine.data, np.uint8))
+            blob = ov.Tensor(ov.Type.u8, ov.Shape([len(engine.data)]))
+            np.copyto(blob.data, np.frombuffer(engine.data, np.uint8))  # which lets other threads run meanwhile
             return self._core.import_model(blob, "CPU", self._config(order, streams))
         except RuntimeError:
             return None

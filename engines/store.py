@@ -150,21 +150,21 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, vouched: dict[str, Any], keep_data: bool) -> bytearray:
-    """The file's bytes where they are to be kept, hashed in the same pass. Errors: Damaged; FileNotFoundError."""
+    """The file's bytes, where they are to be kept, hashed in the same pass. Errors: Damaged; FileNotFoundError.
+
+    Piece by piece: a bytearray of gigabytes is cleared first, and other threads would wait for Python's lock so long.
+    """
     wanted, digest = int(vouched["bytes"]), hashlib.sha256()
     try:
         length = regular_size(path)
         with path.open("rb", buffering=0) as file:
             if length != wanted:
                 raise Damaged(f"{path} is damaged (it has {length:,} bytes, its manifest says {wanted:,})")
-            data = bytearray(wanted if keep_data else min(wanted, _PIECE))
-            view, done = memoryview(data), 0
-            while done < wanted:
-                piece = view[done : done + _PIECE] if keep_data else view
-                read = file.readinto(piece)
-                if not read:
-                    break
+            data, piece, done = bytearray(), memoryview(bytearray(_PIECE)), 0
+            while done < wanted and (read := file.readinto(piece[: wanted - done])):
                 digest.update(piece[:read])
+                if keep_data:
+                    data += piece[:read]
                 done += read
     except FileNotFoundError:
         raise FileNotFoundError(path) from None

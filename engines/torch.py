@@ -18,6 +18,7 @@ from model.unet import Unet
 
 class TorchBackend(HostBackend):
     name = "torch"
+    makes_beside = True  # a denoiser is arrays over modules that nobody writes to
 
     def __init__(self, artifact: Artifact, precision: str = "auto", threads: int | None = None) -> None:
         if precision not in ("auto", "f32"):

@@ -71,6 +71,11 @@ class Server:
             time.monotonic() - start,
         )
 
+    @property
+    def makes_lane(self) -> bool:
+        """See Device.makes_lane."""
+        return self.service.device is not None and self.service.device.makes_lane
+
     async def died(self) -> None:
         """Returns when the device has failed; health says NOT_SERVING from then on."""
         await self._died.wait()
@@ -120,10 +125,11 @@ async def serve(settings: Settings) -> int:
         log.info("draining: requests have %g s to end", settings.grace)
     await server.close(1.0 if failed else settings.grace)
     log.info("stopped")
-    if failed:
-        # At once: what torch frees on the way out asks CUDA for events, and after an error that stays this aborts.
+    if failed or server.makes_lane:
+        # At once: what torch frees on the way out asks CUDA for events, and after an error that stays this aborts. A
+        # compiler's thread that comes back to an interpreter that has ended aborts too, or crashes in what is freed.
         logging.shutdown()
-        os._exit(1)
+        os._exit(1 if failed else 0)
     return 0
 
 
@@ -156,7 +162,7 @@ def _device(
     metrics.engine(model)
     admission = Admission(settings.queue_jobs, settings.queue_seconds)
     workers = max(1, min(4, available_cores()))
-    return Device(model, sizes, settings.seats, admission, metrics, workers, died, settings.max_steps)
+    return Device(model, sizes, settings.seats, admission, metrics, workers, died, settings.max_steps, settings.chunks)
 
 
 def _is_loopback(host: str) -> bool:

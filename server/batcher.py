@@ -10,9 +10,10 @@ from server.job import Job, LaneKey, Picture
 
 
 class Lane:
-    """The seats of one lane, and how much step time they have had."""
+    """The seats of one lane, and how much step time they have had. Nobody sits before the lane is made."""
 
-    def __init__(self, seats: int) -> None:
+    def __init__(self, seats: int, *, made: bool) -> None:
+        self.made = made
         self.tenants: list[Picture | None] = [None] * seats
         self.spent = 0.0  # seconds of steps: lanes take turns by it
 
@@ -22,19 +23,22 @@ class Lane:
 
 
 class Batcher:
-    """Higher priorities are seated first; equal ones in order of arrival; a lane's queue is its own."""
+    """Higher priorities are seated first; equal ones in order of arrival; a lane's queue is its own.
+
+    `lanes` are made; those that `open` adds are not.
+    """
 
     def __init__(self, lanes: Iterable[LaneKey], seats: int) -> None:
         self._seats = seats
-        self.lanes = {key: Lane(seats) for key in lanes}
+        self.lanes = {key: Lane(seats, made=True) for key in lanes}
         self._queue: list[tuple[int, int, Picture]] = []  # sorted: minus priority, arrival
         self._arrivals = itertools.count()
 
     def open(self, key: LaneKey) -> bool:
-        """Make a lane with empty seats; False when there is one already."""
+        """Add a lane with empty seats; False when there is one already."""
         new = key not in self.lanes
         if new:
-            self.lanes[key] = Lane(self._seats)
+            self.lanes[key] = Lane(self._seats, made=False)
         return new
 
     def add(self, job: Job) -> None:
@@ -52,7 +56,16 @@ class Batcher:
 
     @property
     def idle(self) -> bool:
-        return not self._queue and not any(lane.live for lane in self.lanes.values())
+        """Nobody sits, and nobody who waits could: their lanes are yet to be made."""
+        return not any(lane.live for lane in self.lanes.values()) and not any(
+            self.lanes[picture.job.wish.lane].made for _, _, picture in self._queue
+        )
+
+    @property
+    def unmade(self) -> LaneKey | None:
+        """The lane to be made next: that of the first of the queue who waits for one."""
+        lanes = (picture.job.wish.lane for _, _, picture in self._queue)
+        return next((key for key in lanes if not self.lanes[key].made), None)
 
     @property
     def rows_live(self) -> int:
@@ -77,11 +90,11 @@ class Batcher:
         return left
 
     def seat_next(self) -> tuple[LaneKey, int, Picture] | None:
-        """Give the first of the queue whose lane has a free seat that seat."""
+        """Give the first of the queue whose lane is made and has a free seat that seat."""
         for place, (_, _, picture) in enumerate(self._queue):
             key = picture.job.wish.lane
             lane = self.lanes[key]
-            if None in lane.tenants:
+            if lane.made and None in lane.tenants:
                 seat = lane.tenants.index(None)
                 if not lane.live:  # a lane that slept does not get the past back
                     lane.spent = max(lane.spent, min((x.spent for x in self.lanes.values() if x.live), default=0.0))

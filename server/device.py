@@ -1,8 +1,9 @@
 """The one thread that owns the device: seats, steps, decodes.
 
 Everything that a backend does is begun here, one thing at a time; a turn of the loop is: who has gone leaves,
-who waits sits down, one lane steps, one finished picture is decoded. On a CPU what was begun is done; on a GPU a step
-is under way when the next one is prepared, and a picture is decoded beside the steps and fetched when it is ready.
+a lane that somebody waits for is begun, who waits sits down, one lane steps, one finished picture is decoded. On a CPU
+what was begun is done, but for a lane (server/lanes.py); on a GPU a step is under way when the next one is prepared,
+and a picture is decoded beside the steps and fetched when it is ready.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import F32, DeviceError, NoEngine, OutOfMemory, Pending, Pixels, Stepper
+from engines.backend import F32, DeviceError, NoEngine, OutOfMemory, Pending, Pixels
 from engines.context import context_of
 from engines.model import Model
 from pipeline.errors import LatentdError
 from pipeline.noise import standard_normal
-from pipeline.samplers import STATE, Table
 from server.admission import Admission
 from server.batcher import Batcher
 from server.delivery import Delivery
 from server.errors import Cancelled, NotServing, PictureFailed, TooLate
 from server.events import Started, Step
 from server.job import Job, LaneKey, Picture, Size
+from server.lanes import Lanes
 from server.metrics import Metrics
 
 log = logging.getLogger("latentd.device")
@@ -51,24 +52,27 @@ class Device:
         workers: int,
         died: Callable[[], object],
         steps: int = 150,
+        chunks: int = 1,
     ) -> None:
-        """`steps`: of the longest job that will be submitted."""
+        """`steps`: of the longest job that will be submitted. Lanes of prompts of up to `chunks` chunks are made now.
+
+        Errors: those of Backend.stepper.
+        """
         self.model = model
-        self._steps = steps
         self.seats = seats
         self.sizes = sizes
-        plain = [(width, height, 1) for width, height in sizes]
-        self._batcher = Batcher(plain, seats)
+        self._changed = threading.Condition()  # guards the batcher, the jobs and the flags below
+        lanes = [(width, height, 1 + more) for more in range(chunks) for width, height in sizes]
+        self._batcher = Batcher(lanes, seats)
         self._admission = admission
         self._metrics = metrics
         self._died = died
-        self._steppers: dict[LaneKey, Stepper] = {}
-        self._row_seconds = {lane: self._warm(lane) for lane in plain}
+        self._lanes = Lanes(model, seats, steps, metrics, self._wake)
+        self._row_seconds = {lane: self._lanes.warm(lane) for lane in lanes}
         self._contexts: OrderedDict[tuple[bytes, int], F32] = OrderedDict()
         self._encoded = 0  # chunks of prompts that had to be computed
         self._finished: deque[tuple[Picture, Pending[F32]]] = deque()  # latents to decode
         self._decoding: deque[tuple[Picture, Pending[Pixels | None], float]] = deque()  # and when each was begun
-        self._changed = threading.Condition()  # guards the batcher and the three below
         self._jobs: set[Job] = set()  # admitted and not yet told Done or Failed
         self._stopping = False
         self._failed = False
@@ -87,18 +91,24 @@ class Device:
                     "the device has failed; the server is about to restart" if self._failed else "draining"
                 )
             width, height, _ = job.wish.lane
-            if self._batcher.open(job.wish.lane):  # its engine is made when its first job is seated
+            if self._batcher.open(job.wish.lane):  # made when the device thread comes to it
                 self._row_seconds[job.wish.lane] = self._row_seconds[width, height, 1]
             self._admission.check(job.wish, self._batcher, self._row_seconds, time.monotonic(), job.deadline)
             ahead = self._batcher.ahead_of(job.wish.priority)
             self._batcher.add(job)
             self._jobs.add(job)
+            job.wake = self._wake
             self._count()
             self._changed.notify()
         return ahead
 
+    @property
+    def makes_lane(self) -> bool:
+        """Is a lane being made in a thread that `stop` does not wait for? That may be inside a compiler for minutes."""
+        return self._lanes.at_work
+
     def stop(self) -> None:
-        """End the thread; jobs that are still here fail. Returns when nothing touches the device any more."""
+        """End the thread; jobs that are still here fail. Returns when nothing steps or decodes any more."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -110,6 +120,7 @@ class Device:
         try:
             while self._wait():
                 self._drop()
+                self._make()
                 self._seat()
                 self._step()
                 self._decode()
@@ -134,15 +145,30 @@ class Device:
         if self._failed:
             self._died()
 
-    def _wait(self) -> bool:
-        """Sleep until there is work; False when the thread is to end. What may not be decoded yet is no work."""
+    def _wake(self) -> None:
         with self._changed:
-            full = len(self._decoding) >= _DECODES
-            while self._batcher.idle and (full or not self._finished) and not self._stopping:
-                self._changed.wait(_POLL if self._decoding else None)
-                if self._decoding:
-                    break  # to look again whether it is done
+            self._changed.notify()
+
+    def _wait(self) -> bool:
+        """Sleep until there may be work; False when the thread is to end."""
+        with self._changed:
+            if not self._stopping and not self._work():
+                self._changed.wait(self._patience())
             return not self._stopping
+
+    def _work(self) -> bool:
+        """What may not be decoded or made yet is no work; called with the lock held."""
+        if not self._batcher.idle or (self._finished and len(self._decoding) < _DECODES):
+            return True
+        return self._lanes.over or (self._lanes.free and self._batcher.unmade is not None)
+
+    def _patience(self) -> float | None:
+        """Seconds until what nobody tells: a decoded picture, a deadline that passes; called with the lock held."""
+        now, until = time.monotonic(), [_POLL] if self._decoding else []
+        until += [job.deadline - now for job in self._jobs if job.deadline is not None]
+        until += [0.0 for job in self._jobs if job.cancelled]
+        # gRPC's deadlines go up to eleven thousand years, a condition waits for 292 at most.
+        return min(max(0.0, min(until)), threading.TIMEOUT_MAX) if until else None
 
     def _drop(self) -> None:
         """Cancelled and expired jobs leave their seats and the queue."""
@@ -159,8 +185,8 @@ class Device:
     def _leave(self, gone: Iterable[Job]) -> None:
         with self._changed:
             for lane, seat in self._batcher.drop(gone):
-                if lane in self._steppers:
-                    self._steppers[lane].leave(seat)
+                if lane in self._lanes:
+                    self._lanes[lane].leave(seat)
             self._count()
 
     def _forget(self, job: Job) -> None:
@@ -171,6 +197,37 @@ class Device:
         """The gauges follow the batcher; called with the lock held."""
         self._metrics.queue_depth.set(self._batcher.waiting_count)
         self._metrics.rows_live.set(self._batcher.rows_live)
+
+    def _make(self) -> None:
+        """The lane that the first in the queue waits for is begun; one that is made may be sat in."""
+        with self._changed:
+            wanted = self._batcher.unmade
+        if wanted is not None and self._lanes.free:
+            self._lanes.begin(wanted)
+        if (ended := self._lanes.end()) is None:
+            return
+        lane, error = ended
+        if isinstance(error, DeviceError):
+            raise error
+        with self._changed:  # whoever comes after this has the lane made, or made again
+            self._batcher.lanes[lane].made = error is None
+            gone = [job for job in self._jobs if job.wish.lane == lane] if error else []
+        if error:
+            self._refuse(gone, lane, error)
+
+    def _refuse(self, jobs: list[Job], lane: LaneKey, error: BaseException) -> None:
+        """All who waited for a lane are told that it cannot be made; the next who asks for it has it tried again."""
+        told: LatentdError
+        if isinstance(error, NoEngine | OutOfMemory):  # whoever runs the server, or asks for less, can mend it
+            told = error
+            log.warning("%s", error, extra={"request": ",".join(job.id for job in jobs)})
+        else:
+            width, height, chunks = lane
+            told = PictureFailed(f"the engine for {width}x{height} and a prompt of {chunks} chunks cannot be made")
+            log.error("%s", told, exc_info=error, extra={"request": ",".join(job.id for job in jobs)})
+        self._leave(jobs)
+        for job in jobs:
+            self._delivery.end(job, told)
 
     def _seat(self) -> None:
         """Who waits takes the free seats. After one prompt is encoded the others step first: it takes a while."""
@@ -186,7 +243,7 @@ class Device:
                 encoded = self._sit(lane, seat, picture)
             except DeviceError:
                 raise
-            except (NoEngine, OutOfMemory) as error:  # a long prompt's engine, or room for its seats: the others go on
+            except OutOfMemory as error:  # the device is intact, the others go on
                 log.warning("%s", error, extra={"request": picture.job.id})
                 self._leave([picture.job])
                 self._delivery.end(picture.job, error)
@@ -205,20 +262,12 @@ class Device:
         encoded = self._encoded > known
         shape = self.model.spec.latent_shape(*wish.size)
         noise = standard_normal(wish.picture_seed(picture.index), shape, draws=1 + wish.table.draws)
-        self._stepper(lane).sit(seat, wish.table, noise, context, negative, wish.guidance)
+        self._lanes[lane].sit(seat, wish.table, noise, context, negative, wish.guidance)
         job.timings.queue_ms = max(job.timings.queue_ms, 1e3 * (start - job.arrived))
         job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
         self._metrics.queue_seconds.observe(start - job.arrived)
         job.mailbox.post(Started(picture.index))
         return encoded
-
-    def _stepper(self, lane: LaneKey) -> Stepper:
-        """The lane's, made when first needed: a long prompt's engine takes seconds once, then the cache has it."""
-        if lane not in self._steppers:
-            width, height, chunks = lane
-            self._steppers[lane] = self.model.backend.stepper(width, height, self.seats, chunks, self._steps)
-            self._metrics.rows_capacity.set(2 * self.seats * len(self._steppers))
-        return self._steppers[lane]
 
     def _encode(self, ids: NDArray[np.int64], skip: int) -> F32:
         """Context [tokens, width] of a chunk, remembered or computed."""
@@ -238,7 +287,7 @@ class Device:
             key = self._batcher.next_lane()
         if key is None:
             return
-        lane, stepper = self._batcher.lanes[key], self._steppers[key]
+        lane, stepper = self._batcher.lanes[key], self._lanes[key]
         seats = lane.live
         tenants = {seat: tenant for seat in seats if (tenant := lane.tenants[seat])}
         wanted = [seat for seat, picture in tenants.items() if _wants_preview(picture)]
@@ -255,7 +304,7 @@ class Device:
             self._after_step(key, seat, picture, len(seats), preview=seat in wanted)
 
     def _after_step(self, lane: LaneKey, seat: int, picture: Picture, live: int, *, preview: bool) -> None:
-        job, wish, stepper = picture.job, picture.job.wish, self._steppers[lane]
+        job, wish, stepper = picture.job, picture.job.wish, self._lanes[lane]
         picture.reached = stepper.reached(seat)
         job.timings.seats.append(live)
         done = wish.table.steps_after(picture.reached)
@@ -303,35 +352,6 @@ class Device:
             self._delivery.settle(picture, PictureFailed(f"image {picture.index} came out as not a number"))
             return
         self._delivery.picture(picture, pixels, start)
-
-    def _warm(self, lane: LaneKey) -> float:
-        """Seconds a row, measured on the second of two steps of two rows; the first one warms the engine up."""
-        backend, stepper = self.model.backend, self._stepper(lane)
-        shape, text = self.model.spec.latent_shape(*lane[:2]), self.model.spec.text
-        context = np.zeros((lane[2] * text.tokens, text.width), np.float32)
-        stepper.sit(0, _still(2), np.zeros((1, *shape), np.float32), context, context, guidance=2.0)
-        took = 0.0
-        for _ in range(2):
-            start = time.monotonic()
-            stepper.step([0])
-            stepper.pending_latents(0).get()
-            took = time.monotonic() - start
-        backend.picture(stepper.pending_latents(0)).get()
-        stepper.leave(0)
-        return took / 2
-
-
-def _still(evaluations: int) -> Table:
-    """A run that leaves nothing of x: no model's schedule need have room for it."""
-    return Table(
-        matrices=np.zeros((evaluations, STATE + 1, STATE + 2)),
-        timesteps=np.ones(evaluations),
-        input_scales=np.ones(evaluations),
-        steps_done=np.arange(1, evaluations + 1),
-        noise=np.full(evaluations, -1),
-        levels=np.zeros((evaluations + 1, 2)),
-        initial_scale=1.0,
-    )
 
 
 def _wants_preview(picture: Picture) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engines.model import Model
@@ -119,6 +120,7 @@ class Job:
     arrived: float  # monotonic seconds
     deadline: float | None = None  # monotonic seconds
     cancelled: bool = False
+    wake: Callable[[], object] = field(default=lambda: None, repr=False)  # whoever sleeps while the job waits
     left: int = field(init=False)  # pictures neither delivered nor failed
     timings: Timings = field(default_factory=Timings)
     failures: list[PictureFailed] = field(default_factory=list)
@@ -131,8 +133,9 @@ class Job:
         self.left = self.wish.images
 
     def cancel(self) -> None:
-        """The job leaves at the next step."""
+        """The job leaves after the step that is under way; at once where none is."""
         self.cancelled = True
+        self.wake()
 
     def expired(self, now: float) -> bool:
         return self.deadline is not None and self.deadline <= now

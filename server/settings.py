@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import LatentdError
+from pipeline.prompt import MOST_CHUNKS
 from pipeline.single_file import PREDICTIONS
 
 
@@ -58,6 +59,12 @@ def _sizes(text: str) -> tuple[tuple[int, int], ...]:
     if not all(matches):
         raise ValueError
     return tuple(dict.fromkeys((int(m[1]), int(m[2])) for m in matches if m))
+
+
+def _most(number: tuple[Callable[[str], Any], str]) -> tuple[Callable[[str], Any], str]:
+    """The largest of a list, for a variable that another program reads as a list."""
+    parse, takes = number
+    return lambda text: max(parse(part) for part in text.split(",")), takes + ", or several as 1,2: the largest counts"
 
 
 def _setting(default: Any, reads: tuple[Callable[[str], Any], str], help: str) -> Any:
@@ -105,6 +112,12 @@ class Settings:
     seats: int = _setting(8, _number(1, 1024), "pictures of a size that are made at once; more wait their turn")
     sizes: tuple[tuple[int, int], ...] = _setting(
         (), (_sizes, "sizes as 512x512,768x512"), "width x height served; without it, the model's own size"
+    )
+    chunks: int = _setting(
+        1,
+        _most(_number(1, MOST_CHUNKS)),  # LATENTD_CHUNKS=1,2 is `make engines`' too
+        "make the engines of prompts of up to so many times the text encoder's length at start, for each size; those "
+        "of longer ones are made when the first such prompt comes",
     )
     threads: int = _setting(0, _number(0, 1024), "0 is as many as the process may use (affinity, cgroup)")
     grace: float = _setting(30.0, _number(0, 86400, whole=False), "seconds that requests have to end after SIGTERM")

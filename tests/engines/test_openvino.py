@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,33 @@ def test_the_quickest_number_of_streams_wins(artifact: Artifact, cache: Path, mo
     bound.clear()
     denoiser_of(OpenVinoBackend(artifact, "f32", threads=1))
     assert bound == [1, 1], "other threads, another choice"
+
+
+def test_another_lane_of_a_size_is_made_beside_steps_and_measures_nothing(
+    artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its streams are the first lane's choice; its compiling, keeping and reading again change nobody's bits."""
+    for engines in (1, 3):  # the text encoder's; the two lanes' too
+        backend, made = OpenVinoBackend(artifact, "f32"), list[OpenVinoDenoiser]()
+        assert backend.makes_beside and len(entries(cache)) == engines
+        denoiser, default = denoiser_of(backend, 2), backend.spec.defaults
+        denoiser.samples[:], denoiser.contexts[:], denoiser.timesteps[:] = 0.3, 0.2, 600
+        denoiser.run([0, 1])
+        wanted = denoiser.outputs.copy()
+        with monkeypatch.context() as patch:
+            patch.setattr(own, "_costs", never)
+            lane = default.width, default.height, 2, 2
+            maker = threading.Thread(target=lambda: made.append(backend.denoiser(*lane)))  # noqa: B023
+            maker.start()
+            alive = True
+            while alive:
+                alive = maker.is_alive()  # one more run after the last look
+                denoiser.outputs[:] = 0
+                denoiser.run([0, 1])
+                assert np.array_equal(denoiser.outputs, wanted)
+        (other,) = made
+        assert other.contexts.shape[1] == 2 * backend.spec.text.tokens
+        assert len(set(streams_of(backend))) == 1, "both lanes have as many"
 
 
 def test_an_engines_key(artifact: Artifact, v_artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ class Held(HostBackend):
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.name, self.precision, self.spec = backend.name, backend.precision, backend.spec
+        self.makes_beside = backend.makes_beside
         self.runs: list[list[int]] = []  # the rows of each step that was begun
         self.encoded: list[NDArray[np.int64]] = []
         self.decoded = 0  # pictures whose decoding was begun

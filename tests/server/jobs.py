@@ -93,10 +93,10 @@ def alone(model: Model, **fields: Any) -> Pixels:
 class Running:
     """A device at work, its metrics, and how often it said that it died."""
 
-    def __init__(self, model: Model, seats: int, sizes: list[Size], admission: Admission) -> None:
+    def __init__(self, model: Model, seats: int, sizes: list[Size], admission: Admission, chunks: int) -> None:
         self.metrics = Metrics("m")
         self.deaths = 0
-        self.device = Device(model, sizes, seats, admission, self.metrics, 2, self._died, steps=700)
+        self.device = Device(model, sizes, seats, admission, self.metrics, 2, self._died, steps=700, chunks=chunks)
         self._model = model
 
     def _died(self) -> None:
@@ -125,10 +125,11 @@ def running(
     sizes: list[Size] | None = None,
     admission: Admission | None = None,
     ready: Callable[[], object] = lambda: None,
+    chunks: int = 1,
 ) -> Iterator[Running]:
     """`ready` is called when the engines have been warmed up and before any job."""
     default = model.spec.defaults
-    at_work = Running(model, seats, sizes or [(default.width, default.height)], admission or Admission())
+    at_work = Running(model, seats, sizes or [(default.width, default.height)], admission or Admission(), chunks)
     ready()
     at_work.device.start()
     try:

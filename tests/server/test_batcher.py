@@ -52,6 +52,35 @@ def test_higher_priority_is_seated_first_and_equals_in_order() -> None:
     assert [id for _, _, id, _ in seated(batcher)] == ["c", "d", "b", "a"]
 
 
+def test_nobody_sits_in_a_lane_that_is_not_made_and_it_holds_nobody_up() -> None:
+    batcher = Batcher([SMALL], seats=1)
+    assert batcher.idle and batcher.unmade is None
+    assert batcher.open(LARGE) and not batcher.open(LARGE) and not batcher.open(SMALL)
+    add(batcher, "a", lane=LARGE, priority=9)
+    assert seated(batcher) == [] and batcher.idle and batcher.unmade == LARGE
+    add(batcher, "b", lane=SMALL)
+    assert not batcher.idle, "b can sit"
+    assert seated(batcher) == [(SMALL, 0, "b", 0)] and not batcher.idle and batcher.unmade == LARGE
+    batcher.free(SMALL, 0)
+    batcher.lanes[LARGE].made = True
+    assert not batcher.idle and batcher.unmade is None
+    assert seated(batcher) == [(LARGE, 0, "a", 0)]
+
+
+def test_the_lane_of_the_first_who_waits_for_one_is_made_next() -> None:
+    batcher = Batcher([SMALL], seats=1)
+    lanes = [(8, 8, chunks) for chunks in (2, 3, 4)]
+    jobs = []
+    for lane, priority in zip(lanes, (0, 1, -1), strict=True):
+        batcher.open(lane)
+        jobs.append(add(batcher, "j", lane=lane, priority=priority))
+    order = []
+    for job in (jobs[1], jobs[0], jobs[2]):
+        order.append(batcher.unmade)
+        batcher.drop([job])
+    assert order == [lanes[1], lanes[0], lanes[2]] and batcher.unmade is None and batcher.idle
+
+
 def test_priority_takes_nobodys_seat() -> None:
     batcher = Batcher([SMALL], seats=1)
     add(batcher, "a")

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from engines.backend import BackendError, DeviceError, NoEngine, OutOfMemory
+from engines.backend import DeviceError, OutOfMemory
 from engines.model import Model
 from server import pictures
 from server.admission import Admission
@@ -192,21 +192,6 @@ def test_an_error_in_encoding_fails_its_job_alone(wired: Model, held: Held, mode
         assert isinstance(box_of(again).end(), Done) and at_work.deaths == 0
         np.testing.assert_array_equal(box_of(again).images[0], alone(model, **APPLE))
         assert at_work.leftovers == []
-
-
-def test_a_lane_whose_engine_cannot_be_made_fails_its_job_alone(wired: Model, held: Held, model: Model) -> None:
-    long = {"prompt": "red apple blue cat " * 9, "seed": 3, "steps": 2, "long_prompt": True}
-    with running(wired, seats=1) as at_work:
-        held.before_denoiser = raising(BackendError("some inner words"))
-        assert box_of(at_work.submit(**long)).error() == ("INTERNAL", "image 0 cannot be begun")
-        held.before_denoiser = raising(NoEngine("run `make engines ..`"))  # which is for whoever asked to read
-        assert box_of(at_work.submit(**long)).error() == ("FAILED_PRECONDITION", "run `make engines ..`")
-        assert at_work.leftovers == []
-        held.before_denoiser = lambda: None
-        for asked in (APPLE, long):
-            job = at_work.submit(**asked)
-            assert isinstance(box_of(job).end(), Done)
-            np.testing.assert_array_equal(box_of(job).images[0], alone(model, **asked))
 
 
 @pytest.mark.parametrize("where", ["denoiser", "encode", "decode"])

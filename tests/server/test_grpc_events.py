@@ -69,7 +69,7 @@ def test_the_last_step_has_no_preview(server: Server) -> None:
 
 def test_nobody_asks_and_no_preview_is_computed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    for stepper in server.service.device._steppers.values():
+    for stepper in server.service.device._lanes._steppers.values():
         step = stepper.step
 
         def watched(seats, predict=(), step=step) -> None:

@@ -183,6 +183,58 @@ def test_a_failed_device_ends_the_process(artifact: Artifact, tmp_path: Path) ->
         assert started.end() == 1
 
 
+# A lane that OpenVINO compiles over and over while a file of this name is there.
+COMPILING = """
+import sys
+from pathlib import Path
+from server import app
+from server.__main__ import main
+
+gate, load = Path(sys.argv[1]), app.load_model
+
+def load_slow(settings):
+    model = load(settings)
+    make = model.backend.denoiser
+    def denoiser(width, height, rows, chunks=1):
+        if chunks > 1:
+            print("making", flush=True)
+            while gate.exists():
+                builder = model.backend._builder
+                builder.compiled(builder.unet(width, height, chunks), 2)
+        return make(width, height, rows, chunks)
+    model.backend.denoiser = denoiser
+    return model
+
+app.load_model = load_slow
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_sigterm_while_a_lane_is_made(drained: bool, artifact: Artifact, tmp_path: Path) -> None:
+    """Who waits for it has the grace too. Then the process ends well whatever the compiler does: an interpreter that
+    ends while OpenVINO compiles in a thread of it aborts every other time."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    arguments = ("-c", COMPILING, gate, "--model", artifact.folder, *FREE, "--grace", "30" if drained else "0.05")
+    with process(*arguments) as started, Client(started.address()) as client:
+        events = client.stream("red apple " * 12, steps=1, long_prompt=True)
+        assert isinstance(next(events), Queued)
+        started.says("^making$")
+        started.popen.send_signal(signal.SIGTERM)
+        started.says("draining")
+        if drained:
+            gate.unlink()
+            kinds = [type(event) for event in events]
+            assert kinds.count(Image) == 1 and kinds[-1] is Done
+        else:
+            with pytest.raises(ServerError) as cancelled:
+                list(events)
+            assert cancelled.value.code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        assert started.end() == 0, started.err
+    assert started.err[-1].endswith("stopped") and "Traceback" not in "\n".join(started.err)
+
+
 SLOW_LOAD = """
 import sys, threading
 from server import app

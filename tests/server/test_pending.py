@@ -141,7 +141,7 @@ def test_nan_fails_alone(cuda: Model) -> None:
     with running(cuda, seats=2) as at_work:
         bad, good = at_work.submit(**APPLE), at_work.submit(**CAT)
         assert isinstance(box_of(good).end(), Done) and isinstance(box_of(bad).end(), Done)
-        stepper = next(iter(at_work.device._steppers.values()))
+        stepper = next(iter(at_work.device._lanes._steppers.values()))
         sit = stepper.sit
 
         def poisoned(seat: int, table: Any, *rest: Any) -> None:

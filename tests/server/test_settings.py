@@ -46,6 +46,8 @@ def test_an_empty_variable_and_an_empty_file_say_nothing(file: Path) -> None:
     [
         (["--seats", "0"], {}, "--seats is '0'; it takes an integer from 1 to 1024"),
         (["--seats", "many"], {}, "--seats is 'many'; it takes an integer from 1 to 1024"),
+        (["--chunks", "5"], {}, "--chunks is '5'; it takes an integer from 1 to 4, or several as 1,2"),
+        (["--chunks", "1,"], {}, "--chunks is '1,'; it takes an integer from 1 to 4"),
         (["--grpc-port", "65536"], {}, "--grpc-port is '65536'; it takes an integer from 0 to 65535"),
         (["--grace", "nan"], {}, "--grace is 'nan'; it takes a number from 0 to 86400"),
         (["--sizes", "512"], {}, "--sizes is '512'; it takes sizes as 512x512,768x512"),
@@ -89,6 +91,13 @@ def test_a_file_that_is_missing_is_named(file: Path) -> None:
 
 def test_sizes_are_kept_in_order_and_once() -> None:
     assert read_settings(["--sizes", "64x32, 32x64,64x32"], {}).sizes == ((64, 32), (32, 64))
+
+
+def test_chunks_may_be_the_list_that_make_engines_takes(file: Path) -> None:
+    assert read_settings([], {}).chunks == 1 and read_settings(["--chunks", "3"], {}).chunks == 3
+    assert read_settings([], {"LATENTD_CHUNKS": "1,2"}).chunks == 2
+    file.write_text("chunks: [1, 4]")
+    assert read_settings(["--config", str(file)], {}).chunks == 4
 
 
 def test_brackets_of_an_ipv6_host_are_dropped() -> None:

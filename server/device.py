@@ -11,19 +11,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from engines.backend import F32, DeviceError, NoEngine, OutOfMemory, Pending, Pixels
+from engines.backend import DeviceError, NoEngine, OutOfMemory
 from engines.context import context_of
 from engines.model import Model
 from pipeline.errors import LatentdError
 from pipeline.noise import standard_normal
 from server.admission import Admission
 from server.batcher import Batcher
+from server.contexts import Contexts
+from server.decoding import Decoding
 from server.delivery import Delivery
 from server.errors import Cancelled, NotServing, PictureFailed, TooLate
 from server.events import Started, Step
@@ -34,8 +32,6 @@ from server.metrics import Metrics
 log = logging.getLogger("latentd.device")
 
 _PREVIEWS = 3  # of one picture in the pool at once: steps that outrun the pool lose previews, not memory
-_CONTEXTS = 128  # encoded prompts remembered: 30 MB at 77 tokens of width 768
-_DECODES = 2  # begun at once: the second's kernels follow the first's without a gap, and a third may still be cancelled
 _POLL = 0.001  # seconds between looks at a decode while nothing else is to be done
 
 
@@ -69,15 +65,13 @@ class Device:
         self._died = died
         self._lanes = Lanes(model, seats, steps, metrics, self._wake)
         self._row_seconds = {lane: self._lanes.warm(lane) for lane in lanes}
-        self._contexts: OrderedDict[tuple[bytes, int], F32] = OrderedDict()
-        self._encoded = 0  # chunks of prompts that had to be computed
-        self._finished: deque[tuple[Picture, Pending[F32]]] = deque()  # latents to decode
-        self._decoding: deque[tuple[Picture, Pending[Pixels | None], float]] = deque()  # and when each was begun
+        self._contexts = Contexts(model.backend)
         self._jobs: set[Job] = set()  # admitted and not yet told Done or Failed
         self._stopping = False
         self._failed = False
         self._cause: Exception | None = None
         self._delivery = Delivery(workers, model.artifact.preview, metrics, self._forget)
+        self._decoding = Decoding(model.backend, self._delivery, metrics, self._refuse)
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
     def start(self) -> None:
@@ -158,13 +152,13 @@ class Device:
 
     def _work(self) -> bool:
         """What may not be decoded or made yet is no work; called with the lock held."""
-        if not self._batcher.idle or (self._finished and len(self._decoding) < _DECODES):
+        if not self._batcher.idle or self._decoding.may_begin:
             return True
         return self._lanes.over or (self._lanes.free and self._batcher.unmade is not None)
 
     def _patience(self) -> float | None:
         """Seconds until what nobody tells: a decoded picture, a deadline that passes; called with the lock held."""
-        now, until = time.monotonic(), [_POLL] if self._decoding else []
+        now, until = time.monotonic(), [_POLL] if self._decoding.at_work else []
         until += [job.deadline - now for job in self._jobs if job.deadline is not None]
         until += [0.0 for job in self._jobs if job.cancelled]
         # gRPC's deadlines go up to eleven thousand years, a condition waits for 292 at most.
@@ -213,9 +207,15 @@ class Device:
             self._batcher.lanes[lane].made = error is None
             gone = [job for job in self._jobs if job.wish.lane == lane] if error else []
         if error:
-            self._refuse(gone, lane, error)
+            self._no_lane(gone, lane, error)
 
-    def _refuse(self, jobs: list[Job], lane: LaneKey, error: BaseException) -> None:
+    def _refuse(self, job: Job, error: LatentdError) -> None:
+        """It leaves, and is told why; the others go on."""
+        log.warning("%s", error, extra={"request": job.id})
+        self._leave([job])
+        self._delivery.end(job, error)
+
+    def _no_lane(self, jobs: list[Job], lane: LaneKey, error: BaseException) -> None:
         """All who waited for a lane are told that it cannot be made; the next who asks for it has it tried again."""
         told: LatentdError
         if isinstance(error, NoEngine | OutOfMemory):  # whoever runs the server, or asks for less, can mend it
@@ -243,10 +243,8 @@ class Device:
                 encoded = self._sit(lane, seat, picture)
             except DeviceError:
                 raise
-            except OutOfMemory as error:  # the device is intact, the others go on
-                log.warning("%s", error, extra={"request": picture.job.id})
-                self._leave([picture.job])
-                self._delivery.end(picture.job, error)
+            except OutOfMemory as error:  # the device is intact
+                self._refuse(picture.job, error)
             except Exception:
                 log.exception("image %d cannot be begun", picture.index, extra={"request": picture.job.id})
                 self._leave([picture.job])
@@ -256,10 +254,10 @@ class Device:
         """Fill a seat; returns whether a prompt had to be encoded."""
         job, wish = picture.job, picture.job.wish
         picture.seated_at = start = time.monotonic()
-        known = self._encoded
-        context = context_of(wish.prompt, self._encode)
-        negative = None if wish.negative is None else context_of(wish.negative, self._encode)
-        encoded = self._encoded > known
+        contexts, known = self._contexts, self._contexts.computed
+        context = context_of(wish.prompt, contexts.of)
+        negative = None if wish.negative is None else context_of(wish.negative, contexts.of)
+        encoded = contexts.computed > known
         shape = self.model.spec.latent_shape(*wish.size)
         noise = standard_normal(wish.picture_seed(picture.index), shape, draws=1 + wish.table.draws)
         self._lanes[lane].sit(seat, wish.table, noise, context, negative, wish.guidance)
@@ -268,18 +266,6 @@ class Device:
         self._metrics.queue_seconds.observe(start - job.arrived)
         job.mailbox.post(Started(picture.index))
         return encoded
-
-    def _encode(self, ids: NDArray[np.int64], skip: int) -> F32:
-        """Context [tokens, width] of a chunk, remembered or computed."""
-        key = ids.tobytes(), skip
-        if (known := self._contexts.get(key)) is not None:
-            self._contexts.move_to_end(key)
-            return known
-        context = self._contexts[key] = self.model.backend.encode(ids, skip)
-        self._encoded += 1
-        if len(self._contexts) > _CONTEXTS:
-            self._contexts.popitem(last=False)
-        return context
 
     def _step(self) -> None:
         """One evaluation of the lane whose turn it is."""
@@ -319,39 +305,14 @@ class Device:
                 self._batcher.free(lane, seat)
                 self._count()
             job.timings.denoise_ms += 1e3 * (time.monotonic() - picture.seated_at)
-            self._finished.append((picture, latents))
+            self._decoding.add(picture, latents)
 
     def _decode(self) -> None:
-        """One finished picture is begun, and those that are done are delivered. What is not a number fails alone."""
-        if self._finished and len(self._decoding) < _DECODES:
+        """One finished picture is begun, and those that are done are delivered."""
+        if self._decoding.may_begin:
             self._drop()  # the step took a while
-            picture, latents = self._finished.popleft()
-            if not picture.job.over:
-                self._begin(picture, latents)
-        while self._decoding and self._decoding[0][1].ready():
-            self._deliver(*self._decoding.popleft())
-
-    def _begin(self, picture: Picture, latents: Pending[F32]) -> None:
-        start = time.monotonic()
-        try:
-            self._decoding.append((picture, self.model.backend.picture(latents), start))
-        except DeviceError:
-            raise
-        except OutOfMemory as error:  # the device is intact
-            log.warning("%s", error, extra={"request": picture.job.id})
-            self._leave([picture.job])
-            self._delivery.end(picture.job, error)
-        except Exception:
-            log.exception("image %d cannot be decoded", picture.index, extra={"request": picture.job.id})
-            self._delivery.settle(picture, PictureFailed(f"image {picture.index} cannot be decoded"))
-
-    def _deliver(self, picture: Picture, pending: Pending[Pixels | None], start: float) -> None:
-        pixels = pending.get()
-        if pixels is None:
-            self._metrics.nan_images_total.inc()
-            self._delivery.settle(picture, PictureFailed(f"image {picture.index} came out as not a number"))
-            return
-        self._delivery.picture(picture, pixels, start)
+            self._decoding.begin()
+        self._decoding.deliver()
 
 
 def _wants_preview(picture: Picture) -> bool:

@@ -115,7 +115,7 @@ class Running:
         """All that a device keeps about jobs; empty when there are none."""
         device = self.device
         seated = [tenant for lane in device._batcher.lanes.values() for tenant in lane.tenants if tenant]
-        return [*device._jobs, *device._finished, *device._decoding, *device._batcher.waiting, *seated]
+        return [*device._jobs, *device._decoding.pictures, *device._batcher.waiting, *seated]
 
 
 @contextlib.contextmanager

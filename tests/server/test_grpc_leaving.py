@@ -43,7 +43,7 @@ def nothing_left(server: Server) -> None:
     device = server.service.device
     assert device
     eventually(lambda: len(device._jobs), 0)
-    assert not device._finished and not device._batcher.waiting
+    assert not device._decoding.pictures and not device._batcher.waiting
     assert all(tenant is None for lane in device._batcher.lanes.values() for tenant in lane.tenants)
     assert metric(server, "rows_live") == 0 and metric(server, "queue_depth") == 0
 

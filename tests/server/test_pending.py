@@ -85,7 +85,7 @@ def test_a_picture_that_may_not_be_decoded_yet_keeps_nobody_awake(
     with running(wrapped(model, decoding), seats=3) as at_work:
         changed, wait = at_work.device._changed, at_work.device._changed.wait
         jobs = [at_work.submit(**{**APPLE, "seed": seed}) for seed in range(3)]
-        eventually(lambda: (len(decoding.under_way), len(at_work.device._finished)), (2, 1))
+        eventually(lambda: (len(decoding.under_way), len(at_work.device._decoding.pictures)), (2, 3))
         monkeypatch.setattr(changed, "wait", lambda seconds: (waits.release(), wait(seconds)))
         assert waits.acquire(timeout=PATIENCE), "the loop does not sleep"
         for count in (2, 3):

@@ -205,14 +205,14 @@ def group_norm_apply_kernel(
         if SILU:
             y = _silu(y)
         before, here = place + i * TILE, there
+        to = out + base + before[:, None] * WIDTH
         now = place + (i + 1) * TILE
         there = ((now < positions) & (i + 1 < TILES))[:, None] & inside[None, :]
         ahead = tl.load(x + base + now[:, None] * WIDTH, mask=there, other=0.0)
         if ACROSS:
-            to = out + picture * positions * (9 * WIDTH)
-            scatter(y, to, before, channels, here, positions, WIDTH, ACROSS)
+            scatter(y, out + picture * positions * (9 * WIDTH), before, channels, here, positions, WIDTH, ACROSS)
         else:
-            tl.store(out + base + before[:, None] * WIDTH, y.to(out.dtype.element_ty), mask=here)
+            tl.store(to, y.to(out.dtype.element_ty), mask=here)
 
 
 def group_norm_silu(

@@ -14,6 +14,7 @@ same two, or one; in `fast` serving a bucket of other rows may have other bits, 
 # (to pyright a static_range returns nothing)
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -40,13 +41,13 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
     return y if residual is None else y + residual.double()
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "span"])
 def split_product_kernel(
-    x, weight, partial, rows,
-    WIDTH: tl.constexpr, DEPTH: tl.constexpr, SPAN: tl.constexpr,
+    x, weight, partial, rows, span,
+    WIDTH: tl.constexpr, DEPTH: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """partial[s, rows, WIDTH] from x[rows, DEPTH] and weight[WIDTH, DEPTH] over SPAN of the depth, the last less.
+    """partial[s, rows, WIDTH] from x[rows, DEPTH] and weight[WIDTH, DEPTH] over `span` of the depth, the last less.
 
     Programs run about in order: those that read the same weights, other tiles of rows, follow each other.
     """
@@ -60,8 +61,8 @@ def split_product_kernel(
     a = x + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * DEPTH + k[None, :]
     b = weight + tl.minimum(column, WIDTH - 1)[:, None] * DEPTH + k[None, :]
     total = tl.full([ROWS, COLUMNS], 0.0, tl.float32)
-    begin = part * SPAN
-    for start in range(begin, tl.minimum(begin + SPAN, DEPTH), STEP):
+    begin = tl.multiple_of(part * span, STEP)
+    for start in range(begin, tl.minimum(begin + span, DEPTH), STEP):
         if DEPTH % STEP == 0:
             left = tl.load(a + start)
             right = tl.load(b + start)
@@ -74,17 +75,34 @@ def split_product_kernel(
     tl.store(to, total, mask=there)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["rows"])
 def split_product_sum_kernel(
-    partial, bias, residual, out, count,
+    partial, bias, residual, out, rows,
     WIDTH: tl.constexpr, SPLIT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out[count] from SPLIT parts of `count` numbers each, in their order; rows are WIDTH wide."""
+    """out[rows, WIDTH] from as large parts, SPLIT of them, added in their order."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    count = rows * WIDTH  # counted here: the compiler then knows of its divisors, and loads 16 bytes at a time
     there = at < count
-    total = tl.load(partial + at, mask=there)
-    for s in tl.static_range(1, SPLIT):
-        total += tl.load(partial + s * count.to(tl.int64) + at, mask=there)
+    apart = count.to(tl.int64)
+    total = tl.full([BLOCK], 0.0, tl.float32)
+    # Four loads first and then their sums: one after the other, each would wait for the L2 by itself.
+    for s in tl.static_range(0, SPLIT, 4):
+        a = tl.load(partial + s * apart + at, mask=there, other=0.0)
+        b, c, d = a, a, a
+        if s + 1 < SPLIT:
+            b = tl.load(partial + (s + 1) * apart + at, mask=there, other=0.0)
+        if s + 2 < SPLIT:
+            c = tl.load(partial + (s + 2) * apart + at, mask=there, other=0.0)
+        if s + 3 < SPLIT:
+            d = tl.load(partial + (s + 3) * apart + at, mask=there, other=0.0)
+        total += a
+        if s + 1 < SPLIT:
+            total += b
+        if s + 2 < SPLIT:
+            total += c
+        if s + 3 < SPLIT:
+            total += d
     if BIAS:
         total += tl.load(bias + at % WIDTH, mask=there).to(tl.float32)
     if RESIDUAL:
@@ -143,13 +161,13 @@ def split_product(
     partial = torch.empty((split, rows, width), dtype=torch.float32, device=x.device)
     launch(
         split_product_kernel, (tile.programs(rows, width) * split,),
-        x, weight, partial, rows, width, depth, span, tile.rows, tile.columns, tile.step,
+        x, weight, partial, rows, span, width, depth, tile.rows, tile.columns, tile.step,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     launch(
         split_product_sum_kernel, (-(-rows * width // _BLOCK),),
-        partial, weight if bias is None else bias, weight if residual is None else residual, out, rows * width,
-        width, split, bias is not None, residual is not None, _BLOCK, num_warps=_WARPS,
+        partial, weight if bias is None else bias, weight if residual is None else residual, out, rows, width,
+        split, bias is not None, residual is not None, _BLOCK, num_warps=_WARPS,
     )  # fmt: skip
     return out
 
@@ -160,13 +178,11 @@ def cost(rows: int, width: int, depth: int, itemsize: int = 2) -> Cost:
 
 
 def _product_variant(tile: Tile, width: int, depth: int, dtype: str, arch: int) -> Variant:
-    _, span = tile.cut(depth)
-    constants = {"WIDTH": width, "DEPTH": depth, "SPAN": span}
-    constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns, "STEP": tile.step}
-    signature = {"x": f"*{dtype}", "weight": f"*{dtype}", "partial": "*fp32", "rows": "i32"}
+    constants = {"WIDTH": width, "DEPTH": depth, "ROWS": tile.rows, "COLUMNS": tile.columns, "STEP": tile.step}
+    signature = {"x": f"*{dtype}", "weight": f"*{dtype}", "partial": "*fp32", "rows": "i32", "span": "i32"}
     return Variant(
         split_product_kernel,
-        f"{width}x{depth} {tile} {dtype}",
+        f"{width}x{depth} {tile.rows}x{tile.columns}x{tile.step} {tile.warps} warps {tile.stages} stages {dtype}",
         signature | dict.fromkeys(constants, "constexpr"),
         constants,
         num_warps=tile.warps,
@@ -177,27 +193,28 @@ def _product_variant(tile: Tile, width: int, depth: int, dtype: str, arch: int) 
 
 def _sum_variant(width: int, split: int, dtype: str, *, bias: bool, residual: bool) -> Variant:
     constants = {"WIDTH": width, "SPLIT": split, "BIAS": bias, "RESIDUAL": residual, "BLOCK": _BLOCK}
-    signature = {"partial": "*fp32"} | dict.fromkeys(("bias", "residual", "out"), f"*{dtype}") | {"count": "i32"}
+    signature = {"partial": "*fp32"} | dict.fromkeys(("bias", "residual", "out"), f"*{dtype}") | {"rows": "i32"}
     name = f"{width} of {split}{' bias' * bias}{' residual' * residual} {dtype}"
     signature |= dict.fromkeys(constants, "constexpr")
     return Variant(split_product_sum_kernel, name, signature, constants, num_warps=_WARPS)
 
 
 def _listed() -> Iterator[Variant]:
-    # SD 1.5's two inner levels at one, two, 8 and 32 rows, all to 1280 channels.
-    shapes = [(rows * side * side, TAPS * c) for rows in (1, 2, 8, 32) for side, c in INNER]
+    # SD 1.5's two inner levels, all to 1280 channels.
     for dtype in ("fp16", "bf16"):
-        splits = set()
+        splits: set[int] = set()
         for arch in ARCHITECTURES:
-            for rows, depth in shapes:
-                tile = choose(rows, 1280, depth, arch)
-                splits.add(tile.cut(depth)[0])
-                yield _product_variant(tile, 1280, depth, dtype, arch)
+            for rows, (side, channels) in itertools.product((1, 2, 8, 32), INNER):
+                tile = choose(rows * side * side, 1280, TAPS * channels, arch)
+                splits.add(tile.cut(TAPS * channels)[0])
+                yield _product_variant(tile, 1280, TAPS * channels, dtype, arch)
         for split in sorted(splits):
-            yield _sum_variant(1280, split, dtype, bias=False, residual=False)
-            yield _sum_variant(1280, split, dtype, bias=True, residual=True)
-    for tile in candidates(128, 1280, 11520, 90) + candidates(512, 1280, 11520, 90):
-        yield _product_variant(tile, 1280, 11520, "fp16", 90)
+            for more in (False, True):
+                yield _sum_variant(1280, split, dtype, bias=more, residual=more)
+    for rows in (64, 128, 512, 2048):
+        for tile in candidates(rows, 1280, 9 * 1280, 90):
+            yield _product_variant(tile, 1280, 9 * 1280, "fp16", 90)
 
 
+# Neither rows nor parts are constants of a product: shapes share kernels.
 VARIANTS = list({f"{variant} {variant.archs}": variant for variant in _listed()}.values())

@@ -9,8 +9,6 @@ here, which only copies, or group norm's.
 """
 
 # ruff: noqa: ANN001, ANN201, N803 (a kernel's parameters have no types of Python's, and constants are capitals)
-# pyright: reportGeneralTypeIssues=false
-# (to pyright a static_range returns nothing)
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -43,20 +41,22 @@ def reference(picture: Tensor) -> Tensor:
 def scatter(values, out, place, channels, there, positions, WIDTH: tl.constexpr, ACROSS: tl.constexpr):
     """Stores values [places, channels] of a picture of `positions`, ACROSS in a line, into its columns at `out`.
 
-    A value at p goes, for each tap, to p - (tap - 1). Where that leaves the picture it enters again on the other side,
-    as a zero: just there the tap looks outside. So every number of the columns is written exactly once.
+    To each position from where a tap sees them; and zeros, where these places' own taps look outside.
     """
+    values = values.to(out.dtype.element_ty)
+    nothing = tl.zeros(values.shape, out.dtype.element_ty)
     high = positions // ACROSS
     y = place // ACROSS
     x = place % ACROSS
-    for tap in tl.static_range(9):
-        to_y = y + (1 - tap // 3)
-        to_x = x + (1 - tap % 3)
-        inside = (to_y >= 0) & (to_y < high) & (to_x >= 0) & (to_x < ACROSS)
-        to_y = tl.where(to_y < 0, high - 1, tl.where(to_y < high, to_y, 0))
-        to_x = tl.where(to_x < 0, ACROSS - 1, tl.where(to_x < ACROSS, to_x, 0))
-        to = out + ((to_y * ACROSS + to_x) * (9 * WIDTH) + tap * WIDTH)[:, None] + channels[None, :]
-        tl.store(to, tl.where(inside[:, None], values, 0.0).to(out.dtype.element_ty), mask=there)
+    for tap in range(9):  # unrolled, nine taps' addresses at once would not fit beside the values of 16 warps
+        up = tap // 3 - 1
+        left = tap % 3 - 1
+        seen = (y >= up) & (y - up < high) & (x >= left) & (x - left < ACROSS)
+        to = ((place - up * ACROSS - left) * 9 + tap) * WIDTH
+        tl.store(out + to[:, None] + channels[None, :], values, mask=there & seen[:, None])
+        blind = (y + up < 0) | (y + up >= high) | (x + left < 0) | (x + left >= ACROSS)
+        to = (place * 9 + tap) * WIDTH
+        tl.store(out + to[:, None] + channels[None, :], nothing, mask=there & blind[:, None])
 
 
 @triton.jit(do_not_specialize=["positions"])

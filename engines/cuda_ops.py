@@ -59,11 +59,11 @@ class KernelOps:
 
     def conv(self, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
+        if self._takes_columns(x, conv):
+            return self._of_columns(self._kernels.columns(x), x, conv, residual)
         if _is_product(conv):
             y = F.linear(to_tokens(x), conv.weight.flatten(1), conv.bias)
             y = to_picture(y, like=x)
-        elif self._takes_columns(x, conv):
-            return self._of_columns(self._kernels.columns(x), x, conv, residual)
         else:
             y = conv(x)
         return y if residual is None else y.add_(residual)

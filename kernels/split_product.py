@@ -62,13 +62,19 @@ def split_product_kernel(
     b = weight + tl.minimum(column, WIDTH - 1)[:, None] * DEPTH + k[None, :]
     total = tl.full([ROWS, COLUMNS], 0.0, tl.float32)
     begin = tl.multiple_of(part * span, STEP)
-    for start in range(begin, tl.minimum(begin + span, DEPTH), STEP):
+    a += begin
+    b += begin
+    deep = tl.minimum(span, DEPTH - begin)
+    # No part is without a step (Tile.cut). Untold, ptxas of Triton 3.6 makes the wgmma of 128x128 tiles serial (C7515):
+    # around a loop that may not run, zeros would have to meet its sums.
+    tl.assume(deep > 0)
+    for start in range(0, deep, STEP):
         if DEPTH % STEP == 0:
             left = tl.load(a + start)
             right = tl.load(b + start)
         else:
-            left = tl.load(a + start, mask=(start + k < DEPTH)[None, :], other=0.0)
-            right = tl.load(b + start, mask=(start + k < DEPTH)[None, :], other=0.0)
+            left = tl.load(a + start, mask=(start + k < deep)[None, :], other=0.0)
+            right = tl.load(b + start, mask=(start + k < deep)[None, :], other=0.0)
         total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
     there = (row < rows)[:, None] & (column < WIDTH)[None, :]
     to = partial + (part * rows.to(tl.int64) + row)[:, None] * WIDTH + column[None, :]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import networks
-from engines.cuda_kernels import Kernels, plain_kernels
+from engines.cuda_kernels import Kernels, plain_kernels, triton_kernels
 from engines.cuda_ops import KernelOps, fold_biases
+from model.blocks import Resnet
 from model.clip import ClipText
 from model.ops import PLAIN, PlainOps
 from model.random import init_random
@@ -149,6 +150,18 @@ def test_unet_whose_convolutions_are_products_of_columns(spec: UnetSpec, rows: i
     assert counted.calls["split_product"] == 2 * 22 + 3 + 2
     assert counted.calls["columns"] == 3 + 2
     assert {(4, 32, 8, 16), (256, 128, 1, 2), (64, 64, 8, 16)} <= everything.asked
+
+
+def test_a_resnet_through_the_kernels_themselves() -> None:
+    """In Triton's interpreter: their launchers take what is handed over, and the three together are a resnet."""
+    kernels = triton_kernels()
+    plain, fast = pair(
+        lambda ops: Resnet(32, 64, time_width=16, groups=8, eps=1e-5, ops=ops),
+        KernelOps(kernels, columns={(32, 64, 3, 5), (64, 64, 3, 5)}),
+    )
+    x, shift = randoms((2, 32, 3, 5), (2, 64))
+    with torch.inference_mode():
+        close(fast(x.contiguous(memory_format=torch.channels_last), shift), plain(x, shift))
 
 
 def test_columns_only_where_they_are_asked_for() -> None:

@@ -11,7 +11,7 @@ from tests.kernels.ahead import compiled
 from tests.kernels.comparing import normal, poisoned
 
 # Lines and columns of one position, where both neighbours are outside; more channels than a program's 64, no multiple.
-SHAPES = [(1, 8, 1, 1), (2, 8, 1, 5), (2, 8, 6, 1), (1, 3, 2, 2), (3, 72, 5, 7), (2, 64, 8, 8)]
+SHAPES = [(1, 8, 1, 1), (2, 8, 1, 5), (2, 8, 6, 1), (1, 3, 2, 2), (2, 72, 4, 5), (1, 64, 8, 8)]
 
 
 def picture(n: int, c: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -149,7 +149,7 @@ def test_compiled() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "shifted"), [(torch.float32, False), (torch.float16, True)], ids=str)
-@pytest.mark.parametrize(("c", "h", "w", "groups"), [*HELD[1:3], (40, 19, 27, 2)])
+@pytest.mark.parametrize(("c", "h", "w", "groups"), [*HELD[1:3], (40, 27, 19, 2)])
 def test_columns_are_those_of_the_picture(
     c: int, h: int, w: int, groups: int, shifted: bool, dtype: torch.dtype
 ) -> None:
@@ -165,8 +165,8 @@ def test_columns_are_those_of_the_picture(
 def test_columns_of_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_HELD": 0, "_TILE": 128, "_PART": 64}.items():
         monkeypatch.setattr(group_norm_tiles, name, value)
-    x, weight = picture(1, 64, 4, 13), normal(64)
-    plan = plan_of(52, 64, 16)
+    x, weight = picture(1, 64, 3, 9), normal(64)
+    plan = plan_of(27, 64, 16)
     assert isinstance(plan, Parts) and plan.apply_constants["TILES"] > 1
     wanted = columns_of(group_norm_silu(x, weight, weight, 16, 1e-5))
     assert torch.equal(group_norm_silu(x, weight, weight, 16, 1e-5, columns=True), wanted)
@@ -207,14 +207,14 @@ def test_columns_and_large_pictures_compiled() -> None:
     rows = compiled(
         "group_norm_silu",
         [
-            ("held_kernel 1280 @ 64 shift silu columns fp16", (80, 90)),
-            ("held_kernel 2560 @ 256 silu columns bf16", (90, 120)),
+            ("held_kernel 1280 @ 64 shift silu columns fp16", (90,)),
+            ("held_kernel 2560 @ 256 silu columns bf16", (80, 120)),  # most registers
             ("apply_kernel 640 @ 1024 silu columns fp16", (90,)),
             ("parts_kernel 128 @ 16777216 fp16", (90,)),
             ("apply_kernel 256 @ 16777216 silu fp16", (90,)),
         ],
     )
-    assert len(rows) == 7
+    assert len(rows) == 6
     for row in rows:
         assert not row["faults"], row
         assert 16 in row["ld"] and 8 not in row["ld"], row

@@ -165,8 +165,8 @@ def test_columns_are_those_of_the_picture(
 def test_columns_of_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_HELD": 0, "_TILE": 128, "_PART": 64}.items():
         monkeypatch.setattr(group_norm_tiles, name, value)
-    x, weight = picture(1, 64, 3, 9), normal(64)
-    plan = plan_of(27, 64, 16)
+    x, weight = picture(1, 64, 3, 11), normal(64)
+    plan = plan_of(33, 64, 16)
     assert isinstance(plan, Parts) and plan.apply_constants["TILES"] > 1
     wanted = columns_of(group_norm_silu(x, weight, weight, 16, 1e-5))
     assert torch.equal(group_norm_silu(x, weight, weight, 16, 1e-5, columns=True), wanted)

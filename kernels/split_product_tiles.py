@@ -6,13 +6,14 @@ should time to correct it.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 MOST = 32  # parts: the sum reads each
-# Multiprocessors of an H100 or H200; cards of other numbers get the same parts, hence the same bits.
+# Multiprocessors of an H100 or H200. Cards with another number are given the same parts.
 _PROCESSORS = 132
-# A microsecond's. A multiprocessor's share of 790 TFLOP/s; what the L2 delivers to all of them, 6 TB/s (assumed: the
-# second thing to measure), which a part's float32 crosses twice.
+# Of a microsecond: a multiprocessor's share of 790 TFLOP/s; what the L2 delivers to all of them, 6 TB/s (assumed, not
+# measured), which a part's float32 crosses twice.
 _FLOPS, _L2 = 790e6 / _PROCESSORS, 6e6
 
 
@@ -50,6 +51,7 @@ def price(tile: Tile, rows: int, width: int, depth: int, itemsize: int = 2) -> f
     return rounds * span // tile.step * max(arithmetic, arriving) + parts * rows * width * 8 / _L2
 
 
+@functools.cache
 def choose(rows: int, width: int, depth: int, arch: int, itemsize: int = 2) -> Tile:
     """The tile and split of the least price; of equal ones the fewer parts."""
     tiles = [tile._replace(split=split) for tile in _tiles(rows, arch, itemsize) for split in range(1, MOST + 1)]

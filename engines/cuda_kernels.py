@@ -24,6 +24,8 @@ class Kernels:
     guided_step: Callable[[Any, Tensor], object]
     to_uint8: Callable[[Tensor], tuple[Tensor, Tensor]]
     heads: Collection[int]  # widths of a head that `attention` takes
+    columns: Callable[[Tensor], Tensor]
+    split_product: Callable[..., Tensor]
 
 
 def plain_kernels() -> Kernels:
@@ -38,18 +40,32 @@ def plain_kernels() -> Kernels:
         plain.guided_step,
         plain.to_uint8,
         range(8, 161, 8),
+        columns=plain.columns,
+        split_product=plain.split_product,
     )
 
 
 def triton_kernels() -> Kernels:
     """Errors: ModuleNotFoundError where triton is not installed."""
     from kernels.attention import PARTS, attention
+    from kernels.columns import columns
     from kernels.geglu import geglu, geglu_linear, interleave
     from kernels.group_norm_silu import group_norm_silu
     from kernels.guided_step import guided_step
     from kernels.layer_norm import layer_norm
+    from kernels.split_product import split_product
     from kernels.to_uint8 import to_uint8
 
     return Kernels(
-        attention, group_norm_silu, layer_norm, geglu, geglu_linear, interleave, guided_step, to_uint8, PARTS
+        attention,
+        group_norm_silu,
+        layer_norm,
+        geglu,
+        geglu_linear,
+        interleave,
+        guided_step,
+        to_uint8,
+        PARTS,
+        columns=columns,
+        split_product=split_product,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +28,21 @@ class _Packed:
 
 
 class KernelOps:
-    """See model.ops.Ops. `fused_geglu`: projection and gate in one kernel, instead of a library's product and ours."""
+    """See model.ops.Ops. `fused_geglu`: projection and gate in one kernel, instead of a library's product and ours.
 
-    def __init__(self, kernels: Kernels, *, fused_geglu: bool = False) -> None:
-        self._kernels, self._fused_geglu = kernels, fused_geglu
+    `columns`: the 3x3 convolutions, as (channels in, channels out, height, width), that are a product of the picture's
+    columns and the weight, cut along its depth (kernels/split_product.py), instead of a library's convolution. None
+    until a GPU has measured where that pays (benchmarks/gpu/columns.py).
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        *,
+        fused_geglu: bool = False,
+        columns: Container[tuple[int, int, int, int]] = (),
+    ) -> None:
+        self._kernels, self._fused_geglu, self._columns = kernels, fused_geglu, columns
         self._packed: dict[tuple[nn.Linear, ...], _Packed] = {}
         self._interleaved: dict[nn.Linear, tuple[Tensor, Tensor | None]] = {}
 
@@ -51,12 +62,43 @@ class KernelOps:
 
     def conv(self, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
+        if self._takes_columns(x, conv):
+            return self._of_columns(self._kernels.columns(x), x, conv, residual)
         if _is_product(conv):
             y = F.linear(to_tokens(x), conv.weight.flatten(1), conv.bias)
             y = to_picture(y, like=x)
         else:
             y = conv(x)
         return y if residual is None else y.add_(residual)
+
+    def norm_conv(
+        self,
+        x: Tensor,
+        norm: nn.GroupNorm,
+        conv: nn.Conv2d,
+        *,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        if not self._takes_columns(x, conv):
+            return self.conv(self.group_norm(x, norm, shift=shift, silu=True), conv, residual)
+        x = x.contiguous(memory_format=torch.channels_last)
+        columns = self._kernels.group_norm_silu(
+            x, norm.weight, norm.bias, norm.num_groups, norm.eps, shift=shift, silu=True, columns=True
+        )
+        return self._of_columns(columns, x, conv, residual)
+
+    def _takes_columns(self, x: Tensor, conv: nn.Conv2d) -> bool:
+        same_size = conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1)
+        shape = (conv.in_channels, conv.out_channels, x.shape[2], x.shape[3])
+        return same_size and conv.groups == 1 and shape in self._columns
+
+    def _of_columns(self, columns: Tensor, x: Tensor, conv: nn.Conv2d, residual: Tensor | None) -> Tensor:
+        """columns [n, h w, 9 in] of a picture of x's size -> [n, out, h, w], channels_last."""
+        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # [out, (ky, kx, in)]: a view where it is channels_last
+        if residual is not None:
+            residual = to_tokens(residual.contiguous(memory_format=torch.channels_last))
+        return to_picture(self._kernels.split_product(columns, weight, conv.bias, residual), like=x)
 
     def upsample_conv(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"), conv)
@@ -88,6 +130,8 @@ class KernelOps:
 
 def fold_biases(net: nn.Module, *, residuals: bool = True) -> None:
     """Move biases to where they cost nothing, once and for all; the network computes the same.
+
+    Before `KernelOps` has run it: what that packs are copies.
 
     torch adds a convolution's bias in a pass of its own over the result, but a matrix product's within the product. In
     a resnet the first convolution's goes into the time's projection, which is added to the same channels next; the

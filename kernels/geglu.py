@@ -10,7 +10,6 @@ puts the gate's column beside the value's, so that both lie in one thread's accu
 # ruff: noqa: ANN001, ANN201, N803 (a kernel's parameters have no types of Python's, and constants are capitals)
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import triton
@@ -27,7 +26,7 @@ from kernels.arguments import (
     rows_of,
 )
 from kernels.cost import Cost
-from kernels.launch import launch, power_of_two
+from kernels.launch import arch_of, launch, power_of_two
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,7 +170,7 @@ def geglu_linear(
     _check_out(out, x, width)
     require_aligned(x=x, weight=weight, out=out, **({} if bias is None else {"bias": bias}))
     if out.numel():
-        tile = tile or choose(len(rows), _arch(x.device.index) if x.is_cuda else 90, x.element_size())
+        tile = tile or choose(len(rows), arch_of(x), x.element_size())
         grid = (-(-len(rows) // tile.rows) * -(-columns // tile.columns),)
         launch(
             geglu_linear_kernel, grid,
@@ -220,14 +219,6 @@ def candidates(arch: int) -> list[Tile]:
     if arch == 90:
         return [Tile(128, 256, 64, 8, 3), Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(64, 128, 64, 4, 4)]
     return [Tile(128, 128, 32, 8, 4), Tile(128, 128, 64, 8, 3), Tile(64, 128, 32, 4, 4), Tile(64, 128, 64, 4, 3)]
-
-
-@functools.cache
-def _arch(device: int) -> int:
-    import torch
-
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def _check_out(out: Tensor, x: Tensor, width: int) -> None:

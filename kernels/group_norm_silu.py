@@ -9,6 +9,9 @@ elsewhere: the first leaves (mean, sum of centred squares) of each group in each
 merges the parts and normalises. All in float32, and never as E[x^2] - E[x]^2: within a part by Welford's update,
 between channels and parts by Chan, Golub and LeVeque's. Into how many parts a picture is cut depends on its size
 and its channels alone, so its bits do not depend on its company.
+
+What is written is a picture, or its columns for a 3x3 convolution (kernels/columns.py): the same numbers, each at its
+nine places, and the picture itself nowhere.
 """
 
 # ruff: noqa: ANN001, ANN201, N803 (a kernel's parameters have no types of Python's, and constants are capitals)
@@ -22,8 +25,9 @@ import triton.language as tl
 
 from kernels.aot import Variant
 from kernels.arguments import floats, require, require_aligned, require_contiguous, require_dtype, require_shape
+from kernels.columns import INNER, TAPS, columns_out, scatter
 from kernels.cost import Cost
-from kernels.group_norm_tiles import CHANNELS_APPLIED, PARTS_WARPS, Held, plan_of
+from kernels.group_norm_tiles import CHANNELS_APPLIED, PARTS_WARPS, Held, needs_64_bits, plan_of
 from kernels.launch import launch
 
 if TYPE_CHECKING:
@@ -65,11 +69,12 @@ def _gather(values, channels, first, inside, GROUP: tl.constexpr, GROUPS: tl.con
 def group_norm_held_kernel(
     x, weight, bias, shift, out, positions, shift_stride, eps,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, POSITIONS: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
     """One program: CHANNELS channels, whole groups, of one picture of `positions` x WIDTH, held in registers.
 
-    BLOCK, GROUPS, POSITIONS: CHANNELS, its groups and `positions` up to a power of two.
+    BLOCK, GROUPS, POSITIONS: CHANNELS, its groups and `positions` up to a power of two. ACROSS: 0, or the positions of
+    a line of the picture, whose columns are written then.
     """
     local = tl.arange(0, BLOCK)
     inside = local < CHANNELS
@@ -93,7 +98,10 @@ def group_norm_held_kernel(
     y = values * scale[None, :] + b[None, :]
     if SILU:
         y = _silu(y)
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=there)
+    if ACROSS:
+        scatter(y, out + picture * positions * (9 * WIDTH), place, channels, there, positions, WIDTH, ACROSS)
+    else:
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=["positions", "shift_stride", "parts"], do_not_specialize_on_alignment=["shift"])
@@ -101,17 +109,23 @@ def group_norm_parts_kernel(
     x, shift, partial, positions, shift_stride, parts,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    LARGE: tl.constexpr,
 ):  # fmt: skip
     """partial[picture, part, 2, group]: mean and sum of centred squares over TILE x TILES positions, the last fewer.
 
     Every thread keeps the mean and the squares of the elements that it meets (Welford 1962), one in each tile.
+    LARGE: a picture has 2^31 elements or more, so that offsets within it take 64 bits.
     """
+    if LARGE:
+        positions = positions.to(tl.int64)
     local = tl.arange(0, BLOCK)
     inside = local < CHANNELS
     channels = tl.program_id(0) * CHANNELS + local
     part = tl.program_id(1)
     picture = tl.program_id(2).to(tl.int64)
     place = part * (TILE * TILES) + tl.arange(0, TILE)
+    if LARGE:
+        place = place.to(tl.int64)
     base = x + picture * positions * WIDTH + channels[None, :]
     mean = tl.full([TILE, BLOCK], 0.0, tl.float32)
     squares = tl.full([TILE, BLOCK], 0.0, tl.float32)
@@ -148,11 +162,15 @@ def group_norm_apply_kernel(
     x, weight, bias, shift, partial, out, positions, shift_stride, parts, span, eps,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
     BLOCK: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    ACROSS: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
     """Merges the parts, of `span` positions each but the last, and normalises TILE x TILES positions of BLOCK channels.
 
     BLOCK need not hold whole groups: GROUPS is the most that it touches, PARTS `parts`, both up to a power of two.
+    ACROSS as in `group_norm_held_kernel`, LARGE as in `group_norm_parts_kernel`.
     """
+    if LARGE:
+        positions = positions.to(tl.int64)
     blocks: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     block = tl.program_id(0) % blocks
     picture = tl.program_id(1).to(tl.int64)
@@ -160,6 +178,8 @@ def group_norm_apply_kernel(
     inside = channels < WIDTH
     # The first tile is on its way while the parts are merged, each next one while the one before is written.
     place = tl.program_id(0) // blocks * (TILE * TILES) + tl.arange(0, TILE)
+    if LARGE:
+        place = place.to(tl.int64)
     base = picture * positions * WIDTH + channels[None, :]
     there = (place < positions)[:, None] & inside[None, :]
     ahead = tl.load(x + base + place[:, None] * WIDTH, mask=there, other=0.0)
@@ -184,11 +204,15 @@ def group_norm_apply_kernel(
         y = (ahead.to(tl.float32) - centre[None, :]) * scale[None, :] + b[None, :]
         if SILU:
             y = _silu(y)
-        to, here = out + base + (place + i * TILE)[:, None] * WIDTH, there
+        before, here = place + i * TILE, there
+        to = out + base + before[:, None] * WIDTH
         now = place + (i + 1) * TILE
         there = ((now < positions) & (i + 1 < TILES))[:, None] & inside[None, :]
         ahead = tl.load(x + base + now[:, None] * WIDTH, mask=there, other=0.0)
-        tl.store(to, y.to(out.dtype.element_ty), mask=here)
+        if ACROSS:
+            scatter(y, out + picture * positions * (9 * WIDTH), before, channels, here, positions, WIDTH, ACROSS)
+        else:
+            tl.store(to, y.to(out.dtype.element_ty), mask=here)
 
 
 def group_norm_silu(
@@ -200,13 +224,15 @@ def group_norm_silu(
     *,
     shift: Tensor | None = None,
     silu: bool = True,
+    columns: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
     """x [n, c, h, w] channels-last, weight and bias [c], shift [n, c] with channels side by side -> x's shape, type
-    and layout. `out` may be x.
+    and layout, and `out` may be x; with `columns` that picture's columns instead, [n, h w, 9 c] contiguous.
 
     ValueError if x is none of fp16, bf16, f32, is not channels-last in memory, does not start at a multiple of 16
-    bytes, has more than 65535 pictures or 2^31 elements a picture, or if its channels do not divide into the groups.
+    bytes, has more than 65535 pictures or 2^31 positions (or as many numbers of columns) a picture, or if its channels
+    do not divide into the groups.
     """
     import torch
 
@@ -219,67 +245,78 @@ def group_norm_silu(
         f"x has strides {x.stride()}; it must be channels_last: {(positions * width, 1, across * width, width)}",
     )
     require(groups > 0 and width % groups == 0, f"x has {width} channels; they must divide into {groups} groups")
-    require(n <= 65535 and positions * width < 2**31, f"x has shape {tuple(x.shape)}; a grid holds 65535 of 2^31")
+    require(n <= 65535 and positions < 2**31, f"x has shape {tuple(x.shape)}; a grid holds 65535 of 2^31 positions")
     for name, tensor in (("weight", weight), ("bias", bias)):
         require_shape(name, tensor, (width,))
         require_contiguous(name, tensor)
     if shift is not None:
         require_shape("shift", shift, (n, width))
         require(shift.stride(1) == 1 or width == 1, f"shift has strides {shift.stride()}; the last must be 1")
-    out = torch.empty_like(x, memory_format=torch.channels_last) if out is None else out
-    require_shape("out", out, tuple(x.shape))
-    require_dtype("out", out, x.dtype)
-    require(out.is_contiguous(memory_format=torch.channels_last), f"out has strides {out.stride()}, not channels_last")
+    if columns:
+        out = columns_out(x, out)
+    else:
+        out = torch.empty_like(x, memory_format=torch.channels_last) if out is None else out
+        require_shape("out", out, tuple(x.shape))
+        require_dtype("out", out, x.dtype)
+        ordered = out.is_contiguous(memory_format=torch.channels_last)
+        require(ordered, f"out has strides {out.stride()}, not channels_last")
     require_aligned(x=x, weight=weight, bias=bias, out=out)
     if not x.numel():
         return out
     plan = plan_of(positions, width, groups)
     added, stride = (x, 0) if shift is None else (shift, shift.stride(0))
     same = {"WIDTH": width, "GROUP": width // groups, "SHIFT": shift is not None}
+    line = across if columns else 0
     if isinstance(plan, Held):
         launch(
             group_norm_held_kernel, (width // plan.channels, n),
             x, weight, bias, added, out, positions, stride, eps,
-            SILU=silu, **same, **plan.constants, num_warps=plan.warps,
+            SILU=silu, ACROSS=line, **same, **plan.constants, num_warps=plan.warps,
         )  # fmt: skip
         return out
+    large = needs_64_bits(positions, width, plan)
     partial = torch.empty((n, plan.parts, 2, groups), dtype=torch.float32, device=x.device)
     launch(
         group_norm_parts_kernel, (width // plan.channels, plan.parts, n),
         x, added, partial, positions, stride, plan.parts,
-        **same, **plan.constants, num_warps=PARTS_WARPS,
+        LARGE=large, **same, **plan.constants, num_warps=PARTS_WARPS,
     )  # fmt: skip
     launch(
         group_norm_apply_kernel, (-(-positions // plan.applied) * -(-width // CHANNELS_APPLIED), n),
         x, weight, bias, added, partial, out, positions, stride, plan.parts, plan.span, eps,
-        SILU=silu, **same, **plan.apply_constants, num_warps=4,
+        SILU=silu, ACROSS=line, LARGE=large, **same, **plan.apply_constants, num_warps=4,
     )  # fmt: skip
     return out
 
 
-def cost(n: int, positions: int, width: int, groups: int = 32, itemsize: int = 2) -> Cost:
-    """One read and one write; a second read where a program cannot hold its groups (it may come from the L2 cache)."""
-    held = isinstance(plan_of(positions, width, groups), Held)
-    return Cost((n * positions * (2 if held else 3) + 3) * width * itemsize)
+def cost(n: int, positions: int, width: int, groups: int = 32, itemsize: int = 2, *, columns: bool = False) -> Cost:
+    """One read and one write, or nine of columns; a second read where a program cannot hold its groups (it may come
+    from the L2 cache)."""
+    reads = 1 if isinstance(plan_of(positions, width, groups), Held) else 2
+    return Cost((n * positions * (reads + (TAPS if columns else 1)) + 3) * width * itemsize)
 
 
-def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool) -> list[Variant]:
+def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool, across: int = 0) -> list[Variant]:
     plan = plan_of(positions, width, 32)
     same = {"WIDTH": width, "GROUP": width // 32, "SHIFT": shift}
 
     def variant(kernel: Any, constants: dict[str, Any], warps: int) -> Variant:
-        does = " silu" if constants.get("SILU") else ""
+        does = " silu" * bool(constants.get("SILU")) + " columns" * bool(constants.get("ACROSS"))
         name = f"{width} @ {positions}{' shift' * shift}{does} {dtype}"
         integers = dict.fromkeys(("positions", "shift_stride", "parts", "span"), "i32")
         kinds = integers | {"eps": "fp32", "partial": "*fp32"} | dict.fromkeys(constants, "constexpr")
         signature = {parameter: kinds.get(parameter, f"*{dtype}") for parameter in kernel.arg_names}
-        return Variant(kernel, name, signature, constants, num_warps=warps, unaligned=("shift",), plugin=True)
+        return Variant(
+            kernel, name, signature, constants, num_warps=warps, unaligned=("shift",), plugin=not across
+        )  # fmt: skip
 
+    last = {"SILU": silu, "ACROSS": across}
     if isinstance(plan, Held):
-        return [variant(group_norm_held_kernel, same | {"SILU": silu} | plan.constants, plan.warps)]
+        return [variant(group_norm_held_kernel, same | last | plan.constants, plan.warps)]
+    large = {"LARGE": needs_64_bits(positions, width, plan)}
     return [
-        variant(group_norm_parts_kernel, same | plan.constants, PARTS_WARPS),
-        variant(group_norm_apply_kernel, same | {"SILU": silu} | plan.apply_constants, 4),
+        variant(group_norm_parts_kernel, same | large | plan.constants, PARTS_WARPS),
+        variant(group_norm_apply_kernel, same | last | large | plan.apply_constants, 4),
     ]
 
 
@@ -287,6 +324,7 @@ def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool
 UNET = [(4096, 320), (4096, 640), (4096, 960), (1024, 320), (1024, 640), (1024, 960), (1024, 1280), (1024, 1920)]
 UNET += [(256, 640), (256, 1280), (256, 1920), (256, 2560), (64, 1280), (64, 2560)]
 DECODER = [(4096, 512), (16384, 512), (65536, 512), (65536, 256), (262144, 256), (262144, 128)]
+LARGE = [(4096 * 4096, 128), (4096 * 4096, 256)]  # of a decoded picture of 4096x4096: 2^31 elements and twice that
 
 
 def _listed() -> Iterator[Variant]:
@@ -297,6 +335,16 @@ def _listed() -> Iterator[Variant]:
     for positions, width in ((4096, 320), (1024, 640), (256, 1280), (64, 1280)):
         yield from _variants(positions, width, "fp16", shift=True, silu=True)
         yield from _variants(positions, width, "fp16", shift=False, silu=False)
+    for positions, width in LARGE:
+        yield from _variants(positions, width, "fp16", shift=False, silu=True)
+    for side, width in INNER:  # a resnet's first, and its second
+        for dtype in ("fp16", "bf16"):
+            yield from _variants(side * side, width, dtype, shift=False, silu=True, across=side)
+    for side in (8, 16):
+        yield from _variants(side * side, 1280, "fp16", shift=True, silu=True, across=side)
+    for part in _variants(1024, 640, "fp16", shift=False, silu=True, across=32):  # where programs hold no group
+        if part.kernel is group_norm_apply_kernel:
+            yield part
 
 
 # Sizes are no constants of the kernels: two pictures of as many channels may share one.

@@ -57,6 +57,12 @@ def plan_of(positions: int, width: int, groups: int) -> Held | Parts:
     return Parts(channels, parts, tile * tiles, tall * again, constants | {"TILE": tile, "TILES": tiles}, applying)
 
 
+def needs_64_bits(positions: int, width: int, plan: Parts) -> bool:
+    """Whether an offset within a picture can reach 2^31: also one past its end that a mask hides, which must not
+    wrap. A program holds `span` or `applied` positions, and prepares a tile beyond them."""
+    return (positions + 2 * max(plan.span, plan.applied)) * width >= 2**31
+
+
 def _fewest(group: int, groups: int, *, multiple: int, least: int) -> int:
     """The fewest channels of whole groups that divide all of them, are at least so many and a multiple of that."""
     for count in range(1, groups):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
@@ -16,3 +20,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: ob
 def power_of_two(n: int) -> int:
     """The next one from `n` on: 77 to 128, 64 to 64, 1 and less to 1."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+def arch_of(x: Tensor) -> int:
+    """The architecture that a kernel on `x` runs on: 90 is sm_90, which the interpreter stands for."""
+    return _arch(x.device.index) if x.is_cuda else 90
+
+
+@functools.cache
+def _arch(device: int) -> int:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

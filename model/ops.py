@@ -42,6 +42,19 @@ class Ops(Protocol):
         """Adds `shift` [n, c] to every position of `x` [n, c, h, w], normalises, then applies SiLU if asked."""
         ...
 
+    def norm_conv(
+        self,
+        x: Tensor,
+        norm: nn.GroupNorm,
+        conv: nn.Conv2d,
+        *,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """`conv` of `group_norm` with SiLU: half a resnet. The normalised picture can go over in another form than a
+        picture's, such as its columns."""
+        ...
+
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Normalises the last dimension."""
         ...
@@ -75,6 +88,17 @@ class PlainOps:
     def group_norm(self, x: Tensor, norm: nn.GroupNorm, *, shift: Tensor | None = None, silu: bool = False) -> Tensor:
         y = norm(x if shift is None else x + shift[:, :, None, None])
         return F.silu(y) if silu else y
+
+    def norm_conv(
+        self,
+        x: Tensor,
+        norm: nn.GroupNorm,
+        conv: nn.Conv2d,
+        *,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        return self.conv(self.group_norm(x, norm, shift=shift, silu=True), conv, residual)
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         return norm(x)

@@ -48,7 +48,7 @@ def launches(check: Check) -> list[Callable[[], object]]:
 
 def _networks(check: Check) -> list[Callable[[], object]]:
     """What else the UNet and the decoder launch: left to their first pass, all of it would be one case's minute."""
-    from benchmarks.gpu import attention
+    from benchmarks.gpu import attention, columns
 
     normalise, unet, decoder = needed("kernels.group_norm_silu", "group_norm_silu", "UNET", "DECODER")
     kernel = needed("kernels.attention", "attention")
@@ -72,6 +72,10 @@ def _networks(check: Check) -> list[Callable[[], object]]:
     for size in ((4096, 320), (1024, 640), (256, 1280), (64, 1280)):
         found += [partial(norm, *size, True, True), partial(norm, *size, False, False)]
     found.append(partial(norm, *decoder[0], False, False))
+    for rows in columns.ROWS:
+        for op in columns.inner(check, rows):
+            found.append(partial(columns.launch, check, op))
+            found += [partial(columns.launch_tiles, check, op, i) for i in range(8 if columns.is_usual(op) else 0)]
     return found + [partial(cross, *shape) for shape in (*attention.SD15, *attention.SD21)]
 
 

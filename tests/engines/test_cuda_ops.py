@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import networks
-from engines.cuda_kernels import Kernels, plain_kernels
+from engines.cuda_kernels import Kernels, plain_kernels, triton_kernels
 from engines.cuda_ops import KernelOps, fold_biases
+from model.blocks import Resnet
 from model.clip import ClipText
 from model.ops import PLAIN, PlainOps
 from model.random import init_random
@@ -47,7 +48,7 @@ class Counted:
     def __init__(self, heads: range = range(8, 161, 8)) -> None:
         self.calls: dict[str, int] = {}
         plain = plain_kernels()
-        names = ("attention", "group_norm_silu", "layer_norm", "geglu", "geglu_linear")
+        names = ("attention", "group_norm_silu", "layer_norm", "geglu", "geglu_linear", "columns", "split_product")
         self.kernels: Kernels = replace(plain, heads=heads, **{n: self._counting(n, getattr(plain, n)) for n in names})
 
     def _counting(self, name: str, kernel: Any) -> Any:
@@ -64,9 +65,31 @@ class Counted:
             assert x.stride(2) == 1 and x.stride(1) % 8 == 0 and x.data_ptr() % 16 == 0
 
     @staticmethod
-    def _check_group_norm_silu(x: Tensor, weight: Tensor, *rest: Any, shift: Tensor | None, silu: bool) -> None:
+    def _check_group_norm_silu(
+        x: Tensor, weight: Tensor, *rest: Any, shift: Tensor | None, silu: bool, columns: bool = False
+    ) -> None:
         assert x.is_contiguous(memory_format=torch.channels_last) and weight.data_ptr() % 16 == 0
         assert shift is None or (shift.stride(1) == 1 and shift.shape == (len(x), x.shape[1]))
+
+    @staticmethod
+    def _check_columns(picture: Tensor) -> None:
+        assert picture.is_contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def _check_split_product(x: Tensor, *rest: Tensor | None) -> None:
+        assert all(one.is_contiguous() and one.data_ptr() % 16 == 0 for one in (x, *rest) if one is not None)
+
+
+class Everything:
+    """As `columns`: each 3x3 convolution that keeps its picture's size, whatever its shape."""
+
+    def __init__(self) -> None:
+        self.asked: set[tuple[int, ...]] = set()
+
+    def __contains__(self, shape: object) -> bool:
+        assert isinstance(shape, tuple)
+        self.asked.add(shape)
+        return True
 
 
 def _check_rows(x: Tensor, *rest: Any, **options: Any) -> None:
@@ -112,6 +135,63 @@ def test_unet(spec: UnetSpec, fused: bool) -> None:
     assert counted.calls["layer_norm"] == 2 * 3 * layers
     assert counted.calls["geglu_linear" if fused else "geglu"] == 2 * layers
     assert counted.calls["group_norm_silu"] == 2 * (2 * resnets + layers + 1)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("spec", [SD15, SD21], ids=["sd15", "sd21"])
+def test_unet_whose_convolutions_are_products_of_columns(spec: UnetSpec, rows: int) -> None:
+    counted, everything = Counted(range(4, 161, 4)), Everything()
+    plain, fast = pair(lambda ops: Unet(spec, ops), KernelOps(counted.kernels, columns=everything))
+    fold_biases(fast)  # with and without a bias, then
+    x, context = randoms((rows, 4, 8, 16), (rows, 9, spec.context_width))
+    with torch.inference_mode():
+        close(fast(x, torch.full((rows,), 500.0), context), plain(x, torch.full((rows,), 500.0), context))
+    # Two of each of 22 resnets straight from the norm; three after a doubling, the first and the last without one.
+    assert counted.calls["split_product"] == 2 * 22 + 3 + 2
+    assert counted.calls["columns"] == 3 + 2
+    assert {(4, 32, 8, 16), (256, 128, 1, 2), (64, 64, 8, 16)} <= everything.asked
+
+
+def test_a_resnet_through_the_kernels_themselves() -> None:
+    """In Triton's interpreter: their launchers take what is handed over, and the three together are a resnet."""
+    kernels = triton_kernels()
+    plain, fast = pair(
+        lambda ops: Resnet(32, 64, time_width=16, groups=8, eps=1e-5, ops=ops),
+        KernelOps(kernels, columns={(32, 64, 3, 5), (64, 64, 3, 5)}),
+    )
+    x, shift = randoms((2, 32, 3, 5), (2, 64))
+    with torch.inference_mode():
+        close(fast(x.contiguous(memory_format=torch.channels_last), shift), plain(x, shift))
+
+
+def test_columns_only_where_they_are_asked_for() -> None:
+    asked = (128, 128, 1, 1)  # the innermost level, and the middle
+    for columns, products in (((), 0), ({asked}, 2 * 2 + 2 * 2 + 3)):
+        counted = Counted(range(4, 161, 4))
+        plain, fast = pair(lambda ops: Unet(SD15, ops), KernelOps(counted.kernels, columns=columns))
+        x, context = randoms((2, 4, 8, 8), (2, 9, SD15.context_width))
+        with torch.inference_mode():
+            close(fast(x, torch.ones(2), context), plain(x, torch.ones(2), context))
+        assert counted.calls.get("split_product", 0) == products and "columns" not in counted.calls
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(8, 8, 3, padding=1, stride=2),
+        nn.Conv2d(8, 8, 3),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        nn.Conv2d(8, 8, 1),
+    ],
+    ids=["stride", "no padding", "dilation", "groups", "1x1"],
+)
+def test_other_convolutions_are_no_product_of_columns(conv: nn.Conv2d) -> None:
+    counted = Counted()
+    (x,) = randoms((2, 8, 6, 5))
+    with torch.inference_mode():
+        close(KernelOps(counted.kernels, columns=Everything()).conv(x, conv), conv(x))
+    assert not counted.calls
 
 
 def test_biases_are_folded_where_a_product_takes_them() -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import kernels.group_norm_silu as module
 import kernels.group_norm_tiles as group_norm_tiles
-from kernels.group_norm_silu import DECODER, UNET, cost, group_norm_silu, reference
-from kernels.group_norm_tiles import Held, Parts, plan_of
+from kernels.columns import reference as columns_of
+from kernels.group_norm_silu import DECODER, LARGE, UNET, cost, group_norm_silu, reference
+from kernels.group_norm_tiles import Held, Parts, needs_64_bits, plan_of
 from tests.kernels.ahead import compiled
 from tests.kernels.comparing import HALF, SINGLE, assert_close, normal, poisoned
 
@@ -121,6 +123,7 @@ def test_what_it_refuses() -> None:
 def test_the_floor() -> None:
     assert cost(2, 256, 1280).moved == (2 * 256 * 2 + 3) * 1280 * 2, "held: one read, one write"
     assert cost(2, 4096, 320).moved == (2 * 4096 * 3 + 3) * 320 * 2
+    assert cost(2, 64, 1280, columns=True).moved == (2 * 64 * 10 + 3) * 1280 * 2, "one read, nine writes"
 
 
 def test_compiled() -> None:
@@ -139,6 +142,79 @@ def test_compiled() -> None:
         ],
     )
     assert len(rows) == 11
+    for row in rows:
+        assert not row["faults"], row
+        assert 16 in row["ld"] and 8 not in row["ld"], row
+        assert row["st"] == ([4] if "parts" in row["name"] else [16]), row
+
+
+@pytest.mark.parametrize(("dtype", "shifted"), [(torch.float32, False), (torch.float16, True)], ids=str)
+@pytest.mark.parametrize(("c", "h", "w", "groups"), [*HELD[1:3], (40, 27, 19, 2)])
+def test_columns_are_those_of_the_picture(
+    c: int, h: int, w: int, groups: int, shifted: bool, dtype: torch.dtype
+) -> None:
+    """The same numbers in other places: the same bits."""
+    x, weight, bias = picture(2, c, h, w, dtype), normal(c, dtype=dtype), normal(c, dtype=dtype)
+    shift = normal(2, c, dtype=dtype) if shifted else None
+    wanted = columns_of(group_norm_silu(x, weight, bias, groups, 1e-5, shift=shift))
+    out = poisoned(wanted)
+    assert group_norm_silu(x, weight, bias, groups, 1e-5, shift=shift, columns=True, out=out) is out
+    assert torch.equal(out, wanted)
+
+
+def test_columns_of_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_HELD": 0, "_TILE": 128, "_PART": 64}.items():
+        monkeypatch.setattr(group_norm_tiles, name, value)
+    x, weight = picture(1, 64, 3, 11), normal(64)
+    plan = plan_of(33, 64, 16)
+    assert isinstance(plan, Parts) and plan.apply_constants["TILES"] > 1
+    wanted = columns_of(group_norm_silu(x, weight, weight, 16, 1e-5))
+    assert torch.equal(group_norm_silu(x, weight, weight, 16, 1e-5, columns=True), wanted)
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize(("c", "h", "w", "groups"), PARTS[2:])
+def test_64_bits_compute_what_32_do(
+    c: int, h: int, w: int, groups: int, shifted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a picture of 2^31 elements takes, at a size that fits here: the same order of sums, so the same bits."""
+    x, weight, bias, shift = picture(2, c, h, w), normal(c), normal(c), normal(2, c) if shifted else None
+    wanted = group_norm_silu(x, weight, bias, groups, 1e-5, shift=shift)
+    asked = []
+    monkeypatch.setattr(module, "needs_64_bits", lambda *size: asked.append(size) or True)
+    assert torch.equal(group_norm_silu(x, weight, bias, groups, 1e-5, shift=shift, out=poisoned(x)), wanted)
+    assert asked == [(h * w, c, plan_of(h * w, c, groups))]
+
+
+def test_which_pictures_take_64_bits() -> None:
+    """From where an address, masked ones of the last tiles too, passes 2^31; not the decoder's of 512x512."""
+    for positions, width in LARGE:
+        plan = plan_of(positions, width, 32)
+        assert isinstance(plan, Parts) and needs_64_bits(positions, width, plan)
+        assert plan.parts <= 128 and (plan.parts - 1) * plan.span < positions <= plan.parts * plan.span
+    for positions, width in DECODER:
+        plan = plan_of(positions, width, 32)
+        assert isinstance(plan, Parts) and not needs_64_bits(positions, width, plan)
+    plan = plan_of(4095 * 4096, 128, 32)
+    assert isinstance(plan, Parts) and 4095 * 4096 * 128 < 2**31 and needs_64_bits(4095 * 4096, 128, plan)
+    # Nothing is computed on meta tensors: a launcher that refused them would say so.
+    far = torch.empty((1, 128, 4096, 4096), dtype=torch.float16, device="meta", memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="weight has shape"):
+        group_norm_silu(far, far[0, 0, 0], far[0, :, 0, 0], 32, 1e-5)
+
+
+def test_columns_and_large_pictures_compiled() -> None:
+    rows = compiled(
+        "group_norm_silu",
+        [
+            ("held_kernel 1280 @ 64 shift silu columns fp16", (90,)),
+            ("held_kernel 2560 @ 256 silu columns bf16", (80, 120)),  # most registers
+            ("apply_kernel 640 @ 1024 silu columns fp16", (90,)),
+            ("parts_kernel 128 @ 16777216 fp16", (90,)),
+            ("apply_kernel 256 @ 16777216 silu fp16", (90,)),
+        ],
+    )
+    assert len(rows) == 6
     for row in rows:
         assert not row["faults"], row
         assert 16 in row["ld"] and 8 not in row["ld"], row

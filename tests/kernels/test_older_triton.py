@@ -22,6 +22,10 @@ OLDER = Path(sys.prefix, "triton-3.6")  # `make test` puts it there
         ("group_norm_silu", "held_kernel 1280 @ 256 silu fp16", 90),
         ("group_norm_silu", "parts_kernel 320 @ 4096 shift fp16", 90),
         ("group_norm_silu", "apply_kernel 320 @ 4096 silu bf16", 120),
+        ("group_norm_silu", "held_kernel 1280 @ 256 shift silu columns fp16", 90),
+        ("columns", "1280 @ 8x8 bf16", 120),
+        ("split_product", "1280x11520 128x128x64 8 warps 4 stages fp16", 90),
+        ("split_product", "1280 of 13 bias residual fp16", 90),
         ("guided_step", "4x4096 channels-last fp16", 90),
         ("to_uint8", "channels-last fp16", 80),
     ],
@@ -33,4 +37,5 @@ def test_compiled(kernel: str, variant: str, arch: int) -> None:
     assert rows
     for row in rows:
         assert row["triton"].startswith("3.6.") and not row["faults"], row
-        assert 16 in row["st"] or "parts" in row["name"], row
+        assert 16 in row["st"] or "parts" in row["name"] or "product_kernel" in row["name"], row
+        assert "product_kernel" not in row["name"] or (row["cp_async"] == [16] and row["wgmma"]), row

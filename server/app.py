@@ -24,6 +24,7 @@ from server.limits import Limits
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings, SettingsError
+from server.watchdog import watch
 
 log = logging.getLogger("latentd.server")
 
@@ -39,6 +40,7 @@ class Server:
         self.service = Service(name, limits, self.metrics)
         self._door = GrpcDoor(self.service, settings.max_message)
         self._died = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
         self.grpc_port = self.metrics_port = 0
 
     async def open(self) -> None:
@@ -58,6 +60,7 @@ class Server:
         device = await asyncio.to_thread(_device, settings, self.metrics, make, died)
         device.start()
         self.service.device = device
+        self._watching = asyncio.create_task(watch(device, settings.watchdog))
         await self._door.serving()
         model = device.model
         log.info(
@@ -70,6 +73,11 @@ class Server:
             settings.threads or available_cores(),
             time.monotonic() - start,
         )
+
+    @property
+    def failed(self) -> bool:
+        """See Device.failed."""
+        return self.service.device is not None and self.service.device.failed
 
     @property
     def makes_lane(self) -> bool:
@@ -89,6 +97,8 @@ class Server:
         await self._door.close(grace)
         if self.service.device is not None:
             await asyncio.to_thread(self.service.device.stop)
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.to_thread(self.metrics.close)
 
 
@@ -120,16 +130,15 @@ async def serve(settings: Settings) -> int:
     )
     stopping, dying = asyncio.create_task(stop.wait()), asyncio.create_task(server.died())
     await asyncio.wait((stopping, dying), return_when=asyncio.FIRST_COMPLETED)
-    failed = dying.done()
-    if not failed:
+    if not server.failed:
         log.info("draining: requests have %g s to end", settings.grace)
-    await server.close(1.0 if failed else settings.grace)
+    await server.close(1.0 if server.failed else settings.grace)
     log.info("stopped")
-    if failed or server.makes_lane:
+    if server.failed or server.makes_lane:
         # At once: what torch frees on the way out asks CUDA for events, and after an error that stays this aborts. A
         # compiler's thread that comes back to an interpreter that has ended aborts too, or crashes in what is freed.
         logging.shutdown()
-        os._exit(1 if failed else 0)
+        os._exit(1 if server.failed else 0)
     return 0
 
 

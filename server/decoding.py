@@ -62,12 +62,15 @@ class Decoding:
             log.exception("image %d cannot be decoded", picture.index, extra={"request": picture.job.id})
             self._delivery.settle(picture, PictureFailed(f"image {picture.index} cannot be decoded"))
 
-    def deliver(self) -> None:
-        """Those that are done. What is not a number fails alone. Errors: DeviceError."""
+    def deliver(self) -> int:
+        """Those that are done; returns how many. What is not a number fails alone. Errors: DeviceError."""
+        count = 0
         while self._begun and self._begun[0][1].ready():
             picture, pending, start = self._begun.popleft()
+            count += 1
             if (pixels := pending.get()) is not None:
                 self._delivery.picture(picture, pixels, start)
                 continue
             self._metrics.nan_images_total.inc()
             self._delivery.settle(picture, PictureFailed(f"image {picture.index} came out as not a number"))
+        return count

@@ -69,6 +69,8 @@ class Device:
         self._jobs: set[Job] = set()  # admitted and not yet told Done or Failed
         self._stopping = False
         self._failed = False
+        self._over = threading.Event()  # the thread has ended, or nobody waits for it any more
+        self.pulse = 0  # seatings, steps and pictures so far
         self._cause: Exception | None = None
         self._delivery = Delivery(workers, model.artifact.preview, metrics, self._forget)
         self._decoding = Decoding(model.backend, self._delivery, metrics, self._refuse)
@@ -101,16 +103,51 @@ class Device:
         """Is a lane being made in a thread that `stop` does not wait for? That may be inside a compiler for minutes."""
         return self._lanes.at_work
 
+    @property
+    def owes(self) -> bool:
+        """Is there a job that only the device thread can go on with? A lane that is made takes what it takes."""
+        return bool(self._jobs) and self._lanes.free
+
+    @property
+    def full_step(self) -> float:
+        """Forecast of a step with every seat guided, in the slowest lane; seconds."""
+        return 2 * self.seats * max(self._row_seconds.values())
+
+    @property
+    def failed(self) -> bool:
+        return self._failed
+
     def stop(self) -> None:
-        """End the thread; jobs that are still here fail. Returns when nothing steps or decodes any more."""
+        """End the thread; jobs that are still here fail. Returns when nothing steps or decodes any more.
+
+        After `give_up` it returns at once, whatever the thread may be in.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify()
         if self._thread.is_alive():
-            self._thread.join()
-        self._delivery.close()
+            self._over.wait()
+        else:
+            self._delivery.close()
+
+    def give_up(self, why: str) -> None:
+        """The thread does not come back: its jobs fail, and nobody waits for it. Called by any other thread."""
+        log.critical("the device is stuck: %s", why)
+        with self._changed:
+            self._failed = self._stopping = True
+            left = list(self._jobs)
+        for job in left:
+            self._delivery.end(job, NotServing(f"the device is stuck: {why}; the server is about to restart"))
+        self._over.set()
+        self._died()
 
     def _run(self) -> None:
+        try:
+            self._turn()
+        finally:
+            self._over.set()
+
+    def _turn(self) -> None:
         try:
             while self._wait():
                 self._drop()
@@ -265,6 +302,7 @@ class Device:
         job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
         self._metrics.queue_seconds.observe(start - job.arrived)
         job.mailbox.post(Started(picture.index))
+        self.pulse += 1
         return encoded
 
     def _step(self) -> None:
@@ -286,6 +324,7 @@ class Device:
         self._row_seconds[key] += 0.1 * (took / rows - self._row_seconds[key])
         self._metrics.step_seconds.observe(took)
         self._metrics.steps_total.inc()
+        self.pulse += 1
         for seat, picture in tenants.items():
             self._after_step(key, seat, picture, len(seats), preview=seat in wanted)
 
@@ -312,7 +351,7 @@ class Device:
         if self._decoding.may_begin:
             self._drop()  # the step took a while
             self._decoding.begin()
-        self._decoding.deliver()
+        self.pulse += self._decoding.deliver()
 
 
 def _wants_preview(picture: Picture) -> bool:

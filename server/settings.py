@@ -121,6 +121,12 @@ class Settings:
     )
     threads: int = _setting(0, _number(0, 1024), "0 is as many as the process may use (affinity, cgroup)")
     grace: float = _setting(30.0, _number(0, 86400, whole=False), "seconds that requests have to end after SIGTERM")
+    watchdog: float = _setting(
+        300.0,
+        _number(0, 86400, whole=False),
+        "seconds without a step or a picture, while there is work, after which the device is stuck and the process "
+        "ends (at least ten times what a full step takes); 0 waits for ever",
+    )
     queue_jobs: int = _setting(256, _number(1, 1_000_000), "requests that may wait")
     queue_seconds: float = _setting(60.0, _number(0, 86400, whole=False), "predicted wait that is still accepted")
     max_prompt: int = _setting(4096, _number(1, 1_000_000), "characters of a prompt")

@@ -235,6 +235,16 @@ def test_sigterm_while_a_lane_is_made(drained: bool, artifact: Artifact, tmp_pat
     assert started.err[-1].endswith("stopped") and "Traceback" not in "\n".join(started.err)
 
 
+def test_a_stuck_device_ends_the_process(artifact: Artifact, tmp_path: Path) -> None:
+    with held_server(artifact, tmp_path, "--watchdog", "1") as started, Client(started.address()) as client:
+        (tmp_path / "gate").touch()
+        with pytest.raises(ServerError, match="the device is stuck: nothing for") as failed:
+            client.generate("a red apple")
+        assert failed.value.code is grpc.StatusCode.UNAVAILABLE
+        assert started.end() == 1
+    assert "Traceback" not in "\n".join(started.err)
+
+
 SLOW_LOAD = """
 import sys, threading
 from server import app

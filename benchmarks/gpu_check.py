@@ -129,10 +129,14 @@ def environment(dry: bool) -> dict[str, str]:
     """What every row is stamped with. Errors: SystemExit 2 without torch or an NVIDIA GPU."""
     try:
         import torch
+
+        from engines import cuda_ready
     except ModuleNotFoundError:
         print("gpu-check needs torch, which this Python does not have", file=sys.stderr)
         raise SystemExit(2) from None
-    if not dry and (why_not := gpu.why_not()):
+    # torch is the judge: a driver may be where engines/gpu.py does not look for it.
+    why_not = "" if dry else cuda_ready.why_not() if torch.cuda.is_available() else gpu.why_not() or "torch sees none"
+    if why_not:
         print(f"gpu-check measures nothing but an NVIDIA GPU: {why_not}", file=sys.stderr)
         raise SystemExit(2)
     try:

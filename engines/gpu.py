@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 # Any of these is a driver: of a module, of a container that got its device nodes only, of Windows' Linux.
-_DRIVER = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
+_DRIVER = tuple(Path(p) for p in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
 
 
 def cuda_here() -> bool:

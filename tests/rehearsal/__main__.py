@@ -1,6 +1,7 @@
-"""python -m tests.rehearsal serve NAME PIXELS PRECISION SEATS | section NAME: for tests/rehearsal/test_*.py.
+"""python -m tests.rehearsal serve NAME PIXELS PRECISION SEATS | section NAME | memory NAME: see card.py.
 
 `serve`: the backend torch at the size of SD 1.5 or 2.1, from its weights to pixels. `section`: one of gpu-check's.
+`memory`: what torch's tensors take, for docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu import networks
+from benchmarks.gpu.check import Check, read_rows
+from benchmarks.gpu.child import run
+from engines.cuda import CudaBackend
+from model import weights
+from model.clip import ClipText
+from model.unet import Unet
+from model.vae import VaeDecoder
+from pipeline.samplers import table
 from tests.rehearsal import card
 
 
-def serve(name: str, pixels: str, precision: str, seats: int) -> None:
-    from benchmarks.gpu import networks
-    from benchmarks.gpu.check import Check
-    from engines.cuda import CudaBackend
-    from model import weights
-    from model.clip import ClipText
-    from model.unet import Unet
-    from model.vae import VaeDecoder
-    from pipeline.samplers import table
-
+def load(name: str, pixels: str, precision: str) -> CudaBackend:
+    """The backend torch with weights of the right shapes."""
     check = Check("serve", torch.device("cuda"), torch.float16, [], {}, float("inf"))
     spec = networks.whole_spec(check, name)
     if name == "SD 2.1":
@@ -38,7 +40,12 @@ def serve(name: str, pixels: str, precision: str, seats: int) -> None:
     loads.load_unet = lambda spec, folder, dtype, ops: Unet(spec.unet, ops).to(dtype)
     loads.load_vae_decoder = lambda spec, folder, dtype, ops: VaeDecoder(spec.vae, ops).to(dtype)
     artifact: Any = types.SimpleNamespace(spec=spec, folder=None)
-    backend = CudaBackend(artifact, precision, pixels=pixels)
+    return CudaBackend(artifact, precision, pixels=pixels)
+
+
+def serve(name: str, pixels: str, precision: str, seats: int) -> None:
+    backend = load(name, pixels, precision)
+    spec = backend.spec
     context = backend.encode(np.zeros(spec.text.tokens, np.int64))
     assert context.shape == (spec.text.tokens, spec.text.width)
     shape, noisy = spec.latent_shape(512, 512), table(spec.schedule, "dpmpp_2m_sde", 4)
@@ -60,6 +67,27 @@ def serve(name: str, pixels: str, precision: str, seats: int) -> None:
     assert denoiser.outputs.shape == (2, *shape)
 
 
+def memory(name: str, counted: card.Counted) -> None:
+    """What torch takes for 512x512, in GB: each graph keeps the most that its run ever held."""
+    backend = load(name, "fast", "auto")
+    spec, held = backend.spec, counted.alive
+    print(f"weights and the text encoder's buffers {held / 1e9:.2f}, its run {(counted.most - held) / 1e9:.2f} more")
+    for seats in (1, 4, 8, 16):
+        stepper = backend.stepper(512, 512, seats)
+        buffers = counted.alive - held
+        held_now = counted.most = counted.alive
+        with stepper._stream.here():  # the largest bucket, whose pool suffices for the others
+            buckets = stepper._packed()
+            rows = max(rows for _, rows in buckets)
+            stepper._evaluate(buckets[0, rows])
+        step = counted.most - held_now
+        print(f"{seats} seats {buffers / 1e9:.3f}, a step of {rows} rows {step / 1e9:.2f} more")
+        del stepper, buckets
+    counted.most = before = counted.alive
+    backend.decode(np.zeros(spec.latent_shape(512, 512), np.float32))
+    print(f"decoding {(counted.most - before) / 1e9:.2f}")
+
+
 # Of the stand-in: torch.compile wants a genuine card, and how many numbers are not zero nobody knows.
 LIMITS = (
     "Torch not compiled with CUDA enabled",
@@ -70,9 +98,6 @@ LIMITS = (
 
 
 def section(name: str) -> int:
-    from benchmarks.gpu.check import Check, read_rows
-    from benchmarks.gpu.child import run
-
     with TemporaryDirectory() as scratch:
         stamp = {"device": card.NAME, "torch": torch.__version__, "triton": "", "cuda": "", "date": ""}
         file = Path(scratch, "rows.csv")
@@ -85,6 +110,10 @@ def section(name: str) -> int:
 def main() -> int:
     what, *arguments = sys.argv[1:]
     card.insert()
+    if what == "memory":
+        with card.Counted() as counted, torch.no_grad():
+            memory(arguments[0], counted)
+        return 0
     with card.Fake(), torch.no_grad():
         if what == "section":
             return int(section(arguments[0]))

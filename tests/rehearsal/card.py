@@ -14,6 +14,7 @@ import ctypes
 import os
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,36 @@ class Fake(FakeTensorMode):
         if kwargs and "generator" in kwargs:
             kwargs = kwargs | {"generator": None}
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+class Counted(Fake):
+    """Counts the bytes on the card that are alive, and the most that ever were; torch's own, no library's workspace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = super().__torch_dispatch__(func, types, args, kwargs)
+        for tensor in made if isinstance(made, list | tuple) else (made,):
+            if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, -(-storage.nbytes() // 512) * 512  # the allocator rounds to 512
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.alive += size
+        self.most = max(self.most, self.alive)
+
+        def gone() -> None:
+            self._known.discard(key)
+            self.alive -= size
+
+        weakref.finalize(storage, gone)
 
 
 class _Stream:

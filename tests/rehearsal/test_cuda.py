@@ -40,3 +40,8 @@ def test_from_weights_to_pixels(name: str, pixels: str, precision: str) -> None:
 def test_sections_of_gpu_check(section: str) -> None:
     """The quick ones; its figures are nonsense, but no case may fail."""
     assert rehearse("section", section).count("\n") > 3
+
+
+def test_what_the_docs_say_of_memory() -> None:
+    said = rehearse("memory", "SD 1.5")
+    assert "8 seats 0.303, a step of 16 rows 0.92 more" in said, said  # docs/gpu.md

@@ -1,7 +1,8 @@
 """python -m tests.rehearsal serve NAME PIXELS PRECISION SEATS | section NAME | memory NAME: see card.py.
 
 `serve`: the backend torch at the size of SD 1.5 or 2.1, from its weights to pixels. `section`: one of gpu-check's.
-`memory`: what torch's tensors take, for docs/gpu.md.
+`memory`: what torch's tensors take, for docs/gpu.md. With REHEARSAL_COMPILES=1 every kernel that is launched is also
+compiled, for sm_90, into TRITON_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ def main() -> int:
         return 0
     with card.Fake(), torch.no_grad():
         if what == "section":
-            return int(section(arguments[0]))
+            code = section(arguments[0])
+            print(f"{sum(map(len, card.launched.values()))} variants of {len(card.launched)} kernels")
+            return int(code)
         name, pixels, precision, seats = arguments
         serve(name, pixels, precision, int(seats))
     for kernel, variants in sorted(card.launched.items()):

@@ -150,7 +150,8 @@ def insert() -> None:
     fake_tensor.init_gpu_context = lambda device: None
     _into_torch()
     triton.runtime.driver.set_active(_Driver())
-    JITFunction.run = _run
+    genuine: Any = JITFunction.run
+    JITFunction.run = _launching(genuine if "REHEARSAL_COMPILES" in os.environ else None)
 
 
 def _guard() -> None:
@@ -254,15 +255,23 @@ def _apply(module: torch.nn.Module, change: Any, recurse: bool = True) -> torch.
     return module
 
 
-def _run(kernel: Any, *arguments: object, grid: Any, warmup: bool, **options: Any) -> None:
-    """As far as JITFunction.run goes before it compiles."""
-    for argument in arguments:
-        if isinstance(argument, torch.Tensor):
-            assert argument.device.type == "cuda", f"{kernel.__name__} is given a tensor of {argument.device}"
-    assert all(0 < side < 1 << (31 if axis == 0 else 16) for axis, side in enumerate(grid)), (kernel.__name__, grid)
-    *_, backend, binder = kernel.device_caches[0]
-    options = {"debug": False, "instrumentation_mode": "", **options}
-    bound, specialization, options = binder(*arguments, **options)
-    kernel._pack_args(backend, options, bound, specialization, options)
-    key = " ".join(str(value) for value in specialization) + str(sorted(options.items()))
-    launched.setdefault(kernel.__name__, set()).add(key)
+def _launching(compiling: Any) -> Any:
+    """A launch as far as JITFunction.run goes before it compiles; with `compiling`, that too, into Triton's cache."""
+
+    def run(kernel: Any, *arguments: object, grid: Any, warmup: bool, **options: Any) -> None:
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor):
+                assert argument.device.type == "cuda", f"{kernel.__name__} is given a tensor of {argument.device}"
+        sides = (31, 16, 16)  # bits: what CUDA's grids may have
+        assert all(0 < side < 1 << bits for side, bits in zip(grid, sides, strict=False)), (kernel.__name__, grid)
+        *_, backend, binder = kernel.device_caches[0]
+        given = {"debug": False, "instrumentation_mode": "", **options}
+        bound, specialization, given = binder(*arguments, **given)
+        kernel._pack_args(backend, given, bound, specialization, given)
+        key = " ".join(str(value) for value in specialization) + str(sorted(given.items()))
+        new = key not in launched.setdefault(kernel.__name__, set())
+        launched[kernel.__name__].add(key)
+        if compiling and new:
+            compiling(kernel, *arguments, grid=grid, warmup=True, **options)
+
+    return run

@@ -8,6 +8,7 @@ compiled, for sm_90, into TRITON_CACHE_DIR.
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 import time
 import types
@@ -89,6 +90,8 @@ def memory(name: str, counted: card.Counted) -> None:
     print(f"decoding {(counted.most - before) / 1e9:.2f}")
 
 
+NO_CARD = 77  # the exit status of what could not be tried
+
 # Of the stand-in: torch.compile wants a genuine card, and how many numbers are not zero nobody knows.
 LIMITS = (
     "Torch not compiled with CUDA enabled",
@@ -110,7 +113,11 @@ def section(name: str) -> int:
 
 def main() -> int:
     what, *arguments = sys.argv[1:]
-    card.insert()
+    try:
+        card.insert()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"the stand-in of a card cannot be compiled: {error}")
+        return NO_CARD
     if what == "memory":
         with card.Counted() as counted, torch.no_grad():
             memory(arguments[0], counted)

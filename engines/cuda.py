@@ -15,7 +15,7 @@ from engines.cuda_device import CudaDevice
 from engines.cuda_errors import device_errors, with_room
 from engines.cuda_kernels import Kernels, triton_kernels
 from engines.cuda_network import TorchNetwork
-from engines.cuda_ops import KernelOps, fold_biases
+from engines.cuda_ops import KernelOps, fold_biases, sum_in_float32
 from model import weights
 from model.ops import PLAIN, Ops
 
@@ -60,6 +60,7 @@ class CudaBackend(CudaDevice):
         with device_errors():
             dtype, place = _DTYPES[self.precision], device_named(device)
         if place.type == "cuda":
+            sum_in_float32()
             torch.backends.cudnn.benchmark = pixels == "fast"
             torch.backends.cudnn.benchmark_limit = _ALGORITHMS
             torch.backends.cudnn.deterministic = pixels == "exact"

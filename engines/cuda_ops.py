@@ -156,6 +156,17 @@ def fold_biases(net: nn.Module, *, residuals: bool = True) -> None:
                     conv.bias = None
 
 
+def sum_in_float32(to_the_end: bool = True) -> None:
+    """Matrix products, whatever they are made of, keep float32 sums to the end, or as torch has it; in this process.
+
+    torch lets cuBLAS add the parts of a product that it cuts along its depth in half precision, by default: bits are
+    lost where rows are few, and a part above 65504 is infinite (docs.pytorch.org/docs/stable/notes/cuda.html).
+    """
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_fp16_reduced_precision_reduction = not to_the_end
+    matmul.allow_bf16_reduced_precision_reduction = not to_the_end
+
+
 def _one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A head too wide for a kernel's registers (the VAE's has 512): two products, and a softmax in float32.
 

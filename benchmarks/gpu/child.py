@@ -23,6 +23,7 @@ import torch
 from benchmarks.gpu.check import AbsentError, Check, stamp_of
 from engines.backend import BackendError
 from engines.cuda_errors import translated
+from engines.cuda_ops import sum_in_float32
 
 POISONED = 17
 
@@ -30,6 +31,7 @@ POISONED = 17
 def run(check: Check, state: Path, skip: int = 0) -> int:
     """The section's cases after the first `skip`; returns the exit code."""
     section = importlib.import_module(f"benchmarks.gpu.{check.section}")
+    sum_in_float32(check.section != "compiled")  # as we serve, and torch's own as torch has it
     gc.freeze()  # what is imported stays; every capture of a graph collects garbage, and would look at all of it
     late: list[str] = []
     found = section.cases(check)

@@ -47,7 +47,8 @@ def load(name: str, pixels: str, precision: str) -> CudaBackend:
 
 def serve(name: str, pixels: str, precision: str, seats: int) -> None:
     backend = load(name, pixels, precision)
-    spec = backend.spec
+    spec, products = backend.spec, torch.backends.cuda.matmul
+    assert not products.allow_fp16_reduced_precision_reduction and not products.allow_bf16_reduced_precision_reduction
     context = backend.encode(np.zeros(spec.text.tokens, np.int64))
     assert context.shape == (spec.text.tokens, spec.text.width)
     shape, noisy = spec.latent_shape(512, 512), table(spec.schedule, "dpmpp_2m_sde", 4)

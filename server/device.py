@@ -69,7 +69,8 @@ class Device:
         self._jobs: set[Job] = set()  # admitted and not yet told Done or Failed
         self._stopping = False
         self._failed = False
-        self._over = threading.Event()  # the thread has ended, or nobody waits for it any more
+        self._lost = False  # given up: nobody waits for the thread any more
+        self._over = threading.Event()  # the thread has done its last, or is lost
         self.pulse = 0  # seatings, steps and pictures so far
         self._cause: Exception | None = None
         self._delivery = Delivery(workers, model.artifact.preview, metrics, self._forget)
@@ -127,14 +128,16 @@ class Device:
             self._changed.notify()
         if self._thread.is_alive():
             self._over.wait()
-        else:
+        if not self._lost:
+            if self._thread.is_alive():
+                self._thread.join()
             self._delivery.close()
 
     def give_up(self, why: str) -> None:
         """The thread does not come back: its jobs fail, and nobody waits for it. Called by any other thread."""
         log.critical("the device is stuck: %s", why)
         with self._changed:
-            self._failed = self._stopping = True
+            self._failed = self._stopping = self._lost = True
             left = list(self._jobs)
         for job in left:
             self._delivery.end(job, NotServing(f"the device is stuck: {why}; the server is about to restart"))

@@ -69,6 +69,12 @@ def peak_mb(pid: int) -> float:
     return int(found[1]) / 1e3
 
 
+def cpu_seconds(pid: int) -> float:
+    """Of all its threads, so far."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def through_grpc(address: str, work: Work, turn: int) -> float:
     """Pictures a second, with IN_FLIGHT requests under way."""
     client = AsyncClient(address)
@@ -146,16 +152,25 @@ def main() -> int:
 
     bare = BareLoop(model)
     served, alone = [], []
-    with server(options.model) as (address, _, _):
+    cpu: dict[str, list[float]] = {"server": [], "client": [], "bare loop": []}
+    with server(options.model) as (address, _, pid):
         asyncio.run(through_grpc(address, work, -1))
         bare.run(work, -1)
         for turn in range(options.turns):
+            theirs, ours = cpu_seconds(pid), time.process_time()
             served.append(asyncio.run(through_grpc(address, work, turn)))
+            cpu["server"].append(cpu_seconds(pid) - theirs)
+            cpu["client"].append(time.process_time() - ours)
+            ours = time.process_time()
             alone.append(bare.run(work, turn))
+            cpu["bare loop"].append(time.process_time() - ours)
     rows.add("pictures through gRPC", f"{shape}, {IN_FLIGHT} in flight", "1/s", served)
     rows.add("pictures of the bare loop", f"{shape}, {IN_FLIGHT} seats", "1/s", alone)
     ratios = [a / b for a, b in zip(served, alone, strict=True)]
     rows.add("gRPC over bare loop", f"{shape}, {IN_FLIGHT} in flight", "ratio", ratios)
+    for whose, seconds in cpu.items():
+        each = [1e3 * value / work.pictures for value in seconds]
+        rows.add(f"CPU time a picture, {whose}", f"{shape}, {IN_FLIGHT} in flight", "ms", each)
     return 0
 
 

@@ -17,7 +17,6 @@ Never run on a GPU: compiled ahead of time, and interpreted against float64.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,9 @@ import triton.language as tl
 
 from kernels.aot import ARCHITECTURES, Variant
 from kernels.attention_tiles import Tiles, candidates, choose, for_plugin
+from kernels.launch import arch_of
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 # Head dimension: the two parts it is cut into, each a power of two and at least 16 (a matrix unit's depth).
@@ -197,17 +196,6 @@ def attention_kernel(
         tl.store(to + columns[None, :], (acc2 * share).to(out.dtype.element_ty), mask=mask)
 
 
-@functools.cache
-def _architecture(device: torch.device) -> int:
-    """90 for sm_90; the interpreter, on a CPU, takes Hopper's tiles."""
-    import torch
-
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
 def _strides(name: str, x: Tensor, positions: int, width: int) -> tuple[int, int]:
     """Strides of rows and positions of one operand, or ValueError for what the compiled kernel may not be given."""
     each = 16 // x.element_size()
@@ -271,7 +259,7 @@ def attention(
     out_row, out_pos = _strides("out", out, t, width)
     if n * t == 0:
         return out
-    tiles = tiles or choose(d, _architecture(q.device), t)
+    tiles = tiles or choose(d, arch_of(q), t)
     grid = (triton.cdiv(t, tiles.rows) * heads * n,)  # one dimension: y and z end at 65535
     launch: Any = attention_kernel[grid]
     launch(

@@ -31,6 +31,7 @@ SECTIONS = {
         Section("budget", 85, 72),
         Section("captured", 110, 100, case_seconds=120),
         Section("profile", 60, 30, default=False),
+        Section("fp8", ALONE, 60, default=False),
         Section("serving", ALONE, 200, default=False, case_seconds=240),
         Section("soak", ALONE, 100, default=False, case_seconds=150),
         Section("compiled", ALONE, 400, default=False, case_seconds=ALONE),

@@ -58,7 +58,7 @@ def serve(name: str, pixels: str, precision: str, seats: int) -> None:
         stepper.sit(0, noisy, noise, text, text, 7.5)
         stepper.sit(seats - 1, noisy, noise, text, None, 1.0)
         stepper.step([0, seats - 1], predict=[0])
-        stepper.step([0])
+        stepper.step([0])  # twins
         assert stepper.pending_prediction(0).get().shape == shape
         latents = stepper.pending_latents(seats - 1)
         stepper.leave(seats - 1)
@@ -81,10 +81,10 @@ def memory(name: str, counted: card.Counted) -> None:
         held_now = counted.most = counted.alive
         with stepper._stream.here():  # the largest bucket, whose pool suffices for the others
             buckets = stepper._packed()
-            rows = max(rows for _, rows in buckets)
-            stepper._evaluate(buckets[0, rows])
+            largest = max(buckets, key=lambda key: (key.rows, not key.twins))
+            stepper._evaluate(buckets[largest])
         step = counted.most - held_now
-        print(f"{seats} seats {buffers / 1e9:.3f}, a step of {rows} rows {step / 1e9:.2f} more")
+        print(f"{seats} seats {buffers / 1e9:.3f}, a step of {largest.rows} rows {step / 1e9:.2f} more")
         del stepper, buckets
     counted.most = before = counted.alive
     backend.decode(np.zeros(spec.latent_shape(512, 512), np.float32))

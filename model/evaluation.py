@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,15 +14,25 @@ class Evaluation:
     """Of n rows of latents, each of which stands for `copies` rows of the text in turn.
 
     Twins: the rows of a guided picture differ in their text alone, so they are computed once until a layer attends to
-    it. From there on there are n copies rows. `shifts` and `texts` are to be asked in the order of execution.
+    it. From there on there are n copies rows. All is asked for in the order of execution.
     """
 
     def __init__(self, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor], copies: int = 1) -> None:
         """time_shifts and context_kv: see Unet.denoise; both have n copies rows."""
         self.copies = copies  # rows of the text that a row of x stands for, by now
-        self.shifts = self._shifts(time_shifts)
-        self.texts = self._texts(context_kv)
+        self._shifts = iter(time_shifts)
+        self._texts = iter(list(zip(context_kv[::2], context_kv[1::2], strict=True)))
         self._skips: list[tuple[Tensor, int]] = []  # and what a row of each stands for
+
+    def shift(self) -> Tensor:
+        """Of the next resnet, for as many rows as there are."""
+        shift = next(self._shifts)
+        return shift if self.copies == 1 else shift[:: self.copies]
+
+    def text(self) -> Text:
+        """Of the next layer that attends to it, for all rows: there are as many from then on."""
+        copies, self.copies = self.copies, 1
+        return Text(*next(self._texts), copies)
 
     def keep(self, x: Tensor) -> None:
         self._skips.append((x, self.copies))
@@ -37,12 +47,3 @@ class Evaluation:
         # twice first.
         both = to_tokens(x).unflatten(0, (-1, copies)), to_tokens(skip)[:, None].expand(-1, copies, -1, -1)
         return to_picture(torch.cat(both, dim=-1).flatten(0, 1), like=x)
-
-    def _shifts(self, shifts: Sequence[Tensor]) -> Iterator[Tensor]:
-        for shift in shifts:
-            yield shift if self.copies == 1 else shift[:: self.copies]
-
-    def _texts(self, context_kv: Sequence[Tensor]) -> Iterator[Text]:
-        for k, v in list(zip(context_kv[::2], context_kv[1::2], strict=True)):
-            copies, self.copies = self.copies, 1
-            yield Text(k, v, copies)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(_Layer(width, context_width, heads, ops) for _ in range(layers))
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, texts: Iterator[Text]) -> Tensor:
-        """x [n, width, h, w] -> the same, of as many rows as the text has; takes one of `texts` for each layer."""
+    def forward(self, x: Tensor, next_text: Callable[[], Text]) -> Tensor:
+        """x [n, width, h, w] -> the same, of as many rows as the text has. `next_text`: called once a layer."""
         y = self.ops.group_norm(x, self.norm)
         if isinstance(self.proj_in, nn.Conv2d):
             y = to_tokens(self.ops.conv(y, self.proj_in))
@@ -41,7 +41,7 @@ class SpatialTransformer(nn.Module):
             y = self.ops.linear(to_tokens(y), self.proj_in)
         copies = 1
         for layer in self.transformer_blocks:
-            text = next(texts)
+            text = next_text()
             y, copies = layer(y, text), copies * text.copies
         residual = x if copies == 1 else None
         if isinstance(self.proj_out, nn.Conv2d):

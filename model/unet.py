@@ -162,8 +162,8 @@ class _Block(nn.Module):
         )
 
     def layer(self, i: int, x: Tensor, evaluation: Evaluation) -> Tensor:
-        x = self.resnets[i](x, next(evaluation.shifts))
-        return self.attentions[i](x, evaluation.texts) if self.attends else x
+        x = self.resnets[i](x, evaluation.shift())
+        return self.attentions[i](x, evaluation.text) if self.attends else x
 
 
 class _Down(_Block):
@@ -210,9 +210,9 @@ class _Mid(nn.Module):
         self.resnets = nn.ModuleList(Resnet(channels, channels, **resnet) for _ in range(2))
 
     def forward(self, x: Tensor, evaluation: Evaluation) -> Tensor:
-        x = self.resnets[0](x, next(evaluation.shifts))
-        x = self.attentions[0](x, evaluation.texts)
-        return self.resnets[1](x, next(evaluation.shifts))
+        x = self.resnets[0](x, evaluation.shift())
+        x = self.attentions[0](x, evaluation.text)
+        return self.resnets[1](x, evaluation.shift())
 
 
 class _Up(_Block):

@@ -12,7 +12,10 @@ from engines.cuda_stream import Stream
 
 
 class CudaDenoiser:
-    """See engines.backend.Denoiser. Not exact: rows are one batch, in the bucket that the stepper would take."""
+    """See engines.backend.Denoiser. Not exact: rows are one batch, in the bucket that the stepper would take.
+
+    Never twins, whatever the stepper would take: nobody says here which rows belong together.
+    """
 
     def __init__(
         self,

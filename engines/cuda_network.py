@@ -23,6 +23,9 @@ class Network(Protocol):
     time_width: int  # numbers kept of a timestep
     time_dtype: torch.dtype
     sample_dtype: torch.dtype
+    # Whether `denoise` takes twins: samples of n rows for times and texts of 2n, rows 2k and 2k + 1 of which share row
+    # k of the samples. False also where no picture has two rows.
+    twins: bool
 
     def text(self, context: Tensor) -> Tensor:
         """context float32 [T, D] -> [text_width]; once a prompt, outside the step."""
@@ -35,7 +38,7 @@ class Network(Protocol):
     def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
         """samples [R, C, h, w], channels_last, times [R, time_width], texts [R, text_width] -> [R, C, h, w].
 
-        Inside the capture: it may allocate, and may depend on no value.
+        Of twins samples [R / 2, C, h, w]. Inside the capture: it may allocate, and may depend on no value.
         """
         ...
 
@@ -57,6 +60,8 @@ class TorchNetwork:
         self._text_widths = [kv.shape[2] for kv in unet.context_kv(context)]
         self._time_widths = [shift.shape[1] for shift in self._shifts(torch.ones(1, device=device))]
         self.text_width, self.time_width = tokens * sum(self._text_widths), sum(self._time_widths)
+        # A distilled network is given its guidance, and has one row; without attention to the text nothing has twins.
+        self.twins = not unet.spec.guidance_width and bool(self._text_widths)
 
     def text(self, context: Tensor) -> Tensor:
         kept = self._unet.context_kv(context[None].to(self.text_dtype))
@@ -68,7 +73,7 @@ class TorchNetwork:
     def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
         kept = texts.split([self._tokens * width for width in self._text_widths], dim=1)
         kv = [part.unflatten(1, (self._tokens, -1)) for part in kept] if self._text_widths else []
-        return self._unet.denoise(samples, times.split(self._time_widths, dim=1), kv)
+        return self._unet.denoise(samples, times.split(self._time_widths, dim=1), kv, len(texts) // len(samples))
 
     def buckets(self, rows: int) -> list[int]:
         return bucket_sizes(rows)
@@ -84,8 +89,9 @@ def bucket_sizes(rows: int) -> list[int]:
 
     Of three rows a quarter of the bucket is idle, of more at most a fifth. Each bucket is run three times and captured
     when the server starts: 9 buckets of 73 rows in all for 8 seats (16 rows), 13 of 177 for 16, 21 of 801 for 64, 29
-    of 3,297 for 256. Steps that stayed at 8 rows beyond 64 would leave a tenth idle there, but start-up would grow with
-    the square of the seats: 25 buckets of 1,185 rows for 64, 73 of 16,737 for 256.
+    of 3,297 for 256; where there are twins, all but the first once more, so that whoever is guided finds one no larger.
+    Steps that stayed at 8 rows beyond 64 would leave a tenth idle there, but start-up would grow with the square of the
+    seats: 25 buckets of 1,185 rows for 64, 73 of 16,737 for 256.
     """
     sizes = [1]
     while sizes[-1] < rows:

@@ -127,6 +127,21 @@ class KernelOps:
             return _one_head(q, k, v)
         return PLAIN.attention(q, k, v, heads, causal)
 
+    def shared_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, copies: int) -> Tensor:
+        """The query is not written out: a row of it is a view of stride 0, of several each one's first texts are
+        attended to, then their second ones. At 32 rows of SD 1.5 at 512x512 that spares a pass of 126 MB.
+        """
+        if copies == 1:
+            return self.attention(q, k, v, heads)
+        if q.shape[-1] // heads not in self._kernels.heads:
+            return PLAIN.shared_attention(q, k, v, heads, copies)
+        if len(q) == 1:
+            return self._kernels.attention(q.expand(copies, -1, -1), k, v, heads, causal=False)
+        out = q.new_empty(len(k), *q.shape[1:])
+        for own in range(copies):
+            self._kernels.attention(q, k[own::copies], v[own::copies], heads, causal=False, out=out[own::copies])
+        return out
+
 
 def fold_biases(net: nn.Module, *, residuals: bool = True) -> None:
     """Move biases to where they cost nothing, once and for all; the network computes the same.

@@ -21,6 +21,8 @@ class PlanNetwork:
     one workspace suffices, and a plan that no bucket needs takes no memory.
     """
 
+    twins = False  # a plan has one number of rows throughout
+
     def __init__(self, sizes: Sequence[int], plan_of: Callable[[int], Plan], guided: bool, context_size: int) -> None:
         """`guided`: the plans have an input for the guidance (LCM). `context_size`: numbers of a context."""
         self._sizes, self._plan_of, self._guided = sorted(sizes), plan_of, guided

@@ -4,6 +4,9 @@ A bucket's evaluation is one CUDA graph: gather -> UNet -> guide and update -> s
 buffers, so n evaluations are n replays: nothing is read back, and the host, which counts along, computes nothing
 in between. What a step would repeat is done when a picture sits down: keys and values of its text, its table's time
 embeddings, its noise. Over CPU tensors the same evaluation runs uncaptured, and is what the tests compare.
+
+A guided seat's two rows are twins: equal until the UNet first attends to the text. Where all who step are guided, and
+the network has that form, a graph is replayed that computes them once until then.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +35,14 @@ _AHEAD = 1  # replays that may be under way when another is begun
 log = logging.getLogger("latentd.cuda")
 
 
+class _Key(NamedTuple):
+    """Of a captured evaluation."""
+
+    seat: int  # whose it is; 0 where rows are packed
+    rows: int
+    twins: bool  # of rows 2k and 2k + 1 of one seat, for every k
+
+
 @dataclass(frozen=True)
 class _Bucket:
     """R rows that are evaluated together, and the seats that they may be of."""
@@ -39,13 +51,14 @@ class _Bucket:
     seat: Tensor  # int32 [R]: whose each row is, counted in `seats`
     place: Tensor  # int32 [R]: where that seat's table begins, in rows of `scales` and `times`
     texts: Tensor  # [R, text width]
+    twins: bool
 
 
 class CudaStepper:
     """Seats 0..seats-1 for latents of `shape`. See engines.backend.Stepper.
 
     `exact`: each seat's rows are a bucket of their own, so its bits cannot depend on its company. Otherwise the rows
-    of all who step are packed into the smallest bucket that holds them.
+    of all who step are packed into the smallest bucket that holds them: of twins where all of them are guided.
     """
 
     def __init__(
@@ -69,7 +82,7 @@ class CudaStepper:
         self._rows = [1] * seats
         self._reached = [0] * seats
         self._arranged: tuple[int, ...] = ()  # whose rows are packed,
-        self._live = 0  # and the size of the bucket that holds them
+        self._live = _Key(0, 0, twins=False)  # and the bucket that holds them
         time, text = (network.time_width, network.time_dtype), (network.text_width, network.text_dtype)
         together = 1 if exact else seats
         with stream.here():
@@ -173,10 +186,10 @@ class CudaStepper:
 
     def _evaluate(self, bucket: _Bucket) -> None:
         """One evaluation of a bucket: all that a graph holds. Fixed shapes, no branch on a value, nothing read back."""
-        seats = bucket.seats
+        seats, each = bucket.seats, slice(None, None, 2 if bucket.twins else 1)
         place = bucket.place + seats.step.index_select(0, bucket.seat)  # [R]
-        x = seats.state[:, 0].index_select(0, bucket.seat)  # [R, C, h, w]
-        scale = seats.scales.flatten().index_select(0, place)[:, None, None, None]
+        x = seats.state[:, 0].index_select(0, bucket.seat[each])  # [R, C, h, w], of twins half of them
+        scale = seats.scales.flatten().index_select(0, place[each])[:, None, None, None]
         like = {"dtype": self._network.sample_dtype, "memory_format": torch.channels_last}
         samples = torch.mul(x, scale, out=torch.empty_like(x, **like))
         times = seats.times.flatten(0, 1).index_select(0, place)  # [R, time width]
@@ -187,14 +200,14 @@ class CudaStepper:
     def _due(self, seats: tuple[int, ...]) -> list[Callable[[], None]]:
         """The replays that step these seats; where rows are packed, their places are written first if they changed."""
         if self._exact:
-            return [self._replays[seat, self.rows(seat)] for seat in seats]
+            return [self._replays[self._own(seat, self.rows(seat))] for seat in seats]
         if seats != self._arranged:
             self._live = self._arrange(seats)
             self._arranged = seats
-        return [self._replays[0, self._live]]
+        return [self._replays[self._live]]
 
-    def _arrange(self, seats: tuple[int, ...]) -> int:
-        """Give each of these seats its rows, one after the other, and all others none; returns the bucket's size."""
+    def _arrange(self, seats: tuple[int, ...]) -> _Key:
+        """Give each of these seats its rows, one after the other, and all others none; returns the bucket's key."""
         most, (everyone,) = 2 * self.seats, self._groups
         row = np.full((self.seats, 2), -1, np.int32)
         seat, text = np.zeros(most, np.int32), np.zeros(most, np.int32)  # what is nobody's computes the first seat's
@@ -203,46 +216,49 @@ class CudaStepper:
             for sign in range(self.rows(own)):
                 row[own, sign], seat[used], text[used] = used, own, 2 * own + sign
                 used += 1
-        bucket = min(size for _, size in self._replays if size >= used)
+        size = min(key.rows for key in self._replays if key.rows >= used)
+        live = _Key(0, size, twins=used == 2 * len(seats))  # what is nobody's is in pairs too
         stride = everyone.scales.shape[1]
         self._stream.upload(self._layout, np.concatenate([seat, seat * stride, text, row.ravel()]))
         everyone.row.copy_(self._layout[3 * most :].view(self.seats, 2))
         # Copied when rows move and not gathered in every step: 3.8 MB a row of SD 1.5.
-        chosen = self._layout[2 * most : 2 * most + bucket]
-        torch.index_select(everyone.texts.flatten(0, 1), 0, chosen, out=self._row_texts[:bucket])
-        return bucket
+        chosen = self._layout[2 * most : 2 * most + size]
+        torch.index_select(everyone.texts.flatten(0, 1), 0, chosen, out=self._row_texts[:size])
+        return live if live in self._replays else _Key(0, size, twins=False)
 
-    def _captured(self, buckets: dict[tuple[int, int], _Bucket]) -> dict[tuple[int, int], Callable[[], None]]:
+    def _captured(self, buckets: dict[_Key, _Bucket]) -> dict[_Key, Callable[[], None]]:
         """Largest first: see Stream.captured. In exact order: two rows of every seat, then one.
 
         Whoever waits sees it move: the first one compiles kernels, and with `fast` each has its convolutions measured.
         """
         replays = {}
-        for number, key in enumerate(sorted(buckets, key=lambda key: -key[1]), 1):
+        for number, key in enumerate(sorted(buckets, key=lambda key: (-key.rows, key.twins)), 1):
             begin, bucket = time.monotonic(), buckets[key]
             replays[key] = self._stream.captured(lambda bucket=bucket: self._evaluate(bucket))
             took = time.monotonic() - begin
-            log.info("captured bucket %d of %d (rows=%d) in %.1f s", number, len(buckets), key[1], took)
+            what = f"rows={key.rows}{', twins' if key.twins else ''}"
+            log.info("captured bucket %d of %d (%s) in %.1f s", number, len(buckets), what, took)
         return replays
 
-    def _packed(self) -> dict[tuple[int, int], _Bucket]:
-        """The first n rows, for every n of the network's buckets: keys (0, n)."""
+    def _packed(self) -> dict[_Key, _Bucket]:
+        """The first n rows, for every n of the network's buckets, and for every even n as twins."""
         most, (everyone,) = 2 * self.seats, self._groups
         self._layout = torch.zeros(3 * most + 2 * self.seats, dtype=torch.int32, device=self._stream.device)
         self._row_texts = torch.zeros_like(everyone.texts.flatten(0, 1))
-        return {
-            (0, n): _Bucket(everyone, self._layout[:n], self._layout[most : most + n], self._row_texts[:n])
-            for n in self._network.buckets(most)
-        }
+        seat, place, texts = self._layout[:most], self._layout[most : 2 * most], self._row_texts
+        keys = [_Key(0, n, twins=False) for n in self._network.buckets(most)]
+        keys += [key._replace(twins=True) for key in keys if self._network.twins and key.rows % 2 == 0]
+        return {key: _Bucket(everyone, *(x[: key.rows] for x in (seat, place, texts)), twins=key.twins) for key in keys}
 
-    def _one_a_seat(self) -> dict[tuple[int, int], _Bucket]:
-        """Two rows and one row of every seat: keys (seat, rows)."""
+    def _one_a_seat(self) -> dict[_Key, _Bucket]:
+        """Two rows and one row of every seat."""
         zeros = torch.zeros(2, dtype=torch.int32, device=self._stream.device)
-        return {
-            (seat, n): _Bucket(own, zeros[:n], zeros[:n], own.texts[0, :n])
-            for seat, own in enumerate(self._groups)
-            for n in (2, 1)
-        }
+        numbered = [(self._own(seat, n), own, n) for seat, own in enumerate(self._groups) for n in (2, 1)]
+        return {key: _Bucket(own, zeros[:n], zeros[:n], own.texts[0, :n], key.twins) for key, own, n in numbered}
+
+    def _own(self, seat: int, rows: int) -> _Key:
+        """Of a seat by itself, which is always evaluated in the same form."""
+        return _Key(seat, rows, self._network.twins and rows == 2)
 
     def _at(self, seat: int) -> tuple[Seats, int]:
         """Where a seat is: its group of buffers, and its place in it."""

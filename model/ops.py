@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,6 +68,11 @@ class Ops(Protocol):
         """softmax(q k^T / sqrt(d)) v over `heads` heads: q [n, t, heads d], k and v [n, s, heads d] -> q's shape."""
         ...
 
+    def shared_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, copies: int) -> Tensor:
+        """`attention` in which `copies` rows in turn have their query in common: q [n, t, heads d], k and v
+        [n copies, s, heads d] -> [n copies, t, heads d]."""
+        ...
+
 
 class PlainOps:
     """The reference: each operation in torch's own terms."""
@@ -110,6 +116,14 @@ class PlainOps:
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [n, heads, t, d]
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+
+    def shared_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, copies: int) -> Tensor:
+        return self.attention(spread(q, copies), k, v, heads)
+
+
+def spread(x: Tensor, copies: int) -> Tensor:
+    """[n, ..] -> [n copies, ..], each row `copies` times in turn, in memory of its own; of one copy x itself."""
+    return x if copies == 1 else torch.stack((x,) * copies, dim=1).flatten(0, 1)
 
 
 PLAIN = PlainOps()

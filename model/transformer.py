@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from model.ops import Ops
+from model.ops import Ops, spread
 
-KeyValue = tuple[Tensor, Tensor]  # k and v of the text, each [n, t, width]
+
+class Text(NamedTuple):
+    """What n rows attend to: `copies` rows of k and of v in turn, each [n copies, s, width], for each of them."""
+
+    k: Tensor
+    v: Tensor
+    copies: int
 
 
 class SpatialTransformer(nn.Module):
@@ -25,18 +32,25 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(_Layer(width, context_width, heads, ops) for _ in range(layers))
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Iterator[KeyValue]) -> Tensor:
-        """x [n, width, h, w] -> the same shape; takes one (k, v) from `context` for each layer."""
+    def forward(self, x: Tensor, next_text: Callable[[], Text]) -> Tensor:
+        """x [n, width, h, w] -> the same, of as many rows as the text has. `next_text`: called once a layer."""
         y = self.ops.group_norm(x, self.norm)
         if isinstance(self.proj_in, nn.Conv2d):
             y = to_tokens(self.ops.conv(y, self.proj_in))
         else:
             y = self.ops.linear(to_tokens(y), self.proj_in)
+        copies = 1
         for layer in self.transformer_blocks:
-            y = layer(y, *next(context))
+            text = next_text()
+            y, copies = layer(y, text), copies * text.copies
+        residual = x if copies == 1 else None
         if isinstance(self.proj_out, nn.Conv2d):
-            return self.ops.conv(to_picture(y, like=x), self.proj_out, residual=x)
-        return to_picture(self.ops.linear(y, self.proj_out, residual=to_tokens(x)), like=x)
+            y = self.ops.conv(to_picture(y, like=x), self.proj_out, residual)
+        else:
+            y = to_picture(self.ops.linear(y, self.proj_out, None if residual is None else to_tokens(x)), like=x)
+        if residual is None:  # each row of x onto several, which are nobody else's: spread, it would be written first
+            y.unflatten(0, (-1, copies)).add_(x[:, None])
+        return y
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -66,10 +80,13 @@ class _Layer(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = _FeedForward(width, ops)
 
-    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, x: Tensor, text: Text) -> Tensor:
+        """x [n, t, width] -> [n copies, t, width]."""
         ops = self.ops
         x = self.attn1.to_itself(ops.layer_norm(x, self.norm1), residual=x)
-        x = self.attn2.to_text(ops.layer_norm(x, self.norm2), k, v, residual=x)
+        # Of twins the query is computed once. The residual is the one tensor that is spread: onto it a product may be
+        # added (engines/cuda_folds.py). At 512x512 that reads 2.6 MB twice and writes 5.2 a picture, in float16.
+        x = self.attn2.to_text(ops.layer_norm(x, self.norm2), text, residual=spread(x, text.copies))
         return self.ff(ops.layer_norm(x, self.norm3), residual=x)
 
 
@@ -87,16 +104,17 @@ class Attention(nn.Module):
     def to_itself(self, x: Tensor, residual: Tensor) -> Tensor:
         """Every token attends to every token: [n, t, width] -> [n, t, width], `residual` added."""
         q, k, v = self.ops.linears(x, (self.to_q, self.to_k, self.to_v))
-        return self._merge(q, k, v, residual)
+        return self._out(self.ops.attention(q, k, v, self.heads), residual)
 
-    def to_text(self, x: Tensor, k: Tensor, v: Tensor, residual: Tensor) -> Tensor:
-        """Attends to `k`, `v` [n, s, width], projected beforehand: those of the text are the same at every step."""
-        return self._merge(self.ops.linear(x, self.to_q), k, v, residual)
+    def to_text(self, x: Tensor, text: Text, residual: Tensor) -> Tensor:
+        """Attends to what was projected beforehand: it is the same at every step. -> the shape of `residual`."""
+        q = self.ops.linear(x, self.to_q)
+        return self._out(self.ops.shared_attention(q, text.k, text.v, self.heads, text.copies), residual)
 
-    def _merge(self, q: Tensor, k: Tensor, v: Tensor, residual: Tensor) -> Tensor:
+    def _out(self, x: Tensor, residual: Tensor) -> Tensor:
         (out,) = self.to_out
         assert isinstance(out, nn.Linear)
-        return self.ops.linear(self.ops.attention(q, k, v, self.heads), out, residual)
+        return self.ops.linear(x, out, residual)
 
 
 class _FeedForward(nn.Module):

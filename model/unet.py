@@ -8,15 +8,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.blocks import Downsample, Resnet, Upsample
-from model.ops import PLAIN, Ops
-from model.transformer import Attention, KeyValue, SpatialTransformer
+from model.evaluation import Evaluation
+from model.ops import PLAIN, Ops, spread
+from model.transformer import Attention, SpatialTransformer
 from pipeline.spec import UnetSpec
 
 
@@ -92,18 +93,26 @@ class Unet(nn.Module):
         linears = [linear for a in self._cross_attentions for linear in (a.to_k, a.to_v)]
         return self.ops.linears(context, linears) if linears else []
 
-    def denoise(self, latents: Tensor, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor]) -> Tensor:
-        """latents [n, C, h, w], and what the other two methods gave for the same rows -> [n, C, h, w]."""
-        shifts = iter(time_shifts)
-        context = iter(list(zip(context_kv[::2], context_kv[1::2], strict=True)))
+    def denoise(
+        self, latents: Tensor, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor], copies: int = 1
+    ) -> Tensor:
+        """latents [n, C, h, w], and what the other two methods gave for n `copies` rows -> [n copies, C, h, w].
+
+        Row i of the latents stands for rows i copies to (i + 1) copies - 1, which also share their timestep: a guided
+        picture's two rows. They are computed once until the first cross-attention. Of two rows of SD 1.5 at 512x512
+        that spares half of the first convolution, a resnet, and up to its query the first transformer: 42 of 1,600
+        GFLOP, 2.6% (counted), most of it one of the five self-attentions over 64 x 64 positions.
+        """
+        evaluation = Evaluation(time_shifts, context_kv, copies)
         x = self.ops.conv(latents, self.conv_in)  # [n, channels[0], h, w]
-        skips = [x]
+        evaluation.keep(x)
         for block in self.down_blocks:
-            x = block(x, shifts, context, skips)
-        x = self.mid_block(x, shifts, context)  # [n, channels[-1], h / 2^(blocks-1), ..]
+            x = block(x, evaluation)
+        x = self.mid_block(x, evaluation)  # [n copies, channels[-1], h / 2^(blocks-1), ..]
         for block in self.up_blocks:
-            x = block(x, shifts, context, skips)
-        return self.ops.conv(self.ops.group_norm(x, self.conv_norm_out, silu=True), self.conv_out)
+            x = block(x, evaluation)
+        x = self.ops.conv(self.ops.group_norm(x, self.conv_norm_out, silu=True), self.conv_out)
+        return spread(x, evaluation.copies)  # where nothing attended to the text
 
 
 def timestep_embedding(timestep: Tensor, width: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
@@ -152,13 +161,13 @@ class _Block(nn.Module):
             Resnet(width, channels, time_width=4 * spec.channels[0], eps=spec.eps, **shape) for width in inputs
         )
 
-    def layer(self, i: int, x: Tensor, shifts: Iterator[Tensor], context: Iterator[KeyValue]) -> Tensor:
-        x = self.resnets[i](x, next(shifts))
-        return self.attentions[i](x, context) if self.attends else x
+    def layer(self, i: int, x: Tensor, evaluation: Evaluation) -> Tensor:
+        x = self.resnets[i](x, evaluation.shift())
+        return self.attentions[i](x, evaluation.text) if self.attends else x
 
 
 class _Down(_Block):
-    """Appends to `skips` what each layer, and the downsampling, gave."""
+    """What each layer, and the downsampling, gave is kept."""
 
     def __init__(
         self,
@@ -173,13 +182,13 @@ class _Down(_Block):
         super().__init__(spec, ops, index, inputs, attends=attends)
         self.downsamplers = nn.ModuleList([downsample] if downsample else [])
 
-    def forward(self, x: Tensor, shifts: Iterator[Tensor], context: Iterator[KeyValue], skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, evaluation: Evaluation) -> Tensor:
         for i in range(len(self.resnets)):
-            x = self.layer(i, x, shifts, context)
-            skips.append(x)
+            x = self.layer(i, x, evaluation)
+            evaluation.keep(x)
         for downsample in self.downsamplers:
             x = downsample(x)  # [n, c, h / 2, w / 2]
-            skips.append(x)
+            evaluation.keep(x)
         return x
 
 
@@ -200,14 +209,14 @@ class _Mid(nn.Module):
         self.attentions = nn.ModuleList([transformer])
         self.resnets = nn.ModuleList(Resnet(channels, channels, **resnet) for _ in range(2))
 
-    def forward(self, x: Tensor, shifts: Iterator[Tensor], context: Iterator[KeyValue]) -> Tensor:
-        x = self.resnets[0](x, next(shifts))
-        x = self.attentions[0](x, context)
-        return self.resnets[1](x, next(shifts))
+    def forward(self, x: Tensor, evaluation: Evaluation) -> Tensor:
+        x = self.resnets[0](x, evaluation.shift())
+        x = self.attentions[0](x, evaluation.text)
+        return self.resnets[1](x, evaluation.shift())
 
 
 class _Up(_Block):
-    """Takes from `skips` what the layers on the way down left, last first."""
+    """Each layer takes what the layers on the way down kept, last first."""
 
     def __init__(
         self, spec: UnetSpec, ops: Ops, index: int, inputs: Sequence[int], *, attends: bool, upsample: Upsample | None
@@ -215,10 +224,10 @@ class _Up(_Block):
         super().__init__(spec, ops, index, inputs, attends=attends)
         self.upsamplers = nn.ModuleList([upsample] if upsample else [])
 
-    def forward(self, x: Tensor, shifts: Iterator[Tensor], context: Iterator[KeyValue], skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, evaluation: Evaluation) -> Tensor:
         for i in range(len(self.resnets)):
-            x = torch.cat((x, skips.pop()), dim=1)  # [n, c + c of the skip, h, w]
-            x = self.layer(i, x, shifts, context)
+            x = evaluation.joined(x)  # [n, c + c of the skip, h, w]
+            x = self.layer(i, x, evaluation)
         for upsample in self.upsamplers:
             x = upsample(x)  # [n, c, 2h, 2w]
         return x

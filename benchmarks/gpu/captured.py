@@ -37,7 +37,7 @@ class _Labs:
         self._check, self._key, self._lab = check, (), None
 
     def get(self, name: str, seats: int, *, exact: bool = False, every: bool = False) -> Lab:
-        """`every`: all buckets that a server captures, which takes a minute; else those of _REQUESTS."""
+        """`every`: all buckets that a server captures, which takes a minute or more; else those of _REQUESTS."""
         key = (name, seats, exact, every)
         if self._lab is None or self._key != key:
             self._lab = None
@@ -85,7 +85,7 @@ def _step(check: Check, labs: _Labs, name: str, seats: int, n: int, exact: bool)
     """Of the host's loop, and of a replay alone."""
     lab, what, case = labs.get(name, seats, exact=exact), f"{name} step", f"{n} requests"
     mode = "exact" if exact else "fast"
-    flops, floor = step_floor(lab.spec, 2 * n, *check.ceilings())
+    flops, floor = step_floor(lab.spec, 2 * n, *check.ceilings(), copies=2)  # they are guided, and so twins
     who, count = list(range(n)), 2 if check.dry else max(6, 24 // n)
     for seat in who:
         lab.sit(seat, Request("dpmpp_2m", 50, 7.5, seat))
@@ -103,12 +103,12 @@ def _step(check: Check, labs: _Labs, name: str, seats: int, n: int, exact: bool)
     check.row(
         "host", f"{name} {case}", mode, "ms", [1e3 * busy / count], note=f"CPU time a step; {busy / took:.0%} of it"
     )
-    replays = getattr(lab.stepper, "_replays", None)
-    if replays and not exact:
-        bucket = min((key for key in replays if key[1] >= 2 * n), key=lambda key: key[1])
+    if not exact:
+        bucket = lab.stepper._live  # what the loop has replayed
         with lab.stream.here():
-            seconds = by_events(replays[bucket], seconds=0.4, most=60)
-        check.time(what, case, "replay", seconds, flops=flops, floor=floor, note=f"bucket of {bucket[1]} rows")
+            seconds = by_events(lab.stepper._replays[bucket], seconds=0.4, most=60)
+        note = f"bucket of {bucket.rows} rows{', twins' if bucket.twins else ''}"
+        check.time(what, case, "replay", seconds, flops=flops, floor=floor, note=note)
     for seat in who:
         lab.stepper.leave(seat)
 
@@ -200,15 +200,15 @@ def _company(
 
 
 def _replay(check: Check) -> None:
-    """The same evaluations replayed and launched, for every bucket."""
+    """The same evaluations replayed and launched, for every bucket, twins and others."""
     replayed, launched = Lab(check, "small", 8), Lab(check, "small", 8, eager=True)
-    for n in (1, 3) if check.dry else range(1, 9):
-        requests = [Request("dpmpp_2m_sde", 6, 5.0, i) for i in range(n)]
+    for n, guided in itertools.product((1, 3) if check.dry else range(1, 9), (True, False)):
+        requests = [Request("dpmpp_2m_sde", 6, 5.0 if i or guided else 1.0, i) for i in range(n)]
         pairs = zip(replayed.evaluations(requests, 3), launched.evaluations(requests, 3), strict=True)
         worst = min(apart(got, right) for got, right in pairs)
-        note = "equal" if worst == 999.0 else "dB"
+        note, mode = "equal" if worst == 999.0 else "dB", f"small{'' if guided else ', one unguided'}"
         # Another algorithm of a library may be chosen for each: then not equal, but near.
-        check.expect(worst >= _LEAST_DECIBELS, "replay equals launch", f"{n} requests", "small", worst, note)
+        check.expect(worst >= _LEAST_DECIBELS, "replay equals launch", f"{n} requests", mode, worst, note)
 
 
 def _joins(check: Check, exact: bool) -> None:

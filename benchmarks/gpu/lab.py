@@ -39,7 +39,8 @@ def random_request(rng: random.Random, seed: int, most: int = 8) -> Request:
 class Lab:
     """A stepper of `seats` seats for the UNet `name`. `eager`: the same work launched, not replayed.
 
-    `buckets`: numbers of rows to capture; a server captures thirteen up to 32, which takes a minute.
+    `buckets`: numbers of rows to capture, even ones as twins too; a server captures thirteen, and twelve of twins, up
+    to 32 rows, which takes a minute or more.
     """
 
     def __init__(

@@ -126,23 +126,26 @@ def _at(tokens: Tensor) -> str:
     return f"@{side}x{side}"
 
 
-def operations(spec: UnetSpec, rows: int, tokens: int = 77) -> list[Operation]:
-    """In the order in which they run: the time's, the text's, the step's. Takes a second and no memory."""
+def operations(spec: UnetSpec, rows: int, tokens: int = 77, copies: int = 1) -> list[Operation]:
+    """In the order in which they run: the time's, the text's, the step's. Takes a second and no memory.
+
+    `copies`: rows that share their latents, see Unet.denoise; 2 of twins.
+    """
     recorder = Recorder()
     with torch.device("meta"), torch.no_grad():
         net = Unet(spec, ops=recorder)
         side = spec.sample_size
-        latents = torch.empty(rows, spec.in_channels, side, side)
+        latents = torch.empty(rows // copies, spec.in_channels, side, side)
         recorder.stage = "time"
         shifts = net.time_shifts(torch.empty(rows))
         recorder.stage = "text"
         context = net.context_kv(torch.empty(rows, tokens, spec.context_width))
         recorder.stage = "step"
-        net.denoise(latents, shifts, context)
+        net.denoise(latents, shifts, context, copies)
     return recorder.found
 
 
-def step_floor(spec: UnetSpec, rows: int, matrix: float, memory: float) -> tuple[float, float]:
+def step_floor(spec: UnetSpec, rows: int, matrix: float, memory: float, copies: int = 1) -> tuple[float, float]:
     """(FLOP, seconds): what an evaluation of so many rows computes, and the sum of its operations' floors."""
-    found = operations(spec, rows)
+    found = operations(spec, rows, copies=copies)
     return sum(op.flops for op in found), sum(op.floor(matrix, memory) for op in found)

@@ -41,7 +41,7 @@ def _ours(check: Check, name: str, n: int, took: dict[str, float]) -> None:
     lab = Lab(check, name, n, buckets=(2 * n,))
     for seat in range(n):
         lab.sit(seat, Request("ddim", 50, 7.5, seat))
-    flops, floor = step_floor(lab.spec, 2 * n, *check.ceilings())
+    flops, floor = step_floor(lab.spec, 2 * n, *check.ceilings(), copies=2)
     for _ in range(3):
         lab.stepper.step(range(n))
     count, begin = 2 if check.dry else 30, time.perf_counter()

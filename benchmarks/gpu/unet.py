@@ -1,6 +1,7 @@
 """The UNet's forward pass of SD 1.5 and SD 2.1 at 512x512, torch's operations and ours, each as a CUDA graph.
 
 Each is compared with the same weights in float32, a replay with a plain run, and a row in company with the row alone.
+Twins: two rows of each latent, which are computed once until the first cross-attention, as a guided step has them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from model.unet import Unet
 
 _ROWS = (2, 32, 8, 16)
 # GEGLU inside its matrix product, against a library's product and a kernel after it: which of them serves? And what are
-# the transformers' residuals worth that products add (engines/cuda_folds.py), against 48 additions?
-_MODES = {"SD 1.5": ("ours", "eager", "ours, fused geglu", "ours, residuals apart"), "SD 2.1": ("ours", "eager")}
+# the transformers' residuals worth that products add (engines/cuda_folds.py), against 48 additions? And twins, of 2.6%
+# of the arithmetic?
+_MODES = {
+    "SD 1.5": ("ours", "ours, twins", "eager", "ours, fused geglu", "ours, residuals apart"),
+    "SD 2.1": ("ours", "eager"),
+}
 _LEAST_DECIBELS = 50.0  # of a row in company against the row alone, where bits differ (docs/design.md, --pixels fast)
 
 
@@ -32,6 +37,7 @@ class _Nets:
         self._check, self._key, self._net = check, ("", ""), None
 
     def get(self, name: str, mode: str) -> Unet:
+        mode = mode.removesuffix(", twins")
         if self._key != (name, mode) or self._net is None:
             self._net = None
             made = PLAIN if mode == "eager" else ours(self._check, fused_geglu="fused" in mode)
@@ -54,37 +60,39 @@ def cases(check: Check) -> Iterator[Case]:
 def _reference(check: Check, name: str, right: dict[str, Tensor]) -> None:
     net = unet(check, name, dtype=torch.float32)  # torch's defaults: no tf32 in products, so none in convolutions
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    latents, timestep, context = inputs(check, unet_spec(check, name), 2, seed=1)
+    latents, timestep, context = _given(check, name, "", 2, seed=1)
     right[name] = net(latents.float(), timestep, context.float()).cpu()
+    latents, timestep = (torch.cat([x[:1], x[:1]]) for x in (latents, timestep))
+    right[f"{name}, twins"] = net(latents.float(), timestep, context.float()).cpu()
 
 
 def _error(check: Check, nets: _Nets, name: str, mode: str, right: dict[str, Tensor]) -> None:
-    net = nets.get(name, mode)
-    got = net(*inputs(check, unet_spec(check, name), 2, seed=1)).float().cpu()
-    if name not in right:
+    run = _forward(nets.get(name, mode), mode)
+    got, wanted = run(*_given(check, name, mode, 2, seed=1)).float().cpu(), name + ", twins" * ("twins" in mode)
+    if wanted not in right:
         finite = bool(got.isfinite().all())
         check.expect(finite, name, "2 rows", mode, float("nan"), "no float32 reference; are all numbers finite?")
         return
-    far = error(got, right[name])
+    far = error(got, right[wanted])
     check.expect(far < TOLERANCE, f"{name} error", "2 rows", mode, far, f"to float32; tolerance {TOLERANCE:g}")
 
 
 def _speed(check: Check, nets: _Nets, name: str, mode: str, rows: int) -> None:
-    net, spec, case = nets.get(name, mode), unet_spec(check, name), f"{rows} rows"
-    flops, floor = step_floor(spec, rows, *check.ceilings())
-    fixed, fresh = inputs(check, spec, rows, seed=0), inputs(check, spec, rows, seed=1)
+    run, case = _forward(nets.get(name, mode), mode), f"{rows} rows"
+    fixed, fresh = (_given(check, name, mode, rows, seed) for seed in (0, 1))
+    flops, floor = step_floor(unet_spec(check, name), rows, *check.ceilings(), copies=rows // len(fixed[0]))
 
     def plain() -> Tensor:
-        return net(*fixed)
+        return run(*fixed)
 
     if check.dry:
         check.time(name, case, mode, on_cpu(plain), flops=flops, floor=floor)
     else:
         if rows == 2:
             check.time(name, case, f"{mode}, launched", by_events(plain), flops=flops, floor=floor)
-        replay, out = graph_of(net, fixed)
+        replay, out = graph_of(run, fixed)
         check.time(name, case, mode, by_events(replay, seconds=0.6), flops=flops, floor=floor)
-        right = net(*fresh).clone()
+        right = run(*fresh).clone()
         for buffer, values in zip(fixed, fresh, strict=True):
             buffer.copy_(values)
         out.fill_(float("nan"))  # a replay that writes nothing shows
@@ -92,19 +100,38 @@ def _speed(check: Check, nets: _Nets, name: str, mode: str, rows: int) -> None:
         torch.cuda.synchronize()
         same, far = torch.equal(out, right), error(out, right)
         check.expect(same or far < TOLERANCE, f"{name} replay", case, mode, far, "equal" if same else "not bit for bit")
-    company(check, net, fresh, name, case, mode)
+    _company(check, run, fresh, name, case, mode)
 
 
-def graph_of(net: Unet, fixed: Inputs) -> tuple[Callable[[], None], Tensor]:
+def _given(check: Check, name: str, mode: str, rows: int, seed: int) -> Inputs:
+    """Inputs for so many rows; of twins half as many latents and timesteps as contexts."""
+    latents, timestep, context = inputs(check, unet_spec(check, name), rows, seed)
+    n = rows // 2 if "twins" in mode else rows
+    return latents[:n], timestep[:n], context
+
+
+def _forward(net: Unet, mode: str) -> Callable[..., Tensor]:
+    """The whole pass over inputs of a mode."""
+
+    def twins(latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        shifts = net.time_shifts(timestep.repeat_interleave(2))
+        return net.denoise(latents, shifts, net.context_kv(context), copies=2)
+
+    return twins if "twins" in mode else net
+
+
+def graph_of(net: Callable[..., Tensor], fixed: Inputs) -> tuple[Callable[[], None], Tensor]:
     """A replay of the whole forward pass over fixed buffers, and what it writes."""
     graph, out = captured(lambda: net(*fixed))
     return graph.replay, out
 
 
-def company(check: Check, net: Unet, fresh: Inputs, name: str, case: str, mode: str) -> None:
-    """The last row among the others against the same row alone."""
-    among = net(*fresh)[-1].clone()
-    alone = net(*(x[-1:].clone(memory_format=torch.preserve_format) for x in fresh))[0]
-    same, near = torch.equal(among, alone), decibels(among, alone)
+def _company(check: Check, run: Callable[..., Tensor], fresh: Inputs, name: str, case: str, mode: str) -> None:
+    """The last row among the others against the same row alone, or with its twin."""
+    latents, timestep, context = fresh
+    each = len(context) // len(latents)
+    among = run(*fresh)[-1].clone()
+    alone = run(latents[-1:].clone(memory_format=torch.preserve_format), timestep[-1:].clone(), context[-each:].clone())
+    same, near = torch.equal(among, alone[-1]), decibels(among, alone[-1])
     note = "equal" if same else f"dB of a row in company; at least {_LEAST_DECIBELS:g}"
     check.expect(same or near >= _LEAST_DECIBELS, f"{name} in company", case, mode, near, note)

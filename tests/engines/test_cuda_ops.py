@@ -60,8 +60,8 @@ class Counted:
         return counted
 
     @staticmethod
-    def _check_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> None:
-        for x in (q, k, v):
+    def _check_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool, out: Tensor | None = None) -> None:
+        for x in (q, k, v, q if out is None else out):
             assert x.stride(2) == 1 and x.stride(1) % 8 == 0 and x.data_ptr() % 16 == 0
 
     @staticmethod

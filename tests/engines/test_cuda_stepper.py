@@ -34,6 +34,7 @@ from engines.model import Model
 from engines.stepper import HostStepper
 from engines.torch import TorchBackend
 from model import weights
+from model.ops import spread
 from model.unet import Unet
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, Table, table
@@ -54,6 +55,7 @@ class Toy:
 
     text_width, time_width = TOKENS * WIDTH, 2
     text_dtype = time_dtype = sample_dtype = torch.float32
+    twins = True
 
     def __init__(self, rows: int = 2 * SEATS) -> None:
         self.samples = np.zeros((rows, *SHAPE), np.float32)
@@ -69,6 +71,7 @@ class Toy:
     def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
         t, g = times[:, 0, None, None, None], times[:, 1, None, None, None]
         first, last = texts[:, 0, None, None, None], texts[:, -1, None, None, None]
+        samples = spread(samples, len(texts) // len(samples))
         return samples * 0.75 - 0.5 * samples.abs() * first + 0.001 * t * last + 0.03125 * g
 
     def buckets(self, rows: int) -> list[int]:
@@ -370,15 +373,67 @@ def test_start_x_and_predictions(oracle: Model) -> None:
 
 def test_the_smallest_bucket_that_holds_the_rows_is_replayed(oracle: Model) -> None:
     bench = toy_bench(exact=False)
-    sizes = sorted(bucket_sizes(2 * SEATS), reverse=True)
-    assert sizes == [8, 6, 4, 2, 1], "captured in this order: the largest first"
+    keys = list(bench.stepper._replays)
+    assert keys == [(0, n, twins) for n in (8, 6, 4, 2) for twins in (False, True)] + [(0, 1, False)], "largest first"
     guided, plain = Request("a", "b", 1, 8, 4.0, "ddim"), Request("a", "b", 1, 8, 1.0, "ddim")
     for seat, request in enumerate((plain, guided, guided, guided)):
         toy_sit(bench.stepper, seat, oracle, request)
-    for seats, bucket in (([0], 1), ([1], 2), ([0, 1], 4), ([2, 3], 4), ([0, 1, 3], 6), ([0, 1, 2, 3], 8)):
+    for seats, bucket, twins in (
+        ([0], 1, False),
+        ([1], 2, True),
+        ([0, 1], 4, False),
+        ([2, 3], 4, True),
+        ([0, 1, 3], 6, False),
+        ([1, 2, 3], 6, True),
+        ([0, 1, 2, 3], 8, False),
+    ):
         bench.replays.clear()
         bench.stepper.step(seats)
-        assert bench.replays == {sizes.index(bucket): 1}, seats
+        assert bench.replays == {keys.index((0, bucket, twins)): 1}, seats  # type: ignore[arg-type]
+
+
+def test_a_seat_by_itself_always_has_the_same_form(oracle: Model) -> None:
+    bench = toy_bench(exact=True)
+    keys = list(bench.stepper._replays)
+    assert keys == [(seat, 2, True) for seat in range(SEATS)] + [(seat, 1, False) for seat in range(SEATS)]
+    toy_sit(bench.stepper, 0, oracle, Request("a", "b", 1, 8, 4.0, "ddim"))
+    toy_sit(bench.stepper, 2, oracle, Request("a", "b", 1, 8, 1.0, "ddim"))
+    bench.stepper.step([0, 2])
+    assert bench.replays == {keys.index((0, 2, True)): 1, keys.index((2, 1, False)): 1}  # type: ignore[arg-type]
+
+
+def test_what_is_nobodys_of_twins_computes_a_pair_of_the_first_seat(oracle: Model) -> None:
+    """Seats 1 to 5 fill ten of a bucket of twelve rows; of no seat's rows one would be of another picture's latents."""
+    bench = toy_bench(exact=False, seats=8)
+    for seat in range(1, 6):
+        toy_sit(bench.stepper, seat, oracle, Request("a", "b", seat, 8, 4.0, "ddim"))
+    bench.stepper._network.buckets = lambda rows: [4, 12, 16]  # type: ignore[method-assign]
+    with bench.stream.here():
+        bench.stepper._replays = bench.stepper._captured(bench.stepper._packed())
+    bench.stepper.step([1, 2, 3, 4, 5])
+    assert bench.stepper._live == (0, 12, True)
+    assert bench.stepper._layout[:12].tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 0, 0]
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
+def test_a_network_without_twins(oracle: Model, exact: bool) -> None:
+    """Such as a plan of TensorRT, which has one number of rows; its graphs are those of all rows."""
+
+    class Single(Toy):
+        twins = False
+
+        def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
+            assert len(samples) == len(times) == len(texts)
+            return super().denoise(samples, times, texts)
+
+    stream, host = Stream(CPU), HostStepper(Toy(), SEATS)
+    stepper = CudaStepper(Single(), plain_kernels(), SHAPE, SEATS, STEPS, stream, stream, exact=exact)
+    assert len(stepper._replays) == (2 * SEATS if exact else 5) and not any(key.twins for key in stepper._replays)
+    for each in (host, stepper):
+        toy_sit(each, 2, oracle, Request("a", "b", 1, 4, 4.0, "ddim"))
+        for _ in range(4):
+            each.step([2])
+    assert np.array_equal(stepper.latents(2), finish(host, 2))
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
@@ -409,6 +464,7 @@ def test_start_up_grows_with_the_seats_and_not_with_their_square(seats: int, buc
     """Every bucket is run and captured when a server starts: 1024 seats would have had 265 of them, 263,265 rows."""
     sizes = bucket_sizes(2 * seats)
     assert (len(sizes), sum(sizes)) == (buckets, work)
+    assert not any(size % 2 for size in sizes[1:]), "each but the first has twins too"
 
 
 def test_our_own_bugs_are_assertions(oracle: Model) -> None:

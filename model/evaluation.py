@@ -1,0 +1,51 @@
+"""One evaluation of the UNet under way: what it gives its layers in turn, and what it keeps for the way up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.transformer import Text, to_picture, to_tokens
+
+
+class Evaluation:
+    """Of n rows of latents, each of which stands for `copies` rows of the text in turn.
+
+    Twins: the rows of a guided picture differ in their text alone, so they are computed once until a layer attends to
+    it. From there on there are n copies rows. All is asked for in the order of execution.
+    """
+
+    def __init__(self, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor], copies: int = 1) -> None:
+        """time_shifts and context_kv: see Unet.denoise; both have n copies rows."""
+        # No generators: with one of its own an evaluation would be a cycle, and the shifts of each pass (0.04 MB a row of
+        # SD 1.5) stay until Python's collector comes by.
+        self.copies = copies  # rows of the text that a row of x stands for, by now
+        self._shifts = iter(time_shifts)
+        self._texts = iter(list(zip(context_kv[::2], context_kv[1::2], strict=True)))
+        self._skips: list[tuple[Tensor, int]] = []  # and what a row of each stands for
+
+    def shift(self) -> Tensor:
+        """Of the next resnet, for as many rows as there are."""
+        shift = next(self._shifts)
+        return shift if self.copies == 1 else shift[:: self.copies]
+
+    def text(self) -> Text:
+        """Of the next layer that attends to it, for all rows: there are as many from then on."""
+        copies, self.copies = self.copies, 1
+        return Text(*next(self._texts), copies)
+
+    def keep(self, x: Tensor) -> None:
+        self._skips.append((x, self.copies))
+
+    def joined(self, x: Tensor) -> Tensor:
+        """x [n, c, h, w] and what was kept last, [n, d, h, w] or fewer rows -> [n, c + d, h, w]."""
+        skip, stood_for = self._skips.pop()
+        copies = stood_for // self.copies
+        if copies == 1:
+            return torch.cat((x, skip), dim=1)
+        # As tokens, where one row beside two of x is a view: the concatenation reads it twice, and nobody writes it
+        # twice first.
+        both = to_tokens(x).unflatten(0, (-1, copies)), to_tokens(skip)[:, None].expand(-1, copies, -1, -1)
+        return to_picture(torch.cat(both, dim=-1).flatten(0, 1), like=x)

@@ -20,7 +20,7 @@ from model.unet import Unet
 
 _ROWS = (2, 32, 8, 16)
 # GEGLU inside its matrix product, against a library's product and a kernel after it: which of them serves? And what are
-# the transformers' residuals worth that products add (engines/cuda_folds.py), against 48 additions?
+# the transformers' residuals worth that products add (engines/cuda_folds.py), against 64 additions?
 _MODES = {"SD 1.5": ("ours", "eager", "ours, fused geglu", "ours, residuals apart"), "SD 2.1": ("ours", "eager")}
 _LEAST_DECIBELS = 50.0  # of a row in company against the row alone, where bits differ (docs/design.md, --pixels fast)
 

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.cuda_folds import Onto, ShiftedNorm, fold_residuals
+from engines.cuda_folds import Onto, ShiftedGroupNorm, ShiftedNorm, fold_residuals
 from engines.cuda_kernels import Kernels
 from model.blocks import Resnet
 from model.ops import PLAIN
-from model.transformer import SpatialTransformer, to_picture, to_tokens
+from model.transformer import to_picture, to_tokens
+from model.unet import Unet
 
 _ALIGNED = 8  # numbers of two bytes in 16: rows of other widths are slow in a matrix product
 
@@ -48,7 +49,7 @@ class KernelOps:
 
     def linear(self, x: Tensor, linear: nn.Linear, residual: Tensor | None = None) -> Tensor:
         if residual is not None and isinstance(linear, Onto):
-            return linear.onto(x, residual)
+            return linear.onto(x, residual.contiguous())  # of channels_last pictures the tokens are
         y = F.linear(x, linear.weight, linear.bias)
         return y if residual is None else y.add_(residual)
 
@@ -105,6 +106,9 @@ class KernelOps:
 
     def group_norm(self, x: Tensor, norm: nn.GroupNorm, *, shift: Tensor | None = None, silu: bool = False) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
+        if isinstance(norm, ShiftedGroupNorm):
+            assert shift is None
+            shift = norm.shift.expand(len(x), -1)
         return self._kernels.group_norm_silu(
             x, norm.weight, norm.bias, norm.num_groups, norm.eps, shift=shift, silu=silu
         )
@@ -153,9 +157,6 @@ def fold_biases(net: nn.Module, *, residuals: bool = True) -> None:
     second's into the shortcut's, where there is one, which is added last. In a transformer they make room for the
     residuals (see engines.cuda_folds), unless told not to.
     """
-    for transformer in list(net.modules()) if residuals else ():
-        if isinstance(transformer, SpatialTransformer):
-            fold_residuals(transformer)
     with torch.no_grad():
         for resnet in net.modules():
             if not isinstance(resnet, Resnet):
@@ -169,6 +170,9 @@ def fold_biases(net: nn.Module, *, residuals: bool = True) -> None:
                     both = product.bias.float() + conv.bias.float()
                     product.bias.data = both.to(product.bias.dtype)
                     conv.bias = None
+    if residuals and isinstance(net, Unet):
+        for resnet, transformer in net.attended():
+            fold_residuals(resnet, transformer)
 
 
 def sum_in_float32(to_the_end: bool = True) -> None:

@@ -119,8 +119,9 @@ def compile_ahead(variant: Variant, arch: int, ptx_version: int | None = None) -
     if list(variant.signature) != names:
         raise ValueError(f"{variant}: the signature names {list(variant.signature)}, the kernel takes {names}")
     aligned = [n for n, kind in variant.signature.items() if kind.startswith("*") and n not in variant.unaligned]
-    attributes: dict[tuple[int, ...], list] = {}
-    if VERSION >= (3, 7):  # as a launch describes them, so that it finds this compilation in Triton's cache
+    # As a launch describes them, so that it finds this compilation in Triton's cache.
+    attributes: dict[tuple[int, ...], list] = {(names.index(name),): [] for name in variant.unaligned}
+    if VERSION >= (3, 7):
         attributes |= {(names.index(name),): [] for name in variant.constants}
     attributes |= {(names.index(name),): [["tt.divisibility", 16]] for name in [*aligned, *variant.divisible]}
     source = ASTSource(

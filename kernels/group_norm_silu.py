@@ -1,6 +1,6 @@
 """Group normalisation of channels-last pictures, with the shift before it and the SiLU behind it.
 
-    z = x + shift                                                   the time embedding's, one number a channel
+    z = x + shift                                        one number a channel: the time embedding's, or of all pictures
     y = (z - mean) / sqrt(variance + eps) * weight + bias           Wu and He 2018, eq. 1 to 3; a group's mean
     out = y sigmoid(y)                                              SiLU: Hendrycks and Gimpel 2016
 
@@ -227,8 +227,9 @@ def group_norm_silu(
     columns: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x [n, c, h, w] channels-last, weight and bias [c], shift [n, c] with channels side by side -> x's shape, type
-    and layout, and `out` may be x; with `columns` that picture's columns instead, [n, h w, 9 c] contiguous.
+    """x [n, c, h, w] channels-last, weight and bias [c], shift [n, c] with channels side by side (its rows may be one,
+    0 apart) -> x's shape, type and layout, and `out` may be x; with `columns` that picture's columns instead,
+    [n, h w, 9 c] contiguous.
 
     ValueError if x is none of fp16, bf16, f32, is not channels-last in memory, does not start at a multiple of 16
     bytes, has more than 65535 pictures or 2^31 positions (or as many numbers of columns) a picture, or if its channels
@@ -331,10 +332,12 @@ def _listed() -> Iterator[Variant]:
     for positions, width in UNET + DECODER:
         for dtype in ("fp16", "bf16"):
             yield from _variants(positions, width, dtype, shift=False, silu=True)
-    # With the time embedding before it (a resnet's second), and without SiLU behind it (a transformer's).
+    # With the time embedding before it (a resnet's second), and without SiLU behind it (a transformer's, whose shift
+    # is a bias that the picture has ahead: engines/cuda_folds.py).
     for positions, width in ((4096, 320), (1024, 640), (256, 1280), (64, 1280)):
         yield from _variants(positions, width, "fp16", shift=True, silu=True)
         yield from _variants(positions, width, "fp16", shift=False, silu=False)
+        yield from _variants(positions, width, "fp16", shift=True, silu=False)
     for positions, width in LARGE:
         yield from _variants(positions, width, "fp16", shift=False, silu=True)
     for side, width in INNER:  # a resnet's first, and its second

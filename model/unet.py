@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,14 @@ class Unet(nn.Module):
         self._time_projections = [m.time_emb_proj for m in ordered if isinstance(m, Resnet) and m.time_emb_proj]
         cross = [m.get_submodule("attn2") for m in ordered if hasattr(m, "attn2")]
         self._cross_attentions = [m for m in cross if isinstance(m, Attention)]
+
+    def attended(self) -> Iterator[tuple[Resnet, SpatialTransformer]]:
+        """Each transformer, behind the resnet whose result it is given: it alone, no skip holds that."""
+        for block in self.modules():
+            if isinstance(block, _Mid) or (isinstance(block, _Block) and block.attends):
+                for resnet, transformer in zip(block.resnets, block.attentions, strict=False):  # the middle's first
+                    assert isinstance(resnet, Resnet) and isinstance(transformer, SpatialTransformer)
+                    yield resnet, transformer
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
         """latents [n, C, h, w], timestep [n] float32 in training steps, context [n, T, D] -> [n, C, h, w].

@@ -105,7 +105,7 @@ def unet(
 ) -> Unet:
     """The UNet `name` on the device, channels_last; the same weights at every call, whatever `ops`.
 
-    `residuals`: a transformer's are added inside its products, as they are served; else in passes of their own.
+    `residuals`: a transformer's are all added inside its products, as they are served; else in passes of their own.
     """
     with torch.device("meta"):
         net = Unet(unet_spec(check, name), ops=ops)

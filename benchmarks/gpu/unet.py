@@ -21,7 +21,7 @@ from model.unet import Unet
 
 _ROWS = (2, 32, 8, 16)
 # GEGLU inside its matrix product, against a library's product and a kernel after it: which of them serves? And what are
-# the transformers' residuals worth that products add (engines/cuda_folds.py), against 48 additions? And twins, of 2.6%
+# the transformers' residuals worth that products add (engines/cuda_folds.py), against 64 additions? And twins, of 2.6%
 # of the arithmetic?
 _MODES = {
     "SD 1.5": ("ours", "ours, twins", "eager", "ours, fused geglu", "ours, residuals apart"),

@@ -83,7 +83,9 @@ def test_one_tensor_is_spread_and_nothing_else_is_copied() -> None:
     _, whole, twins = counted
     joined = whole["cat"] + whole["stack"]
     assert joined == 12 and twins["cat"] + twins["stack"] == joined + 1
-    for name in ("add_", "addmm_", "add", "copy_", "clone", "_to_copy", "contiguous"):
+    # The first transformer's own residual is of fewer rows than what its last product gives: an addition, in place.
+    assert twins["add_"] - whole["add_"] == 1 == whole["addmm_"] - twins["addmm_"]
+    for name in ("add", "copy_", "clone", "_to_copy", "contiguous"):
         assert whole[name] >= twins[name], name
 
 

@@ -52,6 +52,15 @@ def test_the_shift_enters_the_statistics(c: int, h: int, w: int, groups: int, si
     assert_close(out, reference(x, weight, bias, groups, 1e-5, shift, silu), tolerance)
 
 
+@pytest.mark.parametrize(("c", "h", "w", "groups"), [HELD[-1], PARTS[0]])
+def test_one_row_of_shifts_stands_for_all(c: int, h: int, w: int, groups: int) -> None:
+    """A stride of zero: the bits of as many equal rows."""
+    x, weight, bias, shift = picture(2, c, h, w), normal(c), normal(c), 3 * normal(c)
+    wanted = group_norm_silu(x, weight, bias, groups, 1e-5, shift=shift.repeat(2, 1), silu=False)
+    got = group_norm_silu(x, weight, bias, groups, 1e-5, shift=shift.expand(2, -1), silu=False, out=poisoned(x))
+    assert torch.equal(got, wanted)
+
+
 def test_many_parts_and_many_tiles_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """What pictures of the decoder's size need, at a size that an interpreter can wait for."""
     for name, value in {"_HELD": 0, "_TILE": 256, "_PART": 64}.items():
@@ -137,11 +146,12 @@ def test_compiled() -> None:
             ("parts_kernel 320 @ 4096 shift fp16", some),
             ("parts_kernel 960 @ 4096 bf16", hopper),
             ("apply_kernel 320 @ 4096 shift silu fp16", hopper),
+            ("apply_kernel 320 @ 4096 shift fp16", hopper),
             ("parts_kernel 128 @ 262144 fp16", hopper),
             ("apply_kernel 128 @ 262144 silu fp16", hopper),
         ],
     )
-    assert len(rows) == 11
+    assert len(rows) == 12
     for row in rows:
         assert not row["faults"], row
         assert 16 in row["ld"] and 8 not in row["ld"], row

@@ -52,6 +52,7 @@ if sys.argv[2:]:
 print(json.dumps(found))
 """
 LAUNCH = """
+import sys
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -59,14 +60,21 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import get_cache_key, make_backend
 from triton.runtime.jit import create_function_from_signature
 import kernels.aot
+import kernels.launch
 from kernels.attention import _variant, attention_kernel, choose, constants
+from kernels.dependent import dependent_launches
 
 # What a launch asks Triton's cache for, on a device of sm_90, with t = 1, 77 keys and fused projections.
 backend, tiles = make_backend(GPUTarget("cuda", 90, 32)), choose(40, 90, 4096)
 bind = create_function_from_signature(attention_kernel.signature, attention_kernel.params, backend)
 fused, out = torch.zeros(2, 1, 960).half()[..., :320], torch.zeros(2, 1, 320).half()
 values = constants(8, 40, (960, 960, 960, 320), tiles)
-options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "debug": False, "instrumentation_mode": ""}
+dependent, given = "dependent" in sys.argv, {}
+kernels.launch._can_depend = lambda kernel, x: dependent
+with dependent_launches():
+    kernels.launch.launch({(): lambda x, **options: given.update(options)}, (), fused)
+options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "debug": False, "instrumentation_mode": "", **given}
+assert dependent == options["DEPENDENT"] == options.get("launch_pdl", False)
 bound, kinds, given = bind(fused, fused, fused, out, 1, 77, 960, 73920, 73920, 320, **values, **options)
 parsed, *source = attention_kernel._pack_args(backend, options, bound, kinds, given)
 wanted = get_cache_key(ASTSource(attention_kernel, *source), backend, backend.parse_options(parsed.__dict__), {})
@@ -76,7 +84,8 @@ def ahead(source, target, options):
     raise SystemExit
 
 triton.compile = ahead
-kernels.aot.compile_ahead(_variant("self", 40, "fp16", tiles, 90), 90)
+variant = _variant("self", 40, "fp16", tiles, 90)
+kernels.aot.compile_ahead(kernels.aot.dependents([variant])[0] if dependent else variant, 90)
 """
 NAMES = {
     80: ["self d40", "self d160 fp16", "plugin d128"],
@@ -150,10 +159,11 @@ def test_what_a_launch_needs(pinned):
     ], "pointers are 8 bytes, integers 4, in this order"
 
 
+@pytest.mark.parametrize("form", ["plain", "dependent"])
 @pytest.mark.parametrize("path", ["", str(OLDER)], ids=["pinned", "older"])
-def test_a_launch_finds_what_was_compiled_ahead(path, tmp_path):
+def test_a_launch_finds_what_was_compiled_ahead(path, form, tmp_path):
     """A prebuilt cache is of use only if keys agree: pointers' alignment, integers left alone, options."""
-    assert python(LAUNCH, path=path, cache=tmp_path).split() == ["True"]
+    assert python(LAUNCH, form, path=path, cache=tmp_path).split() == ["True"]
 
 
 def test_the_checks_can_fail(pinned):

@@ -189,10 +189,12 @@ from triton import knobs
 from kernels.aot import compile_ahead, dependents
 from kernels import attention, group_norm_silu, guided_step
 
-def find(module, text):
-    return next(one for one in dependents(module.VARIANTS) if text in str(one) and 90 in one.archs)
-
-for variant in (find(attention, "causal d64"), find(group_norm_silu, "parts_kernel 320 @ 4096 shift"), find(guided_step, "4x4096 channels-last fp16")):
+for module, text in (
+    (attention, "causal d64 fp16"),
+    (group_norm_silu, "parts_kernel 320 @ 4096 shift fp16"),
+    (guided_step, "4x4096 channels-last fp16"),
+):
+    variant = next(one for one in dependents(module.VARIANTS) if text in str(one) and 90 in one.archs)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compile_ahead(variant, 90).cubin)
         file.flush()

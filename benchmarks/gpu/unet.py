@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.check import Case, Check
+from benchmarks.gpu.dependent import compare
 from benchmarks.gpu.networks import TOLERANCE, Inputs, inputs, ours, unet, unet_spec
 from benchmarks.gpu.operations import step_floor
 from benchmarks.gpu.timing import by_events, captured, decibels, error, on_cpu
@@ -47,8 +48,10 @@ def cases(check: Check) -> Iterator[Case]:
         yield Case(f"{name} float32", partial(_reference, check, name, right))
         for mode in modes:
             yield Case(f"{name} {mode} error", partial(_error, check, nets, name, mode, right))
-            for rows in _ROWS[: 1 if check.dry else 2 if "," in mode else None]:
+            for rows in _ROWS[: 1 if check.dry else 2 if "," in mode or (name, mode) == ("SD 2.1", "eager") else None]:
                 yield Case(f"{name} {mode} {rows} rows", partial(_speed, check, nets, name, mode, rows))
+        for rows in _ROWS[: 1 if check.dry else 2] if name == "SD 1.5" else ():
+            yield Case(f"{name} dependent {rows} rows", partial(_dependent, check, nets, name, rows))
 
 
 def _reference(check: Check, name: str, right: dict[str, Tensor]) -> None:
@@ -93,6 +96,10 @@ def _speed(check: Check, nets: _Nets, name: str, mode: str, rows: int) -> None:
         same, far = torch.equal(out, right), error(out, right)
         check.expect(same or far < TOLERANCE, f"{name} replay", case, mode, far, "equal" if same else "not bit for bit")
     company(check, net, fresh, name, case, mode)
+
+
+def _dependent(check: Check, nets: _Nets, name: str, rows: int) -> None:
+    compare(check, nets.get(name, "ours"), name, rows)
 
 
 def graph_of(net: Unet, fixed: Inputs) -> tuple[Callable[[], None], Tensor]:

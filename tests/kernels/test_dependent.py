@@ -17,7 +17,7 @@ import triton
 
 import kernels.launch
 from engines.cuda_kernels import Kernels, triton_kernels
-from kernels.dependent import CONSTANT, asked, dependent_launches, fault
+from kernels.dependent import CONSTANT, asked, await_previous, dependent_launches, fault
 from kernels.launch import launch
 from tests.kernels.ahead import compiled_dependents
 
@@ -100,7 +100,7 @@ def test_where_there_are_such_launches(arch: int, monkeypatch: pytest.MonkeyPatc
     card: Any = SimpleNamespace(is_cuda=True, device=SimpleNamespace(index=0))
     compiles = object.__new__(triton.JITFunction)
     assert kernels.launch._can_depend(compiles, card) == (arch >= 90)
-    assert not kernels.launch._can_depend(kernels.dependent.await_previous, card), "the interpreter has no such wait"
+    assert not kernels.launch._can_depend(await_previous, card), "the interpreter has no such wait"
     assert not kernels.launch._can_depend(compiles, torch.zeros(1))
 
 

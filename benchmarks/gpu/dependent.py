@@ -19,7 +19,7 @@ from benchmarks.gpu.timing import by_events, captured, error, on_cpu
 from model.unet import Unet
 
 _REPLAYS = 20
-MODES = ("ours, apart", "ours, dependent")
+MODES = ("ours, plain", "ours, dependent")
 
 
 def compare(check: Check, net: Unet, name: str, rows: int) -> None:

@@ -18,14 +18,15 @@ Never run on a GPU: compiled ahead of time, and interpreted against float64.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
 
 from kernels.aot import ARCHITECTURES, Variant
 from kernels.attention_tiles import Tiles, candidates, choose, for_plugin
-from kernels.launch import arch_of
+from kernels.dependent import await_previous
+from kernels.launch import arch_of, launch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,9 +150,10 @@ def attention_kernel(
     HEADS: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     Q_POS: tl.constexpr, K_POS: tl.constexpr, V_POS: tl.constexpr, OUT_POS: tl.constexpr, ALIGN: tl.constexpr,
     SCALE: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr,
-    POLYNOMIAL: tl.constexpr,
+    POLYNOMIAL: tl.constexpr, DEPENDENT: tl.constexpr,
 ) -> None:  # fmt: skip
     """One program: ROWS positions of one head of one row. Consecutive programs share K and V, which stay in the L2."""
+    await_previous(DEPENDENT)
     blocks = tl.cdiv(t, ROWS)
     block = tl.program_id(0) % blocks
     head = tl.program_id(0) // blocks % HEADS
@@ -260,9 +262,9 @@ def attention(
     if n * t == 0:
         return out
     tiles = tiles or choose(d, arch_of(q), t)
-    grid = (triton.cdiv(t, tiles.rows) * heads * n,)  # one dimension: y and z end at 65535
-    launch: Any = attention_kernel[grid]
+    grid = (-(-t // tiles.rows) * heads * n,)  # one dimension: y and z end at 65535
     launch(
+        attention_kernel, grid,
         q, k, v, out, t, s, q_row, k_row, v_row, out_row,
         **constants(heads, d, (q_pos, k_pos, v_pos, out_pos), tiles, causal=causal, itemsize=q.element_size()),
         num_warps=tiles.warps,

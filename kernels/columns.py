@@ -19,6 +19,7 @@ import triton.language as tl
 from kernels.aot import Variant
 from kernels.arguments import floats, require, require_aligned, require_contiguous, require_dtype, require_shape
 from kernels.cost import Cost
+from kernels.dependent import await_previous
 from kernels.launch import launch
 
 if TYPE_CHECKING:
@@ -63,8 +64,10 @@ def scatter(values, out, place, channels, there, positions, WIDTH: tl.constexpr,
 def columns_kernel(
     picture, out, positions,
     WIDTH: tl.constexpr, ACROSS: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """One program: CHANNELS channels at PLACES positions of one picture."""
+    await_previous(DEPENDENT)
     blocks: tl.constexpr = (WIDTH + CHANNELS - 1) // CHANNELS
     n = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0) // blocks * PLACES + tl.arange(0, PLACES)

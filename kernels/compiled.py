@@ -14,7 +14,7 @@ from pathlib import Path
 import triton
 
 import kernels
-from kernels.aot import ARCHITECTURES, PLUGIN_PTX_VERSION, Variant, compile_ahead, faults
+from kernels.aot import ARCHITECTURES, PLUGIN_PTX_VERSION, Variant, compile_ahead, dependents, faults
 
 COLUMNS: tuple[str, ...] = (
     "triton",
@@ -34,14 +34,20 @@ def listed(names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Kernel files and the number of their variants."""
     for name in names or [module.name for module in pkgutil.iter_modules(kernels.__path__)]:
         module = importlib.import_module(f"kernels.{name}") if name != "__main__" else None
-        if found := getattr(module, "VARIANTS", None):
-            yield name, len(found)
+        if hasattr(module, "VARIANTS"):
+            yield name, len(variants(name))
+
+
+def variants(name: str) -> list[Variant]:
+    """Of one kernel file, each also as a dependent launch."""
+    found = importlib.import_module(f"kernels.{name}").VARIANTS
+    return [*found, *dependents(found)]
 
 
 def row(task: tuple[str, int, int]) -> dict[str, object] | None:
     """One variant of one file, by number, on one architecture; None where it is not meant for that."""
     name, number, arch = task
-    variant: Variant = importlib.import_module(f"kernels.{name}").VARIANTS[number]
+    variant = variants(name)[number]
     if arch not in variant.archs:
         return None
     compiled = compile_ahead(variant, arch, PLUGIN_PTX_VERSION if variant.plugin else None)

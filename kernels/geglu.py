@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import triton
 import triton.language as tl
 
-from kernels.aot import Variant
+from kernels.aot import Variant, parameters
 from kernels.arguments import (
     floats,
     require,
@@ -26,6 +26,7 @@ from kernels.arguments import (
     rows_of,
 )
 from kernels.cost import Cost
+from kernels.dependent import await_previous
 from kernels.launch import arch_of, launch, power_of_two
 
 if TYPE_CHECKING:
@@ -68,9 +69,10 @@ def gelu(g):
 @triton.jit(do_not_specialize=["rows"])
 def geglu_kernel(
     x, out, rows,
-    STRIDE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    STRIDE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """x: `rows` rows of 2 WIDTH elements, STRIDE apart; out: rows of WIDTH, contiguous."""
+    await_previous(DEPENDENT)
     blocks: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
@@ -88,11 +90,13 @@ def geglu_linear_kernel(
     x, weight, bias, out, rows,
     STRIDE: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, PACK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """out[rows, WIDTH] from x[rows, DEPTH] and the interleaved weight; a tile is ROWS x COLUMNS of the product.
 
     A program sums its tile over DEPTH alone and in order, STEP at a time: no split, so nothing depends on `rows`.
     """
+    await_previous(DEPENDENT)
     across: tl.constexpr = (2 * WIDTH + COLUMNS - 1) // COLUMNS
     down = (rows + ROWS - 1) // ROWS
     # Programs run about in order: PACK tiles of rows by all columns at a time keep weights and rows in the cache.
@@ -238,7 +242,7 @@ def _linear_variant(rows: int, depth: int, dtype: str, arch: int) -> Variant:
     constants = {"STRIDE": depth, "WIDTH": width, "DEPTH": depth, "BIAS": True, "PACK": _PACK}
     constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns, "STEP": tile.step}
     signature = dict.fromkeys(("x", "weight", "bias", "out"), f"*{dtype}") | {"rows": "i32"}
-    kinds = {name: "constexpr" for name in geglu_linear_kernel.arg_names[len(signature) :]}
+    kinds = {name: "constexpr" for name in parameters(geglu_linear_kernel)[len(signature) :]}
     return Variant(
         geglu_linear_kernel,
         f"{width}x{depth} {tile.rows}x{tile.columns} {dtype}",

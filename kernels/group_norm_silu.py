@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import triton
 import triton.language as tl
 
-from kernels.aot import Variant
+from kernels.aot import Variant, parameters
 from kernels.arguments import floats, require, require_aligned, require_contiguous, require_dtype, require_shape
 from kernels.columns import INNER, TAPS, columns_out, scatter
 from kernels.cost import Cost
+from kernels.dependent import await_previous
 from kernels.group_norm_tiles import CHANNELS_APPLIED, PARTS_WARPS, Held, needs_64_bits, plan_of
 from kernels.launch import launch
 
@@ -70,12 +71,14 @@ def group_norm_held_kernel(
     x, weight, bias, shift, out, positions, shift_stride, eps,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, POSITIONS: tl.constexpr, ACROSS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """One program: CHANNELS channels, whole groups, of one picture of `positions` x WIDTH, held in registers.
 
     BLOCK, GROUPS, POSITIONS: CHANNELS, its groups and `positions` up to a power of two. ACROSS: 0, or the positions of
     a line of the picture, whose columns are written then.
     """
+    await_previous(DEPENDENT)
     local = tl.arange(0, BLOCK)
     inside = local < CHANNELS
     channels = tl.program_id(0) * CHANNELS + local
@@ -109,13 +112,14 @@ def group_norm_parts_kernel(
     x, shift, partial, positions, shift_stride, parts,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
-    LARGE: tl.constexpr,
+    LARGE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """partial[picture, part, 2, group]: mean and sum of centred squares over TILE x TILES positions, the last fewer.
 
     Every thread keeps the mean and the squares of the elements that it meets (Welford 1962), one in each tile.
     LARGE: a picture has 2^31 elements or more, so that offsets within it take 64 bits.
     """
+    await_previous(DEPENDENT)
     if LARGE:
         positions = positions.to(tl.int64)
     local = tl.arange(0, BLOCK)
@@ -162,13 +166,14 @@ def group_norm_apply_kernel(
     x, weight, bias, shift, partial, out, positions, shift_stride, parts, span, eps,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
     BLOCK: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
-    ACROSS: tl.constexpr, LARGE: tl.constexpr,
+    ACROSS: tl.constexpr, LARGE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Merges the parts, of `span` positions each but the last, and normalises TILE x TILES positions of BLOCK channels.
 
     BLOCK need not hold whole groups: GROUPS is the most that it touches, PARTS `parts`, both up to a power of two.
     ACROSS as in `group_norm_held_kernel`, LARGE as in `group_norm_parts_kernel`.
     """
+    await_previous(DEPENDENT)
     if LARGE:
         positions = positions.to(tl.int64)
     blocks: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
@@ -306,7 +311,7 @@ def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool
         name = f"{width} @ {positions}{' shift' * shift}{does} {dtype}"
         integers = dict.fromkeys(("positions", "shift_stride", "parts", "span"), "i32")
         kinds = integers | {"eps": "fp32", "partial": "*fp32"} | dict.fromkeys(constants, "constexpr")
-        signature = {parameter: kinds.get(parameter, f"*{dtype}") for parameter in kernel.arg_names}
+        signature = {parameter: kinds.get(parameter, f"*{dtype}") for parameter in parameters(kernel)}
         return Variant(
             kernel, name, signature, constants, num_warps=warps, unaligned=("shift",), plugin=not across
         )  # fmt: skip

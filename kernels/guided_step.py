@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import triton
 import triton.language as tl
 
-from kernels.aot import Variant
+from kernels.aot import Variant, parameters
 from kernels.arguments import floats, require, require_aligned, require_contiguous, require_dtype, require_shape
 from kernels.cost import Cost
+from kernels.dependent import await_previous
 from kernels.launch import launch, power_of_two
 
 if TYPE_CHECKING:
@@ -111,9 +112,10 @@ def guided_step_kernel(
     state, predictions, row, guidance, matrices, draw, noise, step, step_next, last,
     mask, original, first_noise, blend, masked, outputs, evaluations, draws,
     CHANNELS: tl.constexpr, POSITIONS: tl.constexpr, OUT_CHANNEL: tl.constexpr, OUT_POSITION: tl.constexpr,
-    BLOCK: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """OUT_CHANNEL and OUT_POSITION: the strides of `outputs`. BLOCK: CHANNELS up to a power of two."""
+    await_previous(DEPENDENT)
     seat = tl.program_id(1).to(tl.int64)
     now = tl.load(step + seat)
     positive = tl.load(row + 2 * seat)
@@ -258,7 +260,7 @@ def _variant(positions: int, dtype: str, *, last: bool) -> Variant:
     }
     kinds: dict[str, str] = dict.fromkeys(("row", "draw", "step", "step_next", "last", "masked"), "*i32")
     kinds |= {"outputs": f"*{dtype}", "evaluations": "i32", "draws": "i32"} | dict.fromkeys(constants, "constexpr")
-    signature = {name: kinds.get(name, "*fp32") for name in guided_step_kernel.arg_names}
+    signature = {name: kinds.get(name, "*fp32") for name in parameters(guided_step_kernel)}
     name = f"4x{positions} {'channels-last' if last else 'contiguous'} {dtype}"
     return Variant(guided_step_kernel, name, signature, constants, unaligned=_SMALL, fusion=False)
 

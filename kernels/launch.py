@@ -5,16 +5,29 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+import triton
+
+from kernels.dependent import LEAST_ARCH, asked
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: object) -> None:
     """`grid` programs on the current device and stream; `options` are constants by name, num_warps and the like.
 
+    A dependent launch inside `kernels.dependent.dependent_launches`, where the device has them: this is the one place
+    that sets the attribute, and it never does without the constant by which a kernel waits.
     Tensors of another device than the current one are the caller's mistake: Triton does not look.
     """
-    kernel[grid](*arguments, **options)
+    dependent = asked() and _can_depend(kernel, arguments[0])
+    attribute = {"launch_pdl": True} if dependent else {}
+    kernel[grid](*arguments, DEPENDENT=dependent, **attribute, **options)
+
+
+def _can_depend(kernel: Any, x: Tensor) -> bool:
+    """On a GPU that has dependent launches, compiled and not interpreted."""
+    return x.is_cuda and arch_of(x) >= LEAST_ARCH and isinstance(kernel, triton.JITFunction)
 
 
 def power_of_two(n: int) -> int:

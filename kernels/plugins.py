@@ -258,6 +258,7 @@ def attention_plugin(
     attention_kernel(
         q, k, v, out, t, s, t * Q_POS, s * K_POS, s * V_POS, t * OUT_POS,
         HEADS, D, D1, D2, Q_POS, K_POS, V_POS, OUT_POS, ALIGN, SCALE, CAUSAL, ROWS, KEYS, TAIL, POLYNOMIAL,
+        False,  # TensorRT launches in its own way
     )  # fmt: skip
 
 

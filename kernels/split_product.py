@@ -25,6 +25,7 @@ from kernels.aot import ARCHITECTURES, Variant
 from kernels.arguments import floats, require, require_aligned, require_contiguous, require_dtype, require_shape
 from kernels.columns import INNER, TAPS
 from kernels.cost import Cost
+from kernels.dependent import await_previous
 from kernels.launch import arch_of, launch
 from kernels.split_product_tiles import Tile, candidates, choose
 
@@ -45,12 +46,13 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
 def split_product_kernel(
     x, weight, partial, rows, span,
     WIDTH: tl.constexpr, DEPTH: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """partial[s, rows, WIDTH] from x[rows, DEPTH] and weight[WIDTH, DEPTH] over `span` of the depth, the last less.
 
     Programs run about in order: those that read the same weights, other tiles of rows, follow each other.
     """
+    await_previous(DEPENDENT)
     across: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     down = (rows + ROWS - 1) // ROWS
     row = tl.program_id(0) % down * ROWS + tl.arange(0, ROWS)
@@ -85,8 +87,10 @@ def split_product_kernel(
 def split_product_sum_kernel(
     partial, bias, residual, out, rows,
     WIDTH: tl.constexpr, SPLIT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """out[rows, WIDTH] from as large parts, SPLIT of them, added in their order."""
+    await_previous(DEPENDENT)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     count = rows * WIDTH  # counted here: the compiler then knows of its divisors, and loads 16 bytes at a time
     there = at < count

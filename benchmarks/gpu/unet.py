@@ -1,12 +1,12 @@
 """The UNet's forward pass of SD 1.5 and SD 2.1 at 512x512, torch's operations and ours, each as a CUDA graph.
 
 Each is compared with the same weights in float32, a replay with a plain run, and a row in company with the row alone.
-Twins: two rows of each latent, which are computed once until the first cross-attention, as a guided step has them.
+Other forms of ours: benchmarks/gpu/forms.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -19,18 +19,12 @@ from benchmarks.gpu.timing import by_events, captured, decibels, error, on_cpu
 from model.ops import PLAIN
 from model.unet import Unet
 
-_ROWS = (2, 32, 8, 16)
-# GEGLU inside its matrix product, against a library's product and a kernel after it: which of them serves? And what are
-# the transformers' residuals worth that products add (engines/cuda_folds.py), against 64 additions? And twins, of 2.6%
-# of the arithmetic?
-_MODES = {
-    "SD 1.5": ("ours", "ours, twins", "eager", "ours, fused geglu", "ours, residuals apart"),
-    "SD 2.1": ("ours", "eager"),
-}
+ROWS = (2, 32, 8, 16)
+_MODES = ("ours", "eager")
 _LEAST_DECIBELS = 50.0  # of a row in company against the row alone, where bits differ (docs/design.md, --pixels fast)
 
 
-class _Nets:
+class Nets:
     """One network at a time is kept: building one takes a second, 1.7 GB."""
 
     def __init__(self, check: Check) -> None:
@@ -48,16 +42,24 @@ class _Nets:
 
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
-    nets, right = _Nets(check), {}
-    for name, modes in _MODES.items():
-        yield Case(f"{name} float32", partial(_reference, check, name, right))
-        for mode in modes:
-            yield Case(f"{name} {mode} error", partial(_error, check, nets, name, mode, right))
-            for rows in _ROWS[: 1 if check.dry else 2 if "," in mode else None]:
-                yield Case(f"{name} {mode} {rows} rows", partial(_speed, check, nets, name, mode, rows))
+    nets, right = Nets(check), {}
+    for name in ("SD 1.5", "SD 2.1"):
+        yield Case(f"{name} float32", partial(reference, check, name, right))
+        for mode in _MODES:
+            yield from cases_of(check, nets, name, mode, right, ROWS)
 
 
-def _reference(check: Check, name: str, right: dict[str, Tensor]) -> None:
+def cases_of(
+    check: Check, nets: Nets, name: str, mode: str, right: dict[str, Tensor], counts: Sequence[int]
+) -> Iterator[Case]:
+    """The error of one form, to what `reference` left in `right`, and its speed at so many rows each."""
+    yield Case(f"{name} {mode} error", partial(_error, check, nets, name, mode, right))
+    for rows in counts[: 1 if check.dry else None]:
+        yield Case(f"{name} {mode} {rows} rows", partial(_speed, check, nets, name, mode, rows))
+
+
+def reference(check: Check, name: str, right: dict[str, Tensor]) -> None:
+    """Of two rows, and of two that are twins."""
     net = unet(check, name, dtype=torch.float32)  # torch's defaults: no tf32 in products, so none in convolutions
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     latents, timestep, context = _given(check, name, "", 2, seed=1)
@@ -66,7 +68,7 @@ def _reference(check: Check, name: str, right: dict[str, Tensor]) -> None:
     right[f"{name}, twins"] = net(latents.float(), timestep, context.float()).cpu()
 
 
-def _error(check: Check, nets: _Nets, name: str, mode: str, right: dict[str, Tensor]) -> None:
+def _error(check: Check, nets: Nets, name: str, mode: str, right: dict[str, Tensor]) -> None:
     run = _forward(nets.get(name, mode), mode)
     got, wanted = run(*_given(check, name, mode, 2, seed=1)).float().cpu(), name + ", twins" * ("twins" in mode)
     if wanted not in right:
@@ -77,7 +79,7 @@ def _error(check: Check, nets: _Nets, name: str, mode: str, right: dict[str, Ten
     check.expect(far < TOLERANCE, f"{name} error", "2 rows", mode, far, f"to float32; tolerance {TOLERANCE:g}")
 
 
-def _speed(check: Check, nets: _Nets, name: str, mode: str, rows: int) -> None:
+def _speed(check: Check, nets: Nets, name: str, mode: str, rows: int) -> None:
     run, case = _forward(nets.get(name, mode), mode), f"{rows} rows"
     fixed, fresh = (_given(check, name, mode, rows, seed) for seed in (0, 1))
     flops, floor = step_floor(unet_spec(check, name), rows, *check.ceilings(), copies=rows // len(fixed[0]))

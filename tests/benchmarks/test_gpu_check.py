@@ -45,7 +45,7 @@ def test_the_default_sections_are_meant_to_fit_into_eight_minutes() -> None:
 
 def test_every_section_has_a_file_and_no_other_file_claims_to_be_one() -> None:
     files = {path.stem for path in (ROOT / "benchmarks/gpu").glob("*.py") if "\ndef cases(" in path.read_text()}
-    assert files - {"pixels", "columns"} == set(SECTIONS), "pixels is part of kernels, columns of budget"
+    assert files - {"pixels", "columns", "dependent"} == set(SECTIONS), "parts of kernels, of budget and of forms"
 
 
 def test_a_dry_run_writes_rows_and_pages_where_it_is_told(out: Path) -> None:

@@ -23,6 +23,7 @@ from benchmarks.gpu import networks
 from benchmarks.gpu.check import Check, read_rows
 from benchmarks.gpu.child import run
 from engines.cuda import CudaBackend
+from engines.cuda_kernels import triton_kernels
 from engines.cuda_stepper import CudaStepper
 from model import weights
 from model.clip import ClipText
@@ -32,7 +33,7 @@ from pipeline.samplers import table
 from tests.rehearsal import card
 
 
-def load(name: str, pixels: str, precision: str) -> CudaBackend:
+def load(name: str, pixels: str, precision: str, *, dependent: bool = False) -> CudaBackend:
     """The backend torch with weights of the right shapes."""
     check = Check("serve", torch.device("cuda"), torch.float16, [], {}, float("inf"))
     spec = networks.whole_spec(check, name)
@@ -43,7 +44,9 @@ def load(name: str, pixels: str, precision: str) -> CudaBackend:
     loads.load_unet = lambda spec, folder, dtype, ops: Unet(spec.unet, ops).to(dtype)
     loads.load_vae_decoder = lambda spec, folder, dtype, ops: VaeDecoder(spec.vae, ops).to(dtype)
     artifact: Any = types.SimpleNamespace(spec=spec, folder=None)
-    return CudaBackend(artifact, precision, pixels=pixels)
+    return CudaBackend(
+        artifact, precision, pixels=pixels, kernels=triton_kernels(dependent=True) if dependent else None
+    )
 
 
 def serve(name: str, pixels: str, precision: str, seats: int) -> None:
@@ -69,6 +72,13 @@ def serve(name: str, pixels: str, precision: str, seats: int) -> None:
     denoiser = backend.denoiser(512, 512, 2)
     denoiser.run([0, 1])
     assert denoiser.outputs.shape == (2, *shape)
+    assert not card.dependents, "launches are dependent ones where that is asked for only"
+    switched = load(name, pixels, precision, dependent=True)
+    stepper = switched.stepper(512, 512, 1, 1)
+    stepper.sit(0, noisy, noise, context, context, 7.5)
+    stepper.step([0])
+    switched.picture(stepper.pending_latents(0)).get()
+    assert card.dependents == set(card.launched), "so are all that a step and a picture launch, then"
 
 
 def memory(name: str, counted: card.Counted) -> None:

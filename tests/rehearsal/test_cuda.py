@@ -30,7 +30,7 @@ def test_from_weights_to_pixels(name: str, pixels: str, precision: str) -> None:
     variants = {kernel: int(count) for kernel, count in re.findall(r"^(\w+): (\d+) variants$", said, re.MULTILINE)}
     # Every kernel of the path was launched; what depends on rows would be compiled again for every bucket.
     assert set(variants) >= {"attention_kernel", "layer_norm_kernel", "geglu_kernel", "guided_step_kernel"}
-    assert sum(variants.values()) < 80, variants
+    assert sum(variants.values()) < 160, variants  # each launched in two ways: plain, and dependent
 
 
 @pytest.mark.parametrize("section", ["ceilings", "kernels", "vae", "budget"])

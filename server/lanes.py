@@ -13,9 +13,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engines.backend import Stepper
+from engines.backend import NoEngine, OutOfMemory, Stepper
 from engines.model import Model
+from pipeline.errors import LatentdError
 from pipeline.samplers import STATE, Table
+from server.errors import PictureFailed
 from server.job import LaneKey
 from server.metrics import Metrics
 
@@ -120,6 +122,19 @@ class Lanes:
     def _keep(self, lane: LaneKey, stepper: Stepper) -> None:
         self._steppers[lane] = stepper
         self._metrics.rows_capacity.set(2 * self._seats * len(self._steppers))
+
+
+def refusal(lane: LaneKey, error: BaseException, requests: list[str]) -> LatentdError:
+    """What those are told who wait for a lane that cannot be made; the log has it all, under their requests' ids."""
+    told: LatentdError
+    if isinstance(error, NoEngine | OutOfMemory):  # whoever runs the server, or asks for less, can mend it
+        told = error
+        log.warning("%s", error, extra={"request": ",".join(requests)})
+    else:
+        width, height, chunks = lane
+        told = PictureFailed(f"the engine for {width}x{height} and a prompt of {chunks} chunks cannot be made")
+        log.error("%s", told, exc_info=error, extra={"request": ",".join(requests)})
+    return told
 
 
 def _still(evaluations: int) -> Table:

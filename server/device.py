@@ -23,7 +23,7 @@ from server.batcher import Batcher
 from server.contexts import Contexts
 from server.decoding import Decoding
 from server.delivery import Delivery
-from server.errors import Cancelled, NotServing, PictureFailed, TooLate
+from server.errors import Cancelled, NotMade, NotServing, PictureFailed, TooLate
 from server.events import Started, Step
 from server.job import Job, LaneKey, Picture, Size
 from server.lanes import Lanes, refusal
@@ -88,9 +88,7 @@ class Device:
                 raise NotServing(
                     "the device has failed; the server is about to restart" if self._failed else "draining"
                 )
-            if self._batcher.open(job.wish.lane):  # made when the device thread comes to it
-                self._pace.open(job.wish.lane)
-            self._admission.check(job.wish, self._batcher, self._pace.row_seconds, time.monotonic(), job.deadline)
+            self._admit(job)
             ahead = self._batcher.ahead_of(job.wish.priority)
             self._batcher.add(job)
             self._jobs.add(job)
@@ -98,6 +96,21 @@ class Device:
             self._count()
             self._changed.notify()
         return ahead
+
+    def _admit(self, job: Job) -> None:
+        """Errors: those of Admission.check."""
+        key, now = job.wish.lane, time.monotonic()
+        if self._batcher.open(key):  # made when the device thread comes to it
+            self._pace.open(key)
+        if not (lane := self._batcher.lanes[key]).made:
+            self._lanes.expect(key)
+        rows, making = self._pace.row_seconds, self._lanes.making(now)
+        try:
+            self._admission.check(job.wish, self._batcher, rows, now, job.deadline, making)
+        except NotMade:
+            lane.wanted = True
+            self._changed.notify()
+            raise
 
     @property
     def makes_lane(self) -> bool:
@@ -244,7 +257,7 @@ class Device:
         if isinstance(error, DeviceError):
             raise error
         with self._changed:  # whoever comes after this has the lane made, or made again
-            self._batcher.lanes[lane].made = error is None
+            self._batcher.lanes[lane].made, self._batcher.lanes[lane].wanted = error is None, False
             gone = [job for job in self._jobs if job.wish.lane == lane] if error else []
         if error:
             self._no_lane(gone, lane, error)

@@ -10,7 +10,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from engines import apart, building, store
+from engines import apart, building, devices, store
 from engines import openvino as own
 from engines.apart import ApartError, NotBegun
 from engines.artifact import Artifact
@@ -227,6 +227,18 @@ def test_another_lane_of_a_size_is_made_beside_steps_and_measures_nothing(
         (other,) = made
         assert other.contexts.shape[1] == 2 * backend.spec.text.tokens
         assert len(set(streams_of(backend))) == 1, "both lanes have as many"
+
+
+def test_what_a_lane_will_take_is_known_from_earlier_builds(artifact: Artifact, cache: Path) -> None:
+    backend, size = OpenVinoBackend(artifact, "f32", threads=1), (artifact.spec.defaults.width,) * 2
+    assert (backend.making(*size, 2) or 0) > 0, "the text encoder's build tells something"
+    what = {"what": "seconds a byte", "backend": "openvino", "target": "cpu", "network": "unet"}
+    devices.remember(devices.this_cpu(), what, 100 / artifact.weight_bytes("unet"))
+    assert backend.making(*size, 2) == pytest.approx(100)
+    backend.denoiser(*size, 2, chunks=2)
+    assert backend.making(*size, 2) == 0 and (backend.making(*size, 3) or 0) > 0
+    devices._path(devices.this_cpu()).unlink()
+    assert backend.making(*size, 3) is None
 
 
 def test_an_engines_key(artifact: Artifact, v_artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

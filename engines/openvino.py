@@ -35,9 +35,10 @@ from engines.table import title
 
 log = logging.getLogger("latentd.cache")
 
-# Bytes of a network's weights, in the type that they are stored in. OpenVINO holds Python's lock while it hands over an
-# engine's bytes, @@@ a gigabyte of these: what is larger is compiled in a process of its own, whose start and import of
-# OpenVINO take @@@. The demo model's largest network has 14 million.
+# Bytes of a network's weights, as they are stored. OpenVINO holds Python's lock while it hands over an engine's bytes,
+# 1.7 to 3 s of 420 MB of these (2026-11-28, two busy cores of a Xeon with AMX): of 32 MiB a quarter second at most. A
+# process of its own costs half a second to import OpenVINO, two on those cores: with one for each of the demo model's
+# networks, of 5 to 14 MB, its first start took 21 s instead of 14.
 _SMALL = 32 << 20
 
 

@@ -7,7 +7,6 @@ because compilers write what they like to standard output.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import json
 import os
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from engines.tether import end_with_parent, tether
 from pipeline.errors import LatentdError
 
 _ROOT = Path(__file__).parent.parent
@@ -35,6 +35,10 @@ class ApartError(LatentdError):
         self.final = final  # would fail the next job too: a full disk
 
 
+class NotBegun(ApartError):  # noqa: N818 (what is the matter, for whoever could do the job in this process)
+    """There is no process for the job: too many are there already, or nothing can be written for its words."""
+
+
 def run(
     function: str,
     job: dict[str, Any],
@@ -47,24 +51,13 @@ def run(
     """The JSON result of `function` ("module:name"), called with `job` (JSON values) and something to say lines to.
 
     `tick` is called every so many `seconds` of silence; the descriptors `keep` stay open in the child. Errors:
-    ApartError. The child does not outlive this process.
+    NotBegun, ApartError. The child does not outlive this process, whatever ends it.
     """
-    reads, writes = os.pipe()
-    with tempfile.TemporaryFile() as log, contextlib.ExitStack() as stack:
-        stack.callback(os.close, reads)
+    with contextlib.ExitStack() as stack:
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "engines.apart", function, str(writes)],
-                cwd=_ROOT,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                pass_fds=(writes, *keep),
-            )
-        finally:
-            os.close(writes)
-        stack.callback(process.wait)
-        stack.callback(process.kill)  # first, when anything interrupts us
+            process, reads, log = _begun(stack, function, keep)
+        except OSError as error:
+            raise NotBegun(f"no process of its own can be begun for it ({error.strerror or error})") from error
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(job).encode())
@@ -81,6 +74,31 @@ def run(
         if "error" in last:
             raise ApartError(last["error"], last["final"])
         raise ApartError(f"{_ended(status)}{_last_words(log)}")
+
+
+def _begun(
+    stack: contextlib.ExitStack, function: str, keep: Sequence[int]
+) -> tuple[subprocess.Popen[bytes], int, IO[bytes]]:
+    """The child, where to read its messages, and what it writes besides; `stack` ends it first of all."""
+    log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack is one)
+    end, environment = stack.enter_context(tether())
+    reads, writes = os.pipe()
+    stack.callback(os.close, reads)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "engines.apart", function, str(writes)],
+            cwd=_ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=(writes, end, *keep),
+        )
+    finally:
+        os.close(writes)
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    return process, reads, log
 
 
 def _messages(number: int, tick: Callable[[], None], seconds: float) -> Iterator[dict[str, Any]]:
@@ -114,7 +132,8 @@ def _last_words(log: IO[bytes]) -> str:
 def main() -> int:
     """The child."""
     function, number = sys.argv[1], int(sys.argv[2])
-    _die_with_parent()
+    end_with_parent()
+    _leave_first()
     job = json.loads(sys.stdin.buffer.read())
 
     def tell(**message: Any) -> None:
@@ -132,13 +151,16 @@ def main() -> int:
     return 0
 
 
-def _die_with_parent() -> None:
-    """Linux ends this process with the one that started it: nobody else would look after an orphan's hours of work."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
-        if os.getppid() != parent:
-            os._exit(1)
+def _leave_first() -> None:
+    """What asks the parent to end is for the parent alone to follow; where memory runs out Linux takes the child.
+
+    A terminal's ctrl-C and a service manager's SIGTERM reach every process of the group, and a server that drains may
+    owe pictures that wait for this job.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # its own, raised: nobody needs a privilege for that
 
 
 if __name__ == "__main__":

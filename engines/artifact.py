@@ -66,6 +66,10 @@ class Artifact:
     def graph(self, name: str) -> Path:
         return self.folder / GRAPHS[name]
 
+    def weight_bytes(self, name: str) -> int:
+        """Of the weights beside a graph; the VAE's decoder and encoder share theirs."""
+        return sum(path.stat().st_size for path in self.graph(name).parent.glob("*.safetensors"))
+
 
 def is_artifact(folder: Path) -> bool:
     return os.path.lexists(folder / MANIFEST)

@@ -54,7 +54,7 @@ def build_all(artifact: Artifact, builder: Builder, orders: list[Order], compile
         head = f"[{position}/{len(missing)}] {title(order)}"
         say(f"{head}: building{clock.left(missing[position - 1 :])}")
         try:
-            manifest, new = _build(
+            manifest, new = build(
                 artifact, builder, order, compile, clock, prefixed(order, position, len(missing), say)
             )
         except ApartError as error:
@@ -64,11 +64,36 @@ def build_all(artifact: Artifact, builder: Builder, orders: list[Order], compile
             say(built[-1].why)
             continue
         built.append(Built(order, manifest, new))
-        if new:
-            clock.took(order, manifest["seconds"])
         took = f"built in {manifest['seconds']:.1f} s" if new else "built by another process"
         say(f"{head}: {took}, {amount(manifest['engine']['bytes'])}{clock.left(missing[position:])}")
     return built
+
+
+def build(
+    artifact: Artifact, builder: Builder, order: Order, compile: Compile, clock: Clock, say: Say
+) -> tuple[dict[str, Any], bool]:
+    """The manifest of an engine that the store lacks, and whether it was built here: another process may be faster.
+
+    Errors: ApartError, DiskError, RoomError, and those of `compile`.
+    """
+    identity = builder.identity(order)
+    begin = time.monotonic()
+
+    def tick() -> None:
+        say(f"{time.monotonic() - begin:.0f} s so far{clock.expected(order)}")
+
+    def write(new: cache.Fresh, out: Path) -> dict[str, Any]:
+        facts = compile(order, out, new, tick, say)
+        if not out.is_file():
+            raise ApartError("its process wrote no engine")
+        return facts
+
+    with lock.alone(store.place(identity), say) as waited:
+        if waited and (manifest := _valid(builder, order, say)):
+            return manifest, False
+        manifest = store.keep(identity, told(artifact, builder), write)
+    clock.took(order, manifest["seconds"])
+    return manifest, True
 
 
 def apart_from(artifact: Artifact, maker: Maker, target: str | None, precision: str) -> Compile:
@@ -117,28 +142,6 @@ def _valid(builder: Builder, order: Order, say: Say) -> dict[str, Any] | None:
     except Damaged as error:
         say(f"{error}; building it again")
         return None
-
-
-def _build(
-    artifact: Artifact, builder: Builder, order: Order, compile: Compile, clock: Clock, say: Say
-) -> tuple[dict[str, Any], bool]:
-    """The engine's manifest, and whether it was built here."""
-    identity = builder.identity(order)
-    begin = time.monotonic()
-
-    def tick() -> None:
-        say(f"{time.monotonic() - begin:.0f} s so far{clock.expected(order)}")
-
-    def write(new: cache.Fresh, out: Path) -> dict[str, Any]:
-        facts = compile(order, out, new, tick, say)
-        if not out.is_file():
-            raise ApartError("its process wrote no engine")
-        return facts
-
-    with lock.alone(store.place(identity), say) as waited:
-        if waited and (manifest := _valid(builder, order, say)):
-            return manifest, False
-        return store.keep(identity, told(artifact, builder), write), True
 
 
 def _engines(count: int) -> str:

@@ -12,10 +12,7 @@ class Clock:
     """Seconds a byte of a network's weights: coarse, but the same compiler on the same machine."""
 
     def __init__(self, artifact: Artifact, builder: Builder) -> None:
-        self._bytes = {
-            network: sum(path.stat().st_size for path in artifact.graph(network).parent.glob("*.safetensors"))
-            for network in GRAPHS
-        }
+        self._bytes = {network: artifact.weight_bytes(network) for network in GRAPHS}
         self._what = {"what": "seconds a byte", "backend": builder.name, "target": builder.target}
         self._device = devices.this_cpu()
         recalled = {network: devices.recall(self._device, {**self._what, "network": network}) for network in GRAPHS}
@@ -27,16 +24,17 @@ class Clock:
         devices.remember(self._device, {**self._what, "network": order.network}, rate)
 
     def left(self, orders: list[Order]) -> str:
-        seconds = [self._seconds(order) for order in orders]
+        seconds = [self.seconds(order) for order in orders]
         if not orders or None in seconds:
             return ""
         return f"; about {span(sum(filter(None, seconds)))} left"
 
     def expected(self, order: Order) -> str:
-        seconds = self._seconds(order)
+        seconds = self.seconds(order)
         return f" of about {span(seconds)}" if seconds else ""
 
-    def _seconds(self, order: Order) -> float | None:
+    def seconds(self, order: Order) -> float | None:
+        """Of a build; None while nothing is known."""
         if not self._rates:
             return None
         rate = self._rates.get(order.network) or sum(self._rates.values()) / len(self._rates)

@@ -93,6 +93,10 @@ class CudaDevice:
             decoder.replay()
             return self._decoding.fetch(decoder.picture[0]).floats()
 
+    def making(self, width: int, height: int, chunks: int) -> float | None:
+        """See Backend.making; captures of one process take about the same."""
+        return None
+
     def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
         """On a stream of its own, beside the steps; latents of a stepper of ours never leave the device."""
         own = latents if isinstance(latents, OnDevice) else None

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,26 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from engines import cache, devices, disk, lock, store
+from engines import building, cache, devices, disk, store
+from engines.apart import ApartError, NotBegun
 from engines.artifact import Artifact
-from engines.backend import F32, DeviceError
+from engines.backend import F32, BackendError, DeviceError
 from engines.builder import Order
-from engines.builders import told
+from engines.builders import BUILDERS
+from engines.building import Say, apart_from
+from engines.clock import Clock
 from engines.host import HostBackend
 from engines.openvino_build import OpenVinoBuilder
 from engines.sealed import Damaged
+from engines.table import title
 
 log = logging.getLogger("latentd.cache")
+
+# Bytes of a network's weights, as they are stored. OpenVINO holds Python's lock while it hands over an engine's bytes,
+# 1.7 to 3 s of 420 MB of these (2026-11-28, two busy cores of a Xeon with AMX): of 32 MiB a quarter second at most. A
+# process of its own costs half a second to import OpenVINO, two on those cores: with one for each of the demo model's
+# networks, of 5 to 14 MB, its first start took 21 s instead of 14.
+_SMALL = 32 << 20
 
 
 class OpenVinoBackend(HostBackend):
@@ -47,6 +58,9 @@ class OpenVinoBackend(HostBackend):
         self._compiled: dict[tuple[str, int], ov.CompiledModel] = {}
         self._streams: dict[tuple[int, int], int] = {}
         self._decoders: dict[tuple[int, ...], ov.InferRequest] = {}
+        maker = replace(BUILDERS[self.name], options={"threads": self._builder.threads})
+        self._apart = apart_from(artifact, maker, self._builder.target, self.precision)
+        self._unkept: set[str] = set()  # engines that the store could not take
         self._encoder = self._request(self._builder.text_encoder())
 
     def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
@@ -67,6 +81,13 @@ class OpenVinoBackend(HostBackend):
         if size not in self._streams:
             self._streams[size] = self._choose_streams(width, height)
         return self._bind(width, height, rows, self._streams[size], chunks)
+
+    def making(self, width: int, height: int, chunks: int) -> float | None:
+        """See Backend.making: what the build of its engine takes by earlier ones; reading one is taken for nothing."""
+        order = self._builder.unet(width, height, chunks)
+        if store.place(self._builder.identity(order)).is_dir():
+            return 0.0
+        return Clock(self._artifact, self._builder).seconds(order)
 
     def _bind(self, width: int, height: int, rows: int, streams: int, chunks: int = 1) -> OpenVinoDenoiser:
         return OpenVinoDenoiser(self._engine(self._builder.unet(width, height, chunks), streams), rows)
@@ -103,9 +124,34 @@ class OpenVinoBackend(HostBackend):
         return self._compiled[own]
 
     def _made(self, order: Order, streams: int) -> ov.CompiledModel:
-        with lock.alone(store.place(self._builder.identity(order)), log.info) as waited:
-            found = self._load(order, streams) if waited else None
-            return found or self._compile(order, streams)
+        """Built into the store as `make engines` does it, and read from there; compiled here where it cannot be kept.
+
+        Errors: BackendError, also for a compiler that took its process down: it would do the same to this one.
+        """
+        clock, made = Clock(self._artifact, self._builder), list[ov.CompiledModel]()
+
+        def compile(order: Order, out: Path, new: cache.Fresh, tick: Callable[[], None], say: Say) -> dict[str, Any]:
+            if self._artifact.weight_bytes(order.network) > _SMALL:
+                say(f"building{clock.left([order])}")
+                try:
+                    return self._apart(order, out, new, tick, say)
+                except NotBegun as error:
+                    log.warning("%s is compiled where it is served: %s", title(order), error)
+            made.append(self._builder.compiled(order, streams))
+            return self._builder.write(made[0], out)
+
+        def say(line: str) -> None:
+            log.info("%s: %s", title(order), line)
+
+        try:
+            if _name(order) not in self._unkept:
+                building.build(self._artifact, self._builder, order, compile, clock, say)
+        except (disk.DiskError, ApartError) as error:
+            if isinstance(error, ApartError) and not error.final:
+                raise BackendError(f"{title(order)} was not built: {error}") from error
+            self._unkept.add(_name(order))
+            log.warning("engine not cached, the next start compiles it again: %s", error)
+        return made[0] if made else self._load(order, streams) or self._builder.compiled(order, streams)
 
     def _load(self, order: Order, streams: int) -> ov.CompiledModel | None:
         try:
@@ -114,18 +160,6 @@ class OpenVinoBackend(HostBackend):
             log.warning("%s; building it again", error)
             return None
         return engine and self._builder.imported(engine, streams, order)
-
-    def _compile(self, order: Order, streams: int) -> ov.CompiledModel:
-        compiled = self._builder.compiled(order, streams)
-
-        def write(_: cache.Fresh, out: Path) -> dict[str, Any]:
-            return self._builder.write(compiled, out)
-
-        try:
-            store.keep(self._builder.identity(order), told(self._artifact, self._builder), write)
-        except disk.DiskError as error:
-            log.warning("engine not cached, the next start compiles it again: %s", error)
-        return compiled
 
     def identity(self) -> dict[str, Any]:
         """What every engine's bits depend on, whatever its network and shapes."""

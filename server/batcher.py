@@ -14,6 +14,7 @@ class Lane:
 
     def __init__(self, seats: int, *, made: bool) -> None:
         self.made = made
+        self.wanted = False  # by somebody who could not wait for it
         self.tenants: list[Picture | None] = [None] * seats
         self.spent = 0.0  # seconds of steps: lanes take turns by it
 
@@ -63,9 +64,10 @@ class Batcher:
 
     @property
     def unmade(self) -> LaneKey | None:
-        """The lane to be made next: that of the first of the queue who waits for one."""
-        lanes = (picture.job.wish.lane for _, _, picture in self._queue)
-        return next((key for key in lanes if not self.lanes[key].made), None)
+        """The lane to be made next: that of the first of the queue who waits for one, then those that were wanted."""
+        queued = (picture.job.wish.lane for _, _, picture in self._queue)
+        wanted = (key for key, lane in self.lanes.items() if lane.wanted)
+        return next((key for key in itertools.chain(queued, wanted) if not self.lanes[key].made), None)
 
     @property
     def rows_live(self) -> int:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from engines.backend import DeviceError, NoEngine, OutOfMemory
+from engines.backend import DeviceError, OutOfMemory
 from engines.context import context_of
 from engines.model import Model
 from pipeline.errors import LatentdError
@@ -23,11 +23,12 @@ from server.batcher import Batcher
 from server.contexts import Contexts
 from server.decoding import Decoding
 from server.delivery import Delivery
-from server.errors import Cancelled, NotServing, PictureFailed, TooLate
+from server.errors import Cancelled, NotMade, NotServing, PictureFailed, TooLate
 from server.events import Started, Step
 from server.job import Job, LaneKey, Picture, Size
-from server.lanes import Lanes
+from server.lanes import Lanes, refusal
 from server.metrics import Metrics
+from server.pace import Pace
 
 log = logging.getLogger("latentd.device")
 
@@ -64,7 +65,7 @@ class Device:
         self._metrics = metrics
         self._died = died
         self._lanes = Lanes(model, seats, steps, metrics, self._wake)
-        self._row_seconds = {lane: self._lanes.warm(lane) for lane in lanes}
+        self._pace = Pace({lane: self._lanes.warm(lane) for lane in lanes})
         self._contexts = Contexts(model.backend)
         self._jobs: set[Job] = set()  # admitted and not yet told Done or Failed
         self._stopping = False
@@ -87,10 +88,7 @@ class Device:
                 raise NotServing(
                     "the device has failed; the server is about to restart" if self._failed else "draining"
                 )
-            width, height, _ = job.wish.lane
-            if self._batcher.open(job.wish.lane):  # made when the device thread comes to it
-                self._row_seconds[job.wish.lane] = self._row_seconds[width, height, 1]
-            self._admission.check(job.wish, self._batcher, self._row_seconds, time.monotonic(), job.deadline)
+            self._admit(job)
             ahead = self._batcher.ahead_of(job.wish.priority)
             self._batcher.add(job)
             self._jobs.add(job)
@@ -98,6 +96,21 @@ class Device:
             self._count()
             self._changed.notify()
         return ahead
+
+    def _admit(self, job: Job) -> None:
+        """Errors: those of Admission.check."""
+        key, now = job.wish.lane, time.monotonic()
+        if self._batcher.open(key):  # made when the device thread comes to it
+            self._pace.open(key)
+        if not (lane := self._batcher.lanes[key]).made:
+            self._lanes.expect(key)
+        rows, making = self._pace.row_seconds, self._lanes.making(now)
+        try:
+            self._admission.check(job.wish, self._batcher, rows, now, job.deadline, making)
+        except NotMade:
+            lane.wanted = True
+            self._changed.notify()
+            raise
 
     @property
     def makes_lane(self) -> bool:
@@ -112,7 +125,7 @@ class Device:
     @property
     def full_step(self) -> float:
         """Forecast of a step with every seat guided, in the slowest lane; seconds."""
-        return 2 * self.seats * max(self._row_seconds.values())
+        return self._pace.full_step(self.seats)
 
     @property
     def failed(self) -> bool:
@@ -244,7 +257,7 @@ class Device:
         if isinstance(error, DeviceError):
             raise error
         with self._changed:  # whoever comes after this has the lane made, or made again
-            self._batcher.lanes[lane].made = error is None
+            self._batcher.lanes[lane].made, self._batcher.lanes[lane].wanted = error is None, False
             gone = [job for job in self._jobs if job.wish.lane == lane] if error else []
         if error:
             self._no_lane(gone, lane, error)
@@ -257,14 +270,7 @@ class Device:
 
     def _no_lane(self, jobs: list[Job], lane: LaneKey, error: BaseException) -> None:
         """All who waited for a lane are told that it cannot be made; the next who asks for it has it tried again."""
-        told: LatentdError
-        if isinstance(error, NoEngine | OutOfMemory):  # whoever runs the server, or asks for less, can mend it
-            told = error
-            log.warning("%s", error, extra={"request": ",".join(job.id for job in jobs)})
-        else:
-            width, height, chunks = lane
-            told = PictureFailed(f"the engine for {width}x{height} and a prompt of {chunks} chunks cannot be made")
-            log.error("%s", told, exc_info=error, extra={"request": ",".join(job.id for job in jobs)})
+        told = refusal(lane, error, [job.id for job in jobs])
         self._leave(jobs)
         for job in jobs:
             self._delivery.end(job, told)
@@ -323,8 +329,7 @@ class Device:
         stepper.step(seats, predict=wanted)
         took = time.monotonic() - start
         lane.spent += took
-        # A moving average: forecasts follow the machine's load within some ten steps.
-        self._row_seconds[key] += 0.1 * (took / rows - self._row_seconds[key])
+        self._pace.stepped(key, rows, took)
         self._metrics.step_seconds.observe(took)
         self._metrics.steps_total.inc()
         self.pulse += 1

@@ -17,6 +17,10 @@ class Busy(LatentdError):
         self.retry_after = retry_after
 
 
+class NotMade(Busy):
+    """The engine that the request needs is not there in time; it is made all the same, so that asking again helps."""
+
+
 class TooLate(LatentdError):
     """The deadline has passed, or cannot be met even alone."""
 

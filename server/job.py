@@ -28,6 +28,12 @@ FORMATS = {
 }
 
 
+def engine_of(lane: LaneKey) -> str:
+    """For a sentence."""
+    width, height, chunks = lane
+    return f"the engine for {width}x{height} and a prompt of {chunks} chunks"
+
+
 def default_size(model: Model, sizes: list[Size]) -> Size:
     """The model's own where it is served, else the first that is."""
     own = model.spec.defaults.width, model.spec.defaults.height

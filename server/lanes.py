@@ -13,10 +13,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engines.backend import Stepper
+from engines.backend import NoEngine, OutOfMemory, Stepper
 from engines.model import Model
+from pipeline.errors import LatentdError
 from pipeline.samplers import STATE, Table
-from server.job import LaneKey
+from server.errors import PictureFailed
+from server.forecast import Making
+from server.job import LaneKey, engine_of
 from server.metrics import Metrics
 
 log = logging.getLogger("latentd.lanes")
@@ -34,6 +37,9 @@ class Lanes:
         self._making: LaneKey | None = None  # begun, and its end not yet taken
         self._end: Stepper | BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._begun = 0.0  # when
+        self._quickest: float | None = None  # of those that were made so far, in seconds
+        self._expected: dict[LaneKey, float] = {}  # seconds that others will take
 
     def __contains__(self, lane: LaneKey) -> bool:
         return lane in self._steppers
@@ -63,6 +69,19 @@ class Lanes:
         stepper.leave(0)
         return took / 2
 
+    def expect(self, lane: LaneKey) -> None:
+        """Ask what a lane that is not made will take. Called by any thread, one at a time.
+
+        The backend tells, or the quickest lane that this process has made: others took what is done once, too.
+        """
+        if lane not in self._expected:
+            told = self._model.backend.making(*lane)
+            self._expected[lane] = (self._quickest or 0.0) if told is None else told
+
+    def making(self, now: float) -> Making:
+        """What is known of those that are not made. Called by any thread."""
+        return Making(self._expected, self._making, now - self._begun)
+
     @property
     def free(self) -> bool:
         """May a lane be begun?"""
@@ -81,7 +100,7 @@ class Lanes:
     def begin(self, lane: LaneKey) -> None:
         """Make a lane: beside the caller, or by it where the backend wants that. How it went, `end` tells."""
         assert self.free and lane not in self._steppers
-        self._making = lane
+        self._begun, self._making = time.monotonic(), lane
         if not self._model.backend.makes_beside:
             self._run(lane)
             return
@@ -99,6 +118,7 @@ class Lanes:
             return None
         self._making = self._end = None
         if isinstance(end, BaseException):
+            self._expected[lane] = 0.0  # the next is let in, to be told what is the matter
             return lane, end
         self._keep(lane, end)
         return lane, None
@@ -114,12 +134,26 @@ class Lanes:
         width, height, chunks = lane
         start = time.monotonic()
         stepper = self._model.backend.stepper(width, height, self._seats, chunks, self._steps)
-        log.info("lane=%dx%dx%d made_in_s=%.2f", width, height, chunks, time.monotonic() - start)
+        took = time.monotonic() - start
+        self._quickest = min(took, self._quickest or took)
+        log.info("lane=%dx%dx%d made_in_s=%.2f", width, height, chunks, took)
         return stepper
 
     def _keep(self, lane: LaneKey, stepper: Stepper) -> None:
         self._steppers[lane] = stepper
         self._metrics.rows_capacity.set(2 * self._seats * len(self._steppers))
+
+
+def refusal(lane: LaneKey, error: BaseException, requests: list[str]) -> LatentdError:
+    """What those are told who wait for a lane that cannot be made; the log has it all, under their requests' ids."""
+    told: LatentdError
+    if isinstance(error, NoEngine | OutOfMemory):  # whoever runs the server, or asks for less, can mend it
+        told = error
+        log.warning("%s", error, extra={"request": ",".join(requests)})
+    else:
+        told = PictureFailed(f"{engine_of(lane)} cannot be made")
+        log.error("%s", told, exc_info=error, extra={"request": ",".join(requests)})
+    return told
 
 
 def _still(evaluations: int) -> Table:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from engines import apart
-from engines.apart import ApartError
+from engines.apart import ApartError, NotBegun
 from engines.backend import BackendError
 from engines.disk import DiskError
 
@@ -39,6 +41,10 @@ def job(job: dict[str, Any], say: Callable[[str], None]) -> Any:
         case "signal":
             print("[E] internal error 7", file=sys.stderr, flush=True)
             os.kill(os.getpid(), job["number"])
+        case "asked":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return Path("/proc/self/oom_score_adj").read_text() if sys.platform == "linux" else "1000\n"
         case "forever":
             say(str(os.getpid()))
             time.sleep(600)
@@ -76,21 +82,49 @@ def test_a_full_disk_ends_all_work() -> None:
     assert caught.value.final
 
 
+@pytest.mark.parametrize("where", [(subprocess, "Popen"), (tempfile, "TemporaryFile")], ids=lambda where: where[1])
+def test_a_machine_that_has_no_room_for_one(where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    monkeypatch.setattr(*where, fail)
+    with pytest.raises(NotBegun, match=r"^no process .* begun for it \(Resource temporarily unavailable\)$"):
+        run("well")
+    assert sys.platform != "linux" or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_who_asks_the_parent_to_end_does_not_end_the_child_and_memory_does_first() -> None:
+    assert run("asked") == ("1000\n", ["begun"])
+
+
 PARENT = """
-import sys
+import os, sys, threading
 from engines import apart
-apart.run("tests.engines.test_apart:job", {"how": "forever"}, lambda line: print(line, flush=True))
+
+def work():
+    apart.run("tests.engines.test_apart:job", {"how": "forever"}, lambda line: print(line, flush=True))
+
+threading.Thread(target=work, daemon=True).start()  # as a server makes a lane
+sys.stdin.readline()
+os._exit(0)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_a_child_dies_with_its_parent() -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout and parent.stdout.readline() == "begun\n"
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_child_dies_with_its_parent(killed: bool) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin and parent.stdout and parent.stdout.readline() == "begun\n"
         child = int(parent.stdout.readline())
-        assert Path(f"/proc/{child}").exists()
-        parent.kill()
-        assert parent.stdout.read() == ""
+        assert _runs(child)
+        if killed:
+            parent.kill()
+        else:
+            parent.stdin.write("\n")
+            parent.stdin.flush()
+        parent.wait(30)
     deadline = time.monotonic() + 30
     while _runs(child):
         assert time.monotonic() < deadline

@@ -10,8 +10,9 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from engines import apart, building, devices, store
 from engines import openvino as own
-from engines import store
+from engines.apart import ApartError, NotBegun
 from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.cache import entries
@@ -228,6 +229,18 @@ def test_another_lane_of_a_size_is_made_beside_steps_and_measures_nothing(
         assert len(set(streams_of(backend))) == 1, "both lanes have as many"
 
 
+def test_what_a_lane_will_take_is_known_from_earlier_builds(artifact: Artifact, cache: Path) -> None:
+    backend, size = OpenVinoBackend(artifact, "f32", threads=1), (artifact.spec.defaults.width,) * 2
+    assert (backend.making(*size, 2) or 0) > 0, "the text encoder's build tells something"
+    what = {"what": "seconds a byte", "backend": "openvino", "target": "cpu", "network": "unet"}
+    devices.remember(devices.this_cpu(), what, 100 / artifact.weight_bytes("unet"))
+    assert backend.making(*size, 2) == pytest.approx(100)
+    backend.denoiser(*size, 2, chunks=2)
+    assert backend.making(*size, 2) == 0 and (backend.making(*size, 3) or 0) > 0
+    devices._path(devices.this_cpu()).unlink()
+    assert backend.making(*size, 3) is None
+
+
 def test_an_engines_key(artifact: Artifact, v_artifact: Artifact, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the bits depend on gives another engine."""
 
@@ -251,6 +264,109 @@ def test_a_cache_that_cannot_be_written_costs_only_time(artifact: Artifact, cach
     cache.write_bytes(b"a file in the folder's place")
     backend = OpenVinoBackend(artifact, "f32")
     assert np.isfinite(backend.encode(np.arange(backend.spec.text.tokens))).all()
+
+
+IDS = np.arange(16)  # a prompt of the text encoder of `artifact`
+
+
+@pytest.fixture
+def apart_runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Every network is taken for a large one; its jobs, which are done in this process."""
+    jobs: list[dict[str, Any]] = []
+
+    def run(function: str, job: dict[str, Any], say: building.Say, **_: Any) -> Any:
+        assert function == "engines.building:build_one"
+        jobs.append(job)
+        return building.build_one(job, say)
+
+    monkeypatch.setattr(own, "_SMALL", 0)
+    monkeypatch.setattr(apart, "run", run)
+    return jobs
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[None]:
+    """Every job apart ends so; how many there were."""
+    tries: list[None] = []
+
+    def run(*_: Any, **__: Any) -> Any:
+        tries.append(None)
+        raise error
+
+    monkeypatch.setattr(apart, "run", run)
+    return tries
+
+
+def test_a_large_network_is_compiled_in_a_process_of_its_own(
+    artifact: Artifact, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real one; the bits are those of an engine that was compiled where it is served."""
+    wanted = OpenVinoBackend(artifact, "f32").encode(IDS)
+    monkeypatch.setenv("LATENTD_CACHE", str(tmp_path / "another"))
+    monkeypatch.setattr(own, "_SMALL", 0)
+    monkeypatch.setattr(OpenVinoBuilder, "compiled", never)
+    assert np.array_equal(OpenVinoBackend(artifact, "f32").encode(IDS), wanted)
+    assert len(entries(tmp_path / "another" / "engines")) == 1 == len(entries(cache))
+
+
+def test_the_other_process_builds_what_was_asked_for(
+    artifact: Artifact, cache: Path, apart_runs: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "latentd.cache"):
+        backend = OpenVinoBackend(artifact, "auto", threads=1)
+    (job,) = apart_runs
+    assert (job["precision"], job["maker"]["options"]) == (backend.precision, {"threads": 1})
+    assert caplog.messages == ["text_encoder ids 1x16: building"]
+    backend.denoiser(32, 24, 2)
+    assert [job["network"] for job in apart_runs] == ["text_encoder", "unet"] and len(entries(cache)) == 2
+
+
+@pytest.mark.parametrize("error", [ApartError("its process was ended by SIGKILL"), ApartError("no such operation")])
+def test_what_took_the_other_process_down_is_not_tried_in_this_one(
+    error: ApartError, artifact: Artifact, cache: Path, apart_runs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = refusing(monkeypatch, error)
+    monkeypatch.setattr(OpenVinoBuilder, "compiled", never)
+    for _ in range(2):
+        with pytest.raises(BackendError, match=f"^text_encoder ids 1x16 was not built: {error}$"):
+            OpenVinoBackend(artifact, "f32")
+    assert len(tries) == 2 and not list(cache.glob(".[nl]*")), "whoever asks next has it tried again"
+
+
+def test_a_disk_that_fills_up_costs_one_try_an_engine(
+    artifact: Artifact,
+    cache: Path,
+    apart_runs: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tries = refusing(monkeypatch, ApartError("cannot write it: No space left on device", final=True))
+    monkeypatch.setattr(own, "_costs", lambda denoisers: dict.fromkeys(denoisers, 1.0))
+    backend = OpenVinoBackend(artifact, "f32", threads=2)
+    assert np.isfinite(backend.encode(IDS)).all()
+    denoiser_of(backend).run([0])  # compiled for one stream, for two, and for those that won
+    told = "engine not cached, the next start compiles it again: cannot write it: No space left on device"
+    assert len(tries) == 2 and [text for text in caplog.messages if "engine" in text] == [told] * 2
+    assert entries(cache) == []
+
+
+def test_a_cache_that_cannot_be_written_has_nothing_built_for_it(
+    artifact: Artifact, cache: Path, apart_runs: list[Any]
+) -> None:
+    cache.write_bytes(b"a file in the folder's place")
+    assert np.isfinite(OpenVinoBackend(artifact, "f32").encode(IDS)).all() and apart_runs == []
+
+
+def test_without_another_process_it_is_compiled_where_it_is_served(
+    artifact: Artifact,
+    cache: Path,
+    apart_runs: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refusing(monkeypatch, NotBegun("no process"))
+    assert np.isfinite(OpenVinoBackend(artifact, "f32").encode(IDS)).all()
+    assert caplog.messages == ["text_encoder ids 1x16 is compiled where it is served: no process"]
+    assert len(entries(cache)) == 1, "and kept"
 
 
 @pytest.mark.parametrize("precision", ["f16", "int8", "", "F32"])
@@ -277,7 +393,10 @@ def test_auto_takes_bf16_where_the_cpu_has_it(artifact: Artifact) -> None:
 
 def test_a_graph_that_openvino_does_not_take(artifact: Artifact, cache: Path, tmp_path: Path) -> None:
     class Broken:
-        spec, digest = artifact.spec, "0" * 64
+        id, spec, spec_digest, digest = "broken", artifact.spec, artifact.spec_digest, "0" * 64
+
+        def weight_bytes(self, name: str) -> int:
+            return 0
 
         def graph(self, name: str) -> Path:
             path = tmp_path / f"{name}.onnx"

@@ -6,7 +6,8 @@ import pytest
 
 from server.admission import Admission
 from server.batcher import Batcher
-from server.errors import Busy, TooLate
+from server.errors import Busy, NotMade, TooLate
+from server.forecast import Making
 from tests.server.jobs import idle_job, wish
 
 LANE = (8, 8, 1)
@@ -71,3 +72,47 @@ def test_a_deadline_that_has_passed_is_too_late_however_full_it_is() -> None:
     for deadline in (NOW - 1, NOW):
         with pytest.raises(TooLate, match="had passed"):
             Admission(queue_jobs=1).check(wish(), busy(9), ROW, NOW, deadline)
+
+
+LONG = (8, 8, 2)
+ROWS = {**ROW, LONG: 0.1}
+
+
+def opened(jobs: int = 0) -> Batcher:
+    batcher = busy(jobs)
+    batcher.open(LONG)
+    return batcher
+
+
+def test_a_lane_that_is_not_made_in_time_is_told_and_when_it_is() -> None:
+    """Load has nothing to do with it, and asking again helps: RESOURCE_EXHAUSTED, with when."""
+    long, making = wish(lane=LONG, evaluations=10), Making({LONG: 60.0})
+    Admission().check(long, opened(), ROWS, NOW, NOW + 62.1, making)
+    told = "^the engine for 8x8 and a prompt of 2 chunks is being made, for about 60 s more; .* deadline is in 10.00 s$"
+    with pytest.raises(NotMade, match=told) as refused:
+        Admission().check(long, opened(), ROWS, NOW, NOW + 10, making)
+    assert refused.value.code == "RESOURCE_EXHAUSTED" and refused.value.retry_after == pytest.approx(52.0)
+    Admission().check(long, opened(), ROWS, NOW, NOW + 10, Making({LONG: 60.0}, LONG, done=53.0))
+    Admission().check(long, opened(), ROWS, NOW, NOW + 10, Making())  # of what nothing is known nothing is said
+    with pytest.raises(TooLate, match="takes about 2.00 s by itself"):
+        Admission().check(long, opened(), ROWS, NOW, NOW + 1, making)
+
+
+def test_a_deadline_that_the_load_breaks_is_busy_though_the_lane_is_not_made() -> None:
+    queue = opened()
+    queue.add(idle_job(wish(lane=LONG, evaluations=10)))
+    with pytest.raises(Busy, match=r"would finish in about 9.00 s; its deadline is in 8.00 s") as refused:
+        Admission().check(wish(lane=LONG, evaluations=10), queue, ROWS, NOW, NOW + 8, Making({LONG: 5.0}))
+    assert not isinstance(refused.value, NotMade)
+
+
+def test_the_making_of_a_lane_is_no_queue() -> None:
+    """Else the first long prompt would be refused for ever."""
+    long, making = wish(lane=LONG, evaluations=10), Making({LONG: 500.0})
+    Admission(queue_seconds=5).check(long, opened(), ROWS, NOW, None, making)
+    queue = opened()
+    for _ in range(3):
+        queue.add(idle_job(long))
+    with pytest.raises(Busy, match=r"in about 506 s; at most 5 s are waited") as refused:
+        Admission(queue_seconds=5).check(long, queue, ROWS, NOW, None, making)
+    assert refused.value.retry_after == pytest.approx(1.0)

@@ -146,3 +146,17 @@ def test_a_lane_that_slept_does_not_get_the_past_back() -> None:
     assert batcher.lanes[LARGE].spent == 100.0
     batcher.lanes[LARGE].spent += 1
     assert batcher.next_lane() == SMALL
+
+
+def test_a_lane_that_was_wanted_is_made_after_those_that_somebody_waits_for() -> None:
+    batcher, longer = Batcher([SMALL], seats=1), (8, 8, 2)
+    batcher.open(longer)
+    batcher.open(LARGE)
+    batcher.lanes[longer].wanted = True
+    assert batcher.idle and batcher.unmade == longer
+    add(batcher, "a", lane=LARGE)
+    assert batcher.unmade == LARGE
+    batcher.lanes[LARGE].made = True
+    assert batcher.unmade == longer
+    batcher.lanes[longer].made = True
+    assert batcher.unmade is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.batcher import Batcher
-from server.forecast import Forecast, forecast
+from server.forecast import Forecast, Making, forecast
 from tests.server.jobs import idle_job, wish
 
 SMALL, LARGE = (8, 8, 1), (16, 8, 1)
@@ -22,8 +22,8 @@ def batcher(*wishes, seats: int = 1) -> Batcher:
     return made
 
 
-def about(wait: float, finish: float) -> Forecast:
-    return Forecast(pytest.approx(wait), pytest.approx(finish))
+def about(wait: float, finish: float, made: float = 0.0) -> Forecast:
+    return Forecast(pytest.approx(wait), pytest.approx(finish), pytest.approx(made))
 
 
 def test_an_idle_server_takes_evaluations_times_rows() -> None:
@@ -66,3 +66,58 @@ def test_a_seat_that_has_just_finished_is_free() -> None:
     seated = batcher(wish(evaluations=10))
     seated.lanes[SMALL].tenants[0].reached = 10  # its decoding is under way
     assert forecast(seated, wish(evaluations=5), ROW) == about(0, 1)
+
+
+LONG, LONGER = (8, 8, 2), (8, 8, 3)
+ROWS = {**ROW, LONG: 0.1, LONGER: 0.1}
+MAKING = Making({LONG: 30.0, LONGER: 40.0})
+
+
+def unmade(*wishes, seats: int = 1) -> Batcher:
+    """As `batcher`; the lanes of long prompts are yet to be made."""
+    opened = batcher(seats=seats)
+    opened.open(LONG)
+    opened.open(LONGER)
+    for asked in wishes:
+        opened.add(idle_job(asked))
+    while opened.seat_next():
+        pass
+    return opened
+
+
+def test_a_lane_is_made_before_anybody_sits_in_it() -> None:
+    long = wish(lane=LONG, evaluations=10)
+    assert forecast(unmade(), long, ROWS, MAKING) == about(30, 30 + 2, made=30)
+    assert forecast(unmade(), long, ROWS, Making()) == about(0, 2), "nothing is known of it"
+    assert forecast(unmade(), wish(evaluations=10), ROWS, MAKING) == about(0, 2), "others do not wait for it"
+    queue = unmade(wish(lane=LONG, evaluations=5))
+    assert forecast(queue, long, ROWS, MAKING) == about(30 + 1, 30 + 1 + 2, made=30), "both wait, one after the other"
+
+
+def test_a_lane_that_is_being_made_has_had_some_of_its_time() -> None:
+    under_way = Making(MAKING.seconds, LONG, done=20.0)
+    assert forecast(unmade(), wish(lane=LONG, evaluations=10), ROWS, under_way) == about(10, 12, made=10)
+    late = Making(MAKING.seconds, LONG, done=99.0)
+    assert forecast(unmade(), wish(lane=LONG, evaluations=10), ROWS, late) == about(0, 2)
+
+
+def test_lanes_are_made_one_after_the_other() -> None:
+    """The one under way first, then in the order of the queue, in which a higher priority overtakes."""
+    longer = wish(lane=LONGER, evaluations=10)
+    assert forecast(unmade(), longer, ROWS, Making(MAKING.seconds, LONG, 25.0)) == about(45, 47, made=45)
+    queue = unmade(wish(lane=LONG))
+    assert forecast(queue, longer, ROWS, MAKING) == about(70, 72, made=70)
+    urgent = wish(lane=LONGER, evaluations=10, priority=1)
+    assert forecast(queue, urgent, ROWS, MAKING) == about(40, 42, made=40)
+    queue.lanes[LONG].made = True
+    assert forecast(queue, longer, ROWS, MAKING) == about(40, 42, made=40), "what is made takes no time"
+
+
+def test_others_step_while_a_lane_is_made() -> None:
+    """For 30 s of their own 40; then all share the device: 50 evaluations of 0.4 s, and the long one's are done."""
+    busy = unmade(wish(evaluations=200))
+    assert forecast(busy, wish(lane=LONG, evaluations=50), ROWS, MAKING) == about(30, 30 + 50 * 0.4, made=30)
+    waiting = unmade(wish(lane=LONG, evaluations=50))
+    assert forecast(waiting, wish(evaluations=200), ROWS, MAKING) == about(0, 30 + 50 * 0.4), (
+        "the same, from the other side"
+    )

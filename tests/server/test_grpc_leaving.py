@@ -117,7 +117,7 @@ def test_a_deadline_that_passes_in_the_queue_or_in_a_seat(seats: int, wired: Mod
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     device = server.service.device
     assert device
-    monkeypatch.setitem(device._row_seconds, (*device.sizes[0], 1), 2.0)
+    monkeypatch.setitem(device._pace.row_seconds, (*device.sizes[0], 1), 2.0)
     with Client(address(server)) as client, pytest.raises(ServerError, match=r"takes about 40.00 s by itself") as late:
         client.generate("a red apple", steps=10, timeout=5)
     assert late.value.code is grpc.StatusCode.DEADLINE_EXCEEDED and late.value.retry_after is None

@@ -13,10 +13,10 @@ import pytest
 from engines.backend import BackendError, DeviceError, NoEngine
 from engines.model import Model
 from server.admission import Admission
-from server.errors import Busy
+from server.errors import Busy, NotMade
 from server.events import Done, Started
 from server.job import Job
-from tests.server.held import PATIENCE, Held, raising, wrapped
+from tests.server.held import PATIENCE, Held, eventually, raising, wrapped
 from tests.server.jobs import alone, box_of, running
 from tests.serving import serving
 
@@ -277,3 +277,49 @@ def test_the_setting_reaches_the_device(model: Model) -> None:
     with serving(wrapped(model, held), chunks=2) as server:
         device = server.service.device
         assert device is not None and (24, 24, 2) in device._lanes and (24, 24, 3) not in device._lanes
+
+
+def test_who_cannot_wait_for_a_lane_is_told_when_it_is_there_and_has_it_made(wired: Model, held: Held) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def making(*lane: int) -> float:
+        asked.append(lane)
+        return 600.0
+
+    held.making = making  # type: ignore[method-assign]
+    with running(wired) as at_work:
+        gate = Gate(held)
+        soon = time.monotonic() + 300
+        with pytest.raises(NotMade, match="the engine for 24x24 and a prompt of 2 chunks is being made") as refused:
+            at_work.submit(**long(2), deadline=soon)
+        assert 290 < refused.value.retry_after < 310 and at_work.leftovers == []
+        gate.reached()
+        waits = at_work.submit(**long(2))
+        assert isinstance(box_of(at_work.submit(**APPLE, deadline=soon)).end(), Done), "others do not wait for it"
+        gate.go.set()
+        assert isinstance(box_of(waits).end(), Done)
+        assert isinstance(box_of(at_work.submit(**long(2), deadline=soon)).end(), Done), "it is there"
+    assert gate.made == [lane(2)] and asked == [(24, 24, 2)], "asked once"
+
+
+def test_a_wanted_lane_that_cannot_be_made_is_tried_once_and_the_next_is_told_why(wired: Model, held: Held) -> None:
+    held.making = lambda *_: 600.0  # type: ignore[method-assign]
+    with running(wired) as at_work:
+        tries: list[None] = []
+        held.before_denoiser = lambda: (tries.append(None), raising(NoEngine("run `make engines ..`"))())
+        soon = time.monotonic() + 300
+        with pytest.raises(NotMade):
+            at_work.submit(**long(2), deadline=soon)
+        eventually(lambda: at_work.device._lanes._expected[24, 24, 2], 0.0)
+        next_job = at_work.submit(**long(2), deadline=soon)
+        assert box_of(next_job).error() == ("FAILED_PRECONDITION", "run `make engines ..`") and len(tries) == 2
+
+
+def test_where_the_backend_knows_nothing_the_quickest_lane_so_far_tells(wired: Model, held: Held) -> None:
+    with running(wired) as at_work:
+        lanes = at_work.device._lanes
+        lanes._quickest = 600.0
+        with pytest.raises(NotMade):
+            at_work.submit(**long(2), deadline=time.monotonic() + 300)
+        assert isinstance(box_of(at_work.submit(**long(2))).end(), Done)
+        assert 0 < lanes._quickest < 600

@@ -19,8 +19,8 @@ class Evaluation:
 
     def __init__(self, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor], copies: int = 1) -> None:
         """time_shifts and context_kv: see Unet.denoise; both have n copies rows."""
-        # No generators: with one of its own an evaluation would be a cycle, and the shifts of each pass (0.04 MB a row of
-        # SD 1.5) stay until Python's collector comes by.
+        # No generators: with one of its own an evaluation would be a cycle, and the shifts of each pass (0.04 MB a row
+        # of SD 1.5) stay until Python's collector comes by.
         self.copies = copies  # rows of the text that a row of x stands for, by now
         self._shifts = iter(time_shifts)
         self._texts = iter(list(zip(context_kv[::2], context_kv[1::2], strict=True)))

@@ -22,9 +22,9 @@ from model.ops import PLAIN, Ops
 _DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 # Of cuDNN's, for each convolution that `fast` measures: torch's own default, set so that start-up stays what it was
 # counted to be. SD 1.5 at 512x512 has 52 convolutions of 21 shapes in the UNet, 34 of 11 in the decoder. With 8 seats
-# there are 9 buckets, so 9 x 21 + 11 = 200 shapes are measured, and 6 of twins that are of no bucket's rows (3, 5 and
-# 7), by at most 10 algorithms each: at two runs an algorithm 342 TFLOP in all. `exact` measures none. (Counted on the
-# meta device; the seconds are for a GPU to tell.)
+# there are 9 buckets, so 9 x 21 + 11 = 200 shapes are measured, and 6 of twins, of 3, 5 and 7 samples, by at most 10
+# algorithms each: at two runs an algorithm 342 TFLOP in all. `exact` measures none. (Counted on the meta device; the
+# seconds are for a GPU to tell.)
 _ALGORITHMS = 10
 _FREE = "free the card (nvidia-smi shows who holds it) or take a larger one"
 

@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: object) -> None:
     """`grid` programs on the current device and stream; `options` are constants by name, num_warps and the like.
 
-    A dependent launch inside `kernels.dependent.dependent_launches`, where the device has them: this is the one place
-    that sets the attribute, and it never does without the constant by which a kernel waits.
+    A dependent launch inside `kernels.dependent.dependent_launches`, where the device has them: only here is the
+    attribute set, with the constant by which a kernel waits. TypeError where `options` name either.
     Tensors of another device than the current one are the caller's mistake: Triton does not look.
     """
     dependent = asked() and _can_depend(kernel, arguments[0])
-    attribute = {"launch_pdl": True} if dependent else {}
-    kernel[grid](*arguments, DEPENDENT=dependent, **attribute, **options)
+    kernel[grid](*arguments, DEPENDENT=dependent, launch_pdl=dependent, **options)
 
 
 def _can_depend(kernel: Any, x: Tensor) -> bool:

@@ -89,9 +89,12 @@ def test_the_attribute_and_the_wait_go_together(monkeypatch: pytest.MonkeyPatch)
         launch(noted, (1,), x, num_warps=4)
     launch(noted, (1,), x)
     off, on, after = noted.options
-    assert off == {"DEPENDENT": False, "num_warps": 4}, "as it was before there were dependent launches"
+    assert off == {"DEPENDENT": False, "launch_pdl": False, "num_warps": 4}
     assert on == {"DEPENDENT": True, "launch_pdl": True, "num_warps": 4}
-    assert after == {"DEPENDENT": False}
+    assert after == {"DEPENDENT": False, "launch_pdl": False}
+    for name in ("DEPENDENT", "launch_pdl"):
+        with pytest.raises(TypeError, match="multiple values for keyword"):
+            launch(noted, (1,), x, **{name: True})
 
 
 @pytest.mark.parametrize("arch", [80, 89, 90, 120])

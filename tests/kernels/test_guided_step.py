@@ -332,13 +332,10 @@ def test_compiled() -> None:
 
 
 FUSED = """
-from triton import compile
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from kernels.aot import compile_ahead
 from kernels.guided_step import VARIANTS
 for variant in (VARIANTS[0], VARIANTS[-1]):
-    source = ASTSource(variant.kernel, dict(variant.signature), dict(variant.constants))
-    ptx = compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}).asm["ptx"]
+    ptx = compile_ahead(variant, 90).ptx
     assert "mul.rn.f32" in ptx and "add.rn.f32" in ptx
     assert "fma" not in ptx and "mul.f32" not in ptx, "ptxas may fuse what is not rounded by name"
 """

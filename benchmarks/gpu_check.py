@@ -152,7 +152,8 @@ def environment(dry: bool) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description="Measures latentd on a GPU.")
     parser.add_argument("--sections", default=os.environ.get("SECTIONS", ""), help=f"default {','.join(DEFAULT)}")
-    parser.add_argument("--seconds", type=float, help="for all of them (default: 463, or 450 each if chosen by name)")
+    limits = f"for all of them (default: {TOTAL:g}, or {ALONE:g} each if chosen by name)"
+    parser.add_argument("--seconds", type=float, help=limits)
     parser.add_argument("--dry-run", action="store_true", help="run the code, not the measurement: tiny, on the CPU")
     options = parser.parse_args(argv)
     try:

@@ -33,7 +33,7 @@ def compare(check: Check, net: Unet, name: str, rows: int) -> None:
         with dependent():
             return net(*fixed)
 
-    runs = [_replayed(check, run, fixed) for run in (lambda: net(*fixed), switched)]
+    runs = [_replayed(check, run) for run in (lambda: net(*fixed), switched)]
     plain, other = (lambda values, run=run: _passed(run, fixed, values) for run in runs)
     right = [plain(values) for values in fresh]
     steady = all(torch.equal(plain(values), wanted) for values, wanted in zip(fresh, right, strict=True))
@@ -57,7 +57,7 @@ def compare(check: Check, net: Unet, name: str, rows: int) -> None:
     check.row(what, case, "gain", "us", [gain], note=f"{gain / medians[0] / 1e4:.1f}% of a pass; negative: slower")
 
 
-def _replayed(check: Check, run: Callable[[], Tensor], fixed: Inputs) -> tuple[Callable[[], object], Tensor]:
+def _replayed(check: Check, run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
     """A replay, and what it writes; on a CPU the run itself, which writes into a buffer."""
     if not check.dry:
         graph, out = captured(run)

@@ -18,9 +18,9 @@ from engines import cache, lock, room
 from engines.artifact import CONFIGS, Artifact, digests, is_artifact, open_artifact
 from engines.backend import BackendError
 from engines.tether import tether
+from pipeline.checkpoint.single_file import check_single_file, is_single_file, settings_path
 from pipeline.errors import CheckpointError
 from pipeline.files import check_links
-from pipeline.single_file import check_single_file, is_single_file, settings_path
 from pipeline.spec import read_spec
 
 _ROOT = Path(__file__).parent.parent

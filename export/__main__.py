@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from engines.tether import end_with_parent
+from pipeline.checkpoint.single_file import PREDICTIONS, check_single_file, is_single_file
 from pipeline.errors import CheckpointError, LatentdError
-from pipeline.single_file import PREDICTIONS, check_single_file, is_single_file
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,14 +26,14 @@ from engines.artifact import (
 )
 from engines.sealed import sealed
 from export import check
-from export.finite import check_finite
 from export.graph import OPSET, trace
 from export.leftovers import sweep
 from export.networks import NETWORKS
 from export.preview import fit_preview
-from export.tensors import StoredTensor, stored_tensors
-from model.files import weight_files
 from model.weights import check_weights
+from pipeline.checkpoint.finite import check_finite
+from pipeline.checkpoint.header import StoredTensor, stored_tensors
+from pipeline.checkpoint.parts import weight_files
 from pipeline.errors import CheckpointError
 from pipeline.files import check_links, regular_size
 from pipeline.spec import Spec, read_spec

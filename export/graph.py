@@ -22,7 +22,7 @@ from onnxscript import ir, optimizer
 from torch import Tensor, nn
 from torch.export import Dim
 
-from export.tensors import StoredTensor
+from pipeline.checkpoint.header import StoredTensor
 from pipeline.errors import CheckpointError
 
 OPSET = 23

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from model.clip import ClipText
-from model.files import known_name, weight_files
 from model.ops import PLAIN, Ops
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeEncoder
+from pipeline.checkpoint.parts import known_name, weight_files
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
 

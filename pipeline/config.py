@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
-from pipeline.files import parse_json, read_file
+from pipeline.files import parse_json
+from pipeline.source import Source
 
 _LARGEST = 1 << 20  # bytes of a config
 # Far above any model's, and low enough that what is made of them neither overflows nor fills the memory.
@@ -20,11 +20,11 @@ _MOST_NUMBER = 1e6
 
 
 class Config:
-    """The object in the file `name` of `checkpoint`. Errors of everything here: CheckpointError."""
+    """The object in the file `name` of a checkpoint. Errors of everything here: CheckpointError."""
 
-    def __init__(self, checkpoint: Path, name: str) -> None:
-        self.path = checkpoint / name
-        self._values = read_object(self.path, _LARGEST)
+    def __init__(self, source: Source, name: str) -> None:
+        self.path = source.place(name)
+        self._values = read_object(source, name, _LARGEST)
 
     def get(self, key: str) -> Any:
         """The value as it stands; None when it is absent."""
@@ -98,10 +98,11 @@ class Config:
         return default if value is None else value
 
 
-def read_object(path: Path, largest: int) -> dict[str, Any]:
-    """The JSON object in a file of at most `largest` bytes."""
+def read_object(source: Source, name: str, largest: int) -> dict[str, Any]:
+    """Return the JSON object in a file of at most `largest` bytes."""
+    path = source.place(name)
     try:
-        values = parse_json(read_file(path, largest))
+        values = parse_json(source.read(name, largest))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a checkpoint is a folder in diffusers' layout") from None
     except (ValueError, RecursionError) as error:

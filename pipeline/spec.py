@@ -7,7 +7,6 @@ refused by name here, at load, rather than found in a wrong picture.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import CheckpointError
 from pipeline.samplers import DISTILLED_STEPS, SAMPLERS
 from pipeline.schedule import ScheduleSpec, alphas_cumprod
+from pipeline.source import Source, source_of
 
 # The most that is read: networks of 1e9 layers would fill the memory before any weight is missed.
 _BLOCKS = 6  # SD has 4; each but the last halves the side
@@ -117,32 +117,33 @@ class Spec:
         return asdict(self)
 
 
-def read_spec(checkpoint: Path) -> Spec:
-    """The spec of a checkpoint folder.
+def read_spec(checkpoint: Path | Source) -> Spec:
+    """Read the spec of a checkpoint from its configs.
 
     Errors: CheckpointError, naming the file and the key, for anything missing, malformed or not done here.
     """
-    Config(checkpoint, "model_index.json").one_of("_class_name", ("StableDiffusionPipeline",), default="")
-    text = _text(Config(checkpoint, "text_encoder/config.json"))
-    unet = _unet(Config(checkpoint, "unet/config.json"))
-    vae = _vae(Config(checkpoint, "vae/config.json"))
-    schedule = _schedule(Config(checkpoint, "scheduler/scheduler_config.json"))
+    source = source_of(checkpoint)
+    Config(source, "model_index.json").one_of("_class_name", ("StableDiffusionPipeline",), default="")
+    text = _text(Config(source, "text_encoder/config.json"))
+    unet = _unet(Config(source, "unet/config.json"))
+    vae = _vae(Config(source, "vae/config.json"))
+    schedule = _schedule(Config(source, "scheduler/scheduler_config.json"))
     if unet.context_width != text.width:
         raise CheckpointError(
-            f"{checkpoint}: the UNet's cross_attention_dim is {unet.context_width}, "
+            f"{source.path}: the UNet's cross_attention_dim is {unet.context_width}, "
             f"the text encoder's hidden_size {text.width}; they must be equal"
         )
     if not unet.in_channels == unet.out_channels == vae.latent_channels:
         raise CheckpointError(
-            f"{checkpoint}: the UNet has in_channels {unet.in_channels} and out_channels {unet.out_channels}, "
+            f"{source.path}: the UNet has in_channels {unet.in_channels} and out_channels {unet.out_channels}, "
             f"the VAE latent_channels {vae.latent_channels}; they must be equal"
         )
     side = unet.sample_size * vae.factor
     defaults = Defaults(steps=25, guidance=7.5, sampler="dpmpp_2m", width=side, height=side)
     spec = Spec(text, unet, vae, schedule, defaults)
-    if not os.path.lexists(checkpoint / "latentd.json"):
+    if not source.holds("latentd.json"):
         return spec
-    return replace(spec, defaults=_defaults(Config(checkpoint, "latentd.json"), spec))
+    return replace(spec, defaults=_defaults(Config(source, "latentd.json"), spec))
 
 
 def _text(config: Config) -> TextSpec:

@@ -16,11 +16,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from pipeline.config import read_object
 from pipeline.errors import CheckpointError
-from pipeline.files import read_file
+from pipeline.source import Source, source_of
 from pipeline.spec import TextSpec
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _MARKS = {"bos": "<|startoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>", "unk": "<|endoftext|>"}
+_VOCAB, _MERGES, _CONFIG, _SPECIAL = (
+    f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+)
 _LARGEST = 16 << 20  # bytes of a vocabulary or its merges; CLIP's has one million
 
 
@@ -33,11 +36,11 @@ class Tokens:
 class ClipTokenizer:
     """Text to the token ids that the text encoder takes."""
 
-    def __init__(self, checkpoint: Path, spec: TextSpec) -> None:
+    def __init__(self, checkpoint: Path | Source, spec: TextSpec) -> None:
         """Errors: CheckpointError, naming the file, for one that is missing, malformed or made for another encoder."""
-        folder = checkpoint / "tokenizer"
-        vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
-        vocab, marks = read_object(vocab_path, _LARGEST), _marks(folder)
+        source = source_of(checkpoint)
+        vocab_path, merges_path = source.place(_VOCAB), source.place(_MERGES)
+        vocab, marks = read_object(source, _VOCAB, _LARGEST), _marks(source)
         self._length = spec.tokens
         for name, number in vocab.items():
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < spec.vocab_size:
@@ -50,13 +53,15 @@ class ClipTokenizer:
                 raise CheckpointError(f"{vocab_path} lacks the token {mark[:64]!r}")
         self._bos, self._eos, self._pad = (vocab[marks[mark]] for mark in ("bos", "eos", "pad"))
         try:
-            read_file(merges_path, _LARGEST)
+            merges = _merges(source.read(_MERGES, _LARGEST))
         except FileNotFoundError:
             raise CheckpointError(f"{merges_path} is missing; a checkpoint is a folder in diffusers' layout") from None
+        except ValueError as error:
+            raise CheckpointError(f"{merges_path} cannot be read, or does not fit vocab.json: {error}") from None
         try:
-            model = models.BPE.from_file(
-                str(vocab_path),
-                str(merges_path),
+            model = models.BPE(
+                vocab,
+                merges,
                 unk_token=marks["unk"],
                 continuing_subword_prefix="",
                 end_of_word_suffix="</w>",
@@ -99,20 +104,29 @@ class ClipTokenizer:
         return ids
 
 
-def _marks(folder: Path) -> dict[str, str]:
+def _merges(text: bytes) -> list[tuple[str, str]]:
+    """Read merges.txt: a line a pair, in the order in which they apply. Errors: ValueError."""
+    lines = [line for line in text.decode("utf-8").split("\n") if line and not line.startswith("#version")]
+    pairs = [tuple(line.rstrip("\r").split(" ")) for line in lines]
+    for number, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise ValueError(f"line {lines[number][:64]!r} is no pair")
+    return pairs  # type: ignore[return-value]
+
+
+def _marks(source: Source) -> dict[str, str]:
     """The names of the start, end, padding and unknown tokens.
 
     special_tokens_map.json, where it is there, has the last word: SD 2's pads with "!" and its config says otherwise.
     """
-    told = read_object(folder / "tokenizer_config.json", _LARGEST)
-    own = folder / "special_tokens_map.json"
-    if own.exists():
-        told |= {key: token for key, token in read_object(own, _LARGEST).items() if token}
+    told = read_object(source, _CONFIG, _LARGEST)
+    if source.holds(_SPECIAL):
+        told |= {key: token for key, token in read_object(source, _SPECIAL, _LARGEST).items() if token}
     marks = {}
     for mark, default in _MARKS.items():
         token: Any = told.get(f"{mark}_token") or default
         name = token.get("content") if isinstance(token, dict) else token  # bare, or as {"content": text}
         if not isinstance(name, str):
-            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {mark}_token is not a token's text")
+            raise CheckpointError(f"{source.place(_CONFIG)}: {mark}_token is not a token's text")
         marks[mark] = name
     return marks

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.checkpoint.single_file import PREDICTIONS
 from pipeline.errors import LatentdError
 from pipeline.prompt import MOST_CHUNKS
-from pipeline.single_file import PREDICTIONS
 
 
 class SettingsError(LatentdError):

@@ -18,17 +18,17 @@ from typing import BinaryIO
 
 from engines import disk
 from engines.artifact import MANIFEST
-from export.finite import check_finite
 from export.leftovers import sweep
-from export.single_file.configs import configs
-from export.single_file.keys import is_weight, names, renamed
-from export.single_file.kinds import SD1, UNET, VAE, Family, recognise
-from export.single_file.layout import Place, Shapes, text_layout, unet_layout, vae_layout
-from export.tensors import BYTES, StoredTensor, read_header
-from model.files import STEMS
+from pipeline.checkpoint.finite import check_finite
+from pipeline.checkpoint.header import BYTES, StoredTensor, read_header
+from pipeline.checkpoint.parts import STEMS
+from pipeline.checkpoint.single_file import check_single_file, own_settings, settings_path
+from pipeline.checkpoint.single_file.configs import configs
+from pipeline.checkpoint.single_file.keys import is_weight, names, renamed
+from pipeline.checkpoint.single_file.kinds import SD1, UNET, VAE, Family, recognise
+from pipeline.checkpoint.single_file.layout import Place, Shapes, text_layout, unet_layout, vae_layout
 from pipeline.clip_vocabulary import tokenizer_files
 from pipeline.errors import CheckpointError, LatentdError
-from pipeline.single_file import check_single_file, own_settings, settings_path
 
 _CHUNK = 8 << 20  # bytes in memory at once
 _MODELSPEC = "modelspec.prediction_type"  # in a file's metadata: "epsilon" or "v" (Stability AI's ModelSpec 1.0)

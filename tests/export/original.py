@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.files import STEMS
+from pipeline.checkpoint.parts import STEMS
 from tests.checkpoints import make_checkpoint
 
 Weights = dict[str, Tensor]

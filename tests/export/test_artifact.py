@@ -25,7 +25,7 @@ from export.artifact import export
 from export.check import NETWORK_TOLERANCE, TRAJECTORY_TOLERANCE, ExportError, network_error, session
 from export.graph import trace
 from export.networks import NETWORKS
-from export.tensors import stored_tensors
+from pipeline.checkpoint.header import stored_tensors
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec, read_spec
 from tests.checkpoints import make_checkpoint

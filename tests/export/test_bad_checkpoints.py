@@ -26,10 +26,10 @@ from engines.artifact import MANIFEST
 from engines.first_use import artifact_of
 from export.__main__ import main
 from export.artifact import inspect
-from export.finite import check_finite
 from export.single_file.convert import convert
-from export.tensors import StoredTensor, read_header
-from model.files import weight_files
+from pipeline.checkpoint.finite import check_finite
+from pipeline.checkpoint.header import StoredTensor, read_header
+from pipeline.checkpoint.parts import weight_files
 from pipeline.config import read_object
 from pipeline.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
@@ -277,7 +277,7 @@ def test_absurd_headers(tmp_path: Path, text: bytes, words: str) -> None:
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from export.tensors import read_header
+from pipeline.checkpoint.header import read_header
 from pipeline.errors import CheckpointError
 from pipeline.spec import read_spec
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))

@@ -13,15 +13,15 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from export.single_file.configs import configs
 from export.single_file.convert import convert
-from export.single_file.kinds import SD1, SD2, UNET, VAE, recognise
-from export.single_file.layout import Shapes, text_layout, unet_layout, vae_layout
-from export.tensors import StoredTensor
 from model.clip import ClipText
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeEncoder
 from model.weights import load_text, load_unet, load_vae_decoder, load_vae_encoder
+from pipeline.checkpoint.header import StoredTensor
+from pipeline.checkpoint.single_file.configs import configs
+from pipeline.checkpoint.single_file.kinds import SD1, SD2, UNET, VAE, recognise
+from pipeline.checkpoint.single_file.layout import Shapes, text_layout, unet_layout, vae_layout
 from pipeline.spec import read_spec
 from tests.export.original import PARTS, Weights, folder_weights, make_folder, original_weights, write_original
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.files import weight_files
 from model.weights import load_text, load_unet, load_vae_decoder, load_vae_encoder
+from pipeline.checkpoint.parts import weight_files
 from pipeline.errors import CheckpointError
 from pipeline.spec import read_spec
 from tests.checkpoints import make_checkpoint

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from export.single_file.kinds import SD1, Family
-from export.single_file.layout import TextLayout, UnetLayout, VaeLayout
 from pipeline import clip_vocabulary
+from pipeline.checkpoint.single_file.kinds import SD1, Family
+from pipeline.checkpoint.single_file.layout import TextLayout, UnetLayout, VaeLayout
 from pipeline.errors import CheckpointError
 
 Config = dict[str, Any]

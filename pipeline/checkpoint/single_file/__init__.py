@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config import read_object
 from pipeline.errors import CheckpointError
 from pipeline.files import regular_size
+from pipeline.source import Folder
 
 PREDICTIONS = ("epsilon", "v_prediction")
 _SUFFIX = ".safetensors"
@@ -52,7 +53,7 @@ def own_settings(model: Path) -> dict[str, Any]:
     path = settings_path(model)
     if not os.path.lexists(path):
         return {}
-    values = read_object(path, _LARGEST)
+    values = read_object(Folder(path.parent), path.name, _LARGEST)
     told = values.get("prediction")
     if told is not None and told not in PREDICTIONS:
         raise CheckpointError(f"{path}: prediction is {told!r}; it must be one of {', '.join(PREDICTIONS)}")

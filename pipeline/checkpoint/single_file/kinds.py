@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.tensors import StoredTensor
+from pipeline.checkpoint.header import StoredTensor
 from pipeline.errors import CheckpointError
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.single_file.kinds import Family
-from export.tensors import StoredTensor
+from pipeline.checkpoint.header import StoredTensor
+from pipeline.checkpoint.single_file.kinds import Family
 from pipeline.errors import CheckpointError
 
 _DEPTH = 24  # layers of OpenCLIP ViT-H, SD 2's text encoder; the pictures were trained on the last but one

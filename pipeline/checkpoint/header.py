@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.files import known_name, weight_files
+from pipeline.checkpoint.parts import known_name, weight_files
 from pipeline.errors import CheckpointError
 from pipeline.files import parse_json, regular_size
 

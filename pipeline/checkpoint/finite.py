@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from export.tensors import BYTES, StoredTensor
+from pipeline.checkpoint.header import BYTES, StoredTensor
 from pipeline.errors import CheckpointError
 
 _CHUNK = 1 << 18  # bytes in memory at once, a thread: what stays in the second cache

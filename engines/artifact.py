@@ -14,17 +14,15 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from engines.backend import F32
 from engines.external import external_files
 from engines.sealed import Damaged, unsealed
+from pipeline.checkpoint import SMALL_FILES
 from pipeline.errors import CheckpointError
 from pipeline.files import parse_json, read_file, regular_size
 from pipeline.spec import Spec, read_spec
 
 MANIFEST = "manifest.json"
-FORMAT = 2  # 1 was not sealed
+FORMAT = 3  # 1 was not sealed, 2 lay in the checkpoint's own folder
 _LARGEST = 16 << 20  # bytes of a manifest; one of SD 1.5 has 4 thousand
 _LARGEST_GRAPH = 64 << 20  # bytes of a graph, which holds no weights; SD 1.5's UNet has 0.8 million
 GRAPHS = {
@@ -33,18 +31,6 @@ GRAPHS = {
     "vae_decoder": "vae/decoder.onnx",
     "vae_encoder": "vae/encoder.onnx",
 }
-# What read_spec and ClipTokenizer read; the second ones where they are there.
-CONFIGS = (
-    "model_index.json",
-    "text_encoder/config.json",
-    "unet/config.json",
-    "vae/config.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    "tokenizer/tokenizer_config.json",
-)
-OPTIONAL_CONFIGS = ("latentd.json", "tokenizer/special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,6 @@ class Artifact:
     folder: Path
     digest: str  # SHA-256 of the manifest, hence of everything it vouches for
     spec: Spec
-    preview: F32  # [3, C + 1]: latents and 1 to red, green, blue in 0..1, fitted at export
 
     @property
     def spec_digest(self) -> str:
@@ -72,21 +57,25 @@ class Artifact:
 
 
 def is_artifact(folder: Path) -> bool:
-    return os.path.lexists(folder / MANIFEST)
+    """Does the folder hold a manifest of ours? Other tools write files of that name too."""
+    try:
+        manifest = parse_json(read_file(folder / MANIFEST, _LARGEST))
+    except (OSError, ValueError, CheckpointError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and {"format", "spec", "files", "errors"} <= manifest.keys()
 
 
 def open_artifact(folder: Path) -> Artifact:
     """Read and verify. Errors: CheckpointError naming the file, the reason and the command that mends it."""
     folder = folder.resolve()
     path = folder / MANIFEST
-    mend = f"run `make onnx MODEL={folder}` to export it again"
+    mend = "export it again with `make onnx MODEL=checkpoint OUT=dir`"
     try:
         text = read_file(path, _LARGEST)
         if (number := parse_json(text)["format"]) != FORMAT:  # first, so that an older one is not called damaged
             raise CheckpointError(f"{path} has format {number!r:.64}, not {FORMAT}; {mend}")
         manifest = unsealed(text, path)
         vouched = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
-        preview = np.array(manifest["preview"]["matrix"], np.float32)
         told = manifest["spec"]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); {mend}") from None
@@ -100,9 +89,7 @@ def open_artifact(folder: Path) -> Artifact:
     spec = read_spec(folder)
     if not _means(told, spec):
         raise CheckpointError(f"{path} was made for another spec than its configs give; {mend}")
-    if preview.shape != (3, spec.vae.latent_channels + 1) or not np.isfinite(preview).all():
-        raise CheckpointError(f"{path} has no preview of 3 x {spec.vae.latent_channels + 1} numbers; {mend}")
-    return Artifact(folder, hashlib.sha256(text).hexdigest(), spec, preview)
+    return Artifact(folder, hashlib.sha256(text).hexdigest(), spec)
 
 
 def _means(told: object, now: Any) -> bool:
@@ -124,8 +111,8 @@ def _means(told: object, now: Any) -> bool:
 
 def _check_files(folder: Path, vouched: dict[str, str], mend: str) -> None:
     """Every file that a server reads is named, in the folder, and has the SHA-256 of the manifest."""
-    present = [name for name in OPTIONAL_CONFIGS if os.path.lexists(folder / name)]
-    for name in (*GRAPHS.values(), *CONFIGS, *present):
+    present = [name for name in SMALL_FILES if os.path.lexists(folder / name)]
+    for name in (*GRAPHS.values(), *present):
         if name not in vouched:
             raise CheckpointError(f"{folder / MANIFEST} does not name {name}; {mend}")
     for name in vouched:
@@ -152,12 +139,6 @@ def _check_files(folder: Path, vouched: dict[str, str], mend: str) -> None:
                 raise CheckpointError(
                     f"{folder / graph} takes weights from {place!r}, which the manifest does not vouch for; {mend}"
                 )
-
-
-def has_safety_checker(checkpoint: Path) -> bool:
-    """Does a checkpoint (one that read_spec has read) bring a safety checker? latentd runs none, and says so."""
-    named = parse_json((checkpoint / "model_index.json").read_bytes()).get("safety_checker")
-    return named not in (None, [None, None])
 
 
 def digests(paths: list[Path]) -> list[str]:

@@ -161,6 +161,13 @@ class Backend(Protocol):
         """Latents [C, h, w], as the UNet makes them, to a picture [3, H, W] in about -1..1."""
         ...
 
+    def moments(self, picture: F32) -> F32:
+        """A picture [3, H, W] in -1..1 to the VAE's posterior [2C, h, w]: mean, then log-variance, unscaled.
+
+        Called by any thread, one at a time.
+        """
+        ...
+
     def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> Stepper:
         """Seats for pictures of this size and prompts of `chunks` times the encoder's length, of up to `steps` steps.
 

@@ -28,8 +28,8 @@ class Maker:
         """Errors: BackendError, naming the extra to install, or refusing target or precision."""
         self.check_library()
         kind = getattr(importlib.import_module(self.module), self.kind)
-        measured = {"notes": Notes(), "timing": devices.folder() / "tensorrt.timing"} if self.library in _GPU else {}
-        return kind(artifact, target, precision, **self.options, **measured)
+        timing = devices.folder() / "tensorrt.timing"
+        return kind(artifact, target, precision, **self.options, notes=Notes(), timing=timing)
 
     def check_library(self) -> None:
         if importlib.util.find_spec(self.library) is None:
@@ -51,37 +51,19 @@ class Notes:
         devices.remember(devices.this_cpu(), what, value)
 
 
-_GPU = ("tensorrt", "tensorrt_rtx")
 GPU_ROWS = (2, 4, 8)  # buckets, unless told otherwise
 BUILDERS = {
-    "openvino": Maker("engines.openvino_build", "OpenVinoBuilder", "openvino", "cpu"),
-    "onnxruntime": Maker("engines.onnxruntime_build", "OnnxRuntimeBuilder", "onnxruntime", "cpu"),
     "tensorrt_rtx": Maker("engines.tensorrt_build", "TensorRtBuilder", "tensorrt_rtx", "rtx", {"rtx": True}),
     "tensorrt": Maker("engines.tensorrt_build", "TensorRtBuilder", "tensorrt", "gpu", {"rtx": False}),
 }
-ON_CPU = ("openvino", "onnxruntime")
 
 
 def maker_of(backend: str, attention: str = "native") -> Maker:
-    """`backend`: a key of BUILDERS; "auto" is openvino. `attention`: of its plans. Errors: BackendError."""
-    name = "openvino" if backend == "auto" else backend
-    if name not in BUILDERS:
-        raise BackendError(f"backend {name!r} builds no engines; there are: auto, {', '.join(BUILDERS)}")
-    maker = BUILDERS[name]
-    if attention == "native":
-        return maker
-    if name not in _GPU:
-        raise BackendError(f"attention {attention}: backend {name} makes no plans that could have it; leave it away")
-    return replace(maker, options={**maker.options, "attention": attention})
-
-
-def target_of(backend: str, arch: str) -> str | None:
-    """What to build for: "cpu", the card that was named, or None, the one that is here. Errors: BackendError."""
-    if backend not in ON_CPU:
-        return arch or None
-    if arch not in ("", "cpu"):
-        raise BackendError(f"ARCH={arch}: backend {backend} builds for the CPU at hand; leave ARCH away")
-    return "cpu"
+    """Return what builds plans for `backend`, a key of BUILDERS, with that `attention`. Errors: BackendError."""
+    if backend not in BUILDERS:
+        raise BackendError(f"backend {backend!r} builds no plans; there are: {', '.join(BUILDERS)}")
+    maker = BUILDERS[backend]
+    return maker if attention == "native" else replace(maker, options={**maker.options, "attention": attention})
 
 
 def told(artifact: Artifact, builder: Builder) -> dict[str, Any]:
@@ -92,8 +74,7 @@ def told(artifact: Artifact, builder: Builder) -> dict[str, Any]:
 def command(artifact: Artifact, identity: dict[str, Any], buckets: Sequence[int] = ()) -> str:
     """The words that build an engine again, from what it depends on; or its like for `buckets` of rows."""
     told = f"make engines MODEL={artifact.folder} BACKEND={identity['backend']}"
-    if identity["backend"] not in ON_CPU:
-        told += f" ARCH={identity['target']} PRECISION={identity['precision']}"
+    told += f" ARCH={identity['target']} PRECISION={identity['precision']}"
     shapes, factor = identity["shapes"], artifact.spec.vae.factor
     if rows := shapes.get("sample"):
         told += f" ROWS={','.join(str(number) for number in buckets or rows[:1])}"

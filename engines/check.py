@@ -130,7 +130,7 @@ def _rows_agree(denoiser: Denoiser) -> bool:
 
 def _remember(model: Model, size: tuple[int, int], agree: bool) -> None:
     """Kept per device: which numbers of rows give equal bits. On a CPU a bucket is one row, called so often."""
-    told = {"artifact": model.artifact.digest, "backend": model.backend.name, "precision": model.backend.precision}
+    told = {"weights": model.digest, "backend": model.backend.name, "precision": model.backend.precision}
     told |= getattr(model.backend, "identity", dict)()
     devices.remember(_device(model), {"what": "rows", "size": list(size), "rows": _COMPANY, **told}, agree)
 

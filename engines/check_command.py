@@ -14,21 +14,25 @@ from engines.check import check as compare
 from engines.first_use import artifact_of
 from engines.model import PLANS, load, on_gpu
 from engines.sealed import Damaged
+from pipeline.checkpoint import open_checkpoint
 from pipeline.samplers import SAMPLERS
+from pipeline.spec import Spec
 
 
 def check(options: argparse.Namespace) -> int:
     """0 when everything is within its tolerance. Errors: LatentdError."""
     if options.backend not in PLANS:
-        on_gpu(options.backend, options.device, options.pixels, options.attention)  # before the minutes of an export
-    artifact = artifact_of(options.model)
-    width, height = _size(options.size, artifact)
+        on_gpu(options.backend, options.device, options.pixels, options.attention)  # before the seconds of a load
+    checkpoint = open_checkpoint(options.model)
+    width, height = _size(options.size, checkpoint.spec)
     samplers, steps = _samplers(options.samplers), _steps(options.steps)
     if options.backend in PLANS and not gpu.cuda_here():
-        return _plans(artifact, options.backend)
-    model = load(artifact, options.backend, options.precision, None, options.device, options.pixels, options.attention)
-    reference = load(artifact, "torch", device="cpu")
-    print(f"{artifact.id} {width}x{height}: {model.backend.name} {model.backend.precision} against torch f32")
+        return _plans(artifact_of(checkpoint), options.backend)
+    model = load(
+        checkpoint, options.backend, options.precision, None, options.device, options.pixels, options.attention
+    )
+    reference = load(checkpoint, "torch", device="cpu")
+    print(f"{checkpoint.id} {width}x{height}: {model.backend.name} {model.backend.precision} against torch f32")
 
     def say(finding: Finding) -> None:
         mark = "ok   " if finding.good else "WRONG"
@@ -58,8 +62,8 @@ def _plans(artifact: Artifact, backend: str) -> int:
     return 1
 
 
-def _size(text: str, artifact: Artifact) -> tuple[int, int]:
-    default, unit = artifact.spec.defaults, artifact.spec.size_multiple
+def _size(text: str, spec: Spec) -> tuple[int, int]:
+    default, unit = spec.defaults, spec.size_multiple
     match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text or f"{default.width}x{default.height}")
     if match is None or any(int(side) < 1 or int(side) % unit for side in match.groups()):
         raise BackendError(f"--size is {text!r}; it takes WIDTHxHEIGHT, multiples of {unit}")

@@ -9,15 +9,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.cuda_device import CudaDevice
 from engines.cuda_errors import device_errors, with_room
 from engines.cuda_kernels import Kernels, triton_kernels
 from engines.cuda_network import TorchNetwork
 from engines.cuda_ops import KernelOps, fold_biases, sum_in_float32
+from engines.torch import Moments
 from model import weights
 from model.ops import PLAIN, Ops
+from pipeline.checkpoint import Checkpoint
 
 _DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 # Of cuDNN's, for each convolution that `fast` measures: torch's own default, set so that start-up stays what it was
@@ -46,7 +47,7 @@ class CudaBackend(CudaDevice):
 
     def __init__(
         self,
-        artifact: Artifact,
+        checkpoint: Checkpoint,
         precision: str = "auto",
         threads: int | None = None,
         *,
@@ -69,21 +70,22 @@ class CudaBackend(CudaDevice):
                 torch.backends.cudnn.allow_tf32 = False
         own = kernels or triton_kernels()
         ops = KernelOps(own) if kernels or dtype != torch.float32 else PLAIN
-        networks = with_room(lambda: _Modules(artifact, dtype, ops, place), f"the weights in {self.precision}", _FREE)
+        networks = with_room(lambda: _Modules(checkpoint, dtype, ops, place), f"the weights in {self.precision}", _FREE)
         log.info("weights are on the device after %.1f s", time.monotonic() - begin)
-        super().__init__(artifact.spec, networks, own, place, pixels)
+        self.moments = Moments(checkpoint)  # on the host: a preview's map is fitted once
+        super().__init__(checkpoint.spec, networks, own, place, pixels)
 
 
 class _Modules:
     """The networks as torch's modules: see engines.cuda_device.Networks."""
 
-    def __init__(self, artifact: Artifact, dtype: torch.dtype, ops: Ops, device: torch.device) -> None:
-        spec, folder, self._dtype = artifact.spec, artifact.folder, dtype
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, ops: Ops, device: torch.device) -> None:
+        spec, stored, self._dtype = checkpoint.spec, checkpoint.weights, dtype
         like = {"device": device, "memory_format": torch.channels_last}
         # The text encoder stays in float32, as on a CPU: its 77 tokens cost little, and every row rests on them.
-        self._text = weights.load_text(spec, folder).to(device)
-        self._unet = weights.load_unet(spec, folder, dtype, ops).to(**like)
-        self._decoder = weights.load_vae_decoder(spec, folder, dtype, ops).to(**like)
+        self._text = weights.load_text(spec, stored).to(device)
+        self._unet = weights.load_unet(spec, stored, dtype, ops).to(**like)
+        self._decoder = weights.load_vae_decoder(spec, stored, dtype, ops).to(**like)
         if ops is not PLAIN:
             fold_biases(self._unet)
             fold_biases(self._decoder)

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from engines import compiled, store
-from engines.artifact import Artifact
 from engines.builders import maker_of
 from engines.cuda import device_named
 from engines.cuda_device import CudaDevice, key_of
 from engines.cuda_kernels import Kernels, triton_kernels
 from engines.cuda_plan import Plan, Workspace
 from engines.cuda_plan_network import PlanNetwork
+from engines.first_use import artifact_of
 from engines.plans import Plans
 from engines.tensorrt_api import api
 from engines.tensorrt_runner import TensorRtEngine
+from engines.torch import Moments
+from pipeline.checkpoint import Checkpoint
 from pipeline.spec import Spec
 
 log = logging.getLogger("latentd.plans")
@@ -38,7 +40,7 @@ class TensorRtBackend(CudaDevice):
 
     def __init__(
         self,
-        artifact: Artifact,
+        checkpoint: Checkpoint,
         precision: str = "auto",
         threads: int | None = None,
         *,
@@ -48,12 +50,14 @@ class TensorRtBackend(CudaDevice):
         kernels: Kernels | None = None,
         load: Load | None = None,
     ) -> None:
+        artifact = artifact_of(checkpoint)
         builder = maker_of(self.name, attention).make(artifact, None, precision)  # for the GPU that is here
         self._plans, place = Plans(artifact, builder), device_named(device)
         asked = self._plans.asked()
         self.precision = asked["precision"]
         self._told = {part: asked[part] for part in ("version", "attention")}
         networks = _PlanNetworks(artifact.spec, self._plans, load or _loader(self.name), place)
+        self.moments = Moments(checkpoint)  # on the host: a preview's map is fitted once
         super().__init__(artifact.spec, networks, kernels or triton_kernels(), place, pixels)
 
     def identity(self) -> dict[str, str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from engines import gpu, toolchain
-from engines.artifact import Artifact
 from engines.backend import Backend, BackendError
+from pipeline.checkpoint import Checkpoint
 from pipeline.spec import Spec
 from pipeline.tokenizer import ClipTokenizer
 
@@ -36,21 +37,22 @@ log = logging.getLogger("latentd.model")
 
 @dataclass(frozen=True)
 class Model:
-    artifact: Artifact
+    checkpoint: Checkpoint
     tokenizer: ClipTokenizer
     backend: Backend
+    digest: str = ""  # of the weights: Weights.digest
 
     @property
     def id(self) -> str:
-        return self.artifact.id
+        return self.checkpoint.id
 
     @property
     def spec(self) -> Spec:
-        return self.artifact.spec
+        return self.checkpoint.spec
 
 
 def load(
-    artifact: Artifact,
+    checkpoint: Checkpoint,
     backend: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
@@ -58,14 +60,14 @@ def load(
     pixels: str = "auto",
     attention: str = "native",
 ) -> Model:
-    """Engines of `artifact` on this machine, from the cache or compiled.
+    """Load a checkpoint on this machine: its weights are checked and hashed while the backend takes them in.
 
     `backend`: a key of BACKENDS; "auto" is torch on a GPU, openvino on a CPU. `precision`: "f16" (a GPU's "auto"),
     "bf16" where the backend and the device have it (a CPU's "auto"), or "f32". `device`: "cpu", "cuda", or "auto": a
     GPU if there is one that the backend can use. `pixels`: "exact", or "fast" (a GPU's "auto"; no difference on a CPU).
     `attention`: which of tensorrt's plans, those with TensorRT's own or with our kernels inside.
-    Errors: BackendError, naming the extra to install, for a backend or a device that is not here; NoEngine;
-    OutOfMemory.
+    Errors: BackendError, naming the extra to install, for a backend or a device that is not here; CheckpointError for
+    weights that do not fit or are not finite; NoEngine; OutOfMemory.
     """
     cuda = on_gpu(backend, device, pixels, attention)
     if not cuda and device == "auto" and backend in ("auto", "torch") and gpu.driver_here():
@@ -75,8 +77,26 @@ def load(
     options = {"pixels": "fast" if pixels == "auto" else pixels} if cuda else {}
     if name in PLANS:
         options["attention"] = attention
+    with ThreadPoolExecutor(1, "digest") as pool:
+        digest = pool.submit(checkpoint.weights.digest)
+        loaded = _backend(name, module, kind, extra, checkpoint, precision, threads, options)
+        model = Model(checkpoint, ClipTokenizer(checkpoint.source, checkpoint.spec.text), loaded, digest.result())
+    log.info("%s: weights of %d files, digest %s", model.id, len(checkpoint.weights.files), model.digest)
+    return model
+
+
+def _backend(
+    name: str,
+    module: str,
+    kind: str,
+    extra: str,
+    checkpoint: Checkpoint,
+    precision: str,
+    threads: int | None,
+    options: dict[str, str],
+) -> Backend:
     try:
-        made: Backend = getattr(importlib.import_module(module), kind)(artifact, precision, threads, **options)
+        return getattr(importlib.import_module(module), kind)(checkpoint, precision, threads, **options)
     except ModuleNotFoundError as error:
         raise BackendError(
             f"backend {name} needs {error.name}, which is not installed: pip install -e '.[{extra}]' in a clone"
@@ -86,7 +106,6 @@ def load(
             f"backend {name} cannot be loaded ({(str(error).splitlines() or ['?'])[0]}): "
             f"pip install --force-reinstall -e '.[{extra}]' in a clone"
         ) from None
-    return Model(artifact, ClipTokenizer(artifact.folder, artifact.spec.text), made)
 
 
 def on_gpu(backend: str, device: str, pixels: str = "auto", attention: str = "native") -> bool:

@@ -9,29 +9,28 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from engines.artifact import Artifact
 from engines.backend import F32, BackendError, DeviceError
 from engines.cores import available_cores
+from engines.graphs import check_fit, graph_of
 from engines.host import HostBackend
+from graphs import part_of, wire
+from pipeline.checkpoint import Checkpoint
 
 
 class OnnxRuntimeBackend(HostBackend):
-    """Sessions of one artifact's graphs, as they are: nothing is compiled or cached."""
+    """Sessions of one checkpoint's graphs, with the weights as external initializers in memory."""
 
     name = "onnxruntime"
     makes_beside = True  # a denoiser is arrays over the one session, which any threads may run
 
-    def __init__(self, artifact: Artifact, precision: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, precision: str = "auto", threads: int | None = None) -> None:
         if precision not in ("auto", "f32"):
             raise BackendError(f"precision {precision!r}: backend onnxruntime computes in f32; use auto or f32")
+        check_fit(checkpoint)
         self.precision = "f32"
-        self.spec = artifact.spec
-        self._artifact = artifact
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads or available_cores()
-        self._options.log_severity_level = 3
-        # Idle threads would spin between calls, on the cores that the event loop needs.
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.spec = checkpoint.spec
+        self._checkpoint = checkpoint
+        self._threads = threads or available_cores()
         self._encoder = self._session("text_encoder")
         self._unet = self._session("unet")
         self._decoder = self._session("vae_decoder")
@@ -47,12 +46,34 @@ class OnnxRuntimeBackend(HostBackend):
         shape = self.spec.latent_shape(width, height)
         return OnnxRuntimeDenoiser(self._unet, shape, chunks * self.spec.text.tokens, rows)
 
-    def _session(self, graph: str) -> onnxruntime.InferenceSession:
-        path = self._artifact.graph(graph)
-        try:
-            return onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # pybind classes without a common base
-            raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
+    def moments(self, picture: F32) -> F32:
+        """See Backend.moments. The session is made for the call: few ask."""
+        return _run(self._session("vae_encoder"), picture=picture[None])[0]
+
+    def _session(self, network: str) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        # Idle threads would spin between calls, on the cores that the event loop needs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        graph, part = graph_of(network, self.spec), part_of(network)
+        shapes = wire.weights(graph)
+        with self._checkpoint.weights.letting_go():
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(self._float32(part, n, s)) for n, s in shapes.items()]
+            options.add_external_initializers(list(shapes), values)
+            try:
+                return onnxruntime.InferenceSession(
+                    wire.with_initializers(graph), options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # pybind classes without a common base
+                raise BackendError(f"onnxruntime cannot load {network} of {self._checkpoint.path}: {error}") from error
+
+    def _float32(self, part: str, name: str, shape: tuple[int, ...]) -> F32:
+        """A view of the file where it holds float32, else a copy: what it computes in."""
+        array = self._checkpoint.weights.array(part, name, shape)
+        if self._checkpoint.weights.is_bfloat16(part, name):  # the upper half of a float32
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32, copy=False)
 
 
 class OnnxRuntimeDenoiser:

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.artifact import Artifact
 from engines.backend import F32, BackendError
 from engines.cores import available_cores
 from engines.host import HostBackend
 from model import weights
 from model.unet import Unet
+from model.vae import VaeEncoder
+from pipeline.checkpoint import Checkpoint
 
 
 class TorchBackend(HostBackend):
     name = "torch"
     makes_beside = True  # a denoiser is arrays over modules that nobody writes to
 
-    def __init__(self, artifact: Artifact, precision: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, precision: str = "auto", threads: int | None = None) -> None:
         if precision not in ("auto", "f32"):
             raise BackendError(f"precision {precision!r}: backend torch is the f32 oracle")
         self.precision = "f32"
-        self.spec = artifact.spec
+        self.spec = checkpoint.spec
         torch.set_num_threads(threads or available_cores())
-        folder = artifact.folder
-        self._text = weights.load_text(self.spec, folder)
-        self._unet = weights.load_unet(self.spec, folder)
-        self._decoder = weights.load_vae_decoder(self.spec, folder)
+        self._text = weights.load_text(self.spec, checkpoint.weights)
+        self._unet = weights.load_unet(self.spec, checkpoint.weights)
+        self._decoder = weights.load_vae_decoder(self.spec, checkpoint.weights)
+        self.moments = Moments(checkpoint)
 
     def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
         context, *skipped = _run(self._text, ids[None])
@@ -40,6 +43,20 @@ class TorchBackend(HostBackend):
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> TorchDenoiser:
         return TorchDenoiser(self._unet, self.spec.latent_shape(width, height), chunks * self.spec.text.tokens, rows)
+
+
+class Moments:
+    """The VAE's encoder on the host, loaded when it is first asked for: see Backend.moments."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def __call__(self, picture: F32) -> F32:
+        return _run(self._encoder.moments, picture[None])[0]
+
+    @functools.cached_property
+    def _encoder(self) -> VaeEncoder:
+        return weights.load_vae_encoder(self._checkpoint.spec, self._checkpoint.weights)
 
 
 class TorchDenoiser:
@@ -62,7 +79,7 @@ class TorchDenoiser:
             (self.outputs[row],) = _run(self._unet, *inputs)
 
 
-def _run(net: torch.nn.Module, *inputs: NDArray[np.generic]) -> list[F32]:
+def _run(net: Callable[..., Any], *inputs: NDArray[np.generic]) -> list[F32]:
     """The network's outputs for a batch of one, without the batch."""
     with torch.inference_mode():
         told = net(*(torch.from_numpy(value) for value in inputs))

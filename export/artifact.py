@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pipeline.checkpoint.finite import check_finite
 
 from engines import disk
 from engines.artifact import (
@@ -31,7 +32,6 @@ from export.leftovers import sweep
 from export.networks import NETWORKS
 from export.preview import fit_preview
 from model.weights import check_weights
-from pipeline.checkpoint.finite import check_finite
 from pipeline.checkpoint.header import StoredTensor, stored_tensors
 from pipeline.checkpoint.parts import weight_files
 from pipeline.errors import CheckpointError

@@ -12,10 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from engines.artifact import has_safety_checker
 from engines.cores import available_cores
-from engines.first_use import artifact_of, model_id, stop_exports
+from engines.exporting import stop_exports
 from engines.model import Model, load, on_gpu
+from pipeline.checkpoint import model_id, open_checkpoint
 from server.address import joined
 from server.admission import Admission
 from server.device import Device
@@ -44,7 +44,7 @@ class Server:
         self.grpc_port = self.metrics_port = 0
 
     async def open(self) -> None:
-        """Bind, and answer health with NOT_SERVING: a taken port is told before the minutes of a first use."""
+        """Bind, and answer health with NOT_SERVING: a taken port is told before the seconds of a load."""
         settings = self.settings
         self.grpc_port = self._door.open(settings.host, settings.grpc_port)
         self.metrics_port = self.metrics.serve(settings.host, settings.metrics_port)
@@ -143,13 +143,13 @@ async def serve(settings: Settings) -> int:
 
 
 def load_model(settings: Settings) -> Model:
-    """The model that the settings name: exported if need be, its engines from the cache or compiled."""
-    on_gpu(settings.backend, settings.device, settings.pixels, settings.attention)  # before the minutes of an export
-    artifact = artifact_of(settings.model, settings.prediction)
-    if has_safety_checker(artifact.folder):
+    """Open and load the checkpoint that the settings name."""
+    on_gpu(settings.backend, settings.device, settings.pixels, settings.attention)  # before the seconds of a load
+    checkpoint = open_checkpoint(settings.model, settings.prediction)
+    if checkpoint.has_safety_checker:
         log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")
     return load(
-        artifact,
+        checkpoint,
         settings.backend,
         settings.precision,
         settings.threads or None,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backend import F32, Pending
+from engines.preview import Preview as PreviewMap
 from pipeline.errors import LatentdError
 from server import pictures
 from server.errors import PictureFailed
@@ -22,10 +23,10 @@ log = logging.getLogger("latentd.delivery")
 
 
 class Delivery:
-    """`preview_matrix` [3, C + 1]: latents to colours. `ended` is called with each job, before its client is told."""
+    """`ended` is called with each job, before its client is told."""
 
-    def __init__(self, workers: int, preview_matrix: F32, metrics: Metrics, ended: Callable[[Job], object]) -> None:
-        self._preview_matrix = preview_matrix
+    def __init__(self, workers: int, preview: PreviewMap, metrics: Metrics, ended: Callable[[Job], object]) -> None:
+        self._map = preview
         self._metrics = metrics
         self._ended = ended
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
@@ -82,7 +83,7 @@ class Delivery:
     def _preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
         job, jpeg = picture.job, b""
         try:
-            jpeg = pictures.preview(prediction.get(), self._preview_matrix, *job.wish.size)
+            jpeg = pictures.preview(prediction.get(), self._map.matrix(), *job.wish.size)
         except Exception:
             log.exception("preview of image %d failed", picture.index, extra={"request": job.id})
         with job.lock:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from engines.backend import DeviceError, OutOfMemory
 from engines.context import context_of
 from engines.model import Model
+from engines.preview import Preview
 from pipeline.errors import LatentdError
 from pipeline.noise import standard_normal
 from server.admission import Admission
@@ -74,7 +75,8 @@ class Device:
         self._over = threading.Event()  # the thread has done its last, or is lost
         self.pulse = 0  # seatings, steps and pictures so far
         self._cause: Exception | None = None
-        self._delivery = Delivery(workers, model.artifact.preview, metrics, self._forget)
+        self.preview = Preview(model.backend)
+        self._delivery = Delivery(workers, self.preview, metrics, self._forget)
         self._decoding = Decoding(model.backend, self._delivery, metrics, self._refuse)
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 

@@ -45,7 +45,7 @@ class Metrics:
         self.queue_depth = self._make(Gauge, "queue_depth", "Pictures that wait for a seat")
         self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")
         self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows there are")
-        self._engine_info = self._make(Gauge, "engine_info", "Always 1", "backend", "precision", "artifact")
+        self._engine_info = self._make(Gauge, "engine_info", "Always 1", "backend", "precision", "weights")
 
     def _make(self, kind: type, name: str, text: str, *labels: str, **options: Any) -> Any:
         metric = kind(f"latentd_{name}", text, ["model", *labels], registry=self.registry, **options)
@@ -58,9 +58,7 @@ class Metrics:
         self._cancelled.labels(self._model, where).inc()
 
     def engine(self, model: Model) -> None:
-        self._engine_info.labels(
-            self._model, model.backend.name, model.backend.precision, model.artifact.digest[:12]
-        ).set(1)
+        self._engine_info.labels(self._model, model.backend.name, model.backend.precision, model.digest[:12]).set(1)
 
     def serve(self, host: str, port: int) -> int:
         """Answer scrapes; returns the port. Errors: LatentdError when the port is taken."""

@@ -58,6 +58,15 @@ class Service:
         job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived, deadline)
         return Accepted(job, device.submit(job))
 
+    async def previews(self) -> None:
+        """Fit the map that previews need, once, off the event loop: a short request would be over before its first."""
+        preview = self.ready().preview
+        if not preview.fitted:
+            try:
+                await asyncio.to_thread(preview.matrix)
+            except LatentdError as error:
+                log.error("previews cannot be made: %s", error)
+
     async def events(self, job: Job) -> AsyncIterator[Event]:
         """A job's events up to Done. Errors: what the job failed with. However it ends, the job is not left running."""
         try:

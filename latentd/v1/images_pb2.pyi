@@ -185,7 +185,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("id", "sizes", "samplers", "width", "height", "steps", "guidance", "sampler", "max_tokens", "backend", "precision", "seats", "limits", "max_clip_skip")
+    __slots__ = ("id", "sizes", "samplers", "width", "height", "steps", "guidance", "sampler", "max_tokens", "backend", "precision", "seats", "limits", "max_clip_skip", "weights_digest")
     ID_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     SAMPLERS_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +200,7 @@ class Model(_message.Message):
     SEATS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     MAX_CLIP_SKIP_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     id: str
     sizes: _containers.RepeatedCompositeFieldContainer[Size]
     samplers: _containers.RepeatedScalarFieldContainer[str]
@@ -214,7 +215,8 @@ class Model(_message.Message):
     seats: int
     limits: Limits
     max_clip_skip: int
-    def __init__(self, id: _Optional[str] = ..., sizes: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., samplers: _Optional[_Iterable[str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., max_tokens: _Optional[int] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., seats: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., max_clip_skip: _Optional[int] = ...) -> None: ...
+    weights_digest: str
+    def __init__(self, id: _Optional[str] = ..., sizes: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., samplers: _Optional[_Iterable[str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., max_tokens: _Optional[int] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., seats: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., max_clip_skip: _Optional[int] = ..., weights_digest: _Optional[str] = ...) -> None: ...
 
 class Size(_message.Message):
     __slots__ = ("width", "height")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.parts import known_name, weight_files
 from pipeline.errors import CheckpointError
 from pipeline.files import parse_json, regular_size
 
@@ -35,20 +34,6 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int  # bytes from the file's start
     length: int
-
-
-def stored_tensors(checkpoint: Path, part: str) -> dict[str, StoredTensor]:
-    """Every tensor of a part, by the name that the networks give it. Errors: CheckpointError naming the file."""
-    found: dict[str, StoredTensor] = {}
-    for path in weight_files(checkpoint, part):
-        tensors, _ = read_header(path)
-        for key, tensor in tensors.items():
-            name = known_name(part, key)
-            if name in found:
-                raise CheckpointError(f"{path}: the tensor {name} is there twice, once as {key}")
-            if name is not None:
-                found[name] = tensor
-    return found
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

@@ -123,6 +123,8 @@ class ImagesServicer:
     ) -> AsyncIterator[pb.GenerateEvent]:
         call = self._call(context)
         try:
+            if request.preview_every:
+                await self._service.previews()
             accepted = call.submit(request)
             yield pb.GenerateEvent(queued=_queued(self._service, accepted))
             async for event in self._service.events(accepted.job):
@@ -170,6 +172,7 @@ class ImagesServicer:
             backend=model.backend.name,
             precision=model.backend.precision,
             seats=device.seats,
+            weights_digest=model.digest,
             limits=pb.Limits(
                 prompt_characters=limits.prompt_characters,
                 steps=limits.steps,

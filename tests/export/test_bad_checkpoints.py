@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export.single_file.convert import convert
+from pipeline.checkpoint.finite import check_finite
 from safetensors.torch import load_file, save_file
 
 from engines import first_use
@@ -26,8 +28,6 @@ from engines.artifact import MANIFEST
 from engines.first_use import artifact_of
 from export.__main__ import main
 from export.artifact import inspect
-from export.single_file.convert import convert
-from pipeline.checkpoint.finite import check_finite
 from pipeline.checkpoint.header import StoredTensor, read_header
 from pipeline.checkpoint.parts import weight_files
 from pipeline.config import read_object

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from export.single_file.convert import convert
 from safetensors.torch import load_file, save_file
 
-from export.single_file.convert import convert
 from model.clip import ClipText
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeEncoder

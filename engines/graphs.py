@@ -1,0 +1,65 @@
+"""The graph of each network of a spec: shipped with latentd, or traced once and kept in $LATENTD_CACHE/graphs.
+
+A graph belongs to an architecture and holds no weights, so that most checkpoints need none of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+import graphs
+from graphs import wire
+
+from engines import cache, disk, lock
+from engines.exporting import check_extra, run_export
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import CheckpointError
+from pipeline.files import read_file
+from pipeline.spec import Spec
+
+_LARGEST = 64 << 20  # bytes of a graph; SD 1.5's UNet has 0.2 million
+
+log = logging.getLogger("latentd.graphs")
+
+
+def graph_of(network: str, spec: Spec) -> bytes:
+    """Return the ONNX graph of `network` (one of graphs.NETWORKS), serialised, with its weights as inputs.
+
+    A spec without one is traced in a child, which takes half a minute a large network.
+    Errors: BackendError where that needs an extra that is not installed; CheckpointError; DiskError.
+    """
+    path = graphs.shipped(network, spec) or _kept(network, spec)
+    return read_file(path, _LARGEST)
+
+
+def check_fit(checkpoint: Checkpoint) -> None:
+    """Compare every part's tensors with what its graphs want, by name and shape. Errors: those of graph_of."""
+    wanted: dict[str, dict[str, tuple[int, ...]]] = {}
+    for network in graphs.NETWORKS:
+        wanted.setdefault(graphs.part_of(network), {}).update(wire.weights(graph_of(network, checkpoint.spec)))
+    for part, shapes in wanted.items():
+        checkpoint.weights.check(part, shapes)
+
+
+def _kept(network: str, spec: Spec) -> Path:
+    path = cache.cache_folder() / "graphs" / graphs.name_of(network, spec)
+    if not path.exists():
+        check_extra(f"this architecture ships without a graph of its {network}, and tracing one (once, no weights)")
+        disk.make(path.parent)
+        with lock.alone(path, log.info):
+            if not path.exists():  # another process was faster
+                _trace(network, spec, path)
+    return path
+
+
+def _trace(network: str, spec: Spec, path: Path) -> None:
+    log.info("tracing the graph of this architecture's %s, once", network)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(spec.to_json(), file)
+        file.flush()
+        run_export(["trace", file.name, "--network", network, "--out", str(path)])
+    if not path.exists():
+        raise CheckpointError(f"the export said nothing, and {path} is not there")

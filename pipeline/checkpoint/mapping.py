@@ -1,0 +1,61 @@
+"""A weights file in memory: mapped, not read, so that what nobody touches costs nothing.
+
+Pages of the mapping are clean: Linux takes them back when it needs them, and `let_go` gives them back at once. They
+still count as resident until then, so a load that lets go of what has been packed elsewhere peaks at half the memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.checkpoint.header import StoredTensor
+from pipeline.errors import CheckpointError
+from pipeline.files import regular_size
+
+# Python holds its lock during madvise: 110 to 133 ms for a file of 3.4 GB at once, 10 to 17 ms for a slice of this size
+# (2 cores of a Zen 5), and health must answer meanwhile.
+_SLICE = 32 << 20
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # numpy has no bfloat16
+
+
+class Mapping:
+    """One file, opened once; whoever renames or deletes it afterwards changes nothing here."""
+
+    def __init__(self, path: Path) -> None:
+        """Errors: CheckpointError for a file that cannot be mapped."""
+        self.path = path
+        try:
+            regular_size(path)
+            self._file = path.open("rb")
+            # Private, and nobody writes to it: torch and OpenVINO refuse memory that is read-only.
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be mapped: {error}") from None
+        self._seen = self._state()
+
+    def array(self, tensor: StoredTensor) -> NDArray[np.generic]:
+        """Return the tensor as it lies in the file, without a copy: flat, [elements]; bfloat16 as uint16."""
+        kind = np.dtype(_DTYPES[tensor.dtype])
+        return np.frombuffer(self._map, kind, tensor.length // kind.itemsize, tensor.offset)
+
+    def check_unchanged(self) -> None:
+        """Errors: CheckpointError where somebody has written to the file since it was opened."""
+        if self._state() != self._seen:
+            raise CheckpointError(
+                f"{self.path} has been written to since it was loaded, so its weights may be another model's: restart "
+                f"to serve what it holds now; to change a model beneath a server, write a new file and rename it"
+            )
+
+    def let_go(self) -> None:
+        """Give the pages back; whoever reads them next gets them from the file again."""
+        for start in range(0, len(self._map), _SLICE):
+            self._map.madvise(mmap.MADV_DONTNEED, start, min(_SLICE, len(self._map) - start))
+
+    def _state(self) -> tuple[int, int]:
+        now = os.fstat(self._file.fileno())
+        return now.st_size, now.st_mtime_ns

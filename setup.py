@@ -1,0 +1,24 @@
+"""What the wheel carries: the client as `latentd`, and beside it, under `latentd/rooms/`, the folders that serve.
+
+The folders import each other by their own names, `engines` and `server` and so on. Names so general must not lie in
+anybody's site-packages, so the wheel keeps them one level down, and `latentd serve` alone puts that level on the path
+(latentd/serve.py). In a clone, and in an editable install of one, the folders stay where they are.
+"""
+
+from setuptools import find_packages, setup
+
+ROOMS = ("pipeline", "graphs", "model", "kernels", "engines", "export", "server", "demo", "protos")
+INSIDE = "latentd.rooms"
+
+rooms = [package for room in ROOMS for package in (room, *(f"{room}.{below}" for below in find_packages(room)))]
+setup(
+    packages=["latentd", "latentd.v1", *(f"{INSIDE}.{package}" for package in rooms)],
+    package_dir={f"{INSIDE}.{room}": room for room in ROOMS},
+    package_data={
+        "latentd": ["py.typed"],
+        f"{INSIDE}.pipeline": ["*.gz"],
+        f"{INSIDE}.graphs": ["*.onnx", "*.json", "*.md", "**/*.json"],
+        f"{INSIDE}.demo": ["small-things/*.json", "small-things/README.md", "small-things/*/*"],
+        f"{INSIDE}.protos": ["**/*.proto"],
+    },
+)

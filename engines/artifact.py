@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from engines.backend import F32
-from engines.external import external_files
 from engines.sealed import Damaged, unsealed
+from graphs.wire import external_files
 from pipeline.errors import CheckpointError
 from pipeline.files import parse_json, read_file, regular_size
 from pipeline.spec import Spec, read_spec

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
+import graphs
 from engines import disk
 from engines.artifact import (
     CONFIGS,
@@ -28,7 +30,8 @@ from engines.sealed import sealed
 from export import check
 from export.graph import OPSET, trace
 from export.leftovers import sweep
-from export.networks import NETWORKS
+from export.networks import NETWORKS, Network
+from export.point import point
 from export.preview import fit_preview
 from model.weights import check_weights
 from pipeline.checkpoint.finite import check_finite
@@ -65,8 +68,9 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
     for network in NETWORKS:
         net = network.load(spec, checkpoint)
         path = folder / network.graph
-        graph = trace(net, network.inputs(spec), network.outputs(spec), stored[network.part], path.parent)
-        disk.write_whole(path, graph)
+        graph = onnx.load_from_string(_weightless(network, spec))
+        point(graph, stored[network.part], path.parent)
+        disk.write_whole(path, graph.SerializeToString(deterministic=True))
         running = check.session(path)
         errors[network.name] = check.network_error(network, spec, net, running)
         say(f"{network.graph}: {path.stat().st_size / 1e3:.0f} kB, error {errors[network.name]:.1e}")
@@ -97,6 +101,12 @@ def export(checkpoint: Path, out: Path | None = None, say: Callable[[str], None]
     }
     disk.write_whole(folder / MANIFEST, sealed(manifest))
     return open_artifact(folder)
+
+
+def _weightless(network: Network, spec: Spec) -> bytes:
+    """Return the shipped graph of `network`, or one that is traced now."""
+    path = graphs.shipped(network.name, spec)
+    return path.read_bytes() if path else trace(network, spec)
 
 
 @dataclass(frozen=True)

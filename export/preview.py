@@ -33,7 +33,9 @@ def fit_preview(spec: Spec, encoder: onnxruntime.InferenceSession) -> PreviewMap
     rows, colours = [], []
     for seed in range(_PICTURES):
         picture = synthetic_picture(seed, side, spec.vae.image_channels)[None]  # [1, 3, side, side]
-        latents = torch.from_numpy(np.asarray(encoder.run(None, {"picture": picture.numpy()})[0]))[0]  # [C, h, w]
+        moments = np.asarray(encoder.run(None, {"picture": picture.numpy()})[0])[0]  # [2C, h, w]
+        mean = torch.from_numpy(moments[: spec.vae.latent_channels])
+        latents = (mean - spec.vae.shift_factor) * spec.vae.scaling_factor
         small = F.avg_pool2d(picture, spec.vae.factor)[0]  # [3, h, w]
         rows.append(torch.cat([latents, torch.ones_like(latents[:1])]).flatten(1).T)
         colours.append((small * 0.5 + 0.5).flatten(1).T)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.clip import ClipText
 from model.ops import PLAIN, Ops
 from model.unet import Unet
-from model.vae import VaeDecoder, VaeEncoder
+from model.vae import VaeDecoder, VaeEncoder, VaeMoments
 from pipeline.checkpoint.parts import known_name, weight_files
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
@@ -28,7 +28,7 @@ _ENCODER, _DECODER = ("encoder.", "quant_conv."), ("decoder.", "post_quant_conv.
 
 
 def load_text(spec: Spec, checkpoint: Path, dtype: torch.dtype = torch.float32, ops: Ops = PLAIN) -> ClipText:
-    """The text tower, in evaluation mode, without gradients, on the CPU. Errors of all four: CheckpointError."""
+    """The text tower, in evaluation mode, without gradients, on the CPU. Errors of all five: CheckpointError."""
     return _load(lambda: ClipText(spec.text, ops), checkpoint, "text_encoder", dtype)
 
 
@@ -44,20 +44,24 @@ def load_vae_encoder(spec: Spec, checkpoint: Path, dtype: torch.dtype = torch.fl
     return _load(lambda: VaeEncoder(spec.vae, ops), checkpoint, "vae", dtype, others=_DECODER)
 
 
+def load_vae_moments(spec: Spec, checkpoint: Path) -> VaeMoments:
+    return _load(lambda: VaeMoments(spec.vae), checkpoint, "vae", torch.float32, others=_DECODER)
+
+
 def check_weights(spec: Spec, checkpoint: Path) -> None:
     """Do the files hold the tensors of all four networks, and nothing else? From their headers, before any is read.
 
     Errors: CheckpointError.
     """
-    _fit(_empty(lambda: ClipText(spec.text)), checkpoint, "text_encoder")
-    _fit(_empty(lambda: Unet(spec.unet)), checkpoint, "unet")
-    _fit(_empty(lambda: VaeDecoder(spec.vae)), checkpoint, "vae", _ENCODER)
-    _fit(_empty(lambda: VaeEncoder(spec.vae)), checkpoint, "vae", _DECODER)
+    _fit(empty(lambda: ClipText(spec.text)), checkpoint, "text_encoder")
+    _fit(empty(lambda: Unet(spec.unet)), checkpoint, "unet")
+    _fit(empty(lambda: VaeDecoder(spec.vae)), checkpoint, "vae", _ENCODER)
+    _fit(empty(lambda: VaeEncoder(spec.vae)), checkpoint, "vae", _DECODER)
 
 
 def _load(build: Build[_Net], checkpoint: Path, part: str, dtype: torch.dtype, others: tuple[str, ...] = ()) -> _Net:
     """`others` are the prefixes of tensors in the same file that belong to another network."""
-    net = _empty(build)
+    net = empty(build)
     weights: dict[str, Tensor] = {}
     for path, names in _fit(net, checkpoint, part, others).items():
         with _reading(path) as file:
@@ -66,8 +70,8 @@ def _load(build: Build[_Net], checkpoint: Path, part: str, dtype: torch.dtype, o
     return net.eval().requires_grad_(False)
 
 
-def _empty(build: Build[_Net]) -> _Net:
-    """Shapes only: the weights come from the file, not through an initialisation."""
+def empty(build: Build[_Net]) -> _Net:
+    """Build a network of shapes only, on torch's meta device: no weight is initialised, none has memory."""
     with torch.device("meta"):
         net = build()
     assert not list(net.buffers()), "a buffer would need its own values"

@@ -1,7 +1,8 @@
 """The cache folder, and how an entry comes into it: made in a folder of its own, renamed whole.
 
     engines/<key>/    one compiled engine and its manifest (engines/store.py)
-    artifacts/<key>/  one exported checkpoint (engines/first_use.py)
+    artifacts/<key>/  one exported checkpoint, for plans (engines/first_use.py)
+    graphs/<network>-<key>.onnx  one network of an architecture that ships without a graph (engines/graphs.py)
     devices/<key>.json  what was measured on one device (engines/devices.py)
 
 Beside them lie, while somebody works, .new-* (being made), .old-* (being removed) and .lock-* (who makes what). Those
@@ -26,7 +27,7 @@ from typing import Any
 
 from engines import disk, lock
 
-KINDS = ("engines", "artifacts", "devices")
+KINDS = ("engines", "artifacts", "graphs", "devices")
 _STALE = 3600.0  # seconds; a file beside its place is written in far less
 
 

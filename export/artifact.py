@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-import graphs
 from engines import disk, lock
 from engines.artifact import FORMAT, MANIFEST, Artifact, digests, is_artifact, open_artifact
+from engines.graphs import known_graph
 from engines.sealed import sealed
 from export import check
 from export.graph import OPSET, trace
@@ -90,8 +90,7 @@ def _vouch(folder: Path, spec: Spec, errors: dict[str, float]) -> None:
 
 
 def _weightless(network: Network, spec: Spec) -> bytes:
-    path = graphs.shipped(network.name, spec)
-    return trace(network, spec) if path is None else path.read_bytes()
+    return known_graph(network.name, spec) or trace(network, spec)
 
 
 def _check_place(checkpoint: Checkpoint, out: Path) -> None:

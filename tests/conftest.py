@@ -11,6 +11,7 @@ import torch
 
 from engines.artifact import Artifact
 from engines.model import Model
+from pipeline.checkpoint import Checkpoint, open_checkpoint
 
 # Triton reads it when it is imported, which any test module may do first: kernels run in its interpreter here. Tests
 # that compile are marked `compiled`; tests/test_compiled.py runs them all in a process of their own.
@@ -46,52 +47,54 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """An exported checkpoint whose numbers are not Stable Diffusion's: epsilon, 16 tokens, 3 latent channels."""
-    from export.artifact import export
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A checkpoint whose numbers are not Stable Diffusion's: epsilon, 16 tokens, 3 latent channels."""
     from tests.checkpoints import make_checkpoint
 
-    checkpoint = make_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
-    return export(checkpoint, say=lambda line: None)
+    return open_checkpoint(make_checkpoint(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 @pytest.fixture(scope="session")
-def v_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Another one, with what Stable Diffusion 2 has: velocity, linear projections, as many heads as a block likes.
+def v_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Another one, with what Stable Diffusion 2 has: velocity, linear projections, as many heads as a block likes."""
+    from tests.checkpoints import VELOCITY, make_checkpoint
 
-    It has no shift_factor: diffusers' StableDiffusionPipeline, the oracle of whole pictures, leaves it out.
-    """
-    from export.artifact import export
-    from tests.checkpoints import make_checkpoint
-
-    checkpoint = make_checkpoint(
-        tmp_path_factory.mktemp("models") / "velocity",
-        kind="sd2",
-        unet={  # one level less than usual: an export's time goes with the layers
-            "attention_head_dim": [2, 3],
-            "block_out_channels": [24, 48],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "layers_per_block": 1,
-            "transformer_layers_per_block": [1, 2],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        },
-        vae={"layers_per_block": 1, "shift_factor": None},
-    )
-    return export(checkpoint, say=lambda line: None)
+    return open_checkpoint(make_checkpoint(tmp_path_factory.mktemp("models") / "velocity", **VELOCITY))
 
 
 @pytest.fixture(scope="session")
-def sd1_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Stable Diffusion 1.5's topology at a fifth of its width: its export takes as long as many tests."""
-    from export.artifact import export
+def sd1_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Stable Diffusion 1.5's topology at a fifth of its width."""
     from tests.topologies import make_topology
 
-    return export(make_topology("sd1", tmp_path_factory.mktemp("models") / "sd1"), say=lambda line: None)
+    return open_checkpoint(make_topology("sd1", tmp_path_factory.mktemp("models") / "sd1"))
 
 
 @pytest.fixture(scope="session")
-def model(artifact: Artifact) -> Model:
+def artifact(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """`checkpoint`, exported for TensorRT's builders."""
+    return _exported(checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def v_artifact(v_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _exported(v_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sd1_artifact(sd1_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _exported(sd1_checkpoint, tmp_path_factory)
+
+
+def _exported(checkpoint: Checkpoint, folders: pytest.TempPathFactory) -> Artifact:
+    from export.artifact import export
+
+    return export(checkpoint, folders.mktemp("artifacts") / checkpoint.id, say=lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Checkpoint) -> Model:
     """On OpenVINO in f32, which every CPU has."""
     from engines.model import load
 
-    return load(artifact, "openvino", "f32")
+    return load(checkpoint, "openvino", "f32")

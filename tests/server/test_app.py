@@ -30,7 +30,7 @@ SERVICE = "latentd.v1.Images"
 
 
 def settings(model: Model, **others: Any) -> Settings:
-    return Settings(**{"model": model.artifact.folder, "grpc_port": 0, "metrics_port": 0, **others})
+    return Settings(**{"model": model.checkpoint.path, "grpc_port": 0, "metrics_port": 0, **others})
 
 
 def in_time(coroutine: Coroutine[Any, Any, None]) -> None:

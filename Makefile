@@ -20,12 +20,11 @@ help:
 	@echo "make test                            install what the tests need and run them all"
 	@echo "make serve [MODEL=dir|file.safetensors] [BACKEND=auto] [DEVICE=auto]"
 	@echo "                                     serve over gRPC until SIGTERM"
-	@echo "make onnx MODEL=dir [OUT=dir]        checkpoint to checked ONNX artifact"
-	@echo "make onnx MODEL=file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
-	@echo "                                     the same of a single-file checkpoint"
-	@echo "make engines MODEL=dir [BACKEND=openvino|onnxruntime|tensorrt_rtx|tensorrt] [ARCH=sm_89] [ROWS=2,4,8]"
+	@echo "make onnx MODEL=dir|file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
+	@echo "                                     checkpoint to checked ONNX artifact, which TensorRT's plans are built from"
+	@echo "make engines MODEL=dir BACKEND=tensorrt_rtx|tensorrt [ARCH=sm_89] [ROWS=2,4,8]"
 	@echo "    [SIZES=512x512] [PRECISION=auto] [CHUNKS=1,2] [ATTENTION=native|triton]"
-	@echo "                                     build what serving needs ahead of it; skips what is built and valid"
+	@echo "                                     build plans ahead; skips what is built and valid (a CPU needs none)"
 	@echo "make clean-cache                     empty LATENTD_CACHE of what no live process uses"
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
@@ -67,7 +66,7 @@ format: $(VENV)/.dev
 setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
 
 # MODEL and the others may also come as LATENTD_<NAME>; the program says what is missing. TensorRT for RTX has an extra.
-engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.export)
+engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
 	@$(BIN)/python -W ignore -m engines build $(if $(MODEL),'$(MODEL)') $(call given,BACKEND,backend) \
 	    $(call given,ARCH,arch) $(call given,ROWS,rows) $(call given,SIZES,sizes) $(call given,PRECISION,precision) \
 	    $(call given,CHUNKS,chunks) $(call given,ATTENTION,attention)

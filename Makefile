@@ -13,7 +13,7 @@ given = $(if $($(1)),--$(2) '$($(1))')
 
 .DEFAULT_GOAL := help
 .PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint format bench kernels \
-    gpu-check gpu-wheels trt-check clean
+    gpu-check gpu-wheels trt-check clean graphs
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
@@ -29,6 +29,7 @@ help:
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
+	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
 	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
 	@echo "                                     kernels, networks and the captured step on an NVIDIA GPU (torch, triton)"
@@ -81,6 +82,10 @@ check: need-model $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$
 
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving
+
+# Graphs that ship, and those of the test checkpoints: equal byte for byte, or it fails and names those that are not.
+graphs: $(VENV)/.dev
+	@$(BIN)/python -m export graphs $(if $(CHECK),--check)
 
 # Every variant of every kernel for every architecture, under both compilers: minutes.
 kernels: $(VENV)/.dev $(VENV)/.triton-3.6

@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from latentd.variables import strangers
+
 
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.command in ("build", "check") and not options.model:
         print("give MODEL, the checkpoint or artifact: a folder, or a .safetensors file", file=sys.stderr)
         return 2
+    for sentence in strangers(os.environ):
+        print(sentence, file=sys.stderr)
     try:
         from pipeline.errors import LatentdError
     except ModuleNotFoundError as error:

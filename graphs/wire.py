@@ -54,6 +54,7 @@ def with_initializers(model: bytes, location: str = "weights") -> bytes:
     No such file needs to be there: the values come from memory, by ONNX Runtime's add_external_initializers.
     """
     around, graph = _parts(model)
+    _inputs(graph)  # each has a name of its own
     kept, initializers = [], []
     for number, value, raw in _fields(graph):
         if number == _GRAPH_INPUT and _is_weight((port := _port(_message(value))).name):

@@ -27,7 +27,7 @@ flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ 
 
 .DEFAULT_GOAL := help
 .PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint format bench kernels \
-    gpu-check gpu-wheels trt-check clean graphs
+    gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
@@ -45,6 +45,7 @@ help:
 	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
 	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
+	@echo "make wheel                           client, server, graphs and demo model as one wheel, in dist/"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
 	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
 	@echo "                                     kernels, networks and the captured step on an NVIDIA GPU (torch, triton)"
@@ -133,8 +134,13 @@ proto:
 	.venv-proto/bin/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. \
 	    protos/latentd/v1/images.proto
 
+# What a machine without a clone installs: pip install 'latentd-...whl[cpu]'; without an extra it is the client alone.
+wheel: $(VENV)/.venv
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 clean:
-	rm -rf $(VENV) .venv-proto demo/out
+	rm -rf $(VENV) .venv-proto demo/out build dist
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

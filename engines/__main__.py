@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "clean",
         "empty the cache",
-        "Removes the engines, artifacts, graphs and measurements in $LATENTD_CACHE, and says what it removed. What a live "
-        "process uses stays.",
+        "Removes the engines, artifacts, graphs and measurements in $LATENTD_CACHE, and says what it removed. What a "
+        "live process uses stays.",
     )
     return parser
 

@@ -19,6 +19,7 @@ import numpy as np
 from engines.backend import F32
 from engines.external import external_files
 from engines.sealed import Damaged, unsealed
+from pipeline.checkpoint.vocabulary import FILES as VOCABULARY
 from pipeline.errors import CheckpointError
 from pipeline.files import parse_json, read_file, regular_size
 from pipeline.spec import Spec, read_spec
@@ -40,11 +41,8 @@ CONFIGS = (
     "unet/config.json",
     "vae/config.json",
     "scheduler/scheduler_config.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    "tokenizer/tokenizer_config.json",
 )
-OPTIONAL_CONFIGS = ("latentd.json", "tokenizer/special_tokens_map.json")
+OPTIONAL_CONFIGS = ("latentd.json", *VOCABULARY)
 
 
 @dataclass(frozen=True)

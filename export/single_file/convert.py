@@ -25,13 +25,13 @@ from pipeline.checkpoint.parts import STEMS
 from pipeline.checkpoint.single_file import check_single_file, own_settings, settings_path
 from pipeline.checkpoint.single_file.configs import configs
 from pipeline.checkpoint.single_file.keys import is_weight, names, renamed
-from pipeline.checkpoint.single_file.kinds import SD1, UNET, VAE, Family, recognise
+from pipeline.checkpoint.single_file.kinds import UNET, VAE, recognise
 from pipeline.checkpoint.single_file.layout import Place, Shapes, text_layout, unet_layout, vae_layout
+from pipeline.checkpoint.single_file.marks import MARKERS, trained
 from pipeline.clip_vocabulary import tokenizer_files
 from pipeline.errors import CheckpointError, LatentdError
 
 _CHUNK = 8 << 20  # bytes in memory at once
-_MODELSPEC = "modelspec.prediction_type"  # in a file's metadata: "epsilon" or "v" (Stability AI's ModelSpec 1.0)
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,28 @@ def convert(path: Path, out: Path, prediction: str = "auto", say: Callable[[str]
     tensors, metadata = read_header(path)
     family, text_prefix = recognise(path, tensors)
     own = own_settings(path)
-    beside = own.pop("prediction", None)
-    told = beside if prediction == "auto" else prediction
-    prediction = told or _prediction(path, family, tensors, metadata)
+    beside, zero_snr = own.pop("prediction", None), own.pop("rescale_betas_zero_snr", None)
+    said = trained(
+        path,
+        family,
+        tensors,
+        metadata,
+        prediction=beside if prediction == "auto" else prediction,
+        zero_snr=zero_snr,
+        settings=settings_path(path).name,
+    )
     unet, vae, text = (Shapes(path, tensors, prefix) for prefix in (UNET, VAE, text_prefix))
     unet_is, vae_is, text_is = unet_layout(unet), vae_layout(vae), text_layout(text, family)
-    folder = configs(path, family, unet_is, vae_is, text_is, prediction)
+    folder = configs(path, family, unet_is, vae_is, text_is, said)
     parts = {
         "text_encoder": _pieces(text, family.clip, text_is.places(), unused=f"transformer.resblocks.{text_is.layers}."),
         "unet": _pieces(unet, "unet", unet_is.places()),
         "vae": _pieces(vae, "vae", vae_is.places()),
     }
-    say(f"{path.name}: {family.name}, prediction {prediction}")
-    if others := Counter(name.split(".")[0] for name in tensors if not name.startswith((UNET, VAE, text_prefix))):
+    say(f"{path.name}: {family.name}, prediction {said.prediction}{', zero terminal SNR' * said.zero_snr}")
+    if others := Counter(
+        name.split(".")[0] for name in tensors if not name.startswith((UNET, VAE, text_prefix, *MARKERS))
+    ):
         say("left out, no weights of the model: " + ", ".join(f"{name} ({n})" for name, n in others.most_common(8)))
     if own:
         folder["latentd.json"] = own
@@ -95,20 +104,6 @@ def convert(path: Path, out: Path, prediction: str = "auto", say: Callable[[str]
         disk.write_whole(out / name, (json.dumps(values, indent=2) + "\n").encode())
     say(f"converted to {out}")
     return out
-
-
-def _prediction(path: Path, family: Family, tensors: dict[str, StoredTensor], metadata: dict[str, str]) -> str:
-    if "v_pred" in tensors:  # an empty tensor with which some trainers mark their files
-        return "v_prediction"
-    if marked := {"epsilon": "epsilon", "v": "v_prediction"}.get(metadata.get(_MODELSPEC, "")):
-        return marked
-    if family is SD1:
-        return "epsilon"
-    raise CheckpointError(
-        f"{path} is a {family.name} model and does not tell what it predicts: give --prediction epsilon (SD 2-base, "
-        f"SD 2.1-base, SD-Turbo) or --prediction v_prediction (SD 2 and SD 2.1, the ones of 768x768); with make "
-        f'PREDICTION=..., or for good as {{"prediction": "..."}} in {settings_path(path).name} beside it'
-    )
 
 
 def _pieces(shapes: Shapes, network: str, layout: Iterable[Place], unused: str = "\0") -> list[_Piece]:

@@ -71,6 +71,7 @@ def make_folder(
         folder,
         kind=kind,
         dtype=dtype,
+        scheduler="DPMSolverMultistepScheduler",
         text={"vocab_size": 49408, "max_position_embeddings": 77, "layer_norm_eps": 1e-5, **narrow["text"]},
         unet=unet | cut,
         vae={

@@ -92,7 +92,13 @@ def test_what_a_tensor_tells(files: dict[str, Path], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("[1]", "JSON object"), ("{", "JSON"), ('{"prediction": "v"}', "prediction is 'v'; it must be one of epsilon")],
+    [
+        ("[1]", "JSON object"),
+        ("{", "JSON"),
+        ('{"prediction": "v"}', 'prediction is "v"; latentd does epsilon, v_prediction'),
+        ('{"rescale_betas_zero_snr": 1}', "rescale_betas_zero_snr is 1; it must be true or false"),
+        ('{"predicton": "epsilon"}', 'predicton is "epsilon"; did you mean prediction?'),
+    ],
 )
 def test_bad_settings_beside_the_file(files: dict[str, Path], tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "m.safetensors"

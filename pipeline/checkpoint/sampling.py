@@ -54,7 +54,7 @@ _DPM = {
     "lambda_min_clipped": _Field(-math.inf, (-math.inf,)),
     "variance_type": _NONE,
 }
-_PLUS = _Field("dpmsolver++", ("dpmsolver++", "deis"))
+_PLUS = _Field("dpmsolver++", ("dpmsolver++",))
 _SDE = _Field("dpmsolver++", ("sde-dpmsolver++",))
 _SECOND, _THIRD = _Field(2, (2,)), _Field(2, (3,))
 _FINAL = _Field(True, (True,))
@@ -181,7 +181,8 @@ def _own(config: Config, name: str | None, chosen: str | None, remark: Remark) -
         misses.append([key for key, field in needed.items() if not field.holds(config, key)])
         if not misses[-1]:
             return wanted
-    missed = min(misses, key=len)[0]
+    # Of the nearest row: the same algorithm, then the same order.
+    missed = min(misses, key=lambda keys: [key in keys for key in ("algorithm_type", "solver_order")])[0]
     if chosen is None:
         raise config.refusal(
             missed, f'no sampler of latentd draws {name} with it: name one in latentd.json, {{"sampler": "{USUAL}"}}'

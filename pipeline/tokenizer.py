@@ -60,7 +60,7 @@ class ClipTokenizer:
             )
         except Exception as error:  # the wheel raises bare Exception for files that it does not understand
             raise CheckpointError(
-                f"{vocabulary.place}: its merges.txt cannot be read, or does not fit vocab.json: {error}"
+                f"{vocabulary.place}: its merges cannot be read, or do not fit its tokens: {error}"
             ) from None
         self._tokenizer = Tokenizer(model)
         self._tokenizer.normalizer = normalizers.Sequence(

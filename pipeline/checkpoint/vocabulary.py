@@ -112,7 +112,7 @@ def _old_words(source: Source) -> tuple[dict[str, int], Merges]:
     except FileNotFoundError:
         raise CheckpointError(f"{place} is missing; a checkpoint is a folder in diffusers' layout") from None
     except ValueError as error:
-        raise CheckpointError(f"{place} cannot be read, or does not fit vocab.json: {error}") from None
+        raise CheckpointError(f"{place} cannot be read as merges: {error}") from None
 
 
 def _pairs(lines: list[Any]) -> Merges:
@@ -153,7 +153,10 @@ def _listed(
         raise CheckpointError(f"{source.place(_CONFIG)}: added_tokens_decoder is no object")
     for number, flags in decoder.items():
         yield str(source.place(_CONFIG)), number, flags
-    for flags in (whole or {}).get("added_tokens") or []:
+    further = (whole or {}).get("added_tokens") or []
+    if not isinstance(further, list):
+        raise CheckpointError(f"{source.place(_WHOLE)}: added_tokens is no list")
+    for flags in further:
         yield str(source.place(_WHOLE)), flags.get("id") if isinstance(flags, dict) else None, flags
     if source.holds(_ADDED):
         for content, number in read_object(source, _ADDED, _LARGEST).items():

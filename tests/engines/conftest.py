@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,11 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def bare_artifact(folders: pytest.TempPathFactory, **changes: object) -> Artifact:
-    folder = make_checkpoint(folders.mktemp("bare") / "bare", **changes)  # type: ignore[arg-type]
+    return artifact_at(make_checkpoint(folders.mktemp("bare") / "bare", **changes))  # type: ignore[arg-type]
+
+
+def artifact_at(folder: Path) -> Artifact:
+    """Any checkpoint folder, for backend torch."""
     spec = read_spec(folder)
     return Artifact(folder, "0" * 64, spec, np.zeros((3, spec.vae.latent_channels + 1), np.float32))
 

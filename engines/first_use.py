@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engines import cache, lock, room
-from engines.artifact import CONFIGS, Artifact, digests, is_artifact, open_artifact
+from engines.artifact import CONFIGS, OPTIONAL_CONFIGS, Artifact, digests, is_artifact, open_artifact
 from engines.backend import BackendError
 from engines.tether import tether
 from pipeline.checkpoint.single_file import check_single_file, is_single_file, settings_path
@@ -91,7 +91,9 @@ def _found(own: Path, name: str, say: Callable[[str, Exception], None]) -> Artif
 
 def _contents(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file that an export may read, by name. Errors: CheckpointError."""
-    parts = sorted({str(Path(name).parent) for name in CONFIGS})  # the checkpoint's top is one of them, "."
+    parts = sorted(
+        {str(Path(name).parent) for name in (*CONFIGS, *OPTIONAL_CONFIGS)}
+    )  # the checkpoint's top is one of them, "."
     paths = [
         path
         for part in parts

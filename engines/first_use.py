@@ -91,9 +91,8 @@ def _found(own: Path, name: str, say: Callable[[str, Exception], None]) -> Artif
 
 def _contents(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file that an export may read, by name. Errors: CheckpointError."""
-    parts = sorted(
-        {str(Path(name).parent) for name in (*CONFIGS, *OPTIONAL_CONFIGS)}
-    )  # the checkpoint's top is one of them, "."
+    # The checkpoint's top is one of them, ".".
+    parts = sorted({str(Path(name).parent) for name in (*CONFIGS, *OPTIONAL_CONFIGS)})
     paths = [
         path
         for part in parts

@@ -14,7 +14,7 @@ from engines.building import apart_from, build_all
 from engines.first_use import artifact_of
 from engines.graphs import check_fit
 from engines.table import amount, row, table
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.prompt import MOST_CHUNKS
 from pipeline.spec import Spec
 

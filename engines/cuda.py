@@ -18,7 +18,7 @@ from engines.cuda_ops import KernelOps, fold_biases, sum_in_float32
 from engines.torch import Moments
 from model import weights
 from model.ops import PLAIN, Ops
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 
 _DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 # Of cuDNN's, for each convolution that `fast` measures: torch's own default, set so that start-up stays what it was

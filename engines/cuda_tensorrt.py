@@ -25,7 +25,7 @@ from engines.plans import Plans
 from engines.tensorrt_api import api
 from engines.tensorrt_runner import TensorRtEngine
 from engines.torch import Moments
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.spec import Spec
 
 log = logging.getLogger("latentd.plans")

@@ -14,7 +14,7 @@ import graphs
 from engines import cache, disk, lock
 from engines.exporting import check_extra, run_export
 from graphs import wire
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.files import read_file
 from pipeline.spec import Spec
 

@@ -25,7 +25,7 @@ from engines.bound import bound
 from engines.cores import available_cores
 from engines.graphs import check_fit
 from engines.host import HostBackend
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 
 _SMALL = (

@@ -4,7 +4,7 @@ import pytest
 
 from engines.model import Model
 from engines.torch import TorchBackend
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.tokenizer import ClipTokenizer
 from tests.checkpoints import make_checkpoint
 

@@ -18,7 +18,7 @@ from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.generate import latents_of
 from engines.model import Model, load
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
 

@@ -35,7 +35,7 @@ from engines.torch import TorchBackend
 from model import weights
 from model.ops import spread
 from model.unet import Unet
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, Table, table
 from pipeline.tokenizer import ClipTokenizer

@@ -16,7 +16,7 @@ from engines.cuda_ops import KernelOps, fold_biases
 from model import weights
 from model.ops import PLAIN, spread
 from model.unet import Unet
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from tests.engines.conftest import bare_checkpoint
 from tests.engines.test_cuda_folds import SD15, SD21, SDXL, Passes, away, made, use
 from tests.engines.test_cuda_ops import Counted

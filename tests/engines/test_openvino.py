@@ -15,7 +15,7 @@ from engines import openvino as module
 from engines.backend import F32, BackendError
 from engines.cores import available_cores
 from engines.openvino import OpenVinoBackend, OpenVinoDenoiser
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from tests.checkpoints import make_checkpoint
 
 ROWS = 8

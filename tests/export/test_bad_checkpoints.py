@@ -32,6 +32,7 @@ from pipeline.checkpoint.header import StoredTensor, read_header
 from pipeline.checkpoint.parts import weight_files
 from pipeline.config import read_object
 from pipeline.errors import CheckpointError
+from pipeline.source import Folder
 from tests.checkpoints import make_checkpoint
 from tests.export.original import make_folder, write_original
 
@@ -372,7 +373,7 @@ def test_nested_nearly_too_deep(checkpoint: Path, deep: int) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("merges.txt", "#version: 0.2\nzzz yyy\n", "does not fit vocab.json"),
+        ("merges.txt", "#version: 0.2\nzzz yyy\n", "do not fit its tokens"),
         ("merges.txt", "#version: 0.2\nt h e\n", "cannot be read"),
         ("merges.txt", "\udcff", "cannot be read"),
         ("merges.txt", None, "merges.txt has 17825792 bytes; latentd reads at most 16777216"),
@@ -401,7 +402,7 @@ def test_the_reader_reads_no_more_than_it_says(tmp_path: Path) -> None:
     long = next(path for path in map(Path, ("/proc/kallsyms", "/proc/self/smaps")) if path.is_file())
     assert long.stat().st_size == 0 and stat.S_ISREG(long.stat().st_mode)
     with pytest.raises(CheckpointError, match="has 101 bytes; latentd reads at most 100"):
-        read_object(long, 100)
+        read_object(Folder(long.parent), long.name, 100)
     with pytest.raises(CheckpointError, match="missing"):
         weight_files(tmp_path, "unet")
 

@@ -186,7 +186,9 @@ def test_an_old_and_a_new_text_encoder(checkpoint: Path) -> None:
     positions = torch.arange(spec.text.tokens)[None]
     old = weights | {"text_model.embeddings.position_ids": positions}
     new = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
-    for changed in (old, new):
+    heads = {"text_projection.weight": torch.ones(8, 48), "logit_scale": torch.tensor(4.6)}
+    pictures = {"visual_projection.weight": torch.ones(8, 8), "vision_model.embeddings.class_embedding": torch.ones(8)}
+    for changed in (old, new, new | heads, weights | heads | pictures):
         save_file(changed, checkpoint / TEXT)
         loaded = load_text(spec, checkpoint).state_dict()
         assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)

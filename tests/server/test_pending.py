@@ -13,7 +13,7 @@ from engines.backend import F32, DeviceError, Pending, Pixels
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.model import Model
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.tokenizer import ClipTokenizer
 from server.events import Done, Preview
 from tests.server.held import PATIENCE, Held, eventually, wrapped

@@ -6,13 +6,13 @@ needs straight from there and nothing else is ever copied.
 
 from __future__ import annotations
 
-import graphs
 import numpy as np
 import openvino as ov
-from graphs import wire
 from openvino import opset13 as ops
 
+import graphs
 from engines.graphs import graph_of
+from graphs import wire
 from pipeline.checkpoint import Checkpoint
 
 # What OpenVINO calls a Convert that decompresses weights (ov::Decompression). Without it a Convert of a constant is

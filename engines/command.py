@@ -44,10 +44,7 @@ def build(options: argparse.Namespace) -> int:
     compile = apart_from(artifact, maker, options.target or None, options.precision)
     built = build_all(artifact, builder, orders, compile, say)
     say("")
-    lines = [
-        row(each.order, builder.target, each.manifest, "not built" if each.why else "not run here") for each in built
-    ]
-    for line in table(lines):
+    for line in table([row(each.order, builder.target, each.manifest) for each in built]):
         say(line)
     say(f"\nengines are in {cache.cache_folder() / 'engines'}")
     say(f"their bytes are vouched for; that they run, and how fast, is for a card of {builder.target} to show")

@@ -138,9 +138,7 @@ def test_two_processes_export_once(
     assert len(exports) == 1 and not left_behind(cache)
 
 
-def test_an_orphaned_export_keeps_its_folder_until_it_ends(
-    folder: Path, cache: Path, exports: list[list[str]]
-) -> None:
+def test_an_orphaned_export_keeps_its_folder_until_it_ends(folder: Path, cache: Path, exports: list[list[str]]) -> None:
     new = cache / "artifacts/.new-key-1"  # as it is when the process that began it was killed
     new.mkdir(parents=True)
     number = os.open(new, os.O_RDONLY)

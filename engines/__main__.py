@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     flag(build, "arch", "", "the card to build for, such as sm_89 (TensorRT; default: this one)", "--target", "--arch")
     flag(build, "rows", "", "buckets, such as 2,4,8 (default 2,4,8)")
     flag(build, "sizes", "", "of pictures, such as 512x512,512x768 (default: the model's own)")
-    flag(build, "precision", "auto", "auto, f32, bf16; what the backend has (default auto)")
+    flag(build, "precision", "auto", "auto, f16, bf16, f32 (default auto)")
     flag(build, "chunks", "1", "lengths of prompts, in lengths of the text encoder, such as 1,2,3 (default 1)")
     flag(build, "attention", "native", "native, or triton: our kernels inside the plans of tensorrt (default native)")
 

@@ -28,9 +28,8 @@ from engines.host import HostBackend
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 
-_SMALL = (
-    32 << 20
-)  # bytes of a network's weights as they are stored; the demo model's have 5 to 14 MB, SD 1.5's UNet 1.7 GB
+# Bytes of a network's weights as they are stored; the demo model's have 5 to 14 MB, SD 1.5's UNet 1.7 GB.
+_SMALL = 32 << 20
 
 Shape = tuple[int, ...]  # -1 where an engine takes any
 
@@ -98,10 +97,6 @@ class OpenVinoBackend(HostBackend):
             if ("unet", tuple(shapes.values())) not in self._ready:
                 denoiser.run([0])
         return denoiser
-
-    def making(self, width: int, height: int, chunks: int) -> float | None:
-        """See Backend.making: a second or two at the most, which the forecast takes for nothing."""
-        return 0.0
 
     def identity(self) -> dict[str, Any]:
         """Return what every bit depends on, whatever the network and its shapes."""

@@ -481,7 +481,7 @@ def test_our_own_bugs_are_assertions(oracle: Model) -> None:
 
 def test_the_network_keeps_what_a_step_would_repeat(bare: Checkpoint) -> None:
     """text, time and denoise together are the UNet."""
-    unet = weights.load_unet(bare.spec, bare.path)
+    unet = weights.load_unet(bare.spec, bare.weights)
     side, text = bare.spec.unet.sample_size, bare.spec.text
     network = TorchNetwork(unet, text.tokens)
     generator = torch.Generator().manual_seed(1)

@@ -29,16 +29,14 @@ def graph_of(network: str, spec: Spec) -> bytes:
     A spec without one is traced in a child, which takes half a minute a large network.
     Errors: BackendError where that needs an extra that is not installed; CheckpointError; DiskError.
     """
-    return known_graph(network, spec) or read_file(_traced(network, spec), _LARGEST)
+    return known_graph(network, spec) or _traced(network, spec)
 
 
 def known_graph(network: str, spec: Spec) -> bytes | None:
     """Return the graph that ships, or else the one that the cache has. Errors: CheckpointError."""
-    path = graphs.shipped(network, spec) or _place(network, spec)
-    try:
+    if path := graphs.shipped(network, spec):
         return read_file(path, _LARGEST)
-    except FileNotFoundError:
-        return None
+    return _kept(_place(network, spec))
 
 
 def check_fit(checkpoint: Checkpoint) -> None:
@@ -54,17 +52,30 @@ def _place(network: str, spec: Spec) -> Path:
     return cache.cache_folder() / "graphs" / graphs.name_of(network, spec)
 
 
-def _traced(network: str, spec: Spec) -> Path:
+def _kept(path: Path) -> bytes | None:
+    """Return what was traced earlier. None where there is nothing, or something that is no whole graph."""
+    try:
+        data = read_file(path, _LARGEST)
+        wire.weights(data)
+        return data
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        log.warning("%s is damaged (%s) and is traced again", path, error)
+        return None
+
+
+def _traced(network: str, spec: Spec) -> bytes:
     """Trace a graph into the cache, in a child, unless another process is faster."""
     path = _place(network, spec)
     check_extra(f"this architecture ships without a graph of its {network}, and tracing one (once, no weights)")
     disk.make(path.parent)
     with lock.alone(path, log.info):
-        if path.exists():
-            return path
+        if graph := _kept(path):
+            return graph
         log.info("tracing the graph of this architecture's %s, once", network)
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(spec.to_json(), file)
             file.flush()
             run_export(["trace", file.name, "--network", network, "--out", str(path)])
-    return path
+    return read_file(path, _LARGEST)

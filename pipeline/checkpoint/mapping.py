@@ -38,6 +38,14 @@ class Mapping:
             raise CheckpointError(f"{path} cannot be mapped: {error}") from None
         self._seen = self._state()
 
+    def __len__(self) -> int:
+        """Count the file's bytes."""
+        return len(self._map)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the file without touching the mapping's pages; fewer where it has become shorter."""
+        return os.pread(self._file.fileno(), length, offset)
+
     def array(self, tensor: StoredTensor) -> NDArray[np.generic]:
         """Return the tensor as it lies in the file, without a copy: flat, [elements]; bfloat16 as uint16."""
         kind = np.dtype(_DTYPES[tensor.dtype])

@@ -193,7 +193,7 @@ def test_a_load_that_finds_no_room(bare: Artifact, monkeypatch: pytest.MonkeyPat
         OnCpu(bare, "f16", None, pixels="fast")
 
 
-@pytest.mark.parametrize("where", ["engines.cuda_stepper.empty_seats", "engines.cuda_stepper.CudaStepper._evaluate"])
+@pytest.mark.parametrize("where", ["engines.cuda_stepper.empty_seats", "engines.cuda_stepper.evaluate"])
 def test_seats_that_find_no_room(bare: Artifact, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """At the start, or of a long prompt later: what was made for them is forgotten, and the others go on."""
     backend = OnCpu(bare, "f32", None, pixels="fast")

@@ -24,7 +24,7 @@ from benchmarks.gpu.check import Check, read_rows
 from benchmarks.gpu.child import run
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import triton_kernels
-from engines.cuda_stepper import CudaStepper
+from engines.cuda_stepper import CudaStepper, evaluate
 from model import weights
 from model.clip import ClipText
 from model.unet import Unet
@@ -95,9 +95,11 @@ def memory(name: str, counted: card.Counted) -> None:
         with stepper._stream.here():  # the largest bucket, whose pool suffices for the others
             buckets = stepper._packed()
             largest = max(buckets, key=lambda key: (key.rows, not key.twins))
-            stepper._evaluate(buckets[largest])  # the first time torch makes more fake tensors than later
+            evaluate(
+                stepper._network, stepper._kernels, buckets[largest]
+            )  # the first time torch makes more fake tensors than later
             counted.most = counted.alive
-            stepper._evaluate(buckets[largest])
+            evaluate(stepper._network, stepper._kernels, buckets[largest])
         step = counted.most - held_now
         print(f"{seats} seats {buffers / 1e9:.3f}, a step of {largest.rows} rows {step / 1e9:.2f} more")
         del stepper, buckets

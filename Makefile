@@ -13,7 +13,7 @@ given = $(if $($(1)),--$(2) '$($(1))')
 
 .DEFAULT_GOAL := help
 .PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint format bench kernels \
-    gpu-check gpu-wheels trt-check clean
+    gpu-first gpu-check gpu-wheels trt-check clean
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
@@ -31,10 +31,11 @@ help:
 	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
+	@echo "make gpu-first [OUT=dir]             is anything wrong on this NVIDIA GPU? 150 seconds at most (torch, triton)"
 	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
-	@echo "                                     kernels, networks and the captured step on an NVIDIA GPU (torch, triton)"
+	@echo "                                     how fast it is: the captured step, networks, kernels; under eight minutes"
 	@echo "make gpu-wheels [WHEELS=.whl]        what some sections need besides, for a machine without network"
-	@echo "make trt-check [MODEL=dir]           what TensorRT's own libraries make of our plugins, rung by rung"
+	@echo "make trt-check [MODEL=dir]           what TensorRT's libraries make of our plugins, rung by rung (experimental)"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
 	@echo "make lint | format | proto | clean   as they say"
 
@@ -90,6 +91,9 @@ kernels: $(VENV)/.dev $(VENV)/.triton-3.6
 
 # On the machine's own Python: a GPU machine may have torch and triton, and no network to install anything. OUT= names
 # one more folder for the rows, WHEELS= a folder of wheels (make gpu-wheels) for what else a chosen section needs.
+gpu-first:
+	@$(if $(OUT),OUT='$(OUT)') $(PYTHON) -m benchmarks.gpu_first
+
 gpu-check:
 	@$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
 	    --target '$(WHEELS)/site' '$(WHEELS)'/*.whl && PYTHONPATH='$(WHEELS)/site') \

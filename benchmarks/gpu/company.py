@@ -62,10 +62,11 @@ def company(check: Check, lab: Lab, counts: Sequence[int], exact: bool) -> None:
         check.expect(good, f"{lab.name} company", f"{n} requests", "exact" if exact else "fast", worst, note)
 
 
-def replay(check: Check, counts: Sequence[int], exact: bool, twins: bool) -> None:
+def replay(check: Check, counts: Sequence[int], exact: bool, twins: bool, measure: bool = True) -> None:
     """The same evaluations of the small network replayed and launched, with and without an unguided request."""
     replayed, launched = (
-        Lab(check, "small", max(counts), exact=exact, twins=twins, eager=eager) for eager in (False, True)
+        Lab(check, "small", max(counts), exact=exact, twins=twins, measure=measure, eager=eager)
+        for eager in (False, True)
     )
     for n, guided in itertools.product(counts, (True, False)):
         requests = [Request("dpmpp_2m_sde", 6, 5.0 if i or guided else 1.0, i) for i in range(n)]

@@ -22,13 +22,14 @@ _REPLAYS = 20
 
 
 def cases(check: Check) -> Iterator[Case]:
-    yield Case("SD 1.5 step", partial(_step, check))
+    yield Case("SD 1.5 step", partial(_step, check, False))
+    yield Case("SD 1.5 step, cuDNN measured", partial(_step, check, True))
 
 
-def _step(check: Check) -> None:
+def _step(check: Check, measure: bool) -> None:
     """A guided request, whose latents become the picture."""
     steps = 2 if check.dry else 20
-    lab = Lab(check, "SD 1.5", 1, buckets=(2,))
+    lab = Lab(check, "SD 1.5", 1, buckets=(2,), measure=measure)
     request = Request("dpmpp_2m", steps, 7.5, 0)
     latents = lab.alone(request)
     again = lab.alone(request)
@@ -41,8 +42,9 @@ def _step(check: Check) -> None:
     with lab.stream.here():
         seconds = by_events(lab.stepper._replays[lab.stepper._live], least=_REPLAYS, most=_REPLAYS)
     flops, floor = step_floor(lab.spec, 2, *check.ceilings(), copies=lab.copies)
-    check.time("SD 1.5 step", "1 requests", "replay", seconds, flops=flops, floor=floor)
-    _picture(check, latents)
+    check.time("SD 1.5 step", "1 requests", "measured" if measure else "replay", seconds, flops=flops, floor=floor)
+    if not measure:
+        _picture(check, latents)
 
 
 def _picture(check: Check, latents: NDArray[np.float32]) -> None:

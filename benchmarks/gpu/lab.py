@@ -40,7 +40,7 @@ class Lab:
     """A stepper of `seats` seats for the UNet `name`. `eager`: the same work launched, not replayed.
 
     `buckets`: numbers of rows to capture; a server captures thirteen up to 32 rows, which takes a minute or more.
-    `twins`: even ones as twins too.
+    `twins`: even ones as twins too. `measure`: let cuDNN measure its algorithms, in fast pixels; 0.1 to 1 s a shape.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Lab:
         eager: bool = False,
         buckets: tuple[int, ...] | None = None,
         twins: bool = False,
+        measure: bool = True,
     ) -> None:
         stepper, network = needed("engines.cuda_stepper", "CudaStepper"), needed("engines.cuda_network", "TorchNetwork")
         stream = needed("engines.cuda_stream", "Stream")
@@ -63,7 +64,7 @@ class Lab:
         if eager:
             self.stream.captured = lambda run: run
         # As the backend has it: nothing that a stopwatch chose may be in exact pixels.
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not exact, exact
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = measure and not exact, exact
         net = unet(check, name, ops=ours(check))
         if not check.dry:
             torch.cuda.synchronize()  # the stream below does not wait for the one that the weights are made on

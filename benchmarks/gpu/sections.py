@@ -47,10 +47,10 @@ DEFAULT = tuple(name for name, section in SECTIONS.items() if section.default)
 # What `make gpu-first` runs, each a process: is anything wrong at all? All of them together, with the start:
 FIRST_TOTAL = 145.0
 FIRST = (
-    Section("first_machine", 45, 35, grace=0),
-    Section("first_kernels", 25, 15, case_seconds=20, grace=0),
+    Section("first_machine", 40, 30, grace=0),
+    Section("first_kernels", 30, 15, case_seconds=20, grace=0),
     Section("first_steps", 30, 20, case_seconds=20, grace=0),
-    Section("first_picture", 40, 25, case_seconds=35, grace=0),
+    Section("first_picture", 45, 30, case_seconds=30, grace=0),
 )
 
 

@@ -53,8 +53,7 @@ def _networks(
     from benchmarks.gpu.lab import Lab, Request
 
     def steps(name: str, exact: bool, twins: bool) -> None:
-        lab = Lab(check, name, 2, exact=exact, eager=True, twins=twins)
-        torch.backends.cudnn.benchmark = False  # nothing is measured here
+        lab = Lab(check, name, 2, exact=exact, eager=True, twins=twins, measure=False)
         for guidance in ((7.5, 1.0), (7.5, 7.5), (1.0,)):
             lab.evaluations([Request("euler_a", 4, scale, i) for i, scale in enumerate(guidance)], 1)
 
@@ -127,6 +126,7 @@ def _compile_ahead(check: Check, walk: str, share: float) -> None:
             process.kill()
             late += 1
     if not any(process.returncode for process in processes) and not late:
+        done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()
     note = f"{count} processes, {late} of them ended before they were done"
     check.row("compile ahead", walk, "triton", "s", [time.monotonic() - start], note=note)

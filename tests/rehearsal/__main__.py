@@ -1,9 +1,13 @@
-"""python -m tests.rehearsal serve NAME PIXELS PRECISION SEATS | section NAME [WALK] | ahead WALK.. | memory NAME
+"""python -m tests.rehearsal WHAT ..: see card.py.
 
-See card.py. `serve`: the backend torch at the size of SD 1.5 or 2.1, from its weights to pixels. `section`: one of
-gpu-check's or gpu-first's, which may launch nothing that WALK of benchmarks/gpu/warm.py has not. `ahead`: walks alone.
-`memory`: what torch's tensors take, for docs/gpu.md. With REHEARSAL_COMPILES=1 every kernel that is launched is also
-compiled, for sm_90, into TRITON_CACHE_DIR.
+serve NAME PIXELS PRECISION SEATS   the backend torch at the size of SD 1.5 or 2.1, from its weights to pixels
+section NAME [WALK]                 one of gpu-check's or gpu-first's, which may launch nothing that the walk
+                                    (benchmarks/gpu/warm.py) has not
+ahead WALK..                        walks alone
+shares WALK                         what each of two processes compiles of a walk
+memory NAME                         what torch's tensors take, for docs/gpu.md
+
+With REHEARSAL_COMPILES=1 every kernel that is launched is also compiled, for sm_90, into TRITON_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -129,6 +133,23 @@ def ahead(walks: list[str]) -> None:
         print(f"{walk}: {sum(map(len, card.launched.values()))} variants")
 
 
+def shares(walk: str) -> None:
+    """What each of two processes compiles of a walk: all of it together, and nothing twice."""
+    found = []
+    check = Check("warm", torch.device("cuda"), torch.float16, [], {}, float("inf"))
+    for index in (0, 1):
+        card.launched.clear()
+        with warm.compiling(index, 2):
+            for launch in warm.WALKS[walk](check):
+                launch()
+        found.append({(name, variant) for name, variants in card.launched.items() for variant in variants})
+    card.launched.clear()
+    ahead([walk])
+    both, whole = found[0] | found[1], {(name, v) for name, variants in card.launched.items() for v in variants}
+    assert both == whole and not found[0] & found[1], (len(found[0]), len(found[1]), len(whole))
+    assert abs(len(found[0]) - len(found[1])) <= 1
+
+
 def main() -> int:
     what, *arguments = sys.argv[1:]
     try:
@@ -143,6 +164,9 @@ def main() -> int:
     with card.Fake(), torch.no_grad():
         if what == "ahead":
             ahead(arguments)
+            return 0
+        if what == "shares":
+            shares(arguments[0])
             return 0
         if what == "section":
             walk = arguments[1:]

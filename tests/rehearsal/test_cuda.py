@@ -42,6 +42,10 @@ def test_sections_of_gpu_check(words: str) -> None:
     assert rehearse("section", *words.split()).count("\n") > 3
 
 
+def test_processes_share_what_is_compiled_ahead() -> None:
+    assert "attention: " in rehearse("shares", "attention")
+
+
 def test_what_the_docs_say_of_memory() -> None:
     said = rehearse("memory", "SD 1.5")
     assert "8 seats 0.303, a step of 16 rows 0.92 more" in said, said  # docs/gpu.md

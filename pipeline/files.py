@@ -68,11 +68,13 @@ def check_links(folder: Path, name: str) -> None:
     """Errors: CheckpointError where a link takes `folder / name` out of `folder`: it may be anybody's file.
 
     The caches of model hubs are folders of links, snapshots/<revision>/..., into blobs/ beside snapshots/: that is
-    within, too.
+    within, too. So are links into such a cache from a folder elsewhere, as huggingface_hub made them for `local_dir`
+    before 0.23: what lies in models--<name>/blobs/ was downloaded as part of a model.
     """
     own, place = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
     hub = own.parent.name == "snapshots"
-    if not place.is_relative_to(own) and not (hub and place.is_relative_to(own.parents[1] / "blobs")):
+    blob = place.parent.name == "blobs" and place.parents[1].name.startswith("models--")
+    if not place.is_relative_to(own) and not blob and not (hub and place.is_relative_to(own.parents[1] / "blobs")):
         raise CheckpointError(
             f"{folder / name} is a link to {place}, outside its folder; copy the file itself there (cp -rL)"
         )

@@ -11,25 +11,41 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # programs themselves.
 given = $(if $($(1)),--$(2) '$($(1))')
 
+# What may be given on make's command line: the server's settings, all of them, and what the other words take. Anything
+# else is refused, for make would ignore it without a word. tests/test_makefile.py keeps the lists whole.
+SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS HOST GRPC_PORT METRICS_PORT SEATS SIZES \
+    CHUNKS QUEUE_JOBS QUEUE_SECONDS MAX_PROMPT MAX_STEPS MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE CONFIG GRACE WATCHDOG \
+    LOG_FORMAT
+OTHERS := ARCH CHECK LIMIT OUT PYTHON ROWS SAMPLERS SECTIONS SIZE STEPS TORCH_INDEX VENV WHEELS
+on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(filter-out $(SETTINGS) $(OTHERS) $(addprefix LATENTD_,$(SETTINGS) CACHE CACHE_GB),$(on_the_command_line))
+$(if $(unknown),$(error no word of make takes $(unknown); there are: $(sort $(SETTINGS) $(OTHERS))))
+# The settings that are given, before `make` too, but for HOST, which csh puts there; GRPC_PORT=9001 is --grpc-port '9001'.
+settings_given := $(foreach name,$(SETTINGS),$(if $(filter command environment,$(firstword $(origin $(name)))),$(name)))
+settings_given := $(if $(filter environment,$(origin HOST)),$(filter-out HOST,$(settings_given)),$(settings_given))
+flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ a-z-)))
+
 .DEFAULT_GOAL := help
 .PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint format bench kernels \
-    gpu-check gpu-wheels trt-check clean
+    gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
 	@echo "make test                            install what the tests need and run them all"
-	@echo "make serve [MODEL=dir|file.safetensors] [BACKEND=auto] [DEVICE=auto]"
-	@echo "                                     serve over gRPC until SIGTERM"
-	@echo "make onnx MODEL=dir [OUT=dir]        checkpoint to checked ONNX artifact"
-	@echo "make onnx MODEL=file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
-	@echo "                                     the same of a single-file checkpoint"
-	@echo "make engines MODEL=dir [BACKEND=openvino|onnxruntime|tensorrt_rtx|tensorrt] [ARCH=sm_89] [ROWS=2,4,8]"
+	@echo "make serve [MODEL=dir|file.safetensors] [BACKEND=auto] [GRPC_PORT=8001] [SEATS=8] [SIZES=512x512] .."
+	@echo "                                     serve over gRPC until SIGTERM; every setting that"
+	@echo "                                     $(BIN)/python -m server --help lists may be given so"
+	@echo "make onnx MODEL=dir|file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
+	@echo "                                     checkpoint to checked ONNX artifact, which TensorRT's plans are built from"
+	@echo "make engines MODEL=dir BACKEND=tensorrt_rtx|tensorrt [ARCH=sm_89] [ROWS=2,4,8]"
 	@echo "    [SIZES=512x512] [PRECISION=auto] [CHUNKS=1,2] [ATTENTION=native|triton]"
-	@echo "                                     build what serving needs ahead of it; skips what is built and valid"
+	@echo "                                     build plans ahead; skips what is built and valid (a CPU needs none)"
 	@echo "make clean-cache                     empty LATENTD_CACHE of what no live process uses"
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
+	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
+	@echo "make wheel                           client, server, graphs and demo model as one wheel, in dist/"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
 	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
 	@echo "                                     kernels, networks and the captured step on an NVIDIA GPU (torch, triton)"
@@ -42,9 +58,7 @@ demo: $(VENV)/.cpu
 	@$(BIN)/python -m demo
 
 serve: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
-	@$(BIN)/python -m server $(call given,MODEL,model) $(call given,BACKEND,backend) $(call given,DEVICE,device) \
-	    $(call given,PIXELS,pixels) $(call given,PRECISION,precision) $(call given,PREDICTION,prediction) \
-	    $(call given,ATTENTION,attention)
+	@$(BIN)/python -m server $(call flags,$(settings_given))
 
 onnx: need-model $(VENV)/.export
 	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out) $(call given,PREDICTION,prediction)
@@ -67,7 +81,7 @@ format: $(VENV)/.dev
 setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
 
 # MODEL and the others may also come as LATENTD_<NAME>; the program says what is missing. TensorRT for RTX has an extra.
-engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.export)
+engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
 	@$(BIN)/python -W ignore -m engines build $(if $(MODEL),'$(MODEL)') $(call given,BACKEND,backend) \
 	    $(call given,ARCH,arch) $(call given,ROWS,rows) $(call given,SIZES,sizes) $(call given,PRECISION,precision) \
 	    $(call given,CHUNKS,chunks) $(call given,ATTENTION,attention)
@@ -82,6 +96,10 @@ check: need-model $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$
 
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving
+
+# Graphs that ship, and those of the test checkpoints: equal byte for byte, or it fails and names those that are not.
+graphs: $(VENV)/.dev
+	@$(BIN)/python -m export graphs $(if $(CHECK),--check)
 
 # Every variant of every kernel for every architecture, under both compilers: minutes.
 kernels: $(VENV)/.dev $(VENV)/.triton-3.6
@@ -116,8 +134,13 @@ proto:
 	.venv-proto/bin/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. \
 	    protos/latentd/v1/images.proto
 
+# What a machine without a clone installs: pip install 'latentd-...whl[cpu]'; without an extra it is the client alone.
+wheel: $(VENV)/.venv
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 clean:
-	rm -rf $(VENV) .venv-proto demo/out
+	rm -rf $(VENV) .venv-proto demo/out build dist
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

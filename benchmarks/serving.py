@@ -21,10 +21,10 @@ from pathlib import Path
 
 from benchmarks.rows import Rows
 from engines.backend import to_pixels
-from engines.first_use import artifact_of
 from engines.model import Model, load
 from engines.stepper import HostStepper
 from latentd import AsyncClient
+from pipeline.checkpoint import open_checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
 from server.pictures import encode
@@ -132,7 +132,7 @@ def main() -> int:
     options = parser.parse_args()
     work = Work(options.model, options.pictures)
 
-    model = load(artifact_of(options.model))
+    model = load(open_checkpoint(options.model))
     default, backend = model.spec.defaults, model.backend
     rows = Rows("serving-cpu", ("openvino", "grpcio", "numpy"))
     shape = (

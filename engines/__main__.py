@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from latentd.variables import strangers
+
 
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.command in ("build", "check") and not options.model:
         print("give MODEL, the checkpoint or artifact: a folder, or a .safetensors file", file=sys.stderr)
         return 2
+    for sentence in strangers(os.environ):
+        print(sentence, file=sys.stderr)
     try:
         from pipeline.errors import LatentdError
     except ModuleNotFoundError as error:
@@ -61,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
                 type=Path,
                 nargs="?",
                 default=Path(model) if model else None,
-                help="an artifact, or a checkpoint (exported on first use)",
+                help="a checkpoint, a folder or a .safetensors file, or an artifact",
             )
         return made
 
@@ -72,13 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 
     build = command(
         "build",
-        "build what serving needs ahead of it",
-        "Says what it will build, builds each engine in a process of its own, skips what is built and valid, and ends "
-        "with a table. Run again after a kill: it goes on where it was. Exit status 1 when an engine was not built.",
+        "build TensorRT's plans ahead of serving",
+        "Says what it will build, builds each plan in a process of its own, skips what is built and valid, and ends "
+        "with a table. Run again after a kill: it goes on where it was. Exit status 1 when a plan was not built. "
+        "OpenVINO and ONNX Runtime need nothing built: for them it checks that the weights fit.",
     )
     flag(build, "backend", "auto", "auto, openvino, onnxruntime, tensorrt_rtx, tensorrt (default auto)")
     flag(build, "arch", "", "the card to build for, such as sm_89 (TensorRT; default: this one)", "--target", "--arch")
-    flag(build, "rows", "", "buckets, such as 2,4,8 (TensorRT; on a CPU the numbers of rows whose step is measured)")
+    flag(build, "rows", "", "buckets, such as 2,4,8 (default 2,4,8)")
     flag(build, "sizes", "", "of pictures, such as 512x512,512x768 (default: the model's own)")
     flag(build, "precision", "auto", "auto, f32, bf16; what the backend has (default auto)")
     flag(build, "chunks", "1", "lengths of prompts, in lengths of the text encoder, such as 1,2,3 (default 1)")
@@ -112,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "clean",
         "empty the cache",
-        "Removes the engines, artifacts and measurements in $LATENTD_CACHE, and says what it removed. What a live "
+        "Removes the engines, artifacts, graphs and measurements in $LATENTD_CACHE, and says what it removed. What a live "
         "process uses stays.",
     )
     return parser

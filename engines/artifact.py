@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.external import external_files
 from engines.sealed import Damaged, unsealed
+from graphs.wire import external_files
 from pipeline.checkpoint import SMALL_FILES
 from pipeline.errors import CheckpointError
 from pipeline.files import parse_json, read_file, regular_size

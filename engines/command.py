@@ -33,7 +33,8 @@ def build(options: argparse.Namespace) -> int:
     maker = maker_of(options.backend, options.attention)
     maker.check_library()
     room.limit()  # a wrong one is told before the work, not after the first engine
-    _rows(options), _chunks(options)  # the same of these
+    for check in (_rows, _chunks):  # the same of these
+        check(options)
     checkpoint = open_checkpoint(options.model)
     _sizes(options.sizes, checkpoint.spec)
     artifact = artifact_of(checkpoint)

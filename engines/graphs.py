@@ -11,12 +11,10 @@ import tempfile
 from pathlib import Path
 
 import graphs
-from graphs import wire
-
 from engines import cache, disk, lock
 from engines.exporting import check_extra, run_export
+from graphs import wire
 from pipeline.checkpoint import Checkpoint
-from pipeline.errors import CheckpointError
 from pipeline.files import read_file
 from pipeline.spec import Spec
 
@@ -31,8 +29,16 @@ def graph_of(network: str, spec: Spec) -> bytes:
     A spec without one is traced in a child, which takes half a minute a large network.
     Errors: BackendError where that needs an extra that is not installed; CheckpointError; DiskError.
     """
-    path = graphs.shipped(network, spec) or _kept(network, spec)
-    return read_file(path, _LARGEST)
+    return known_graph(network, spec) or read_file(_traced(network, spec), _LARGEST)
+
+
+def known_graph(network: str, spec: Spec) -> bytes | None:
+    """Return the graph that ships, or else the one that the cache has. Errors: CheckpointError."""
+    path = graphs.shipped(network, spec) or _place(network, spec)
+    try:
+        return read_file(path, _LARGEST)
+    except FileNotFoundError:
+        return None
 
 
 def check_fit(checkpoint: Checkpoint) -> None:
@@ -44,22 +50,21 @@ def check_fit(checkpoint: Checkpoint) -> None:
         checkpoint.weights.check(part, shapes)
 
 
-def _kept(network: str, spec: Spec) -> Path:
-    path = cache.cache_folder() / "graphs" / graphs.name_of(network, spec)
-    if not path.exists():
-        check_extra(f"this architecture ships without a graph of its {network}, and tracing one (once, no weights)")
-        disk.make(path.parent)
-        with lock.alone(path, log.info):
-            if not path.exists():  # another process was faster
-                _trace(network, spec, path)
+def _place(network: str, spec: Spec) -> Path:
+    return cache.cache_folder() / "graphs" / graphs.name_of(network, spec)
+
+
+def _traced(network: str, spec: Spec) -> Path:
+    """Trace a graph into the cache, in a child, unless another process is faster."""
+    path = _place(network, spec)
+    check_extra(f"this architecture ships without a graph of its {network}, and tracing one (once, no weights)")
+    disk.make(path.parent)
+    with lock.alone(path, log.info):
+        if path.exists():
+            return path
+        log.info("tracing the graph of this architecture's %s, once", network)
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(spec.to_json(), file)
+            file.flush()
+            run_export(["trace", file.name, "--network", network, "--out", str(path)])
     return path
-
-
-def _trace(network: str, spec: Spec, path: Path) -> None:
-    log.info("tracing the graph of this architecture's %s, once", network)
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(spec.to_json(), file)
-        file.flush()
-        run_export(["trace", file.name, "--network", network, "--out", str(path)])
-    if not path.exists():
-        raise CheckpointError(f"the export said nothing, and {path} is not there")

@@ -101,7 +101,7 @@ def clean() -> tuple[list[Entry], list[Entry]]:
         cache.sweep(cache.cache_folder() / kind)
     for entry in kept():
         (removed if _remove(entry.path) else stayed).append(entry)
-    for path in cache.entries(cache.cache_folder() / "devices"):
+    for path in (path for kind in ("graphs", "devices") for path in cache.entries(cache.cache_folder() / kind)):
         with contextlib.suppress(OSError, disk.DiskError):
             entry = Entry(path, size(path), path.stat().st_mtime)
             disk.remove(path)

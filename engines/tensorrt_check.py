@@ -193,8 +193,9 @@ def rung_facts(rung: str, attention: str, model: Path) -> dict[str, Any]:
         case = cases.block(attention)
     elif rung == "unet":
         from engines.first_use import artifact_of
+        from pipeline.checkpoint import open_checkpoint
 
-        case = cases.unet(attention, artifact_of(model))
+        case = cases.unet(attention, artifact_of(open_checkpoint(model)))
     else:
         case = cases.attention(attention, large=rung == "attention_large")
     return build_and_compare(trt, case, target)

@@ -15,6 +15,7 @@ from engines.model import load
 from engines.tensorrt_plugins_graph import rewrite
 from engines.tensorrt_typing import fix_shapes, typed
 from kernels.plugins import NAMESPACE, AddOne, Source
+from pipeline.checkpoint import open_checkpoint
 
 # SD 1.5's first level at 128x128 pixels: 8 heads of 40, 256 positions, 77 text tokens. Ragged in the kernel's tiles.
 ROWS, POSITIONS, TOKENS, HEADS, WIDTH = 2, 256, 77, 8, 40
@@ -90,7 +91,9 @@ def unet(kind: str, artifact: Artifact) -> Case:
     }
     if spec.unet.guidance_width:
         inputs["guidance"] = np.asarray([1.0, 7.5], np.float32)
-    oracle = load(artifact, "torch").backend.denoiser(spec.defaults.width, spec.defaults.height, 2)
+    oracle = load(open_checkpoint(artifact.folder), "torch").backend.denoiser(
+        spec.defaults.width, spec.defaults.height, 2
+    )
     oracle.samples[:], oracle.timesteps[:] = inputs["sample"], inputs["timestep"]
     oracle.contexts[:], oracle.guidance[:] = inputs["context"], inputs.get("guidance", np.ones(2, np.float32))
     oracle.run([0, 1])

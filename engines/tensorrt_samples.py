@@ -83,7 +83,10 @@ def _steps(artifact: Artifact) -> list[Feeds]:
 
 
 def _encode(artifact: Artifact) -> list[F32]:
-    return _run(artifact, "vae_encoder", _pictures(artifact), "latents")
+    vae = artifact.spec.vae
+    shift, scale = np.float32(vae.shift_factor), np.float32(vae.scaling_factor)
+    moments = _run(artifact, "vae_encoder", _pictures(artifact), "moments")  # [1, 2C, h, w], the mean first
+    return [(m[:, : vae.latent_channels] - shift) * scale for m in moments]
 
 
 def _run(artifact: Artifact, network: str, feeds: list[Feeds], output: str) -> list[F32]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from engines.cores import available_cores
 from engines.host import HostBackend
 from model import weights
 from model.unet import Unet
-from model.vae import VaeEncoder
+from model.vae import VaeMoments
 from pipeline.checkpoint import Checkpoint
 
 
@@ -52,11 +51,11 @@ class Moments:
         self._checkpoint = checkpoint
 
     def __call__(self, picture: F32) -> F32:
-        return _run(self._encoder.moments, picture[None])[0]
+        return _run(self._encoder, picture[None])[0]
 
     @functools.cached_property
-    def _encoder(self) -> VaeEncoder:
-        return weights.load_vae_encoder(self._checkpoint.spec, self._checkpoint.weights)
+    def _encoder(self) -> VaeMoments:
+        return weights.load_vae_moments(self._checkpoint.spec, self._checkpoint.weights)
 
 
 class TorchDenoiser:
@@ -79,7 +78,7 @@ class TorchDenoiser:
             (self.outputs[row],) = _run(self._unet, *inputs)
 
 
-def _run(net: Callable[..., Any], *inputs: NDArray[np.generic]) -> list[F32]:
+def _run(net: torch.nn.Module, *inputs: NDArray[np.generic]) -> list[F32]:
     """The network's outputs for a batch of one, without the batch."""
     with torch.inference_mode():
         told = net(*(torch.from_numpy(value) for value in inputs))

@@ -47,20 +47,32 @@ class VaeEncoder(nn.Module):
         """Pictures [n, 3, H, W] in [-1, 1] -> the mean of their latents, scaled: [n, C, h, w]."""
         return self.scaled(self.distribution(image)[0])
 
+    def moments(self, image: Tensor) -> Tensor:
+        """Pictures [n, 3, H, W] in [-1, 1] -> what the checkpoint calls moments, mean then log-variance: [n, 2C, h, w].
+
+        As the last convolution gives them: neither scaled nor clamped.
+        """
+        x = self.encoder(image)
+        return x if self.quant_conv is None else self.ops.conv(x, self.quant_conv)
+
     def distribution(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures [n, 3, H, W] in [-1, 1] -> mean and log-variance of the latents, not scaled: each [n, C, h, w].
 
         The log-variance is clamped to [-30, 20], as in training.
         """
-        x = self.encoder(image)  # [n, 2C, h, w]
-        if self.quant_conv is not None:
-            x = self.ops.conv(x, self.quant_conv)
-        mean, logvar = x.chunk(2, dim=1)
+        mean, logvar = self.moments(image).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def scaled(self, latents: Tensor) -> Tensor:
         """The autoencoder's own latents -> those that the UNet takes."""
         return (latents - self.spec.shift_factor) * self.spec.scaling_factor
+
+
+class VaeMoments(VaeEncoder):
+    """The encoder as its graph computes it: `forward` gives the moments."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.moments(image)
 
 
 class _Decoder(nn.Module):

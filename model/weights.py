@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.clip import ClipText
 from model.ops import PLAIN, Ops
 from model.unet import Unet
-from model.vae import VaeDecoder, VaeEncoder
+from model.vae import VaeDecoder, VaeEncoder, VaeMoments
 from pipeline.checkpoint.weights import Shape, Weights
 from pipeline.spec import Spec
 
@@ -20,7 +20,7 @@ Build = Callable[[], _Net]
 
 
 def load_text(spec: Spec, weights: Weights, dtype: torch.dtype = torch.float32, ops: Ops = PLAIN) -> ClipText:
-    """The text tower, in evaluation mode, without gradients, on the CPU. Errors of all four: CheckpointError."""
+    """The text tower, in evaluation mode, without gradients, on the CPU. Errors of all five: CheckpointError."""
     return _load(lambda: ClipText(spec.text, ops), weights, "text_encoder", dtype)
 
 
@@ -36,13 +36,26 @@ def load_vae_encoder(spec: Spec, weights: Weights, dtype: torch.dtype = torch.fl
     return _load(lambda: VaeEncoder(spec.vae, ops), weights, "vae", dtype, lambda: VaeDecoder(spec.vae))
 
 
+def load_vae_moments(spec: Spec, weights: Weights) -> VaeMoments:
+    return _load(lambda: VaeMoments(spec.vae), weights, "vae", torch.float32, lambda: VaeDecoder(spec.vae))
+
+
+def check_weights(spec: Spec, weights: Weights) -> None:
+    """Compare the tensors of all four networks with the checkpoint's headers. Errors: CheckpointError."""
+    nets = (lambda: ClipText(spec.text)), (lambda: Unet(spec.unet))
+    for part, build in zip(("text_encoder", "unet"), nets, strict=True):
+        weights.check(part, _shapes(empty(build)))
+    vae = _shapes(empty(lambda: VaeDecoder(spec.vae))) | _shapes(empty(lambda: VaeEncoder(spec.vae)))
+    weights.check("vae", vae)
+
+
 def _load(
     build: Build[_Net], weights: Weights, part: str, dtype: torch.dtype, other: Build[nn.Module] | None = None
 ) -> _Net:
     """Make a network and give it its weights; `other` makes the one that shares the part."""
-    net = _empty(build)
+    net = empty(build)
     shapes = _shapes(net)
-    weights.check(part, shapes | (_shapes(_empty(other)) if other else {}))
+    weights.check(part, shapes | (_shapes(empty(other)) if other else {}))
     state = {name: _tensor(weights, part, name, shape).to(dtype, copy=True) for name, shape in shapes.items()}
     net.load_state_dict(state, strict=True, assign=True)
     return net.eval().requires_grad_(False)
@@ -58,8 +71,8 @@ def _shapes(net: nn.Module) -> dict[str, Shape]:
     return {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
 
 
-def _empty(build: Build[_Net]) -> _Net:
-    """Shapes only: the weights come from the file, not through an initialisation."""
+def empty(build: Build[_Net]) -> _Net:
+    """Build a network of shapes only, on torch's meta device: no weight is initialised, none has memory."""
     with torch.device("meta"):
         net = build()
     assert not list(net.buffers()), "a buffer would need its own values"

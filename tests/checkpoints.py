@@ -126,6 +126,20 @@ _SCHEDULE: dict[str, Config] = {
     },
 }
 
+# What tests/conftest.py's `v_artifact` is made with.
+VELOCITY: dict[str, Any] = {
+    "kind": "sd2",
+    "unet": {  # one level less than usual: an export's time goes with the layers
+        "attention_head_dim": [2, 3],
+        "block_out_channels": [24, 48],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "layers_per_block": 1,
+        "transformer_layers_per_block": [1, 2],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    },
+    "vae": {"layers_per_block": 1, "shift_factor": None},
+}
+
 
 def make_checkpoint(
     folder: Path,

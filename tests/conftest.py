@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from engines.artifact import Artifact
 from engines.model import Model
+from pipeline.checkpoint import Checkpoint, open_checkpoint
 
 # Triton reads it when it is imported, which any test module may do first: kernels run in its interpreter here. Tests
 # that compile are marked `compiled`; tests/test_compiled.py runs them all in a process of their own.
@@ -33,12 +35,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = own
 
 
+def _no_graphs(names: list[str]) -> set[str]:
+    return {name for name in names if not name.endswith(".onnx")}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engines are cached for the session only; no setting of the user's environment reaches a test."""
+    """Engines are cached for the session only; no setting of the user's environment reaches a test.
+
+    The graphs of the test checkpoints (tests/graphs) lie where serving looks for graphs that do not ship.
+    """
     for name in [name for name in os.environ if name.startswith("LATENTD_")]:
         del os.environ[name]
     folder = tmp_path_factory.mktemp("cache")
+    shutil.copytree(Path(__file__).with_name("graphs"), folder / "graphs", ignore=lambda _, names: _no_graphs(names))
     os.environ["LATENTD_CACHE"] = str(folder)
     # Beside ONNX Runtime's and OpenVINO's threads torch's own only spin: 76 s instead of 10 on two cores.
     torch.set_num_threads(1)
@@ -46,52 +56,54 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """An exported checkpoint whose numbers are not Stable Diffusion's: epsilon, 16 tokens, 3 latent channels."""
-    from export.artifact import export
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A checkpoint whose numbers are not Stable Diffusion's: epsilon, 16 tokens, 3 latent channels."""
     from tests.checkpoints import make_checkpoint
 
-    checkpoint = make_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
-    return export(checkpoint, say=lambda line: None)
+    return open_checkpoint(make_checkpoint(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 @pytest.fixture(scope="session")
-def v_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Another one, with what Stable Diffusion 2 has: velocity, linear projections, as many heads as a block likes.
+def v_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Another one, with what Stable Diffusion 2 has: velocity, linear projections, as many heads as a block likes."""
+    from tests.checkpoints import VELOCITY, make_checkpoint
 
-    It has no shift_factor: diffusers' StableDiffusionPipeline, the oracle of whole pictures, leaves it out.
-    """
-    from export.artifact import export
-    from tests.checkpoints import make_checkpoint
-
-    checkpoint = make_checkpoint(
-        tmp_path_factory.mktemp("models") / "velocity",
-        kind="sd2",
-        unet={  # one level less than usual: an export's time goes with the layers
-            "attention_head_dim": [2, 3],
-            "block_out_channels": [24, 48],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "layers_per_block": 1,
-            "transformer_layers_per_block": [1, 2],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        },
-        vae={"layers_per_block": 1, "shift_factor": None},
-    )
-    return export(checkpoint, say=lambda line: None)
+    return open_checkpoint(make_checkpoint(tmp_path_factory.mktemp("models") / "velocity", **VELOCITY))
 
 
 @pytest.fixture(scope="session")
-def sd1_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Stable Diffusion 1.5's topology at a fifth of its width: its export takes as long as many tests."""
-    from export.artifact import export
+def sd1_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Stable Diffusion 1.5's topology at a fifth of its width."""
     from tests.topologies import make_topology
 
-    return export(make_topology("sd1", tmp_path_factory.mktemp("models") / "sd1"), say=lambda line: None)
+    return open_checkpoint(make_topology("sd1", tmp_path_factory.mktemp("models") / "sd1"))
 
 
 @pytest.fixture(scope="session")
-def model(artifact: Artifact) -> Model:
+def artifact(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """`checkpoint`, exported for TensorRT's builders."""
+    return _exported(checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def v_artifact(v_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _exported(v_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sd1_artifact(sd1_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _exported(sd1_checkpoint, tmp_path_factory)
+
+
+def _exported(checkpoint: Checkpoint, folders: pytest.TempPathFactory) -> Artifact:
+    from export.artifact import export
+
+    return export(checkpoint, folders.mktemp("artifacts") / checkpoint.id, say=lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Checkpoint) -> Model:
     """On OpenVINO in f32, which every CPU has."""
     from engines.model import load
 
-    return load(artifact, "openvino", "f32")
+    return load(checkpoint, "openvino", "f32")

@@ -16,7 +16,7 @@ from server.settings import Settings
 @contextlib.contextmanager
 def serving(model: Model, **settings: Any) -> Iterator[Server]:
     """Serves `model` until the end of the block; `settings` as in server.settings.Settings."""
-    chosen = Settings(model=model.artifact.folder, grpc_port=0, metrics_port=0, **settings)
+    chosen = Settings(model=model.checkpoint.path, grpc_port=0, metrics_port=0, **settings)
     ready, box = threading.Event(), {}
 
     async def run() -> None:

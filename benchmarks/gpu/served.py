@@ -11,15 +11,16 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.gpu.check import Check
 from benchmarks.gpu.here import needed
 from benchmarks.gpu.networks import our_kernels, text, unet, vae, whole_spec
-from engines.artifact import Artifact
 from engines.model import Model
+from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.weights import folder_weights
 from pipeline.clip_vocabulary import END, tokenizer_files
+from pipeline.source import Folder
 from pipeline.tokenizer import ClipTokenizer
 
 
@@ -44,10 +45,11 @@ def write_checkpoint(check: Check, folder: Path) -> None:
 def random_model(check: Check, folder: Path) -> Model:
     """What the server loads: the checkpoint of `write_checkpoint` on the device."""
     spec = whole_spec(check)
-    preview = np.zeros((3, spec.vae.latent_channels + 1), np.float32)
-    artifact = Artifact(folder, "random", spec, preview)
+    checkpoint = Checkpoint(folder, Folder(folder), spec, folder_weights(folder))
     options = {"device": "cpu", "kernels": our_kernels(check), "precision": "f32"} if check.dry else {}
-    return Model(artifact, ClipTokenizer(folder, spec.text), needed("engines.cuda", "CudaBackend")(artifact, **options))
+    return Model(
+        checkpoint, ClipTokenizer(folder, spec.text), needed("engines.cuda", "CudaBackend")(checkpoint, **options)
+    )
 
 
 async def serve(check: Check, folder: Path, seats: int) -> None:

@@ -137,11 +137,12 @@ def folder_weights(checkpoint: Path) -> Weights:
     parts, where = {}, {}
     for part in STEMS:
         files = weight_files(checkpoint, part)
-        parts[part], where[part] = _part(part, files), files[0] if len(files) == 1 else checkpoint / part
+        parts[part], where[part] = named_tensors(part, files), files[0] if len(files) == 1 else checkpoint / part
     return Weights(parts, where)
 
 
-def _part(part: str, files: list[Path]) -> dict[str, StoredTensor]:
+def named_tensors(part: str, files: list[Path]) -> dict[str, StoredTensor]:
+    """Read the headers of a part's files: tensors by the networks' names. Errors: CheckpointError."""
     tensors: dict[str, StoredTensor] = {}
     for path in files:
         for key, tensor in read_header(path)[0].items():

@@ -1,29 +1,25 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from engines.artifact import Artifact
 from engines.model import Model
 from engines.torch import TorchBackend
-from pipeline.spec import read_spec
+from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.tokenizer import ClipTokenizer
 from tests.checkpoints import make_checkpoint
 
 
 @pytest.fixture(scope="session")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """A checkpoint that torch alone reads: nothing was exported."""
-    return bare_artifact(tmp_path_factory)
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A checkpoint that torch alone reads."""
+    return bare_checkpoint(tmp_path_factory)
 
 
-def bare_artifact(folders: pytest.TempPathFactory, **changes: object) -> Artifact:
-    folder = make_checkpoint(folders.mktemp("bare") / "bare", **changes)  # type: ignore[arg-type]
-    spec = read_spec(folder)
-    return Artifact(folder, "0" * 64, spec, np.zeros((3, spec.vae.latent_channels + 1), np.float32))
+def bare_checkpoint(folders: pytest.TempPathFactory, **changes: object) -> Checkpoint:
+    return open_checkpoint(make_checkpoint(folders.mktemp("bare") / "bare", **changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
-def oracle(bare: Artifact) -> Model:
+def oracle(bare: Checkpoint) -> Model:
     """`bare` in float32 torch, on the host."""
-    return Model(bare, ClipTokenizer(bare.folder, bare.spec.text), TorchBackend(bare, threads=1))
+    return Model(bare, ClipTokenizer(bare.source, bare.spec.text), TorchBackend(bare, threads=1))

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engines.artifact import Artifact
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels, triton_kernels
 from engines.inpaint import Inpaint
+from pipeline.checkpoint import open_checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
-from pipeline.spec import read_spec
 
 # Of max|x|, in float32: sums in another order, through two evaluations.
 CLOSE = 2e-5
@@ -25,15 +24,15 @@ CLOSE = 2e-5
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    spec = read_spec(folder)
-    artifact = Artifact(folder, "0" * 64, spec, np.zeros((3, spec.vae.latent_channels + 1), np.float32))
+    checkpoint = open_checkpoint(folder)
+    spec = checkpoint.spec
     text, shape = spec.text, spec.latent_shape(spec.defaults.width, spec.defaults.height)
     contexts = np.random.default_rng(1).standard_normal((2, text.tokens, text.width)).astype(np.float32)
     mask = np.linspace(0, 1, shape[1] * shape[2], dtype=np.float32).reshape(shape[1:])
     inpaint = Inpaint(mask, standard_normal(7, shape)[0])
     latents, pixels = {}, {}
     for name, kernels in (("plain", plain_kernels()), ("triton", triton_kernels())):
-        backend = CudaBackend(artifact, "f32", pixels="fast", device="cpu", kernels=kernels)
+        backend = CudaBackend(checkpoint, "f32", pixels="fast", device="cpu", kernels=kernels)
         stepper = backend.stepper(spec.defaults.width, spec.defaults.height, 2, steps=2)
         for seat, (sampler, guidance) in enumerate((("euler_a", 4.0), ("dpmpp_2m", 1.0))):
             run = table(spec.schedule, sampler, 2)

@@ -14,7 +14,7 @@ from pipeline.prompt import read_prompts
 
 @pytest.fixture(scope="module")
 def oracle(model: Model) -> Model:
-    return load(model.artifact, "torch")
+    return load(model.checkpoint, "torch")
 
 
 def test_a_plain_prompt_is_one_call(model: Model) -> None:
@@ -47,7 +47,7 @@ def test_clip_skip_is_transformers(model: Model, oracle: Model) -> None:
     """As diffusers: hidden_states[-(clip_skip + 1)] through the final normalisation."""
     from transformers import CLIPTextModel
 
-    theirs = CLIPTextModel.from_pretrained(model.artifact.folder / "text_encoder", dtype=torch.float32)
+    theirs = CLIPTextModel.from_pretrained(model.checkpoint.path / "text_encoder", dtype=torch.float32)
     ids = model.tokenizer.encode("the red apple").ids
     with torch.inference_mode():
         hidden = theirs(torch.from_numpy(ids[None]), output_hidden_states=True).hidden_states

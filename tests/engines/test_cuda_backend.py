@@ -13,12 +13,12 @@ import torch
 
 from engines import devices, gpu
 from engines import model as choosing
-from engines.artifact import Artifact
 from engines.backend import BackendError, OutOfMemory, Ready, to_pixels
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.generate import latents_of
 from engines.model import Model, load
+from pipeline.checkpoint import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
 
@@ -29,12 +29,12 @@ CLOSE = {"f32": 1e-5, "f16": 1e-2, "bf16": 6e-2}
 class OnCpu(CudaBackend):
     """As `load` makes it on a GPU."""
 
-    def __init__(self, artifact: Artifact, precision: str, threads: int | None, *, pixels: str) -> None:
-        super().__init__(artifact, precision, threads, pixels=pixels, device="cpu", kernels=plain_kernels())
+    def __init__(self, checkpoint: Checkpoint, precision: str, threads: int | None, *, pixels: str) -> None:
+        super().__init__(checkpoint, precision, threads, pixels=pixels, device="cpu", kernels=plain_kernels())
 
 
 @pytest.fixture(scope="module", params=CLOSE)
-def backend(request: pytest.FixtureRequest, bare: Artifact) -> CudaBackend:
+def backend(request: pytest.FixtureRequest, bare: Checkpoint) -> CudaBackend:
     return OnCpu(bare, request.param, None, pixels="fast")
 
 
@@ -90,13 +90,13 @@ def test_a_stepper_s_latents_are_decoded_where_they_are(
     assert np.array_equal(backend.picture(pending).get(), wanted)  # type: ignore[arg-type]
 
 
-def test_the_oracle_s_trajectory(bare: Artifact, oracle: Model) -> None:
+def test_the_oracle_s_trajectory(bare: Checkpoint, oracle: Model) -> None:
     model = Model(bare, oracle.tokenizer, OnCpu(bare, "f32", None, pixels="exact"))
     options = {"seed": 4, "steps": 5, "guidance": 4.0, "sampler": "dpmpp_2m"}
     assert error(latents_of(model, "a cat", "red", **options), latents_of(oracle, "a cat", "red", **options)) < 3e-5
 
 
-def test_a_precision_that_there_is_not(bare: Artifact) -> None:
+def test_a_precision_that_there_is_not(bare: Checkpoint) -> None:
     with pytest.raises(BackendError, match="precision 'int8' is unknown; torch on a GPU does auto, f16, bf16, f32"):
         OnCpu(bare, "int8", None, pixels="fast")
 
@@ -119,7 +119,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_gpu_is_taken_unless_another_device_is_asked_for(
-    bare: Artifact, asked: dict[str, str], name: str, precision: str, pixels: str | None
+    bare: Checkpoint, asked: dict[str, str], name: str, precision: str, pixels: str | None
 ) -> None:
     backend = load(bare, threads=1, **asked).backend  # type: ignore[arg-type]
     assert (backend.name, backend.precision, getattr(backend, "pixels", None)) == (name, precision, pixels)
@@ -127,13 +127,13 @@ def test_a_gpu_is_taken_unless_another_device_is_asked_for(
 
 @pytest.mark.usefixtures("with_gpu")
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_a_backend_of_the_cpu_on_a_gpu(artifact: Artifact, backend: str) -> None:
+def test_a_backend_of_the_cpu_on_a_gpu(checkpoint: Checkpoint, backend: str) -> None:
     with pytest.raises(BackendError, match=f"device cuda: backend {backend} computes on the CPU; torch has the GPU"):
-        load(artifact, backend, device="cuda")
-    assert load(artifact, backend, "f32").backend.name == backend
+        load(checkpoint, backend, device="cuda")
+    assert load(checkpoint, backend, "f32").backend.name == backend
 
 
-def test_a_gpu_that_is_not_here(bare: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_here(bare: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_DRIVER", ())
     with pytest.raises(BackendError, match="device cuda: there is no NVIDIA driver here: install it, or start the"):
         load(bare, device="cuda")
@@ -152,7 +152,7 @@ def test_torch_is_asked_only_where_there_is_a_driver(monkeypatch: pytest.MonkeyP
     assert gpu.cuda_here() == torch.cuda.is_available() and asked == ["engines.cuda_ready"]
 
 
-def test_a_card_is_known_by_its_driver_too(bare: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_card_is_known_by_its_driver_too(bare: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is measured on one driver or torch says nothing of another."""
     file = tmp_path / "version"
     monkeypatch.setattr(gpu, "_DRIVER", (file,))
@@ -187,14 +187,14 @@ def full(*_: object, **__: object) -> None:
         ("engines.cuda_stream.Stream.captured", f"^the text encoder: {ROOM}free the card"),
     ],
 )
-def test_a_load_that_finds_no_room(bare: Artifact, monkeypatch: pytest.MonkeyPatch, where: str, told: str) -> None:
+def test_a_load_that_finds_no_room(bare: Checkpoint, monkeypatch: pytest.MonkeyPatch, where: str, told: str) -> None:
     monkeypatch.setattr(where, full)
     with pytest.raises(OutOfMemory, match=told):
         OnCpu(bare, "f16", None, pixels="fast")
 
 
 @pytest.mark.parametrize("where", ["engines.cuda_stepper.empty_seats", "engines.cuda_stepper.CudaStepper._evaluate"])
-def test_seats_that_find_no_room(bare: Artifact, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_seats_that_find_no_room(bare: Checkpoint, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """At the start, or of a long prompt later: what was made for them is forgotten, and the others go on."""
     backend = OnCpu(bare, "f32", None, pixels="fast")
     backend.stepper(24, 24, 1, steps=1)
@@ -212,7 +212,7 @@ def test_seats_that_find_no_room(bare: Artifact, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_decoder_that_finds_no_room(
-    bare: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bare: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend, latents = OnCpu(bare, "f32", None, pixels="fast"), np.zeros(bare.spec.latent_shape(32, 24), np.float32)
     with monkeypatch.context() as at_this:
@@ -225,7 +225,7 @@ def test_a_decoder_that_finds_no_room(
 
 
 def test_who_waits_for_a_load_sees_it_move(
-    bare: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bare: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         OnCpu(bare, "f32", None, pixels="fast").stepper(24, 24, 2, steps=1)

@@ -12,9 +12,9 @@ import torch
 
 from engines import cuda_ready, gpu, toolchain
 from engines import model as choosing
-from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.model import load, on_gpu
+from pipeline.checkpoint import Checkpoint
 
 # c10/cuda/CUDAFunctions.cpp
 OLD = (
@@ -185,7 +185,7 @@ def test_a_torch_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, error: E
 
 
 def test_auto_says_why_it_takes_the_cpu(
-    bare: Artifact, cuda: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bare: Checkpoint, cuda: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On a machine with a driver: nobody should find out from the seconds a picture takes."""
     cuda.setitem(choosing.BACKENDS, "openvino", (__name__, Nothing.__name__, "cpu"))

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.networks import SD15
-from engines.artifact import Artifact
 from engines.backend import F32
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
@@ -36,10 +35,11 @@ from engines.torch import TorchBackend
 from model import weights
 from model.ops import spread
 from model.unet import Unet
+from pipeline.checkpoint import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, Table, table
 from pipeline.tokenizer import ClipTokenizer
-from tests.engines.conftest import bare_artifact
+from tests.engines.conftest import bare_checkpoint
 from tests.engines.test_stepper import Request, finish, inpaint_of, random_request, sit, table_of
 
 SEATS, STEPS = 4, 8
@@ -132,7 +132,7 @@ def toy_bench(exact: bool, seats: int = SEATS) -> Bench:
 
 def real_bench(model: Model, exact: bool, seats: int = SEATS) -> Bench:
     backend = CudaBackend(
-        model.artifact, "f32", pixels="exact" if exact else "fast", device="cpu", kernels=plain_kernels()
+        model.checkpoint, "f32", pixels="exact" if exact else "fast", device="cpu", kernels=plain_kernels()
     )
     default = model.spec.defaults
 
@@ -286,8 +286,8 @@ def test_a_real_unet_in_company(oracle: Model, exact: bool) -> None:
 
 def test_a_distilled_unet_gets_its_guidance(tmp_path_factory: pytest.TempPathFactory) -> None:
     """LCM: the guidance is embedded beside the timestep, once a table, and a seat has one row."""
-    lcm = bare_artifact(tmp_path_factory, unet={"time_cond_proj_dim": 32})
-    model = Model(lcm, ClipTokenizer(lcm.folder, lcm.spec.text), TorchBackend(lcm, threads=1))
+    lcm = bare_checkpoint(tmp_path_factory, unet={"time_cond_proj_dim": 32})
+    model = Model(lcm, ClipTokenizer(lcm.source, lcm.spec.text), TorchBackend(lcm, threads=1))
     default = model.spec.defaults
     host, stepper = model.backend.stepper(default.width, default.height, SEATS), real_bench(model, exact=False).stepper
     latents = {}
@@ -479,9 +479,9 @@ def test_our_own_bugs_are_assertions(oracle: Model) -> None:
         stepper.sit(0, table(oracle.spec.schedule, "ddim", 20), standard_normal(1, SHAPE), toy_context(""), None, 1.0)
 
 
-def test_the_network_keeps_what_a_step_would_repeat(bare: Artifact) -> None:
+def test_the_network_keeps_what_a_step_would_repeat(bare: Checkpoint) -> None:
     """text, time and denoise together are the UNet."""
-    unet = weights.load_unet(bare.spec, bare.folder)
+    unet = weights.load_unet(bare.spec, bare.path)
     side, text = bare.spec.unet.sample_size, bare.spec.text
     network = TorchNetwork(unet, text.tokens)
     generator = torch.Generator().manual_seed(1)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from engines import cuda_stream
-from engines.artifact import Artifact
 from engines.backend import DeviceError, OutOfMemory
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.cuda_stepper import CudaStepper
 from engines.cuda_stream import Fetched, Mark, OnDevice, Stream
 from engines.model import Model
+from pipeline.checkpoint import Checkpoint
 from tests.engines.test_cuda_stepper import SEATS, SHAPE, STEPS, Toy, toy_sit
 from tests.engines.test_stepper import Request
 
@@ -216,7 +216,7 @@ def test_what_a_failed_device_was_to_write_is_not_freed(monkeypatch: pytest.Monk
     assert [tensor is target for (tensor,) in kept] == [True]
 
 
-def test_a_decode_waits_for_the_step_that_made_its_latents(notes: Notes, bare: Artifact) -> None:
+def test_a_decode_waits_for_the_step_that_made_its_latents(notes: Notes, bare: Checkpoint) -> None:
     """Beside later steps, which may give the seat on: it reads a copy, which is kept for it."""
     backend = CudaBackend(bare, "f32", pixels="fast", device="cpu", kernels=plain_kernels())
     backend._decoding = notes.stream("decodes")

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import networks
-from engines.artifact import Artifact
 from engines.cuda_kernels import plain_kernels, triton_kernels
 from engines.cuda_network import TorchNetwork
 from engines.cuda_ops import KernelOps, fold_biases
 from model import weights
 from model.ops import PLAIN, spread
 from model.unet import Unet
-from tests.engines.conftest import bare_artifact
+from pipeline.checkpoint import Checkpoint
+from tests.engines.conftest import bare_checkpoint
 from tests.engines.test_cuda_folds import SD15, SD21, SDXL, Passes, away, made, use
 from tests.engines.test_cuda_ops import Counted
 from tests.model.test_twins import CLOSE, given
@@ -89,20 +89,20 @@ def test_one_tensor_is_spread_and_nothing_else_is_copied() -> None:
         assert whole[name] >= twins[name], name
 
 
-def test_who_has_twins(bare: Artifact, tmp_path_factory: pytest.TempPathFactory) -> None:
-    tokens, unet = bare.spec.text.tokens, weights.load_unet(bare.spec, bare.folder)
+def test_who_has_twins(bare: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tokens, unet = bare.spec.text.tokens, weights.load_unet(bare.spec, bare.path)
     assert TorchNetwork(unet, tokens).twins
-    lcm = bare_artifact(tmp_path_factory, unet={"time_cond_proj_dim": 32})
-    assert not TorchNetwork(weights.load_unet(lcm.spec, lcm.folder), tokens).twins, "a row has its guidance"
+    lcm = bare_checkpoint(tmp_path_factory, unet={"time_cond_proj_dim": 32})
+    assert not TorchNetwork(weights.load_unet(lcm.spec, lcm.path), tokens).twins, "a row has its guidance"
     nobody = replace(SD15, attention_down=(False,) * 4, attention_up=(False,) * 4, transformer_layers=(0,) * 4)
     assert not TorchNetwork(made(nobody, torch.float32), tokens).twins
 
 
 @torch.inference_mode()
-def test_a_network_takes_half_the_samples(bare: Artifact) -> None:
+def test_a_network_takes_half_the_samples(bare: Checkpoint) -> None:
     """Texts and times are of all rows; rows 2k and 2k + 1 are of row k of the samples."""
     spec, text = bare.spec.unet, bare.spec.text
-    network = TorchNetwork(weights.load_unet(bare.spec, bare.folder), text.tokens)
+    network = TorchNetwork(weights.load_unet(bare.spec, bare.path), text.tokens)
     latents, timesteps, _ = given(spec, 3, 2)
     samples = latents.float()
     texts = torch.stack([network.text(torch.randn(text.tokens, text.width)) for _ in timesteps])

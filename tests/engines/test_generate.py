@@ -16,9 +16,9 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from numpy.typing import NDArray
 
-from engines.artifact import Artifact
 from engines.generate import generate
 from engines.model import Model, load
+from pipeline.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
@@ -41,9 +41,9 @@ def psnr(one: Picture, other: Picture) -> float:
 class Diffusers:
     """diffusers' pipeline of a checkpoint, with generate's arguments."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._pipe: Any = StableDiffusionPipeline.from_pretrained(
-            artifact.folder, dtype=torch.float32, safety_checker=None
+            checkpoint.path, dtype=torch.float32, safety_checker=None
         )
         self._pipe.set_progress_bar_config(disable=True)
         self._config = self._pipe.scheduler.config
@@ -78,24 +78,24 @@ class Diffusers:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    artifact: Artifact
+    checkpoint: Checkpoint
     theirs: Diffusers
     load: Callable[[str, str], Model]
 
 
 @pytest.fixture(scope="module", params=["epsilon", "velocity"])
 def pair(request: pytest.FixtureRequest) -> Pair:
-    name = {"epsilon": "artifact", "velocity": "v_artifact"}[request.param]
-    artifact: Artifact = request.getfixturevalue(name)
+    name = {"epsilon": "checkpoint", "velocity": "v_checkpoint"}[request.param]
+    checkpoint: Checkpoint = request.getfixturevalue(name)
     models: dict[tuple[str, str], Model] = {}
 
     def loaded(backend: str, precision: str) -> Model:
         if (backend, precision) not in models:
             # One thread for torch, which it sets for the whole process.
-            models[backend, precision] = load(artifact, backend, precision, 1 if backend == "torch" else None)
+            models[backend, precision] = load(checkpoint, backend, precision, 1 if backend == "torch" else None)
         return models[backend, precision]
 
-    return Pair(artifact, Diffusers(artifact), loaded)
+    return Pair(checkpoint, Diffusers(checkpoint), loaded)
 
 
 @pytest.mark.parametrize("backend", ["torch", "openvino", "onnxruntime"])
@@ -136,7 +136,7 @@ def test_anything_else_fails_the_same_comparison(pair: Pair, sampler: str) -> No
 
 
 def test_other_sizes_than_the_models_own(pair: Pair) -> None:
-    default = pair.artifact.spec.defaults
+    default = pair.checkpoint.spec.defaults
     size = {"width": default.width + 8, "height": default.height - 8}  # diffusers takes multiples of 8 alone
     asked = {**ASKED, "sampler": "euler", "guidance": 4.0, **size}
     wanted = pair.theirs.generate(**asked)

@@ -21,7 +21,7 @@ from engines.torch import TorchBackend
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, table
 from pipeline.tokenizer import ClipTokenizer
-from tests.engines.conftest import bare_artifact
+from tests.engines.conftest import bare_checkpoint
 from tests.engines.test_cuda_stepper import SEATS, SHAPE, Toy, toy_bench, toy_context
 from tests.engines.test_stepper import latent_shape
 from tests.pipeline.trajectories import THEIRS
@@ -37,14 +37,14 @@ CLOSE = 1e-5
 def four(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Four channels: of any other number diffusers' pipeline says that it is no inpainting model."""
     channels = {"in_channels": 4, "out_channels": 4}
-    bare = bare_artifact(tmp_path_factory, unet=channels, vae={"latent_channels": 4})
-    return Model(bare, ClipTokenizer(bare.folder, bare.spec.text), TorchBackend(bare, threads=1))
+    bare = bare_checkpoint(tmp_path_factory, unet=channels, vae={"latent_channels": 4})
+    return Model(bare, ClipTokenizer(bare.source, bare.spec.text), TorchBackend(bare, threads=1))
 
 
 @pytest.fixture(scope="module")
 def pipe(four: Model) -> Any:
     made: Any = StableDiffusionInpaintPipeline.from_pretrained(
-        four.artifact.folder, safety_checker=None, requires_safety_checker=False, dtype=torch.float32
+        four.checkpoint.path, safety_checker=None, requires_safety_checker=False, dtype=torch.float32
     )
     made.set_progress_bar_config(disable=True)
     # Their own makes every mask black and white; what comes after it does not.

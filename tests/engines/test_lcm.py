@@ -9,20 +9,18 @@ import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline
 
-from engines.artifact import Artifact
 from engines.check import psnr
 from engines.generate import generate
 from engines.model import load
-from export.artifact import export
 from latentd import Client
+from pipeline.checkpoint import Checkpoint, open_checkpoint
 from tests.checkpoints import make_checkpoint
 from tests.serving import address, serving
 
 
 @pytest.fixture(scope="module")
-def lcm(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    checkpoint = make_checkpoint(tmp_path_factory.mktemp("lcm") / "lcm", unet={"time_cond_proj_dim": 32})
-    return export(checkpoint, say=lambda line: None)
+def lcm(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(make_checkpoint(tmp_path_factory.mktemp("lcm") / "lcm", unet={"time_cond_proj_dim": 32}))
 
 
 def diffusers_picture(folder: Path, prompt: str, guidance: float) -> np.ndarray:
@@ -40,9 +38,9 @@ def diffusers_picture(folder: Path, prompt: str, guidance: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
-def test_pictures_are_diffusers_and_guidance_shows(lcm: Artifact, backend: str) -> None:
+def test_pictures_are_diffusers_and_guidance_shows(lcm: Checkpoint, backend: str) -> None:
     model = load(lcm, backend, "f32")
-    wanted = diffusers_picture(lcm.folder, "the red apple", 8.0)
+    wanted = diffusers_picture(lcm.path, "the red apple", 8.0)
     assert wanted.std() > 20
     picture = generate(model, "the red apple", seed=3, steps=4, guidance=8.0, sampler="lcm")
     assert psnr(picture, wanted) > 45
@@ -50,7 +48,7 @@ def test_pictures_are_diffusers_and_guidance_shows(lcm: Artifact, backend: str) 
     assert psnr(other, wanted) < 45
 
 
-def test_a_served_picture_has_one_row_and_the_same_bits(lcm: Artifact) -> None:
+def test_a_served_picture_has_one_row_and_the_same_bits(lcm: Checkpoint) -> None:
     model = load(lcm, "openvino", "f32")
     with serving(model) as server, Client(address(server)) as client:
         (picture,) = client.generate("the red apple", seed=3, steps=4, guidance=8.0, sampler="lcm")

@@ -6,28 +6,28 @@ import sys
 
 import pytest
 
-from engines.artifact import Artifact
 from engines.backend import BackendError
 from engines.model import load
+from pipeline.checkpoint import Checkpoint
 
 
-def test_auto_is_openvino(artifact: Artifact) -> None:
-    model = load(artifact, precision="f32")
+def test_auto_is_openvino(checkpoint: Checkpoint) -> None:
+    model = load(checkpoint, precision="f32")
     assert model.backend.name == "openvino" and model.backend.precision == "f32"
-    assert model.id == "tiny" and model.spec is artifact.spec
-    assert model.tokenizer.room == artifact.spec.text.tokens - 2
+    assert model.id == "tiny" and model.spec is checkpoint.spec
+    assert model.tokenizer.room == checkpoint.spec.text.tokens - 2
 
 
-def test_torch_is_f32(artifact: Artifact) -> None:
-    assert load(artifact, "torch", threads=1).backend.precision == "f32"
+def test_torch_is_f32(checkpoint: Checkpoint) -> None:
+    assert load(checkpoint, "torch", threads=1).backend.precision == "f32"
     with pytest.raises(BackendError, match="precision 'bf16': backend torch is the f32 oracle"):
-        load(artifact, "torch", "bf16", threads=1)
+        load(checkpoint, "torch", "bf16", threads=1)
 
 
 @pytest.mark.parametrize("name", ["cuda", "", "OpenVINO", "os"])
-def test_an_unknown_backend(artifact: Artifact, name: str) -> None:
+def test_an_unknown_backend(checkpoint: Checkpoint, name: str) -> None:
     with pytest.raises(BackendError, match=f"backend {name!r} is unknown; there are: auto, openvino, .*torch"):
-        load(artifact, name)
+        load(checkpoint, name)
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,11 @@ def test_an_unknown_backend(artifact: Artifact, name: str) -> None:
     [("auto", "openvino", "cpu"), ("openvino", "openvino", "cpu"), ("torch", "torch", "export")],
 )
 def test_a_missing_extra_is_named(
-    artifact: Artifact, backend: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, backend: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, f"engines.{module}", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BackendError) as caught:
-        load(artifact, backend)
+        load(checkpoint, backend)
     assert f"backend {module} needs {module}, which is not installed" in str(caught.value)
     assert f"pip install -e '.[{extra}]'" in str(caught.value)

@@ -10,11 +10,11 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from numpy.typing import NDArray
 
-from engines.artifact import Artifact
 from engines.backend import to_pixels
 from engines.generate import generate
 from engines.model import Model, load
 from engines.stepper import HostStepper
+from pipeline.checkpoint import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, table
 from tests.pipeline.trajectories import THEIRS
@@ -29,14 +29,14 @@ LEAST = 45.0  # dB
 
 
 @pytest.fixture(scope="module")
-def tiny(artifact: Artifact) -> Model:
-    return load(artifact, "torch", "f32", threads=1)  # as conftest has it: beside others torch's threads only spin
+def tiny(checkpoint: Checkpoint) -> Model:
+    return load(checkpoint, "torch", "f32", threads=1)  # as conftest has it: beside others torch's threads only spin
 
 
 @pytest.fixture(scope="module")
-def pipe(artifact: Artifact) -> Any:
+def pipe(checkpoint: Checkpoint) -> Any:
     made: Any = StableDiffusionPipeline.from_pretrained(
-        artifact.folder, safety_checker=None, torch_dtype=torch.float32, requires_safety_checker=False
+        checkpoint.path, safety_checker=None, torch_dtype=torch.float32, requires_safety_checker=False
     )
     made.set_progress_bar_config(disable=True)
     made.checkpoints_own = made.scheduler.config

@@ -21,8 +21,8 @@ import onnx
 import pytest
 
 from engines.artifact import GRAPHS, MANIFEST, OPTIONAL_CONFIGS, Artifact, open_artifact
-from engines.external import external_files
 from engines.sealed import sealed
+from graphs.wire import external_files
 from pipeline.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]

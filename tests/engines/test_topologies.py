@@ -15,12 +15,11 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from engines.artifact import Artifact
 from engines.backend import F32, to_pixels
 from engines.check import psnr
 from engines.generate import latents_of
 from engines.model import Model, load
-from export.artifact import export
+from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.samplers import SAMPLERS
 from tests.pipeline.trajectories import THEIRS
 from tests.topologies import TOPOLOGIES, make_topology
@@ -32,17 +31,17 @@ STEPS, GUIDANCE, SEED = 20, 4.0, 11
 
 
 @pytest.fixture(scope="module", params=TOPOLOGIES)
-def topology(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def topology(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     kind: str = request.param
     if kind == "sd1":
-        return request.getfixturevalue("sd1_artifact")
-    return export(make_topology(kind, tmp_path_factory.mktemp(kind) / kind), say=lambda line: None)
+        return request.getfixturevalue("sd1_checkpoint")
+    return open_checkpoint(make_topology(kind, tmp_path_factory.mktemp(kind) / kind))
 
 
 @pytest.fixture(scope="module")
-def pipe(topology: Artifact) -> Any:
+def pipe(topology: Checkpoint) -> Any:
     made: Any = StableDiffusionPipeline.from_pretrained(
-        topology.folder, safety_checker=None, dtype=torch.float32, requires_safety_checker=False
+        topology.path, safety_checker=None, dtype=torch.float32, requires_safety_checker=False
     )
     made.set_progress_bar_config(disable=True)
     made.checkpoints_own = made.scheduler.config
@@ -50,7 +49,7 @@ def pipe(topology: Artifact) -> Any:
 
 
 @pytest.fixture(scope="module")
-def models(topology: Artifact) -> dict[str, Model]:
+def models(topology: Checkpoint) -> dict[str, Model]:
     return {name: load(topology, name, "f32", threads=1) for name in ("torch", "onnxruntime")}
 
 

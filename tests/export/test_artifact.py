@@ -25,6 +25,7 @@ from export.artifact import export
 from export.check import NETWORK_TOLERANCE, TRAJECTORY_TOLERANCE, ExportError, network_error, session
 from export.graph import trace
 from export.networks import NETWORKS
+from export.point import point
 from pipeline.checkpoint.header import stored_tensors
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec, read_spec
@@ -289,8 +290,10 @@ def test_weights_of_other_types_and_in_shards(tmp_path: Path, dtype: torch.dtype
     network, spec = NETWORKS[0], read_spec(checkpoint)
     net, path = network.load(spec, checkpoint), checkpoint / network.graph
     stored = stored_tensors(checkpoint, network.part)
-    path.write_bytes(trace(net, network.inputs(spec), network.outputs(spec), stored, path.parent))
-    graph = onnx.load(path, load_external_data=False).graph
+    model = onnx.load_from_string(trace(network, spec))
+    point(model, stored, path.parent)
+    path.write_bytes(model.SerializeToString())
+    graph = model.graph
     outside = [tensor for tensor in graph.initializer if tensor.external_data]
     assert len(outside) == len(list(net.parameters())) and {tensor.data_type for tensor in outside} == {kind}
     places = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
@@ -305,6 +308,6 @@ def test_a_failed_write_leaves_nothing(checkpoint: Path, monkeypatch: pytest.Mon
 
     before = digests(checkpoint)
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(stage, "trace", lambda *_: b"a graph")
+    monkeypatch.setattr(stage, "trace", lambda *_: onnx.ModelProto(ir_version=10).SerializeToString())
     assert "cannot write" in refusal(checkpoint)
     assert digests(checkpoint) == before

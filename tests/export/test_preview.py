@@ -8,24 +8,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from export.preview import fit_preview, synthetic_picture
 
 from engines.artifact import Artifact
-from export.preview import fit_preview, synthetic_picture
 from pipeline.spec import Spec
 
 
 class Encoder:
-    """Stands for the exported encoder: colours averaged over a latent position, mixed, and some noise."""
+    """Stands for the exported encoder: colours averaged over a latent position, mixed, and some noise, as moments."""
 
     def __init__(self, spec: Spec, noise: float) -> None:
         chance = np.random.default_rng(0)
+        self._vae = spec.vae
         self._factor, self._noise, self._chance = spec.vae.factor, noise, chance
         self._mix = chance.standard_normal((spec.vae.latent_channels, 3)).astype(np.float32)
 
     def run(self, _: None, inputs: dict[str, np.ndarray]) -> list[Any]:
         small = F.avg_pool2d(torch.from_numpy(inputs["picture"]), self._factor).numpy()
         latents = np.einsum("cd,ndhw->nchw", self._mix, small) + 0.7
-        return [latents + self._noise * self._chance.standard_normal(latents.shape, dtype=np.float32)]
+        latents = latents + self._noise * self._chance.standard_normal(latents.shape, dtype=np.float32)
+        mean = latents / np.float32(self._vae.scaling_factor) + np.float32(self._vae.shift_factor)
+        return [np.concatenate([mean, np.full_like(mean, 9)], axis=1)]
 
     def colours(self, latents: np.ndarray) -> np.ndarray:
         """Colours in 0..1 of latents [C, n]."""

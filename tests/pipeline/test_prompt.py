@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.artifact import Artifact
+from pipeline.checkpoint import Checkpoint
 from pipeline.errors import InvalidRequest
 from pipeline.prompt import MOST_CHUNKS, read_prompts, weights_of
 from pipeline.tokenizer import ClipTokenizer
@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
-def tokenizer(artifact: Artifact) -> ClipTokenizer:
-    return ClipTokenizer(artifact.folder, artifact.spec.text)  # 16 tokens: room for 14
+def tokenizer(checkpoint: Checkpoint) -> ClipTokenizer:
+    return ClipTokenizer(checkpoint.source, checkpoint.spec.text)  # 16 tokens: room for 14
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,12 @@ def load(name: str, pixels: str, precision: str, *, dependent: bool = False) -> 
     if name == "SD 2.1":
         spec = dataclasses.replace(spec, text=dataclasses.replace(spec.text, heads=16, layers=23))
     loads: Any = weights  # files hold numbers, which these tensors have not
-    loads.load_text = lambda spec, folder: ClipText(spec.text)
-    loads.load_unet = lambda spec, folder, dtype, ops: Unet(spec.unet, ops).to(dtype)
-    loads.load_vae_decoder = lambda spec, folder, dtype, ops: VaeDecoder(spec.vae, ops).to(dtype)
-    artifact: Any = types.SimpleNamespace(spec=spec, folder=None)
+    loads.load_text = lambda spec, stored: ClipText(spec.text)
+    loads.load_unet = lambda spec, stored, dtype, ops: Unet(spec.unet, ops).to(dtype)
+    loads.load_vae_decoder = lambda spec, stored, dtype, ops: VaeDecoder(spec.vae, ops).to(dtype)
+    checkpoint: Any = types.SimpleNamespace(spec=spec, weights=None)
     return CudaBackend(
-        artifact, precision, pixels=pixels, kernels=triton_kernels(dependent=True) if dependent else None
+        checkpoint, precision, pixels=pixels, kernels=triton_kernels(dependent=True) if dependent else None
     )
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from engines.backend import DeviceError
 from engines.model import Model
@@ -21,6 +22,7 @@ from pipeline.errors import LatentdError
 from pipeline.samplers import SAMPLERS
 from server.app import Server
 from server.settings import Settings, SettingsError
+from tests.server import wire
 from tests.server.held import PATIENCE, Held, raising
 from tests.serving import address, serving
 
@@ -30,7 +32,7 @@ SERVICE = "latentd.v1.Images"
 
 
 def settings(model: Model, **others: Any) -> Settings:
-    return Settings(**{"model": model.artifact.folder, "grpc_port": 0, "metrics_port": 0, **others})
+    return Settings(**{"model": model.checkpoint.path, "grpc_port": 0, "metrics_port": 0, **others})
 
 
 def in_time(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -188,16 +190,28 @@ def test_no_thread_outlives_the_server(model: Model) -> None:
     assert set(threading.enumerate()) <= before
 
 
-def test_reflection_lists_the_services(server: Server) -> None:
-    with grpc.insecure_channel(address(server)) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        ask = reflection_pb2.ServerReflectionRequest
-        requests = [ask(list_services=""), ask(file_containing_symbol=SERVICE), ask(file_by_filename="x")]
-        listed, file, missing = stub.ServerReflectionInfo(iter(requests), timeout=PATIENCE)
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_lists_the_services(version: str, server: Server) -> None:
+    ask = reflection_pb2.ServerReflectionRequest
+    itself = f"grpc.reflection.{version}.ServerReflection"
+    requests = [
+        ask(list_services=""),
+        ask(file_containing_symbol=SERVICE),
+        ask(file_containing_symbol=itself),
+        ask(file_by_filename="x"),
+    ]
+    sent = [request.SerializeToString() for request in requests]
+    answers = wire.send(address(server), f"/{itself}/ServerReflectionInfo", *sent)
+    listed, file, own, missing = map(reflection_pb2.ServerReflectionResponse.FromString, answers)
     names = [service.name for service in listed.list_services_response.service]
-    assert sorted(names) == ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", SERVICE]
+    reflections = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
+    assert sorted(names) == ["grpc.health.v1.Health", *reflections, SERVICE]
     assert b"GenerateRequest" in file.file_descriptor_response.file_descriptor_proto[0]
     assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+    (described,) = own.file_descriptor_response.file_descriptor_proto
+    told = descriptor_pb2.FileDescriptorProto.FromString(described)
+    assert told.package == f"grpc.reflection.{version}" and told.service[0].name == "ServerReflection"
+    assert f".grpc.reflection.{version}.ServerReflectionRequest" == told.service[0].method[0].input_type
 
 
 def test_models_tells_what_absent_fields_mean(server: Server, model: Model, sizes) -> None:

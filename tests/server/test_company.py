@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.artifact import Artifact
 from engines.backend import Denoiser
 from engines.generate import generate
 from engines.model import load
 from latentd import AsyncClient, ServerError
 from latentd.v1 import images_pb2 as pb
+from pipeline.checkpoint import Checkpoint
 from pipeline.samplers import SAMPLERS
 from tests.server.held import Held, wrapped
 from tests.serving import address, serving
@@ -61,8 +61,8 @@ async def ask(client: AsyncClient, asked: dict[str, Any], fate: str, hops: int) 
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_random_mixes_are_bit_identical_to_each_alone(artifact: Artifact, backend: str) -> None:
-    model = load(artifact, backend, "f32")
+def test_random_mixes_are_bit_identical_to_each_alone(checkpoint: Checkpoint, backend: str) -> None:
+    model = load(checkpoint, backend, "f32")
     held = Held(model.backend)
     poison = model.backend.encode(model.tokenizer.encode(POISON).ids)
 

@@ -150,6 +150,13 @@ def test_an_id_that_does_not_belong_into_a_log_is_replaced(asked: str, server: S
     assert made and made != asked and made.isalnum()
 
 
+def test_an_id_that_stands_twice(server: Server) -> None:
+    """A proxy may repeat it; of two that differ neither is taken."""
+    key = "x-request-id"
+    assert told_id(call(server, (key, "one"), (key, "one"), steps=1)) == "one"
+    assert told_id(call(server, (key, "one"), (key, "two"), steps=1)) not in ("one", "two", "")
+
+
 def test_prompts_never_appear_in_the_log(server: Server, caplog) -> None:
     secret = "the apple of my eye"
     with caplog.at_level(logging.DEBUG):

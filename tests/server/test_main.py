@@ -313,6 +313,14 @@ def test_a_bad_setting_is_one_sentence() -> None:
     assert (status, told) == (1, ["latentd: LATENTD_SEATS is 'none'; it takes an integer from 1 to 1024"])
 
 
+def test_a_misspelt_variable_is_a_warning(tmp_path: Path) -> None:
+    environment = {"LATENTD_SEAT": "3", "LATENTD_STEPS": "3", "LATENTD_PORT": "tcp://10.0.0.11:8001"}
+    status, told = ends_with("-m", "server", tmp_path / "nothing", *FREE, environment=environment)
+    assert status == 1 and len(told) == 2
+    sentence = "LATENTD_SEAT is no variable of latentd and is ignored; did you mean LATENTD_SEATS?"
+    assert told[0].endswith(f" WARNING latentd.server {sentence}")
+
+
 def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     status, told = ends_with("-m", "server", "--model", tmp_path / "nothing", *FREE)
     assert (
@@ -331,8 +339,8 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("missing", "told"),
     [
-        ("grpc", "the server needs grpc, which is not installed: pip install -e '.[cpu]' in a clone of latentd"),
-        ("yaml", "the server needs yaml, which is not installed: pip install -e '.[cpu]' in a clone of latentd"),
+        ("grpc", "the server needs grpc, which is not installed: pip install 'latentd[cpu]' (in a clone: '.[cpu]')"),
+        ("yaml", "the server needs yaml, which is not installed: pip install 'latentd[cpu]' (in a clone: '.[cpu]')"),
         (
             "openvino",
             "latentd: backend openvino needs openvino, which is not installed: pip install -e '.[cpu]' in a clone",

@@ -28,7 +28,7 @@ NAMES = {
     "images_total": set(),
     "cancelled_total": {"where"},
     "nan_images_total": set(),
-    "engine_info": {"backend", "precision", "artifact"},
+    "engine_info": {"backend", "precision", "weights"},
 }
 
 
@@ -68,8 +68,7 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         assert sample(server, "queue_seconds_count", **own) == 2
         assert sample(server, "preview_first_seconds_count", **own) == 1
         assert sample(server, "rows_capacity", **own) == 6 and sample(server, "rows_live", **own) == 0
-        artifact = model.artifact.digest[:12]
-        assert sample(server, "engine_info", backend="openvino", precision="f32", artifact=artifact, **own) == 1
+        assert sample(server, "engine_info", backend="openvino", precision="f32", weights=model.digest[:12], **own) == 1
 
 
 def test_a_port_in_use_is_told(model: Model) -> None:

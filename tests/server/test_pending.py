@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.artifact import Artifact
 from engines.backend import F32, DeviceError, Pending, Pixels
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.model import Model
+from pipeline.checkpoint import Checkpoint
 from pipeline.tokenizer import ClipTokenizer
 from server.events import Done, Preview
 from tests.server.held import PATIENCE, Held, eventually, wrapped
@@ -114,10 +114,10 @@ def test_stopping_does_not_wait_for_a_picture(model: Model, decoding: Decoding) 
 
 
 @pytest.fixture(scope="module")
-def cuda(artifact: Artifact) -> Model:
+def cuda(checkpoint: Checkpoint) -> Model:
     """The CUDA backend over CPU tensors, with exact pixels."""
-    backend = CudaBackend(artifact, "f32", pixels="exact", device="cpu", kernels=plain_kernels())
-    return Model(artifact, ClipTokenizer(artifact.folder, artifact.spec.text), backend)
+    backend = CudaBackend(checkpoint, "f32", pixels="exact", device="cpu", kernels=plain_kernels())
+    return Model(checkpoint, ClipTokenizer(checkpoint.source, checkpoint.spec.text), backend)
 
 
 def test_the_cuda_stepper_serves_the_same_bits_in_any_company(cuda: Model) -> None:

@@ -1,0 +1,86 @@
+"""python -m export graphs [--check]: every committed graph is traced again, checked against torch, and compared.
+
+Those of the published models lie in graphs/, those of the test checkpoints in tests/graphs/. A file that is missing is
+written. One that has other bytes than today's tracer gives is never overwritten: it is named, and whoever means the
+change deletes it first. `--check` writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from engines import disk
+from export.check import NETWORK_TOLERANCE, ExportError, relative_error
+from export.committed import SHIPPED, TESTS, committed
+from export.graph import trace
+from export.networks import NETWORKS, Network
+from model.random import init_random
+from model.weights import empty
+from pipeline.errors import LatentdError
+from pipeline.spec import Spec
+
+_SEED = 1
+
+
+class GraphsError(LatentdError):
+    """Committed graphs that are not what the tracer gives."""
+
+
+def run(argv: list[str], say: Callable[[str], None]) -> None:
+    """Errors: GraphsError that names every graph that differs, is missing or is nobody's; ExportError; DiskError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export graphs", description="Trace all committed graphs, check them, and write what is missing."
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a graph is missing or differs")
+    check = parser.parse_args(argv).check
+    faults = []
+    wanted = committed()
+    for path, (name, spec) in wanted.items():
+        (network,) = (network for network in NETWORKS if network.name == name)
+        begun = time.monotonic()
+        graph = trace(network, spec)
+        traced = time.monotonic() - begun
+        error = random_error(network, spec, graph)
+        state = "the same"
+        if not path.is_file():
+            state = "missing" if check else "written"
+            if not check:
+                disk.write_whole(path, graph)
+        elif path.read_bytes() != graph:
+            state = "other bytes"
+        say(f"{path.name}: {len(graph) / 1e3:.0f} kB, {traced:.1f} s, error {error:.1e}, {state}")
+        faults += [f"{path.name} ({state})"] if state in ("missing", "other bytes") else []
+    nobodys = {path for folder in (SHIPPED, TESTS) for path in folder.glob("*.onnx")} - wanted.keys()
+    faults += [f"{path.name} (of no listed spec)" for path in sorted(nobodys)]
+    if faults:
+        raise GraphsError(f"{len(faults)} graphs are not what is committed: {', '.join(faults)}")
+
+
+def random_error(network: Network, spec: Spec, graph: bytes) -> float:
+    """Return max |ONNX Runtime - torch| / max |torch| with random weights. Errors: ExportError past the tolerance.
+
+    The weights go in as the inputs that they are, without a copy, so a UNet of 3.4 GB needs no more than that twice.
+    """
+    net = init_random(empty(lambda: network.build(spec)).to_empty(device="cpu"), _SEED).eval()
+    ports = network.inputs(spec)
+    with torch.inference_mode():
+        results = net(*(port.example for port in ports))
+    wanted = [tensor.numpy() for tensor in (results if isinstance(results, tuple) else (results,))]
+    onnx.checker.check_model(graph)
+    running = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    feeds = {port.name: port.example.numpy() for port in ports}
+    got = running.run(None, feeds | {name: weight.numpy() for name, weight in net.named_parameters()})
+    error = max(relative_error(np.asarray(a), b) for a, b in zip(got, wanted, strict=True))
+    if not error <= NETWORK_TOLERANCE:  # a NaN fails too
+        raise ExportError(
+            f"{network.name}: ONNX Runtime differs from torch by {error:.2e} of the largest value; at most "
+            f"{NETWORK_TOLERANCE:.0e}"
+        )
+    return error

@@ -1,0 +1,54 @@
+"""python -m export trace SPEC.json --network NAME --out FILE: the graph of one network, from its spec alone.
+
+A process of its own for each: what torch holds after a trace ends with it. No checkpoint is read, and no weight.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from engines import disk
+from graphs import NETWORKS
+from pipeline.errors import CheckpointError, LatentdError
+from pipeline.files import parse_json, read_file
+from pipeline.spec_json import spec_from_json
+
+_LARGEST = 1 << 20  # bytes of a spec; SD 1.5's has 1,100
+
+
+class TraceError(LatentdError):
+    """A spec of which no network can be traced."""
+
+
+def run(argv: list[str]) -> None:
+    """Trace, and write the file whole or not at all. Errors: LatentdError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export trace", description="Trace one network of a spec to an ONNX graph without weights."
+    )
+    parser.add_argument("spec", type=Path, help="JSON, as Spec.to_json gives it")
+    parser.add_argument("--network", choices=NETWORKS, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the graph's file")
+    options = parser.parse_args(argv)
+    try:
+        spec = spec_from_json(parse_json(read_file(options.spec, _LARGEST)))
+    except FileNotFoundError:
+        raise CheckpointError(f"{options.spec} is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{options.spec} cannot be read as JSON: {error}") from None
+    from export.graph import trace
+    from export.networks import NETWORKS as TRACED
+
+    (network,) = (network for network in TRACED if network.name == options.network)
+    try:
+        graph = trace(network, spec)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch has a class of its own for each thing that a wrong spec may break
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        reason = next(iter(str(cause).splitlines()), "") or type(cause).__name__
+        raise TraceError(f"the {options.network} of {options.spec} cannot be traced: {reason}") from error
+    disk.make(options.out.absolute().parent)
+    disk.write_whole(options.out, graph)

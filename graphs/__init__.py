@@ -1,0 +1,45 @@
+"""The graphs that ship: what each network computes, without its weights, one file a network and architecture.
+
+A graph is named by the part of the spec that shapes it, so every checkpoint of one architecture finds the same file
+(README.md lists them). Its weights are inputs, told from the true ones by their names (wire.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.spec import Spec
+
+# Each network, and the part of a checkpoint that holds its weights.
+_PARTS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}
+NETWORKS = tuple(_PARTS)
+
+
+def part_of(network: str) -> str:
+    """Return the part of a checkpoint ("text_encoder", "unet" or "vae") with the weights of one of NETWORKS."""
+    return _PARTS[network]
+
+
+def name_of(network: str, spec: Spec) -> str:
+    """Return the file name of `network`'s graph: specs that shape the network alike have the same."""
+    text = json.dumps(_shaping(network, spec), sort_keys=True, separators=(",", ":"))
+    return f"{network}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.onnx"
+
+
+def shipped(network: str, spec: Spec) -> Path | None:
+    """Return the shipped graph of `network`; None where `spec` is of an architecture that has none."""
+    path = Path(__file__).with_name(name_of(network, spec))
+    return path if path.is_file() else None
+
+
+def _shaping(network: str, spec: Spec) -> dict[str, Any]:
+    """Return the fields that shape a graph. One at its default is left out, so that a field that a spec gains later,
+    at the value that means what was done before, renames no graph."""
+    part = {"text_encoder": spec.text, "unet": spec.unet, "vae": spec.vae}[part_of(network)]
+    values = {field.name: (getattr(part, field.name), field.default) for field in fields(part)}
+    values.pop("sample_size", None)  # the size that a UNet was trained at: a graph takes every size
+    return {name: value for name, (value, default) in values.items() if value != default}

@@ -27,7 +27,7 @@ flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ 
 
 .DEFAULT_GOAL := help
 .PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint format bench kernels \
-    gpu-check gpu-wheels trt-check clean graphs wheel
+    gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
@@ -47,10 +47,11 @@ help:
 	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
 	@echo "make wheel                           client, server, graphs and demo model as one wheel, in dist/"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
+	@echo "make gpu-first [OUT=dir]             is anything wrong on this NVIDIA GPU? 150 seconds at most (torch, triton)"
 	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
-	@echo "                                     kernels, networks and the captured step on an NVIDIA GPU (torch, triton)"
+	@echo "                                     how fast it is: the captured step, networks, kernels; under eight minutes"
 	@echo "make gpu-wheels [WHEELS=.whl]        what some sections need besides, for a machine without network"
-	@echo "make trt-check [MODEL=dir]           what TensorRT's own libraries make of our plugins, rung by rung"
+	@echo "make trt-check [MODEL=dir]           what TensorRT's libraries make of our plugins, rung by rung (experimental)"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
 	@echo "make lint | format | proto | clean   as they say"
 
@@ -108,6 +109,9 @@ kernels: $(VENV)/.dev $(VENV)/.triton-3.6
 
 # On the machine's own Python: a GPU machine may have torch and triton, and no network to install anything. OUT= names
 # one more folder for the rows, WHEELS= a folder of wheels (make gpu-wheels) for what else a chosen section needs.
+gpu-first:
+	@$(if $(OUT),OUT='$(OUT)') $(PYTHON) -m benchmarks.gpu_first
+
 gpu-check:
 	@$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
 	    --target '$(WHEELS)/site' '$(WHEELS)'/*.whl && PYTHONPATH='$(WHEELS)/site') \

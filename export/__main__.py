@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except MemoryError:
-        print("there is not enough memory to export", file=sys.stderr)
+        print(f"there is not enough memory for python -m export {' '.join(arguments)}", file=sys.stderr)
         return 1
     return 0
 

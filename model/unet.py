@@ -154,7 +154,7 @@ class _Block(nn.Module):
         super().__init__()
         channels = spec.channels[index]
         shape = {"groups": spec.groups, "ops": ops}
-        self.attends = attends
+        self.ops, self.attends = ops, attends
         if attends:
             self.attentions = nn.ModuleList(
                 SpatialTransformer(
@@ -236,7 +236,7 @@ class _Up(_Block):
 
     def forward(self, x: Tensor, evaluation: Evaluation) -> Tensor:
         for i in range(len(self.resnets)):
-            x = evaluation.joined(x)  # [n, c + c of the skip, h, w]
+            x = evaluation.joined(x, self.ops)  # [n, c + c of the skip, h, w]
             x = self.layer(i, x, evaluation)
         for upsample in self.upsamplers:
             x = upsample(x)  # [n, c, 2h, 2w]

@@ -18,9 +18,9 @@ from pipeline.checkpoint.networks import LARGEST_SIDE, read_text, read_unet, rea
 from pipeline.checkpoint.sampling import read_sampling
 from pipeline.checkpoint.settings import SETTINGS, check_settings
 from pipeline.config import Config
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, InvalidRequest
 from pipeline.networks import TextSpec, UnetSpec, VaeSpec
-from pipeline.samplers import SAMPLERS
+from pipeline.samplers import SAMPLERS, table
 from pipeline.schedule import ScheduleSpec
 from pipeline.source import Source, source_of
 
@@ -92,7 +92,13 @@ def read_spec(checkpoint: Path | Source, remark: Callable[[str], None] = log.war
     if index.distilled or sampling.distilled:  # diffusers' latent-consistency pipeline has these
         defaults = replace(defaults, steps=4, guidance=8.5 if unet.guidance_width else 1.0)
     spec = Spec(text, unet, vae, sampling.schedule, defaults)
-    return spec if settings is None else replace(spec, defaults=_defaults(settings, spec))
+    if settings is not None:
+        spec = replace(spec, defaults=_defaults(settings, spec))
+    try:
+        table(spec.schedule, spec.defaults.sampler, spec.defaults.steps)
+    except InvalidRequest as error:  # every request that names no sampler would fail with this
+        raise CheckpointError(f"{source.path}: its own defaults cannot be drawn: {error}") from None
+    return spec
 
 
 def _defaults(own: Config, spec: Spec) -> Defaults:

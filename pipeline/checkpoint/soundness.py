@@ -70,21 +70,13 @@ def check_types(tensors: Iterable[tuple[str, StoredTensor]]) -> None:
 
 def _sha256(name: str, tensor: StoredTensor, file: MappedFile) -> str:
     check_types([(name, tensor)])
-    sha256, at, end = hashlib.sha256(), tensor.offset, tensor.offset + tensor.length
-    while at < end:
-        wanted = min(_CHUNK, end - at)
-        try:
-            data = file.read(at, wanted)
-        except OSError as error:
-            raise CheckpointError(f"{tensor.path} cannot be read: {error}") from None
-        if len(data) < wanted:
-            raise CheckpointError(f"{tensor.path} became shorter while it was read")
+    sha256 = hashlib.sha256()
+    for data in file.pieces(tensor, _CHUNK):
         if not _finite(data, tensor.dtype):
             raise CheckpointError(
                 f"{tensor.path}: {name} holds NaN or infinite numbers; a model of such weights draws nothing"
             )
         sha256.update(data)
-        at += wanted
     return sha256.hexdigest()
 
 

@@ -91,6 +91,11 @@ class Weights:
             flat = flat.copy()
         return flat.reshape(shape)
 
+    def pieces(self, part: str, name: str, size: int) -> Iterator[bytes]:
+        """Read a tensor's bytes as they are stored, at most `size` at once. Errors: CheckpointError."""
+        tensor = self._parts[part][name]
+        return self._files[tensor.path].pieces(tensor, size)
+
     def is_bfloat16(self, part: str, name: str) -> bool:
         return self._parts[part][name].dtype == "BF16"
 

@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -134,7 +134,8 @@ def real_bench(model: Model, exact: bool, seats: int = SEATS) -> Bench:
     backend = CudaBackend(
         model.checkpoint, "f32", pixels="exact" if exact else "fast", device="cpu", kernels=plain_kernels()
     )
-    default = model.spec.defaults
+    default, modules = model.spec.defaults, cast(Any, backend._networks)
+    modules._networks[1] = TorchNetwork(modules._unet, modules._tokens, twins=True)  # the harder form, off by default
 
     def make(stream: Stream) -> CudaStepper:
         backend._stepping = stream
@@ -501,7 +502,7 @@ def test_stable_diffusion_in_float16_at_its_own_size() -> None:
         unet = Unet(SD15, KernelOps(plain_kernels())).half().requires_grad_(False)
     fold_biases(unet)
     with meta.here():
-        network = TorchNetwork(unet.to(memory_format=torch.channels_last), tokens=77)
+        network = TorchNetwork(unet.to(memory_format=torch.channels_last), tokens=77, twins=True)
     assert (network.text_width, network.time_width) == (77 * 24_960, 20_160)  # docs/gpu.md has them
     stepper = CudaStepper(network, plain_kernels(), (4, 64, 64), 2, 150, meta, meta, exact=False)
     assert round(stepper._groups[0].nbytes / 2 / 1e6, 1) == 30.2, "MB a seat, for up to 150 steps"

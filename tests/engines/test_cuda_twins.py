@@ -91,11 +91,12 @@ def test_one_tensor_is_spread_and_nothing_else_is_copied() -> None:
 
 def test_who_has_twins(bare: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> None:
     tokens, unet = bare.spec.text.tokens, weights.load_unet(bare.spec, bare.weights)
-    assert TorchNetwork(unet, tokens).twins
+    assert TorchNetwork(unet, tokens, twins=True).twins and not TorchNetwork(unet, tokens).twins, "off by default"
     lcm = bare_checkpoint(tmp_path_factory, unet={"time_cond_proj_dim": 32})
-    assert not TorchNetwork(weights.load_unet(lcm.spec, lcm.weights), tokens).twins, "a row has its guidance"
+    lcm_unet = weights.load_unet(lcm.spec, lcm.weights)
+    assert not TorchNetwork(lcm_unet, tokens, twins=True).twins, "a row has its guidance"
     nobody = replace(SD15, attention_down=(False,) * 4, attention_up=(False,) * 4, transformer_layers=(0,) * 4)
-    assert not TorchNetwork(made(nobody, torch.float32), tokens).twins
+    assert not TorchNetwork(made(nobody, torch.float32), tokens, twins=True).twins
 
 
 @torch.inference_mode()

@@ -96,6 +96,14 @@ def test_zero_terminal_snr_is_followed(files: dict[str, Path], tmp_path: Path) -
     )
 
 
+def test_a_file_that_was_distilled_has_lcms_defaults(files: dict[str, Path], tmp_path: Path) -> None:
+    spec, _ = read(
+        written(files["sd1"], tmp_path, {f"{UNET}time_embed.cond_proj.weight": torch.zeros(32, 64)}), tmp_path
+    )
+    assert spec.unet.guidance_width == 64
+    assert (spec.defaults.sampler, spec.defaults.steps, spec.defaults.guidance) == ("lcm", 4, 8.5)
+
+
 @pytest.mark.parametrize(
     ("more", "settings", "zero_snr"),
     [

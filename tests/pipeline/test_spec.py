@@ -275,6 +275,25 @@ def test_numbers_that_do_not_fit_together(
     assert all(word in message for word in (str(checkpoint), *words)), message
 
 
+@pytest.mark.parametrize(
+    ("changes", "own", "words"),
+    [
+        ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, {}, "starts at a timestep without signal"),
+        ({"num_train_timesteps": 20}, {"sampler": "euler", "steps": 21}, "20 timesteps have no room for them"),
+        ({"prediction_type": "sample"}, {"sampler": "pndm"}, "sampler pndm combines predictions of noise or v"),
+        ({}, {"sampler": "lcm", "steps": 51}, "sampler lcm takes 1 to 50"),
+    ],
+)
+def test_defaults_that_cannot_be_drawn(
+    checkpoint: Path, changes: dict[str, Any], own: dict[str, Any], words: str
+) -> None:
+    """Rather at load than with every request that leaves them out."""
+    change(checkpoint, SCHEDULE, **changes)
+    change(checkpoint, OWN, **own)
+    message = refusal(checkpoint)
+    assert message.startswith(f"{checkpoint}: its own defaults cannot be drawn: ") and words in message
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()

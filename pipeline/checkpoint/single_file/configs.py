@@ -19,7 +19,8 @@ from pipeline.errors import CheckpointError
 
 Config = dict[str, Any]
 
-_SCHEDULER = "DPMSolverMultistepScheduler"  # a single file names none: dpmpp_2m, as everywhere that none is named
+# A single file names none: dpmpp_2m, as everywhere that none is named. A UNet that takes its guidance was distilled.
+_SCHEDULER, _DISTILLED = "DPMSolverMultistepScheduler", "LCMScheduler"
 _GROUPS, _HEADS, _HEAD_WIDTH = 32, 8, 64
 
 
@@ -42,12 +43,13 @@ def configs(
     _check_widths(path, "UNet's channels", unet.channels, _GROUPS if family is SD1 else _HEAD_WIDTH)
     _check_widths(path, "VAE's channels", vae.channels, _GROUPS)
     _check_widths(path, "text encoder's width", (text.width,), _HEAD_WIDTH)
+    scheduler = _DISTILLED if unet.guidance_width else _SCHEDULER
     return {
         "text_encoder/config.json": _text(family, text),
         "unet/config.json": _unet(family, unet, side // factor),
         "vae/config.json": _vae(vae, side),
-        "scheduler/scheduler_config.json": _schedule(said),
-        "model_index.json": _index(),
+        "scheduler/scheduler_config.json": _schedule(said, scheduler),
+        "model_index.json": _index(scheduler),
     }
 
 
@@ -121,9 +123,9 @@ def _vae(vae: VaeLayout, side: int) -> Config:
     }
 
 
-def _schedule(said: Trained) -> Config:
+def _schedule(said: Trained, scheduler: str) -> Config:
     return {
-        "_class_name": _SCHEDULER,
+        "_class_name": scheduler,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "beta_start": 0.00085,
@@ -137,12 +139,12 @@ def _schedule(said: Trained) -> Config:
     }
 
 
-def _index() -> Config:
+def _index(scheduler: str) -> Config:
     absent = ("feature_extractor", "image_encoder", "safety_checker")
     return {
         "_class_name": "StableDiffusionPipeline",
         "requires_safety_checker": False,
-        "scheduler": ["diffusers", _SCHEDULER],
+        "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],

@@ -129,8 +129,11 @@ class OpenVinoBackend(HostBackend):
                 model = bound(self._core, self._checkpoint, network)
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
                 engine = self._core.compile_model(model, "CPU", self._config(network))
-                if network in self._any_size:  # it packs its weights when it first runs, at whatever size
-                    side = self.spec.size_multiple // self.spec.vae.factor
+                if network in self._any_size:
+                    # It packs its weights when it first runs, at whatever size. Not at the smallest one, where the
+                    # deepest level has a single position: packed for that, larger pictures came out wrong altogether
+                    # (openvino 2026.4.1). At twice its sides all are right, the smallest too.
+                    side = 2 * self.spec.size_multiple // self.spec.vae.factor
                     small = {name: [side if n < 0 else n for n in shape] for name, shape in shapes.items()}
                     engine.create_infer_request().infer({name: np.zeros(n, np.float32) for name, n in small.items()})
                 return engine

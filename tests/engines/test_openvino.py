@@ -163,6 +163,29 @@ def test_an_engine_of_any_size_computes_what_one_of_one_size_does(
         assert all(dynamic <= 1.2 * fixed for fixed, dynamic in zip(*errors, strict=True)), errors
 
 
+@pytest.mark.parametrize("first", [(1, 1), (1, 2), (2, 1), (6, 6)])
+def test_an_engine_of_any_size_that_sees_the_smallest_first(
+    first: tuple[int, int], checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the deepest level has one position OpenVINO packs weights that are wrong for all larger ones."""
+    unit = checkpoint.spec.size_multiple
+
+    def outputs(small: int, sizes: list[tuple[int, int]]) -> dict[tuple[int, int], F32]:
+        monkeypatch.setattr(module, "_SMALL", small)
+        backend, every = OpenVinoBackend(checkpoint, "f32"), {}
+        for columns, rows in sizes:
+            denoiser = backend.denoiser(columns * unit, rows * unit, 1)
+            _fill(denoiser)
+            denoiser.run([0])
+            every[columns, rows] = denoiser.outputs[0]
+        return every
+
+    sizes = [first, (1, 1), (2, 2), (3, 1), (6, 6), first]
+    static, dynamic = outputs(1 << 30, sizes), outputs(0, sizes)
+    for size, wanted in static.items():
+        assert np.abs(dynamic[size] - wanted).max() <= 1e-5 * np.abs(wanted).max(), size
+
+
 def test_another_lane_is_made_beside_steps(checkpoint: Checkpoint) -> None:
     backend, lanes = OpenVinoBackend(checkpoint, "f32"), list[OpenVinoDenoiser]()
     assert backend.makes_beside

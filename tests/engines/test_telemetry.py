@@ -83,7 +83,9 @@ def test_the_spy_sees_what_openvino_sends_by_itself(watched: Watched) -> None:
 
 
 SESSION = """
-session = onnxruntime.InferenceSession("demo/small-things/text_encoder/model.onnx", providers=["CPUExecutionProvider"])
+from pathlib import Path
+graph = next(Path("graphs").glob("text_encoder-*.onnx"))
+session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 """
 
 
@@ -99,7 +101,7 @@ def test_onnxruntime_knows_the_variable() -> None:
     "code",
     [
         "import engines.openvino",
-        "import engines.openvino_build",
+        "import engines.bound",
         "from engines.builders import BUILDERS; import openvino",
         "import engines.onnxruntime, onnxruntime" + SESSION,
         "import export.check, onnxruntime" + SESSION,

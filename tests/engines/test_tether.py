@@ -10,32 +10,35 @@ from pathlib import Path
 
 import pytest
 
-from engines import first_use, tether
+from engines import exporting, tether
 
 ROOT = Path(__file__).parent.parent.parent
 
-# What starts an export, as a server does. The export stops at its first look at the model and waits for us; its output
-# is the parent's, so that of two dead processes the last one closes it.
+# What starts an export, as a server does. What stands in the stage's place is its own main, which waits for us instead
+# of exporting; its output is the parent's, so that of two dead processes the last one closes it.
 PARENT = """
 import sys
-from engines import first_use
-child = '''
+from pathlib import Path
+from engines import exporting
+exporting._ROOT = Path(sys.argv[1])
+exporting.run_export([])
+"""
+STAGE = f"""
 import sys
+sys.path[0] = {str(ROOT)!r}
 from export import __main__ as export
-def waits(model):
+def waits(arguments):
     print("begun", flush=True)
     sys.stdin.read()
-export.is_single_file = waits
-export.main(["model"])
-'''
-first_use._run([sys.executable, "-c", child], 2)
+export._export = waits
+export.main([])
 """
 
 
-def test_an_export_dies_with_the_server_that_began_it() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as parent:
+def test_an_export_dies_with_the_server_that_began_it(tmp_path: Path) -> None:
+    (tmp_path / "export.py").write_text(STAGE)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], cwd=ROOT, **pipes) as parent:  # type: ignore[call-overload]
         assert parent.stderr and parent.stderr.readline() == b"begun\n"
         parent.kill()
         parent.wait(30)
@@ -43,13 +46,15 @@ def test_an_export_dies_with_the_server_that_began_it() -> None:
         assert parent.stderr.read() == b""
 
 
-def test_a_child_whose_parent_lives_is_left_alone() -> None:
+def test_a_child_whose_parent_lives_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It works on after the parent has told it all, and its own children are told nothing."""
-    code = (
-        "import os, threading; from engines.tether import end_with_parent; end_with_parent(); "
+    (tmp_path / "export.py").write_text(
+        f"import os, sys, threading; sys.path[0] = {str(ROOT)!r}; "
+        "from engines.tether import end_with_parent; end_with_parent(); "
         "assert 'tether' in [t.name for t in threading.enumerate()]; assert 'LATENTD_TETHER' not in os.environ"
     )
-    first_use._run([sys.executable, "-c", code], 2)
+    monkeypatch.setattr(exporting, "_ROOT", tmp_path)
+    exporting.run_export([])
 
 
 @pytest.mark.parametrize("left", ["", "no number", "-1", "1048575"])

@@ -56,33 +56,26 @@ def unknown() -> tuple[str, ...]:
 
 
 def test_an_unknown_user_without_home_is_served(unknown: tuple[str, ...]) -> None:
-    err = served({}, prefix=unknown)
-    assert "cannot make /dev/null/(no home folder is known: set LATENTD_CACHE)/" in err
-
-
-def test_an_unknown_user_with_a_cache_is_served_without_a_warning(unknown: tuple[str, ...], tmp_path: Path) -> None:
-    assert "WARNING" not in served({"LATENTD_CACHE": str(tmp_path / "cache")}, prefix=unknown)
+    assert "WARNING" not in served({}, prefix=unknown), "a server keeps nothing that it would miss"
 
 
 def test_a_home_that_must_not_be_entered(unknown: tuple[str, ...], tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0)
-    err = served({"HOME": str(home)}, prefix=unknown)
-    assert f"cannot make {home}/.cache/latentd/" in err and "Permission denied" in err
+    assert "WARNING" not in served({"HOME": str(home)}, prefix=unknown)
 
 
 @pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME", "LATENTD_CACHE"])
 def test_a_file_where_a_folder_should_be(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    err = served({"HOME": str(tmp_path), name: str(tmp_path / "file")})
-    assert f"cannot make {tmp_path}/file" in err and "Not a directory" in err
+    assert "WARNING" not in served({"HOME": str(tmp_path), name: str(tmp_path / "file")})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_nothing_is_written_outside_the_cache(tmp_path: Path) -> None:
+def test_nothing_is_written(tmp_path: Path) -> None:
     folders = {name: tmp_path / name.lower() for name in ("HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
     for folder in folders.values():
         folder.mkdir()
     cache = tmp_path / "cache"
     served({name: str(folder) for name, folder in folders.items()} | {"LATENTD_CACHE": str(cache)})
-    assert [path for folder in folders.values() for path in folder.rglob("*")] == []
+    assert [path for folder in folders.values() for path in folder.rglob("*")] == [] and not cache.exists()

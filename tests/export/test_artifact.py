@@ -24,6 +24,7 @@ from engines.artifact import FORMAT, GRAPHS, MANIFEST, Artifact, is_artifact, op
 from engines.disk import DiskError
 from engines.graphs import graph_of
 from engines.model import load
+from export.__main__ import main
 from export.artifact import export
 from export.check import NETWORK_TOLERANCE, TRAJECTORY_TOLERANCE, ExportError, network_error, session
 from export.layout import lay_out
@@ -182,6 +183,7 @@ def test_another_tools_manifest_is_no_artifact(folder: Path, artifact: Artifact,
     assert not is_artifact(folder)
     checkpoint = open_checkpoint(folder)
     assert load(checkpoint, "onnxruntime").digest == open_checkpoint(artifact.folder).weights.digest()
+    assert main([str(folder)]) == 1, "without OUT= nothing is written anywhere"
     export(checkpoint, tmp_path / "out", quiet)
     assert state(folder) == before
     assert files(tmp_path / "out").keys() == files(artifact.folder).keys()

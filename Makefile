@@ -11,15 +11,30 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # programs themselves.
 given = $(if $($(1)),--$(2) '$($(1))')
 
+# What may be given on make's command line: the server's settings, all of them, and what the other words take. Anything
+# else is refused, for make would ignore it without a word. tests/test_makefile.py keeps the lists whole.
+SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS HOST GRPC_PORT METRICS_PORT SEATS SIZES \
+    CHUNKS QUEUE_JOBS QUEUE_SECONDS MAX_PROMPT MAX_STEPS MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE CONFIG GRACE WATCHDOG \
+    LOG_FORMAT
+OTHERS := ARCH CHECK LIMIT OUT PYTHON ROWS SAMPLERS SECTIONS SIZE STEPS TORCH_INDEX VENV WHEELS
+on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(filter-out $(SETTINGS) $(OTHERS) $(addprefix LATENTD_,$(SETTINGS) CACHE CACHE_GB),$(on_the_command_line))
+$(if $(unknown),$(error no word of make takes $(unknown); there are: $(sort $(SETTINGS) $(OTHERS))))
+# The settings that are given, before `make` too, but for HOST, which csh puts there; GRPC_PORT=9001 is --grpc-port '9001'.
+settings_given := $(foreach name,$(SETTINGS),$(if $(filter command environment,$(firstword $(origin $(name)))),$(name)))
+settings_given := $(if $(filter environment,$(origin HOST)),$(filter-out HOST,$(settings_given)),$(settings_given))
+flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ a-z-)))
+
 .DEFAULT_GOAL := help
 .PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint format bench kernels \
-    gpu-check gpu-wheels trt-check clean
+    gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
 	@echo "make test                            install what the tests need and run them all"
-	@echo "make serve [MODEL=dir|file.safetensors] [BACKEND=auto] [DEVICE=auto]"
-	@echo "                                     serve over gRPC until SIGTERM"
+	@echo "make serve [MODEL=dir|file.safetensors] [BACKEND=auto] [GRPC_PORT=8001] [SEATS=8] [SIZES=512x512] .."
+	@echo "                                     serve over gRPC until SIGTERM; every setting that"
+	@echo "                                     $(BIN)/python -m server --help lists may be given so"
 	@echo "make onnx MODEL=dir|file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
 	@echo "                                     checkpoint to checked ONNX artifact, which TensorRT's plans are built from"
 	@echo "make engines MODEL=dir BACKEND=tensorrt_rtx|tensorrt [ARCH=sm_89] [ROWS=2,4,8]"
@@ -29,11 +44,14 @@ help:
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
 	@echo "make bench                           start-up, memory and throughput as rows"
+	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
+	@echo "make wheel                           client, server, graphs and demo model as one wheel, in dist/"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
+	@echo "make gpu-first [OUT=dir]             is anything wrong on this NVIDIA GPU? 150 seconds at most (torch, triton)"
 	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
-	@echo "                                     kernels, networks and the captured step on an NVIDIA GPU (torch, triton)"
+	@echo "                                     how fast it is: the captured step, networks, kernels; under eight minutes"
 	@echo "make gpu-wheels [WHEELS=.whl]        what some sections need besides, for a machine without network"
-	@echo "make trt-check [MODEL=dir]           what TensorRT's own libraries make of our plugins, rung by rung"
+	@echo "make trt-check [MODEL=dir]           what TensorRT's libraries make of our plugins, rung by rung (experimental)"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
 	@echo "make lint | format | proto | clean   as they say"
 
@@ -41,9 +59,7 @@ demo: $(VENV)/.cpu
 	@$(BIN)/python -m demo
 
 serve: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
-	@$(BIN)/python -m server $(call given,MODEL,model) $(call given,BACKEND,backend) $(call given,DEVICE,device) \
-	    $(call given,PIXELS,pixels) $(call given,PRECISION,precision) $(call given,PREDICTION,prediction) \
-	    $(call given,ATTENTION,attention)
+	@$(BIN)/python -m server $(call flags,$(settings_given))
 
 onnx: need-model $(VENV)/.export
 	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out) $(call given,PREDICTION,prediction)
@@ -82,6 +98,10 @@ check: need-model $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving
 
+# Graphs that ship, and those of the test checkpoints: equal byte for byte, or it fails and names those that are not.
+graphs: $(VENV)/.dev
+	@$(BIN)/python -m export graphs $(if $(CHECK),--check)
+
 # Every variant of every kernel for every architecture, under both compilers: minutes.
 kernels: $(VENV)/.dev $(VENV)/.triton-3.6
 	$(BIN)/python -m kernels
@@ -89,6 +109,9 @@ kernels: $(VENV)/.dev $(VENV)/.triton-3.6
 
 # On the machine's own Python: a GPU machine may have torch and triton, and no network to install anything. OUT= names
 # one more folder for the rows, WHEELS= a folder of wheels (make gpu-wheels) for what else a chosen section needs.
+gpu-first:
+	@$(if $(OUT),OUT='$(OUT)') $(PYTHON) -m benchmarks.gpu_first
+
 gpu-check:
 	@$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
 	    --target '$(WHEELS)/site' '$(WHEELS)'/*.whl && PYTHONPATH='$(WHEELS)/site') \
@@ -115,8 +138,13 @@ proto:
 	.venv-proto/bin/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. \
 	    protos/latentd/v1/images.proto
 
+# What a machine without a clone installs: pip install 'latentd-...whl[cpu]'; without an extra it is the client alone.
+wheel: $(VENV)/.venv
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 clean:
-	rm -rf $(VENV) .venv-proto demo/out
+	rm -rf $(VENV) .venv-proto demo/out build dist
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -2,7 +2,7 @@
 
 The folders import each other by their own names, `engines` and `server` and so on. Names so general must not lie in
 anybody's site-packages, so the wheel keeps them one level down, and `latentd serve` alone puts that level on the path
-(latentd/serve.py). In a clone, and in an editable install of one, the folders stay where they are.
+(latentd/__main__.py). In a clone, and in an editable install of one, the folders stay where they are.
 """
 
 from setuptools import find_packages, setup

@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from latentd.variables import strangers
+
 
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.command in ("build", "check") and not options.model:
         print("give MODEL, the checkpoint or artifact: a folder, or a .safetensors file", file=sys.stderr)
         return 2
+    for sentence in strangers(os.environ):
+        print(sentence, file=sys.stderr)
     try:
         from pipeline.errors import LatentdError
     except ModuleNotFoundError as error:
@@ -61,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
                 type=Path,
                 nargs="?",
                 default=Path(model) if model else None,
-                help="an artifact, or a checkpoint (exported on first use)",
+                help="a checkpoint, a folder or a .safetensors file, or an artifact",
             )
         return made
 
@@ -72,15 +76,16 @@ def _parser() -> argparse.ArgumentParser:
 
     build = command(
         "build",
-        "build what serving needs ahead of it",
-        "Says what it will build, builds each engine in a process of its own, skips what is built and valid, and ends "
-        "with a table. Run again after a kill: it goes on where it was. Exit status 1 when an engine was not built.",
+        "build TensorRT's plans ahead of serving",
+        "Says what it will build, builds each plan in a process of its own, skips what is built and valid, and ends "
+        "with a table. Run again after a kill: it goes on where it was. Exit status 1 when a plan was not built. "
+        "OpenVINO and ONNX Runtime need nothing built: for them it checks that the weights fit.",
     )
     flag(build, "backend", "auto", "auto, openvino, onnxruntime, tensorrt_rtx, tensorrt (default auto)")
     flag(build, "arch", "", "the card to build for, such as sm_89 (TensorRT; default: this one)", "--target", "--arch")
-    flag(build, "rows", "", "buckets, such as 2,4,8 (TensorRT; on a CPU the numbers of rows whose step is measured)")
+    flag(build, "rows", "", "buckets, such as 2,4,8 (default 2,4,8)")
     flag(build, "sizes", "", "of pictures, such as 512x512,512x768 (default: the model's own)")
-    flag(build, "precision", "auto", "auto, f32, bf16; what the backend has (default auto)")
+    flag(build, "precision", "auto", "auto, f16, bf16, f32 (default auto)")
     flag(build, "chunks", "1", "lengths of prompts, in lengths of the text encoder, such as 1,2,3 (default 1)")
     flag(build, "attention", "native", "native, or triton: our kernels inside the plans of tensorrt (default native)")
 
@@ -90,18 +95,18 @@ def _parser() -> argparse.ArgumentParser:
         "Each network's error, rows alone against rows in company, and whole trajectories, against torch in float32 "
         "(the extra `export`). Exit status 1 when anything is past its tolerance, or nothing can be compared here.",
     )
-    flag(check, "backend", "auto", "auto, openvino, onnxruntime, torch, tensorrt, tensorrt_rtx (default auto)")
+    flag(check, "backend", "auto", "auto, openvino, onnxruntime, torch, experimental: tensorrt, tensorrt_rtx (auto)")
     flag(check, "precision", "auto", "auto, f32, f16, bf16 (default auto)")
     flag(check, "device", "auto", "auto, cpu, cuda (default auto)")
     flag(check, "pixels", "auto", "auto, exact, fast (default auto)")
-    flag(check, "attention", "native", "native or triton: which plans of tensorrt (default native)")
+    flag(check, "attention", "native", "native or triton: which plans of tensorrt (experimental; default native)")
     flag(check, "size", "", "width x height, such as 256x256 (default: the model's own)")
     flag(check, "samplers", "ddim,euler,dpmpp_2m", "separated by commas, or all")
     flag(check, "steps", "20", "default 20")
 
     ladder = command(
         "trt-check",
-        "what of our TensorRT plans works on this machine",
+        "what of our TensorRT plans (experimental) works on this machine",
         "Climbs from TensorRT's import to the whole UNet, each rung in a process of its own, and writes a log for an "
         "issue. Exit status 1 where the UNet does not run.",
     )
@@ -112,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "clean",
         "empty the cache",
-        "Removes the engines, artifacts and measurements in $LATENTD_CACHE, and says what it removed. What a live "
-        "process uses stays.",
+        "Removes the engines, artifacts, graphs and measurements in $LATENTD_CACHE, and says what it removed. What a "
+        "live process uses stays.",
     )
     return parser
 

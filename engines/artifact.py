@@ -16,7 +16,7 @@ from typing import Any
 
 from engines.sealed import Damaged, unsealed
 from graphs.wire import external_files
-from pipeline.checkpoint import SMALL_FILES
+from pipeline.checkpoint.opened import SMALL_FILES
 from pipeline.errors import CheckpointError
 from pipeline.files import parse_json, read_file, regular_size
 from pipeline.spec import Spec, read_spec

@@ -175,13 +175,6 @@ class Backend(Protocol):
         """
         ...
 
-    def making(self, width: int, height: int, chunks: int) -> float | None:
-        """Seconds that such a stepper is expected to take before it is there; None where nothing is known.
-
-        Called by any thread.
-        """
-        ...
-
     def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
         """A stepper's latents to pixels; None where they, or the picture, are not numbers."""
         ...

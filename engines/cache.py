@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import secrets
 import shutil
 import time
@@ -28,14 +29,37 @@ from typing import Any
 from engines import disk, lock
 
 KINDS = ("engines", "artifacts", "graphs", "devices")
+_NOWHERE = Path(os.devnull)  # a file, so that nothing can be made in it
 _STALE = 3600.0  # seconds; a file beside its place is written in far less
 
 
 def cache_folder() -> Path:
-    """$LATENTD_CACHE, else $XDG_CACHE_HOME/latentd, else ~/.cache/latentd; absolute."""
-    if own := os.environ.get("LATENTD_CACHE"):
-        return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "latentd"
+    """$LATENTD_CACHE, else $XDG_CACHE_HOME/latentd if that is absolute (its specification asks so), else
+    ~/.cache/latentd; absolute.
+
+    Where there is no such place, the path of one that cannot be made, root's neither: what need not be kept goes on
+    without, what must be kept fails in a sentence that has this path in it.
+    """
+    if chosen := os.environ.get("LATENTD_CACHE"):
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError:  # ~somebody, who is not known here
+            return _NOWHERE / f"(LATENTD_CACHE is {chosen.replace('/', '|')}, whose home folder is not known)"
+    above = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if above.is_absolute():
+        return above / "latentd"
+    home = _home()
+    return home / ".cache" / "latentd" if home else _NOWHERE / "(no home folder is known: set LATENTD_CACHE)"
+
+
+def _home() -> Path | None:
+    """$HOME, else what passwd says; None for a user id without entry, as containers have them."""
+    if home := os.environ.get("HOME"):
+        return Path(home).absolute()
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return None
 
 
 def key(**parts: Any) -> str:

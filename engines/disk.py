@@ -52,7 +52,7 @@ before: Callable[[str, Path], None] = _nothing
 
 def make(folder: Path) -> None:
     """The folder, and those above it, where they are missing. Errors: DiskError."""
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False where somebody may not look, of which mkdir has the reason
         return
     try:
         before("make", folder)

@@ -25,12 +25,11 @@ from engines.bound import bound
 from engines.cores import available_cores
 from engines.graphs import check_fit
 from engines.host import HostBackend
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 
-_SMALL = (
-    32 << 20
-)  # bytes of a network's weights as they are stored; the demo model's have 5 to 14 MB, SD 1.5's UNet 1.7 GB
+# Bytes of a network's weights as they are stored; the demo model's have 5 to 14 MB, SD 1.5's UNet 1.7 GB.
+_SMALL = 32 << 20
 
 Shape = tuple[int, ...]  # -1 where an engine takes any
 
@@ -75,14 +74,12 @@ class OpenVinoBackend(HostBackend):
         return self._encoder.get_output_tensor(0).data[0].copy()
 
     def decode(self, latents: F32) -> F32:
-        if latents.shape not in self._decoders:
-            shapes = {"latents": (1, *latents.shape)}
-            with self._first_run("vae_decoder", shapes):
-                decoder = self._engine("vae_decoder", shapes).create_infer_request()
-                _infer(decoder, np.zeros((1, *latents.shape), np.float32))
-            self._decoders[latents.shape] = decoder
-        decoder = self._decoders[latents.shape]
-        _infer(decoder, latents[None])
+        shapes = {"latents": (1, *latents.shape)}
+        with self._first_run("vae_decoder", shapes):
+            if latents.shape not in self._decoders:
+                self._decoders[latents.shape] = self._engine("vae_decoder", shapes).create_infer_request()
+            decoder = self._decoders[latents.shape]
+            _infer(decoder, latents[None])
         return decoder.get_output_tensor(0).data[0].copy()
 
     def moments(self, picture: F32) -> F32:
@@ -98,10 +95,6 @@ class OpenVinoBackend(HostBackend):
             if ("unet", tuple(shapes.values())) not in self._ready:
                 denoiser.run([0])
         return denoiser
-
-    def making(self, width: int, height: int, chunks: int) -> float | None:
-        """See Backend.making: a second or two at the most, which the forecast takes for nothing."""
-        return 0.0
 
     def identity(self) -> dict[str, Any]:
         """Return what every bit depends on, whatever the network and its shapes."""
@@ -135,7 +128,12 @@ class OpenVinoBackend(HostBackend):
             with weights.letting_go() if weights.bytes(graphs.part_of(network)) > _SMALL else contextlib.nullcontext():
                 model = bound(self._core, self._checkpoint, network)
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
-                return self._core.compile_model(model, "CPU", self._config(network))
+                engine = self._core.compile_model(model, "CPU", self._config(network))
+                if network in self._any_size:  # it packs its weights when it first runs, at whatever size
+                    side = self.spec.size_multiple // self.spec.vae.factor
+                    small = {name: [side if n < 0 else n for n in shape] for name, shape in shapes.items()}
+                    engine.create_infer_request().infer({name: np.zeros(n, np.float32) for name, n in small.items()})
+                return engine
         except RuntimeError as error:
             raise BackendError(f"openvino cannot compile {network} of {self._checkpoint.path}: {error}") from error
 

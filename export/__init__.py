@@ -1,0 +1,3 @@
+"""Checkpoint to artifact. What ONNX Runtime would report is stopped before it is imported."""
+
+from engines import telemetry as telemetry

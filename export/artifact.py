@@ -30,7 +30,7 @@ from export.layout import lay_out
 from export.networks import NETWORKS, Network
 from export.point import point
 from model.weights import check_weights
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
 from pipeline.tokenizer import ClipTokenizer

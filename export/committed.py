@@ -33,17 +33,21 @@ def published() -> dict[str, Spec]:
     return specs
 
 
-def tested() -> dict[str, Spec]:
-    """Return the spec of every test checkpoint, by a name (tests/graphs/specs.py writes them); none in a wheel."""
+def under_test() -> dict[str, Spec]:
+    """Return a spec with the networks of every test checkpoint, by a name; none in a wheel.
+
+    tests/graphs/specs.py writes the parts of a spec that shape a graph; the others are the demo model's.
+    """
     values = json.loads(_SPECS.read_bytes()) if _SPECS.is_file() else {}
-    return {name: spec_from_json(value) for name, value in values.items()}
+    demo = read_spec(_DEMO).to_json()
+    return {name: spec_from_json(json.loads(json.dumps(demo | parts))) for name, parts in values.items()}
 
 
 def committed() -> dict[Path, tuple[str, Spec]]:
     """Return the network and a spec of each graph that is to be committed, by its path, in the order of networks."""
     places: dict[str, tuple[Path, tuple[str, Spec]]] = {}
     for network in graphs.NETWORKS:
-        for folder, specs in ((SHIPPED, published()), (TESTS, tested())):
+        for folder, specs in ((SHIPPED, published()), (TESTS, under_test())):
             for spec in specs.values():
                 name = graphs.name_of(network, spec)
                 places.setdefault(name, (folder / name, (network, spec)))

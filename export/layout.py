@@ -10,8 +10,8 @@ import struct
 from pathlib import Path
 
 from engines import disk
-from pipeline.checkpoint import Checkpoint
 from pipeline.checkpoint.header import BYTES, StoredTensor
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.checkpoint.parts import STEMS
 from pipeline.checkpoint.weights import Weights
 

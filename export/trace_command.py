@@ -45,7 +45,10 @@ def run(argv: list[str]) -> None:
     except MemoryError:
         raise
     except Exception as error:  # torch has a class of its own for each thing that a wrong spec may break
-        first = (str(error).splitlines() or [""])[0]
-        raise TraceError(f"the {options.network} of {options.spec} cannot be traced: {first or type(error)}") from error
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        reason = next(iter(str(cause).splitlines()), "") or type(cause).__name__
+        raise TraceError(f"the {options.network} of {options.spec} cannot be traced: {reason}") from error
     disk.make(options.out.absolute().parent)
     disk.write_whole(options.out, graph)

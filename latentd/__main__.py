@@ -1,4 +1,4 @@
-"""`python -m latentd "a red apple" -o apple.png`: the command line.
+"""`python -m latentd "a red apple" -o apple.png`: the command line. `latentd serve [MODEL]`: the server.
 
 Exit codes: 0 done, 1 a picture failed or a package is missing, 2 bad usage, 130 Ctrl-C, 141 the reader of stdout left.
 """
@@ -8,16 +8,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line on `argv`, else on the program's own arguments; the exit code."""
     alone = argv is None  # this process is the command line: signals and stdout are ours to close down
+    words = sys.argv[1:] if argv is None else argv
     try:
+        if words[:1] == ["serve"]:  # the prompt "serve" is `latentd -- serve`
+            return _serve(words[1:])
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs what ServerError says in a sentence
         from latentd.command import run  # here, so that Ctrl-C during the imports is caught too
 
-        code = run(sys.argv[1:] if argv is None else argv)
+        code = run(words)
         sys.stdout.flush()
         return code
     except SystemExit as stop:
@@ -37,6 +41,23 @@ def main(argv: list[str] | None = None) -> int:
             # The reader of stdout has gone; what is still buffered must not raise again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # as a process that SIGPIPE ended
+
+
+def _serve(argv: list[str]) -> int:
+    """Run the server that this package came with; nothing of it is imported for anything else."""
+    here = Path(__file__).resolve().parent
+    rooms = here / "rooms", here.parent  # as a wheel has them (setup.py), and as a clone
+    folder = next((each for each in rooms if (each / "server" / "__main__.py").is_file()), None)
+    if folder is None:
+        print(
+            "latentd serve needs the server, and only the client is installed: pip install 'latentd[cpu]'",
+            file=sys.stderr,
+        )
+        return 1
+    sys.path.insert(0, str(folder))  # first: `server` is a common name
+    from server.__main__ import main as serve
+
+    return serve(argv, "latentd serve" if Path(sys.argv[0]).name == "latentd" else "python -m latentd serve")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import grpc
 import grpc.aio
 
 from latentd.channel import channel_options, server_address
-from latentd.errors import ServerError, server_error
+from latentd.errors import ServerError, closed_error, server_error
 from latentd.events import Event, Gathering, event_of
 from latentd.picture import Picture
-from latentd.request import Options, build_request
+from latentd.request import Options, build_request, check_timeout
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 
@@ -27,6 +27,7 @@ class AsyncClient:
     def __init__(self, address: str | None = None) -> None:
         self.address = server_address(address)
         self._channel: grpc.aio.Channel | None = None
+        self._closed = False
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -36,6 +37,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; calls that still run are cancelled."""
+        self._closed = True
         if self._channel is not None:
             await self._channel.close()
 
@@ -64,10 +66,11 @@ class AsyncClient:
         self, prompt: str, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncGenerator[Event, None]:
         """The events of one prompt as they arrive; `aclose` cancels the request. See Client.stream."""
-        return self._events(build_request(prompt, **options), timeout)
+        return self._events(build_request(prompt, **options), check_timeout(timeout))
 
     async def models(self, *, timeout: float | None = 10) -> list[pb.Model]:
         """The models served, with their sizes, samplers, defaults and limits."""
+        timeout = check_timeout(timeout)
         try:
             return list((await self._images().ListModels(pb.ListModelsRequest(), timeout=timeout)).models)
         except grpc.RpcError as error:
@@ -85,6 +88,8 @@ class AsyncClient:
             call.cancel()  # nothing to cancel after the last event
 
     def _images(self) -> Any:
+        if self._closed:
+            raise closed_error()
         # Not in __init__: a channel belongs to the event loop that runs when it is made.
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self.address, options=channel_options(self.address))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
+import re
 
-DEFAULT_ADDRESS = "127.0.0.1:8001"
+DEFAULT_PORT = 8001
+DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 LARGEST_MESSAGE = 64 * 2**20  # bytes; gRPC's own 4 MiB would refuse a 2048x2048 PNG
 KEEPALIVE_MS = 20_000  # notices a dead peer or a NAT that forgot the connection while a request waits
 
@@ -16,15 +20,29 @@ _OPTIONS = [
 
 
 def server_address(address: str | None = None) -> str:
-    """`host:port`: the one given, else $LATENTD_SERVER, else 127.0.0.1:8001. Raises ValueError for a URL."""
+    """`host:port`: the one given, else $LATENTD_SERVER, else 127.0.0.1:8001; a host alone has port 8001.
+
+    gRPC's own names (unix:/path, dns:///host:port) are left as they are. Raises ValueError for what is none of these.
+    """
     chosen = address or os.environ.get("LATENTD_SERVER") or DEFAULT_ADDRESS
     if "://" in chosen and chosen.startswith(("http", "grpc")):
         raise ValueError(f"server address {chosen!r} is a URL; write host:port, such as {DEFAULT_ADDRESS}")
-    return chosen
+    if re.match(r"(unix|unix-abstract|vsock|ipv4|ipv6|dns|xds|passthrough):(?!\d+$)", chosen):
+        return chosen
+    with contextlib.suppress(ValueError):
+        return f"[{ipaddress.IPv6Address(chosen)}]:{DEFAULT_PORT}"
+    match = re.fullmatch(r"(\[[^\s\]]+\]|[^\s:\[\]/]+)(?::(\d+))?", chosen)
+    if not match or not 0 < int(match[2] or DEFAULT_PORT) < 65536:
+        raise ValueError(f"server address {chosen!r} is not host:port, such as {DEFAULT_ADDRESS}")
+    return f"{match[1]}:{match[2] or DEFAULT_PORT}"
+
+
+def is_local(address: str) -> bool:
+    """Whether an address, as server_address gives it, is this machine's."""
+    host = address.rsplit(":", 1)[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.") or address.startswith("unix")
 
 
 def channel_options(address: str) -> list[tuple[str, int]]:
     """gRPC channel options; http_proxy from the environment never stands before a server on this machine."""
-    host = address.rsplit(":", 1)[0].strip("[]")
-    local = host in ("localhost", "::1") or host.startswith("127.")
-    return [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if local else list(_OPTIONS)
+    return [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if is_local(address) else list(_OPTIONS)

@@ -9,10 +9,10 @@ from typing import Unpack
 import grpc
 
 from latentd.channel import channel_options, server_address
-from latentd.errors import ServerError, server_error
+from latentd.errors import ServerError, closed_error, server_error
 from latentd.events import Event, Gathering, event_of
 from latentd.picture import Picture
-from latentd.request import Options, build_request
+from latentd.request import Options, build_request, check_timeout
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 
@@ -20,14 +20,15 @@ from latentd.v1.images_pb2_grpc import ImagesStub
 class Client:
     """A connection to one server, made on the first call; threads may share it.
 
-    address: `host:port`; without it $LATENTD_SERVER, else 127.0.0.1:8001.
-    Every call raises ServerError when the server refuses, fails or does not answer.
+    address: `host:port`, or a host whose server has port 8001; without it $LATENTD_SERVER, else 127.0.0.1:8001.
+    Every call raises ServerError when the server refuses, fails or does not answer, and when this client is closed.
     """
 
     def __init__(self, address: str | None = None) -> None:
         self.address = server_address(address)
         self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
-        self._images = ImagesStub(self._channel)
+        self._stub = ImagesStub(self._channel)
+        self._closed = False
 
     def __enter__(self) -> Client:
         return self
@@ -37,6 +38,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; calls that still run are cancelled."""
+        self._closed = True
         self._channel.close()
 
     def generate(
@@ -50,9 +52,10 @@ class Client:
         """The pictures of one prompt, in order of index.
 
         options: negative_prompt, width, height, steps, guidance, sampler, seed, images, format, preview_every,
-        priority, model; latentd.request.Options says what each means. timeout: seconds for the whole request.
+        priority, model, long_prompt, prompt_weights, clip_skip; latentd.request.Options says what each means.
+        timeout: seconds for the whole request. An empty prompt is allowed.
         on_event sees each event as it arrives; an exception it raises, and Ctrl-C, cancel the request.
-        Raises ServerError (its `pictures` are those that had arrived) and ValueError.
+        Raises ServerError (its `pictures` are those that had arrived), ValueError and TypeError.
         """
         gathering = Gathering()
         try:
@@ -73,17 +76,18 @@ class Client:
 
         Closing the iterator, or letting go of it, cancels the request. Arguments and errors as for `generate`.
         """
-        return self._events(build_request(prompt, **options), timeout)
+        return self._events(build_request(prompt, **options), check_timeout(timeout))
 
     def models(self, *, timeout: float | None = 10) -> list[pb.Model]:
         """The models served, with their sizes, samplers, defaults and limits."""
+        timeout = check_timeout(timeout)
         try:
-            return list(self._images.ListModels(pb.ListModelsRequest(), timeout=timeout).models)
+            return list(self._images().ListModels(pb.ListModelsRequest(), timeout=timeout).models)
         except grpc.RpcError as error:
             raise server_error(error, self.address) from None
 
     def _events(self, request: pb.GenerateRequest, timeout: float | None) -> Generator[Event, None, None]:
-        call = self._images.Generate(request, timeout=timeout)
+        call = self._images().Generate(request, timeout=timeout)
         try:
             for message in call:
                 if (event := event_of(message)) is not None:
@@ -92,3 +96,8 @@ class Client:
             raise server_error(error, self.address) from None
         finally:
             call.cancel()  # nothing to cancel after the last event
+
+    def _images(self) -> ImagesStub:
+        if self._closed:
+            raise closed_error()
+        return self._stub

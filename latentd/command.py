@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -17,16 +18,19 @@ from latentd.events import Event, Preview, Queued
 from latentd.film import Film
 from latentd.names import Place, is_folder, places, try_writing
 from latentd.options import parse
-from latentd.picture import Picture, format_of
-from latentd.progress import Bars, Progress
+from latentd.picture import Picture, Timings, format_of
+from latentd.progress import Bars, Progress, title
 from latentd.request import Options, build_request
 from latentd.terminal import Screen, can_draw
 from latentd.v1 import images_pb2 as pb
+from latentd.variables import strangers
 
 
 def run(argv: Sequence[str]) -> int:
     """One run of the command line; the exit code. Raises SystemExit(2) for bad usage, KeyboardInterrupt for Ctrl-C."""
     options = parse(argv)
+    for sentence in strangers(os.environ):
+        _complain(sentence)
     try:
         client = AsyncClient(options.server)
     except ValueError as error:
@@ -116,14 +120,16 @@ class _Sent:
             pictures = await self._client.generate(prompt, timeout=timeout, on_event=self._event, **asked)
         except ServerError as error:
             pictures = error.pictures
-            retry = f"; try again in {ceil(error.retry_after)} s" if error.retry_after else ""
-            self._complaints.append(error.message + retry)
+            self._complaints.append(_failed(error, self._told.request_id if self._told else ""))
         for picture in pictures:
             place = self._row[picture.index]
             if await self._written(place.picture, picture.save):
-                self._progress.say(f"{place.picture}: {_about(picture, self._told)}")
+                took = _took(picture.timings) if len(self._row) == 1 else ""
+                self._progress.say(f"{place.picture}: {_about(picture, self._told)}{took}")
             if place.film and await self._written(place.film, partial(self._films[picture.index].save, picture)):
                 self._progress.say(f"{place.film}: the film of {place.picture.name}")
+        if len(pictures) > 1:  # the times are of the request, and not each picture's
+            self._progress.say(f"{title(prompt)}: {len(pictures)} pictures{_took(pictures[0].timings)}")
 
     async def _written(self, path: Path, write: Callable[[Path], object]) -> bool:
         try:
@@ -145,15 +151,28 @@ class _Sent:
 
 
 def _about(picture: Picture, told: Queued | None) -> str:
-    """One line on a picture: what draws it again, and where the time went."""
+    """What draws the picture again."""
     words = [f"seed {picture.seed}", f"{picture.width}x{picture.height}"]
     if told:
         words += [f"{told.steps} steps of {told.sampler}", f"guidance {told.guidance:g}"]
-    if took := picture.timings:
-        parts = {"queue": took.queue_ms, "encode": took.encode_ms, "denoise": took.denoise_ms, "decode": took.decode_ms}
-        words += [f"{name} {ms:.0f} ms" for name, ms in parts.items()]
-        words += [f"{took.seats_shared:.1f} seats shared"]
     return ", ".join(words)
+
+
+def _took(took: Timings | None) -> str:
+    """Where a request's time went, to be appended; of several pictures the longest queue and the sums of the rest."""
+    if took is None:
+        return ""
+    parts = {"queue": took.queue_ms, "encode": took.encode_ms, "denoise": took.denoise_ms, "decode": took.decode_ms}
+    words = [f"{name} {ms:.0f} ms" for name, ms in parts.items()]
+    return "".join(f", {word}" for word in (*words, f"{took.seats_shared:.1f} seats shared"))
+
+
+def _failed(error: ServerError, request_id: str = "") -> str:
+    """One line about a failed call: the sentence, when to try again, and what finds it in the server's log."""
+    retry = f"; try again in {ceil(error.retry_after)} s" if error.retry_after else ""
+    request_id = error.request_id or request_id
+    where = f", request {request_id}" if request_id else ""
+    return f"{error.message}{retry} ({error.code.name}{where})"
 
 
 async def _list_models(client: AsyncClient, timeout: float) -> int:
@@ -161,7 +180,7 @@ async def _list_models(client: AsyncClient, timeout: float) -> int:
         async with client:
             models = await client.models(timeout=timeout)
     except ServerError as error:
-        _complain(error.message)
+        _complain(_failed(error))
         return 1
     for model in models:
         print(_described(model))
@@ -178,7 +197,7 @@ def _described(model: pb.Model) -> str:
             f"  sizes     {', '.join(f'{size.width}x{size.height}' for size in model.sizes)}",
             f"  samplers  {', '.join(model.samplers)}",
             f"  limits    {limits.images} pictures, {limits.steps} steps, guidance {limits.guidance:g}, "
-            f"{model.max_tokens} tokens, {limits.prompt_characters} characters",
+            f"{model.max_tokens} tokens, {limits.prompt_characters} characters, clip skip {model.max_clip_skip}",
         ]
     )
 

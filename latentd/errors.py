@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -11,6 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
+
+from latentd.channel import is_local
 
 if TYPE_CHECKING:
     from latentd.picture import Picture
@@ -71,7 +74,7 @@ def server_error(error: Any, address: str) -> ServerError:
 def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
     said = details.lower()
     if code is grpc.StatusCode.UNAVAILABLE and any(words in said for words in _NO_ANSWER):
-        return f"no latentd server answers at {address}; start one with `make serve`"
+        return f"no latentd server answers at {address}{_hint(address)}"
     if code is grpc.StatusCode.UNAVAILABLE and (not said or any(words in said for words in _LOST)):
         return f"the connection to {address} was lost"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and said in _LATE:
@@ -79,6 +82,19 @@ def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
     if code is grpc.StatusCode.UNIMPLEMENTED and (said.startswith("unknown service") or said == "method not found!"):
         return f"the server at {address} is not a latentd server"
     return details or f"the server at {address} ended the call with {code.name}"
+
+
+def closed_error() -> ServerError:
+    """The ServerError of a call on a client that has been closed; its calls that ran then have this code too."""
+    return ServerError(grpc.StatusCode.CANCELLED, "this client is closed")
+
+
+def _hint(address: str) -> str:
+    """How to start a server, for who has one: a clone, or the package with its server; nothing elsewhere."""
+    if not is_local(address):
+        return ""
+    clone = (Path(__file__).parent.parent / "Makefile").is_file()
+    return f"; start one with `{'make serve' if clone else 'latentd serve'}`"
 
 
 def retry_delay(status: bytes) -> float | None:

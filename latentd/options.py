@@ -19,6 +19,8 @@ examples:
   %(prog)s "a red apple" -o apple.png --steps 20 --seed 7
   %(prog)s "a red apple" "a green pear" -o fruit/ --size 512x512 --preview --film fruit.webp
 
+`%(prog)s serve [MODEL]` runs a server (serve --help); the prompt "serve" is %(prog)s -- serve.
+
 Every option is also an environment variable: --steps is LATENTD_STEPS, --list-models is LATENTD_LIST_MODELS=1;
 a flag wins over the variable. What is not said is left to the model's own defaults; --list-models shows them.
 Exit code: 0 done, 1 a picture failed, 2 bad usage, 130 interrupted.
@@ -76,7 +78,12 @@ def _parser() -> _Parser:
     add("--format", choices=FORMATS, default="png", help="of files whose name -o leaves open (default: png)")
     add("--preview", action=on_off, default=False, help="draw the forming picture in the terminal")
     add("--film", type=film_path, metavar="PATH", help="also write the picture forming, as an animated .webp")
-    add("--server", metavar="HOST:PORT", default=DEFAULT_ADDRESS, help=f"where it listens (default: {DEFAULT_ADDRESS})")
+    add(
+        "--server",
+        metavar="HOST[:PORT]",
+        default=DEFAULT_ADDRESS,
+        help=f"where it listens (default: {DEFAULT_ADDRESS})",
+    )
     add("--model", type=model_id, metavar="ID", default="", help="which model, if the server has several")
     add("--priority", type=int, metavar="N", default=0, help="higher is seated first (default: 0)")
     add("--timeout", type=seconds, metavar="SECONDS", help="give up after so long (default: wait)")

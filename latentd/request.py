@@ -5,6 +5,8 @@ Only what the wire cannot carry is refused here: the limits are the server's, an
 
 from __future__ import annotations
 
+from math import inf
+from operator import index
 from typing import TypedDict
 
 from latentd.picture import FORMATS
@@ -53,15 +55,24 @@ def build_request(
     prompt_weights: bool = False,
     clip_skip: int = 0,
 ) -> pb.GenerateRequest:
-    """See Options for meanings and units. Raises ValueError for what a message cannot hold."""
-    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+    """See Options for meanings and units. Raises ValueError for what a message cannot hold, TypeError for another kind.
+
+    An empty prompt is one like any other: what the model draws of itself.
+    """
+    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt), ("model", model)):
         _check_text(name, text)
+    if sampler is not None:
+        _check_text("sampler", sampler)
     counts = {"width": width, "height": height, "steps": steps, "seed": seed, "images": images}
-    for name, value in {**counts, "preview_every": preview_every, "clip_skip": clip_skip}.items():
-        if value is not None and not 0 <= value <= UINT32:
-            raise ValueError(f"{name} {value} is outside 0..{UINT32}")
-    if not -(2**31) <= priority < 2**31:
-        raise ValueError(f"priority {priority} is outside {-(2**31)}..{2**31 - 1}")
+    counts = {name: None if value is None else _whole(name, value, 0, UINT32) for name, value in counts.items()}
+    preview_every = _whole("preview_every", preview_every, 0, UINT32)
+    clip_skip = _whole("clip_skip", clip_skip, 0, UINT32)
+    priority = _whole("priority", priority, -(2**31), 2**31 - 1)
+    if guidance is not None:
+        guidance = _number("guidance", guidance)
+    for name, flag in (("long_prompt", long_prompt), ("prompt_weights", prompt_weights)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is {flag!r}; it takes True or False")
     if format not in _FORMATS:
         raise ValueError(f"format {format!r} is not one of {', '.join(_FORMATS)}")
     return pb.GenerateRequest(
@@ -80,9 +91,40 @@ def build_request(
     )
 
 
+def check_timeout(timeout: float | None) -> float | None:
+    """The seconds that a call may take; None: as long as it takes. Raises TypeError, ValueError."""
+    if timeout is None:
+        return None
+    seconds = _number("timeout", timeout)
+    if not 0 < seconds < inf:
+        raise ValueError(f"timeout {timeout} is not a number of seconds above 0; None waits for as long as it takes")
+    return seconds
+
+
 def _check_text(name: str, text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {text!r}; it takes text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         # Lone surrogates: how Python hands on command-line bytes that are not UTF-8.
         raise ValueError(f"{name} is not valid UTF-8 at character {error.start}") from None
+
+
+def _whole(name: str, value: int, least: int, most: int) -> int:
+    try:
+        number = index(value)  # numpy's integers too
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it takes a whole number") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name} {value} is outside {least}..{most}")
+    return number
+
+
+def _number(name: str, value: float) -> float:
+    if isinstance(value, str | bytes | bool):
+        raise TypeError(f"{name} is {value!r}; it takes a number")
+    try:
+        return float(value)
+    except (TypeError, OverflowError):
+        raise TypeError(f"{name} is {value!r}; it takes a number") from None

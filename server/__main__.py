@@ -9,24 +9,29 @@ import sys
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m server") -> int:
+    """Serve as `argv` says, else the program's own arguments; the exit status. `prog`: what the user called it."""
     try:
         import asyncio
+        import logging
 
         from engines.backend import DeviceError
+        from latentd.variables import strangers
         from pipeline.errors import LatentdError
         from server.app import serve
         from server.logs import start_logging
         from server.settings import read_settings
     except ModuleNotFoundError as error:
         print(
-            f"the server needs {error.name}, which is not installed: pip install -e '.[cpu]' in a clone of latentd",
+            f"the server needs {error.name}, which is not installed: pip install 'latentd[cpu]' (in a clone: '.[cpu]')",
             file=sys.stderr,
         )
         return 1
     try:
-        settings = read_settings(sys.argv[1:] if argv is None else argv)
+        settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ, prog)
         start_logging(settings.log_format)
+        for sentence in strangers(os.environ):
+            logging.getLogger("latentd.server").warning("%s", sentence)
         return asyncio.run(serve(settings))
     except LatentdError as error:
         print(f"latentd: {error}", file=sys.stderr, flush=True)

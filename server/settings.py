@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import re
@@ -15,9 +14,11 @@ from typing import Any
 
 import yaml
 
+from latentd.variables import PREFIX, is_service_link, meant
 from pipeline.checkpoint.single_file import PREDICTIONS
 from pipeline.errors import LatentdError
 from pipeline.prompt import MOST_CHUNKS
+from server.flags import flag, read_flags
 
 
 class SettingsError(LatentdError):
@@ -42,7 +43,7 @@ def _number(least: float, most: float, whole: bool = True) -> tuple[Callable[[st
             raise ValueError
         return value
 
-    return parse, f"{'an integer' if whole else 'a number'} from {least:g} to {most:g}"
+    return parse, f"{'an integer' if whole else 'a number'} from {least:.15g} to {most:.15g}"
 
 
 def _choice(*choices: str) -> tuple[Callable[[str], Any], str]:
@@ -81,7 +82,7 @@ class Settings:
     model: Path = _setting(
         Path(__file__).parent.parent / "demo" / "small-things",
         _PATH,
-        "a checkpoint (folder or .safetensors file, exported on first use) or an artifact; without it, the demo model",
+        "a checkpoint: a folder in diffusers' layout or a .safetensors file; without it, the demo model",
     )
     prediction: str = _setting(
         "auto", _choice("auto", *PREDICTIONS), "of a single file; auto is what it tells, or the settings beside it"
@@ -89,7 +90,7 @@ class Settings:
     backend: str = _setting(
         "auto",
         _choice("auto", "openvino", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx"),
-        "what runs the networks",
+        "what runs the networks; tensorrt and tensorrt_rtx are experimental: no GPU has run them yet",
     )
     device: str = _setting(
         "auto", _choice("auto", "cpu", "cuda"), "where; auto is an NVIDIA GPU if backend torch can use one here"
@@ -104,7 +105,9 @@ class Settings:
         "auto is fast on a GPU; on a CPU all are exact",
     )
     attention: str = _setting(
-        "native", _choice("native", "triton"), "of backend tensorrt's plans: TensorRT's own, or our kernels inside"
+        "native",
+        _choice("native", "triton"),
+        "of backend tensorrt's plans (experimental): TensorRT's own, or our kernels inside",
     )
     host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback reach you unauthenticated")
     grpc_port: int = _setting(8001, _PORT, "0 takes a free one and prints it")
@@ -137,36 +140,31 @@ class Settings:
     log_format: str = _setting("text", _choice("text", "json"), "of the log on stderr")
 
 
-def read_settings(argv: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Errors: SettingsError; SystemExit for --help and for flags that argparse refuses."""
+def read_settings(
+    argv: list[str], environment: Mapping[str, str] = os.environ, prog: str = "python -m server"
+) -> Settings:
+    """Errors: SettingsError; SystemExit for --help, --version and flags that do not exist. `prog`: for their words."""
     fields = dataclasses.fields(Settings)
-    parser = argparse.ArgumentParser(
-        prog="python -m server",
-        description="Serve a latent-diffusion model over gRPC until SIGTERM.",
-        epilog="Every flag is also an environment variable LATENTD_<NAME> (LATENTD_GRPC_PORT) and a key of the YAML "
-        "file (grpc_port). Flags win over the environment, the environment over the file.",
-    )
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of settings (or LATENTD_CONFIG)")
-    for f in fields:
-        kind: _Kind = f.metadata["kind"]
-        told = "" if f.default in ("", ()) else f" (default {_shown(f.default)})"
-        parser.add_argument("--" + f.name.replace("_", "-"), metavar=f.name.upper(), help=kind.help + told)
-    flags = vars(parser.parse_args(argv))
+    flags = read_flags(argv, [(f.name, f.metadata["kind"].takes, _help(f)) for f in fields], prog)
     file = flags.pop("config") or environment.get("LATENTD_CONFIG")
     keys = _read_file(Path(file), {f.name for f in fields}) if file else {}
     values = {}
     for f in fields:
-        name = f"LATENTD_{f.name.upper()}"
-        sources = (
-            ("--" + f.name.replace("_", "-"), flags[f.name]),
-            (name, environment.get(name) or None),
-            (f"{file}: {f.name}", keys.get(f.name)),
-        )
+        name = PREFIX + f.name.upper()
+        variable = environment.get(name) or None
+        if variable and is_service_link(f.name.upper(), variable):
+            variable = None
+        sources = ((flag(f.name), flags[f.name]), (name, variable), (f"{file}: {f.name}", keys.get(f.name)))
         for where, value in sources:
             if value is not None:
                 values[f.name] = _parse(f.metadata["kind"], where, value)
                 break
     return Settings(**values)
+
+
+def _help(f: dataclasses.Field[Any]) -> str:
+    default = "" if f.default in ("", ()) else f"; default {_shown(f.default)}"
+    return f"{f.metadata['kind'].help} [{f.metadata['kind'].takes}{default}]"
 
 
 def _parse(kind: _Kind, where: str, value: Any) -> Any:
@@ -175,6 +173,8 @@ def _parse(kind: _Kind, where: str, value: Any) -> Any:
         return kind.parse(text)
     except ValueError:
         raise SettingsError(f"{where} is {text!r}; it takes {kind.takes}") from None
+    except RuntimeError:  # of Path.expanduser
+        raise SettingsError(f"{where} is {text!r}, and whose home folder that is nobody knows here") from None
 
 
 def _read_file(path: Path, known: set[str]) -> dict[str, Any]:
@@ -184,7 +184,10 @@ def _read_file(path: Path, known: set[str]) -> dict[str, Any]:
         raise SettingsError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict) or set(values) - known:
         unknown = sorted(map(str, set(values) - known)) if isinstance(values, dict) else [repr(values)[:64]]
-        raise SettingsError(f"{path} has unknown keys: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+        near = meant(unknown[0], sorted(known))
+        raise SettingsError(
+            f"{path} has unknown keys: {', '.join(unknown)}{near}; there are: {', '.join(sorted(known))}"
+        )
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from engines.artifact import Artifact
 from engines.model import Model
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 
 # Triton reads it when it is imported, which any test module may do first: kernels run in its interpreter here. Tests
 # that compile are marked `compiled`; tests/test_compiled.py runs them all in a process of their own.
@@ -34,12 +35,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = own
 
 
+def _no_graphs(names: list[str]) -> set[str]:
+    return {name for name in names if not name.endswith(".onnx")}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engines are cached for the session only; no setting of the user's environment reaches a test."""
+    """Engines are cached for the session only; no setting of the user's environment reaches a test.
+
+    The graphs of the test checkpoints (tests/graphs) lie where serving looks for graphs that do not ship.
+    """
     for name in [name for name in os.environ if name.startswith("LATENTD_")]:
         del os.environ[name]
     folder = tmp_path_factory.mktemp("cache")
+    shutil.copytree(Path(__file__).with_name("graphs"), folder / "graphs", ignore=lambda _, names: _no_graphs(names))
     os.environ["LATENTD_CACHE"] = str(folder)
     # Beside ONNX Runtime's and OpenVINO's threads torch's own only spin: 76 s instead of 10 on two cores.
     torch.set_num_threads(1)

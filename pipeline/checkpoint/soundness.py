@@ -40,7 +40,7 @@ def digest_of(tensors: Iterable[tuple[str, StoredTensor]], files: Mapping[Path, 
     named = sorted(tensors, key=lambda pair: (str(pair[1].path), pair[1].offset))  # as a cold disk likes to be read
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
-            hashes = list(pool.map(lambda pair: _sha256(*pair, files[pair[1].path]), named))
+            hashes = list(pool.map(lambda pair: _sha256(pair[0], pair[1], files[pair[1].path]), named))
         except CheckpointError:
             pool.shutdown(cancel_futures=True)
             raise

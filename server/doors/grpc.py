@@ -8,17 +8,17 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import grpc
 from grpc_health.v1 import health, health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest, LatentdError
 from pipeline.samplers import SAMPLERS
 from server.address import joined, refuse_taken
 from server.doors.handlers import handlers
+from server.doors.reflection import reflection_handlers
 from server.events import Done, Event, Image, Preview, Started, Step, Timings
 from server.job import FORMATS, Job, default_size
 from server.service import Accepted, Service, collect
@@ -50,15 +50,11 @@ class GrpcDoor:
         self._images = ImagesServicer(service)
         self._server = grpc.aio.server(options=[*OPTIONS, ("grpc.max_receive_message_length", max_message)])
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._server.add_generic_rpc_handlers(
             (
                 handlers(pb.DESCRIPTOR.services_by_name["Images"], self._images),
                 handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health),
-                handlers(
-                    reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
-                    reflection.aio.ReflectionServicer(names),
-                ),
+                *reflection_handlers((SERVICE, health.SERVICE_NAME)),
             )
         )
 
@@ -202,9 +198,7 @@ class _Call:
         self._started = time.monotonic()
         self._job: Job | None = None
         self._told = False
-        metadata = dict(context.invocation_metadata() or ())
-        asked = str(metadata.get("x-request-id", ""))
-        self.id = asked if re.fullmatch(r"[\w.:-]{1,64}", asked) else secrets.token_hex(6)
+        self.id = _request_id(context.invocation_metadata() or ())
         context.set_trailing_metadata((("x-request-id", self.id),))
 
     def submit(self, request: pb.GenerateRequest) -> Accepted:
@@ -230,6 +224,16 @@ class _Call:
         if self._job is not None:
             self._job.cancel()  # of no effect on a job that is done
             self._job = None  # gRPC's context and what it calls back hold each other
+
+
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The id that the client sent, if it is one and the same wherever it stands; else a new one.
+
+    Of two that differ nobody could tell which one the log has.
+    """
+    sent = {str(value) for key, value in metadata if key == "x-request-id"}
+    chosen = sent.pop() if len(sent) == 1 else ""
+    return chosen if re.fullmatch(r"[\w.:-]{1,64}", chosen) else secrets.token_hex(6)
 
 
 def _event(event: Event, job: Job) -> pb.GenerateEvent:

@@ -35,8 +35,11 @@ class _Malformed:
         self.error = InvalidRequest(f"the request's {size} bytes do not parse as {kind}")
 
 
-def handlers(service: Any, servicer: object) -> grpc.GenericRpcHandler:
-    """All methods of `service`, a ServiceDescriptor, that `servicer` has, by name; the rest stay UNIMPLEMENTED."""
+def handlers(service: Any, servicer: object, name: str = "") -> grpc.GenericRpcHandler:
+    """Handle all methods of `service`, a ServiceDescriptor, that `servicer` has; the rest stay UNIMPLEMENTED.
+
+    `name`: the service's full name for clients, if not its own.
+    """
     made = {}
     for method in service.methods:
         behaviour = getattr(servicer, method.name, None)
@@ -54,7 +57,7 @@ def handlers(service: Any, servicer: object) -> grpc.GenericRpcHandler:
             request_deserializer=_parser(GetMessageClass(method.input_type)),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
-    return grpc.method_handlers_generic_handler(service.full_name, made)
+    return grpc.method_handlers_generic_handler(name or service.full_name, made)
 
 
 def _parser(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import pwd
 import time
 from pathlib import Path
 
 import pytest
 
-from engines import cache, disk, lock
+from engines import cache, devices, disk, lock
 
 
 @pytest.fixture(autouse=True)
@@ -74,5 +75,37 @@ def test_where_it_lies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("LATENTD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache.cache_folder() == tmp_path / "xdg" / "latentd"
+    monkeypatch.setenv("XDG_CACHE_HOME", "xdg")  # relative: to be ignored, says its specification
+    assert cache.cache_folder() == tmp_path / ".cache" / "latentd"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.cache_folder() == tmp_path / ".cache" / "latentd"
+
+
+def test_without_home_it_is_what_passwd_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LATENTD_CACHE")
+    for home in (None, ""):
+        monkeypatch.delenv("HOME", raising=False) if home is None else monkeypatch.setenv("HOME", home)
+        assert cache.cache_folder() == Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache" / "latentd"
+
+
+@pytest.mark.parametrize("chosen", ["", "~nobody-here/cache"])
+def test_without_any_home_nothing_can_be_made_and_the_path_says_why(
+    chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setenv("LATENTD_CACHE", chosen)
+    monkeypatch.delenv("HOME")
+    reason = (
+        "(LATENTD_CACHE is ~nobody-here|cache, whose home folder is not known)"
+        if chosen
+        else ("(no home folder is known: set LATENTD_CACHE)")
+    )
+    assert cache.cache_folder() == Path("/dev/null") / reason
+    with pytest.raises(disk.DiskError) as refused, cache.fresh(cache.cache_folder() / "engines" / "x"):
+        pass
+    assert str(refused.value) == f"cannot make /dev/null/{reason}/engines: Not a directory"
+    devices.remember("a card", {"what": 1}, 2)
+    assert devices.recall("a card", {"what": 1}) is None

@@ -18,7 +18,7 @@ import graphs as shipped_graphs
 from engines import exporting, graphs
 from engines.backend import BackendError
 from engines.graphs import check_fit, graph_of, known_graph
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
 from pipeline.spec_json import spec_from_json

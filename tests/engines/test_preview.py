@@ -14,7 +14,7 @@ import pytest
 from engines.model import Model
 from engines.preview import Preview, fit, synthetic_picture
 from model.weights import load_vae_encoder
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.spec import Spec
 
 

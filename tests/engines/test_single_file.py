@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 from engines.generate import generate
 from engines.model import load
-from pipeline.checkpoint import model_id, open_checkpoint
+from pipeline.checkpoint.opened import model_id, open_checkpoint
 from pipeline.errors import CheckpointError
 from tests.export.original import make_folder, write_original
 
@@ -39,6 +40,7 @@ def test_it_draws_what_diffusers_draws(folder: Path, file: Path, tmp_path: Path)
     from_file: Any = StableDiffusionPipeline.from_single_file
     pipe = from_file(str(file), config=str(folder), local_files_only=True, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)  # as the settings beside the file ask for
     # Both read the published vocabulary: the folder's own is a test's.
     for name, data in checkpoint.small_files().items():
         if name.startswith("tokenizer/"):

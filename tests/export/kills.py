@@ -32,7 +32,7 @@ from tests.checkpoints import make_checkpoint
 
 _RUNS = 5  # kills between two whole runs
 _FIRST_USE = "import sys; from pathlib import Path; from engines.first_use import artifact_of; "
-_FIRST_USE += "from pipeline.checkpoint import open_checkpoint; artifact_of(open_checkpoint(Path(sys.argv[1])))"
+_FIRST_USE += "from pipeline.checkpoint.opened import open_checkpoint; artifact_of(open_checkpoint(Path(sys.argv[1])))"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from export.check import NETWORK_TOLERANCE, TRAJECTORY_TOLERANCE, ExportError, n
 from export.layout import lay_out
 from export.networks import NETWORKS
 from export.point import point
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.checkpoint.weights import Weights
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec

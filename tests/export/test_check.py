@@ -12,7 +12,7 @@ from torch import nn
 from engines.artifact import Artifact
 from export.check import ExportError, network_error, relative_error, session, trajectory_error
 from export.networks import NETWORKS, Network
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.tokenizer import ClipTokenizer
 
 UNET = next(network for network in NETWORKS if network.name == "unet")

@@ -22,7 +22,7 @@ from engines import disk
 from engines.artifact import MANIFEST, Artifact, open_artifact
 from engines.disk import DiskError
 from export.artifact import export
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.checkpoint.weights import Weights
 from tests.pipeline.checkpoint.layouts import files, state
 

@@ -10,7 +10,7 @@ import pytest
 import export.artifact
 from engines.artifact import Artifact
 from export.__main__ import main
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from tests.checkpoints import make_checkpoint
 
 

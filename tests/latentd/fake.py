@@ -114,6 +114,7 @@ class FakeImages(ImagesServicer):
             backend="openvino",
             precision="f32",
             seats=4,
+            max_clip_skip=2,
             limits=pb.Limits(prompt_characters=4096, steps=150, guidance=30, images=8),
         )
         return pb.ListModelsResponse(models=[model])

@@ -156,20 +156,28 @@ def test_an_exception_of_on_event_cancels(call: Any, server: FakeServer) -> None
     assert server.images.cancelled.wait(PATIENCE)
 
 
-@both
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"seed": 2**32}, "seed 4294967296 is outside 0..4294967295"),
-        ({"steps": -1}, "steps -1 is outside 0"),
-        ({"format": "gif"}, "format 'gif' is not one of png, jpeg, webp"),
-        ({"priority": 2**31}, "priority 2147483648 is outside"),
-        ({"negative_prompt": "\udcff"}, "negative_prompt is not valid UTF-8 at character 0"),
-    ],
-)
-def test_what_a_message_cannot_hold_is_refused_here(call: Any, options: dict, words: str, nobody: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        call(nobody, "generate", "an apple", **options)
+@pytest.mark.parametrize("used", [False, True])
+def test_a_closed_client_is_a_server_error(used: bool, server: FakeServer) -> None:
+    client = Client(server.address)
+    if used:
+        client.generate("an apple")
+    client.close()
+    client.close()
+    for method, *arguments in (("generate", "an apple"), ("models",)):
+        with pytest.raises(ServerError, match="^this client is closed$") as caught:
+            getattr(client, method)(*arguments)
+        assert caught.value.code is grpc.StatusCode.CANCELLED
+
+    async def closed() -> None:
+        client = AsyncClient(server.address)
+        if used:
+            await client.generate("an apple")
+        await client.close()
+        for method, *arguments in (("generate", "an apple"), ("models",)):
+            with pytest.raises(ServerError, match="^this client is closed$"):
+                await getattr(client, method)(*arguments)
+
+    asyncio.run(closed())
 
 
 def test_an_unknown_option_is_a_type_error(nobody: str) -> None:

@@ -45,6 +45,16 @@ def test_one_prompt_one_file(server: FakeServer, capsys: pytest.CaptureFixture[s
     assert line.startswith("apple.png: seed 7, 32x16, 4 steps of dpmpp_2m, guidance 7.5, queue 3 ms, encode 41 ms, ")
 
 
+def test_the_times_of_several_pictures_are_told_once(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a red apple", "-o", "apple.png", "--images", "3", "--server", server.address]) == 0
+    *pictures, times = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in pictures] == ["apple-1.png", "apple-2.png", "apple-3.png"]
+    assert not [line for line in pictures if " ms" in line]
+    assert times == (
+        "a red apple: 3 pictures, queue 3 ms, encode 41 ms, denoise 1830 ms, decode 60 ms, 1.5 seats shared"
+    )
+
+
 def test_flags_become_the_request(server: FakeServer) -> None:
     flags = "--negative pear --seed 7 --steps 3 --guidance 4 --sampler ddim --size 16x24 --images 2"
     assert (
@@ -108,6 +118,7 @@ def test_list_models(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["--list-models", "--server", server.address]) == 0
     out = capsys.readouterr().out
     assert "demo  (openvino, f32, 4 seats)" in out and "64x64, 20 steps, guidance 4, ddim" in out
+    assert "4096 characters, clip skip 2\n" in out
 
 
 @pytest.mark.parametrize(
@@ -178,7 +189,9 @@ def test_environment_is_checked_like_flags(capsys: pytest.CaptureFixture[str]) -
 def test_no_server_is_said_once(nobody: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apple", "pear", "--server", nobody]) == 1
     err = capsys.readouterr().err
-    assert err.count(f"latentd: no latentd server answers at {nobody}; start one with `make serve`\n") == 1
+    assert (
+        err.count(f"latentd: no latentd server answers at {nobody}; start one with `make serve` (UNAVAILABLE)\n") == 1
+    )
     assert main(["--list-models", "--server", nobody]) == 1
     assert files() == []
 
@@ -186,19 +199,21 @@ def test_no_server_is_said_once(nobody: str, capsys: pytest.CaptureFixture[str])
 def test_one_refused_prompt_does_not_stop_the_others(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["refuse this", "full house", "an apple", "--server", server.address]) == 1
     err = capsys.readouterr().err
-    assert "latentd: steps 999 is outside 1..150\n" in err
-    assert "latentd: the queue is full; try again in 3 s\n" in err
+    assert "latentd: steps 999 is outside 1..150 (INVALID_ARGUMENT)\n" in err, "a server that named no id"
+    assert "latentd: the queue is full; try again in 3 s (RESOURCE_EXHAUSTED)\n" in err
     assert files() == ["an-apple.png"]
 
 
 def test_pictures_before_an_error_are_written(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nan", "--images", "2", "-o", "a.png", "--server", server.address]) == 1
-    assert files() == ["a-1.png"] and "picture 1 is not a number" in capsys.readouterr().err
+    assert files() == ["a-1.png"]
+    assert "latentd: picture 1 is not a number (INTERNAL, request r1)\n" in capsys.readouterr().err
 
 
 def test_timeout(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["hold", "--timeout", "0.2", "--server", server.address]) == 1
-    assert "the timeout passed" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "the timeout passed before the request was done (DEADLINE_EXCEEDED, request r1)\n" in err, "as Queued said"
 
 
 def test_a_cut_prompt_is_said(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,6 +231,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert text.count('python -m latentd "') == 2 and "LATENTD_STEPS" in text
+    assert "python -m latentd serve [MODEL]` runs a server" in text
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "latentd 0.1.0\n"
 

@@ -18,7 +18,7 @@ from model.ops import PLAIN, PlainOps
 from model.random import init_random
 from model.unet import Unet
 from model.weights import load_text, load_unet, load_vae_decoder, load_vae_encoder
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.spec import read_spec
 from tests.checkpoints import make_checkpoint
 

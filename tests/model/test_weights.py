@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.weights import load_text, load_unet, load_vae_decoder, load_vae_encoder, load_vae_moments
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
 from tests.export.original import make_folder, write_original

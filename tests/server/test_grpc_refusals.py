@@ -84,6 +84,7 @@ def test_text_that_is_not_utf8(number: int, text: bytes, server: Server) -> None
         (wire.CHECK, "grpc.health.v1.HealthCheckRequest"),
         (wire.WATCH, "grpc.health.v1.HealthCheckRequest"),
         (wire.REFLECTION, "grpc.reflection.v1alpha.ServerReflectionRequest"),
+        (wire.REFLECTION_V1, "grpc.reflection.v1alpha.ServerReflectionRequest"),
     ],
 )
 def test_bytes_that_are_no_message(method: str, kind: str, nonsense: bytes, server: Server) -> None:

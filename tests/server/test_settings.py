@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from server.flags import GROUPS, flag
 from server.settings import Settings, SettingsError, read_settings
 
 
@@ -71,7 +72,8 @@ def test_a_bad_value_in_the_file_names_file_and_key(file: Path) -> None:
 @pytest.mark.parametrize("written", ["seat: 3", "seats: 3\nbogus: 1\nseat: 2"])
 def test_unknown_keys_are_named_beside_those_there_are(written: str, file: Path) -> None:
     file.write_text(written)
-    with pytest.raises(SettingsError, match=r"has unknown keys: (bogus, )?seat; there are: .*seats, sizes"):
+    told = r"has unknown keys: (bogus, )?seat(; did you mean seats\?)?; there are: .*seats, sizes"
+    with pytest.raises(SettingsError, match=told):
         read_settings(["--config", str(file)], {})
 
 
@@ -104,10 +106,65 @@ def test_brackets_of_an_ipv6_host_are_dropped() -> None:
     assert read_settings(["--host", "[::1]"], {}).host == "::1"
 
 
-def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        read_settings(["--help"], {})
-    told = capsys.readouterr().out
-    assert ended.value.code == 0
-    for name in Settings.__dataclass_fields__:
-        assert "--" + name.replace("_", "-") in told
+def ended(capsys: pytest.CaptureFixture[str], *argv: str, prog: str = "python -m server") -> tuple[object, str, str]:
+    """Exit status, stdout and stderr of a command line that ends the program."""
+    with pytest.raises(SystemExit) as stop:
+        read_settings([*argv], {}, prog)
+    return (stop.value.code, *capsys.readouterr())
+
+
+def test_help_has_every_setting_in_one_group_with_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = ended(capsys, "--help")
+    assert status == 0
+    told, lines = " ".join(out.split()), out.splitlines()
+    for name, f in Settings.__dataclass_fields__.items():
+        assert sum(line.startswith(f"  {flag(name)} ") for line in lines) == 1
+        assert f"[{f.metadata['kind'].takes}" in told, name
+        assert sum(name in names for names in GROUPS.values()) == 1, f"{name} belongs into a group"
+    assert "[one of auto, f16, bf16, f32; default auto]" in told
+    assert "[an integer from 1 to 1000000; default 256]" in told and "[a number from 0 to 86400; default 30]" in told
+    assert [line for line in lines if line.endswith(":") and not line.startswith(" ")][2:] == [f"{g}:" for g in GROUPS]
+    assert "more:" not in lines and "usage: python -m server [MODEL] [--flag VALUE ..]" in lines
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(capsys, "--version") == (0, "latentd 0.1.0\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--seat", "3"], "there is no flag --seat; did you mean --seats?"),
+        (["--grpcport=3", "--seats", "3"], "there is no flag --grpcport; did you mean --grpc-port?"),
+        (["--SEATS", "3"], "there is no flag --SEATS; did you mean --seats?"),
+        (["--xyz"], "there is no flag --xyz"),
+        (["--seats"], "argument --seats: expected one argument"),
+        (["a", "b"], "one model is served, and 'b' is more than that"),
+        (["a", "--model", "b"], "the model is given twice, as MODEL and as --model"),
+    ],
+)
+def test_a_bad_command_line_is_one_line(argv: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"latentd serve: {told} (see --help)\n"
+    assert ended(capsys, *argv, prog="latentd serve") == (2, "", line)
+
+
+def test_the_model_is_a_flag_or_stands_alone(file: Path) -> None:
+    file.write_text("model: from-the-file")
+    environment = {"LATENTD_CONFIG": str(file)}
+    assert read_settings([], environment).model == Path("from-the-file")
+    environment["LATENTD_MODEL"] = "from-the-environment"
+    assert read_settings([], environment).model == Path("from-the-environment")
+    for argv in (["mine", "--seats", "2"], ["--seats", "2", "mine"], ["--model", "mine", "--seats", "2"]):
+        settings = read_settings(argv, environment)
+        assert (settings.model, settings.seats) == (Path("mine"), 2)
+
+
+def test_a_service_of_kubernetes_is_no_setting() -> None:
+    """A Service named latentd-grpc puts LATENTD_GRPC_PORT=tcp://.. into every container of its namespace."""
+    assert read_settings([], {"LATENTD_GRPC_PORT": "tcp://10.0.0.11:8001"}).grpc_port == 8001
+    assert read_settings([], {"LATENTD_GRPC_PORT": "9001"}).grpc_port == 9001
+
+
+def test_a_home_that_nobody_knows_is_told() -> None:
+    with pytest.raises(SettingsError, match="^--model is '~nobody-here/m', and whose home folder that is nobody knows"):
+        read_settings(["--model", "~nobody-here/m"], {})

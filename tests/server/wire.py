@@ -14,6 +14,7 @@ BLOCKING = "/latentd.v1.Images/GenerateBlocking"
 MODELS = "/latentd.v1.Images/ListModels"
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
+REFLECTION_V1 = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 

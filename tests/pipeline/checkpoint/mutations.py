@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from model.weights import check_weights
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.errors import LatentdError
 from pipeline.samplers import table
 from pipeline.tokenizer import ClipTokenizer

@@ -326,7 +326,7 @@ def test_nested_nearly_too_deep(checkpoint: Path, deep: int) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("merges.txt", "#version: 0.2\nzzz yyy\n", "does not fit vocab.json"),
+        ("merges.txt", "#version: 0.2\nzzz yyy\n", "do not fit its tokens"),
         ("merges.txt", "#version: 0.2\nt h e\n", "cannot be read"),
         ("merges.txt", "\udcff", "cannot be read"),
         ("merges.txt", None, "merges.txt has 17825792 bytes; latentd reads at most 16777216"),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.weights import check_weights, load_text, load_vae_decoder, load_vae_encoder
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.checkpoint.parts import weight_files
 from pipeline.errors import CheckpointError
 from tests.checkpoints import make_checkpoint

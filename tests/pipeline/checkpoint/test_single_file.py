@@ -18,11 +18,12 @@ from model.clip import ClipText
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeEncoder
 from model.weights import check_weights
-from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoint.header import StoredTensor
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.checkpoint.single_file.configs import configs
 from pipeline.checkpoint.single_file.kinds import SD1, SD2, UNET, VAE, recognise
 from pipeline.checkpoint.single_file.layout import Shapes, text_layout, unet_layout, vae_layout
+from pipeline.checkpoint.single_file.marks import Trained
 from pipeline.spec import read_spec
 from tests.export.original import PARTS, Weights, folder_weights, make_folder, original_weights, write_original
 
@@ -122,7 +123,7 @@ def test_at_full_width_the_configs_are_the_published_ones(kind: str, tmp_path: P
         vae_layout(Shapes(file, tensors, VAE)),
         text_layout(Shapes(file, tensors, prefix), family),
     )
-    for name, values in configs(file, family, *layouts, PREDICTION[kind]).items():
+    for name, values in configs(file, family, *layouts, Trained(PREDICTION[kind], zero_snr=False)).items():
         (folder / name).write_text(json.dumps(values))
     assert read_spec(folder) == spec
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.__main__ import main
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import CheckpointError
 from tests.export.original import Weights, make_folder, write_original
 from tests.pipeline.checkpoint.layouts import state
@@ -93,7 +93,13 @@ def test_what_a_tensor_tells(files: dict[str, Path], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("[1]", "JSON object"), ("{", "JSON"), ('{"prediction": "v"}', "prediction is 'v'; it must be one of epsilon")],
+    [
+        ("[1]", "JSON object"),
+        ("{", "JSON"),
+        ('{"prediction": "v"}', 'prediction is "v"; latentd does epsilon, v_prediction'),
+        ('{"rescale_betas_zero_snr": 1}', "rescale_betas_zero_snr is 1; it must be true or false"),
+        ('{"predicton": "epsilon"}', 'predicton is "epsilon"; did you mean prediction?'),
+    ],
 )
 def test_bad_settings_beside_the_file(files: dict[str, Path], tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "m.safetensors"

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from model.weights import check_weights
-from pipeline.checkpoint import open_checkpoint
 from pipeline.checkpoint.mapping import Mapping as MappedFile
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.checkpoint.weights import Weights, named_tensors
 from pipeline.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
@@ -200,7 +200,7 @@ import sys
 from pathlib import Path
 from engines.generate import generate
 from engines.model import load
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 for path in sys.argv[1:]:
     model = load(open_checkpoint(Path(path)), "openvino", "f32")
     picture = generate(model, "a red apple", steps=1, width=32, height=32)

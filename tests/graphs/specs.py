@@ -1,0 +1,55 @@
+"""The test checkpoints whose graphs are committed here; what shapes these is in specs.json, for `make graphs`.
+
+python -m tests.graphs.specs writes that file after one of the checkpoints was changed; a test says when that is due.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+from pipeline.spec import Spec, read_spec
+from tests.checkpoints import VELOCITY, make_checkpoint
+from tests.export.original import make_folder
+from tests.topologies import TOPOLOGIES, VAE
+
+SPECS = Path(__file__).with_name("specs.json")
+# Each writes a checkpoint into the folder that it is given.
+CHECKPOINTS: dict[str, Callable[[Path], object]] = {
+    "sd1": lambda folder: make_checkpoint(folder, kind="sd1"),
+    "sd2": lambda folder: make_checkpoint(folder, kind="sd2"),
+    "velocity": lambda folder: make_checkpoint(folder, **VELOCITY),
+    "lcm": lambda folder: make_checkpoint(folder, unet={"time_cond_proj_dim": 32}),
+    "plugins": lambda folder: make_checkpoint(folder, unet={"block_out_channels": [64, 80], "attention_head_dim": 2}),
+    "topology sd1": lambda folder: make_checkpoint(folder, vae=VAE, **TOPOLOGIES["sd1"]),
+    "topology sd2": lambda folder: make_checkpoint(folder, vae=VAE, **TOPOLOGIES["sd2"]),
+    "original sd1": lambda folder: make_folder(folder, "sd1"),
+    "original sd2": lambda folder: make_folder(folder, "sd2"),
+    "original sd1, 2 levels": lambda folder: make_folder(folder, "sd1", levels=2),
+    "original sd2, 2 levels": lambda folder: make_folder(folder, "sd2", levels=2),
+    "original sd2, 2 levels of 1 layer": lambda folder: make_folder(folder, "sd2", levels=2, layers=1),
+}
+
+
+def made() -> dict[str, Spec]:
+    """Return the spec of each of CHECKPOINTS, read from its configs; its weights are not written."""
+    specs = {}
+    with patch("tests.checkpoints._write_weights"), patch("tests.export.original._stir"):
+        for name, make in CHECKPOINTS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                make(Path(folder))
+                specs[name] = read_spec(Path(folder))
+    return specs
+
+
+def text_of(specs: dict[str, Spec]) -> str:
+    """Return what specs.json should hold: of each spec the parts that shape graphs, a spec a line."""
+    parts = {name: {part: spec.to_json()[part] for part in ("text", "unet", "vae")} for name, spec in specs.items()}
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(part)}" for name, part in parts.items()) + "\n}\n"
+
+
+if __name__ == "__main__":
+    SPECS.write_text(text_of(made()))

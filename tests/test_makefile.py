@@ -1,0 +1,82 @@
+"""What is given on make's command line reaches the program, or is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+    return subprocess.run(
+        ["make", "--dry-run", *arguments],
+        cwd=ROOT,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def served(*arguments: str, **environment: str) -> str:
+    """The flags with which `make serve` would start the server."""
+    done = make("serve", *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].partition("python -m server")[2].strip()
+
+
+def test_every_setting_of_the_server_reaches_it() -> None:
+    names = [*Settings.__dataclass_fields__, "config"]
+    flags = served(*(f"{name.upper()}=1 2" for name in names))
+    assert flags.count("--") == len(names)
+    for name in names:
+        assert f"--{name.replace('_', '-')} '1 2'" in flags
+
+
+def test_before_make_is_given_too_except_what_shells_set() -> None:
+    assert served(MODEL="a", GRPC_PORT="9001", HOST="my-machine") == "--model 'a' --grpc-port '9001'"
+    assert served("HOST=::1", HOST="my-machine") == "--host '::1'"
+    assert served() == served(LATENTD_SEATS="3") == served("LATENTD_SEATS=3") == ""
+
+
+@pytest.mark.parametrize("word", ["serve", "check", "test", "help"])
+def test_a_variable_that_no_word_takes_is_refused_with_the_list(word: str) -> None:
+    done = make(word, "SEAT=3", "MODEL=a")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "no word of make takes SEAT; there are: ARCH ATTENTION " in done.stderr and " SEATS " in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("gpu-check", "OUT=a", "LIMIT=3", "SECTIONS=all", "WHEELS=w", "PYTHON=python3.11"),
+        ("check", "MODEL=a", "SIZE=64x64", "SAMPLERS=all", "STEPS=3"),
+        ("engines", "MODEL=a", "ARCH=sm_89", "ROWS=2", "SIZES=64x64", "TORCH_INDEX=https://example.org"),
+        ("-j2", "-s", "setup"),
+    ],
+)
+def test_what_the_words_take_is_not(arguments: tuple[str, ...]) -> None:
+    done = make(*arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def test_whatever_a_word_reads_is_in_the_lists() -> None:
+    """Each `$(call given,NAME,..)`, and each NAME= that `make help` tells of."""
+    lists = "".join(re.findall(r"^(?:SETTINGS|OTHERS) := ((?:.*\\\n)*.*\n)", MAKEFILE, re.M))
+    known = set(re.findall(r"[A-Z_]+", lists))
+    read = set(re.findall(r"call given,([A-Z_]+),", MAKEFILE)) | set(
+        re.findall(r"[\[ ]([A-Z_]{3,})=", make("help").stdout)
+    )
+    assert len(read) > 15 and read <= known, read - known

@@ -91,10 +91,10 @@ def test_it_is_fitted_once_whoever_asks(spec: Spec, caplog: pytest.LogCaptureFix
     preview = Preview(backend := Held(spec))  # type: ignore[arg-type]
     with caplog.at_level(logging.INFO, "latentd.preview"), ThreadPoolExecutor(2) as pool:
         first = pool.submit(preview.matrix)
-        assert inside.wait(30) and not preview.fitted
+        assert inside.wait(30) and preview.known is None
         second = pool.submit(preview.matrix)
         go_on.set()
-        assert first.result() is second.result() is preview.matrix() and preview.fitted
+        assert first.result() is second.result() is preview.matrix() is preview.known
     assert len(caplog.messages) == 1 and "explains 100% of the colours" in caplog.messages[0]
     assert len(backend.pictures) == 12 and {picture.shape for picture in backend.pictures} == {(3, 64, 64)}
 
@@ -110,7 +110,7 @@ def test_a_fit_that_fails_is_tried_again(spec: Spec) -> None:
     preview = Preview(Broken(spec))  # type: ignore[arg-type]
     with pytest.raises(MemoryError):
         preview.matrix()
-    assert not preview.fitted and preview.matrix().shape == (3, spec.vae.latent_channels + 1)
+    assert preview.known is None and preview.matrix().shape == (3, spec.vae.latent_channels + 1)
 
 
 @pytest.mark.parametrize("seed", range(6))

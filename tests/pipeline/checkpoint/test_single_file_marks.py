@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from unittest import mock
 
 import diffusers
 import pytest
@@ -50,10 +49,12 @@ def read(file: Path, tmp_path: Path) -> tuple[Spec, list[str]]:
     handler, log = logging.Handler(), logging.getLogger("latentd.checkpoint")
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     log.addHandler(handler)
+    before = log.level
+    log.setLevel(logging.INFO)
     try:
-        with mock.patch.object(log, "level", logging.INFO):
-            checkpoint = open_checkpoint(file)
+        checkpoint = open_checkpoint(file)
     finally:
+        log.setLevel(before)
         log.removeHandler(handler)
     lay_out(checkpoint, tmp_path / "out")
     return checkpoint.spec, said

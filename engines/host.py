@@ -26,6 +26,9 @@ class HostBackend:
     def making(self, width: int, height: int, chunks: int) -> float | None:
         return None
 
+    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+        return None
+
     def picture(self: _Networks, latents: Pending[F32]) -> Pending[Pixels | None]:
         x = latents.get()
         picture = self.decode(x) if np.isfinite(x).all() else None

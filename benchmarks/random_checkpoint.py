@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import graphs
 import numpy as np
-from graphs import wire
 from numpy.typing import NDArray
+
+import graphs
+from graphs import wire
 from pipeline.checkpoint import open_checkpoint
 from pipeline.checkpoint.parts import STEMS
 from pipeline.checkpoint.single_file import keys
@@ -49,7 +50,11 @@ _SCHEDULE = {
     "steps_offset": 1,
 }
 # What the parts are called in a single file, and which rows of keys.TABLE are theirs.
-_PREFIXES = {"text_encoder": "cond_stage_model.transformer.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
+_PREFIXES = {
+    "text_encoder": "cond_stage_model.transformer.",
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+}
 _DTYPES = {"float16": "F16", "float32": "F32"}
 
 

@@ -183,7 +183,7 @@ class Backend(Protocol):
         ...
 
     def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
-        """Measure what a row of a stepper that is there takes; None where its own steps tell it better.
+        """Return what a row of a stepper that is there takes; None where making it has not shown that.
 
         With a number, a picture of this size finds everything packed: nothing is left to warm up.
         """

@@ -16,7 +16,7 @@ given = $(if $($(1)),--$(2) '$($(1))')
 SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS HOST GRPC_PORT METRICS_PORT SEATS SIZES \
     CHUNKS QUEUE_JOBS QUEUE_SECONDS MAX_PROMPT MAX_STEPS MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE CONFIG GRACE WATCHDOG \
     LOG_FORMAT
-OTHERS := ARCH CHECK LIMIT OUT PYTHON ROWS SAMPLERS SECTIONS SIZE STEPS TORCH_INDEX VENV WHEELS
+OTHERS := ARCH BASE CHECK GENAI LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECTIONS SIZE STEPS TORCH_INDEX VENV WHEELS
 on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(SETTINGS) $(OTHERS) $(addprefix LATENTD_,$(SETTINGS) CACHE CACHE_GB),$(on_the_command_line))
 $(if $(unknown),$(error no word of make takes $(unknown); there are: $(sort $(SETTINGS) $(OTHERS))))
@@ -27,7 +27,7 @@ flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ 
 
 .DEFAULT_GOAL := help
 .PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint format bench kernels \
-    gpu-check gpu-wheels trt-check clean graphs wheel
+    gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
@@ -43,14 +43,17 @@ help:
 	@echo "make clean-cache                     empty LATENTD_CACHE of what no live process uses"
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
-	@echo "make bench                           start-up, memory and throughput as rows"
+	@echo "make bench [GENAI=python] [BASE=clone] [SCRATCH=dir]"
+	@echo "                                     start-up, memory and throughput as rows; loading beside OpenVINO GenAI,"
+	@echo "                                     which that python has, and the demo model beside another clone's"
 	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
 	@echo "make wheel                           client, server, graphs and demo model as one wheel, in dist/"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
+	@echo "make gpu-first [OUT=dir]             is anything wrong on this NVIDIA GPU? 150 seconds at most (torch, triton)"
 	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
-	@echo "                                     kernels, networks and the captured step on an NVIDIA GPU (torch, triton)"
+	@echo "                                     how fast it is: the captured step, networks, kernels; under eight minutes"
 	@echo "make gpu-wheels [WHEELS=.whl]        what some sections need besides, for a machine without network"
-	@echo "make trt-check [MODEL=dir]           what TensorRT's own libraries make of our plugins, rung by rung"
+	@echo "make trt-check [MODEL=dir]           what TensorRT's libraries make of our plugins, rung by rung (experimental)"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
 	@echo "make lint | format | proto | clean   as they say"
 
@@ -96,6 +99,7 @@ check: need-model $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$
 
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving
+	@$(BIN)/python -m benchmarks.loading $(call given,GENAI,genai) $(call given,BASE,base) $(call given,SCRATCH,scratch)
 
 # Graphs that ship, and those of the test checkpoints: equal byte for byte, or it fails and names those that are not.
 graphs: $(VENV)/.dev
@@ -108,6 +112,9 @@ kernels: $(VENV)/.dev $(VENV)/.triton-3.6
 
 # On the machine's own Python: a GPU machine may have torch and triton, and no network to install anything. OUT= names
 # one more folder for the rows, WHEELS= a folder of wheels (make gpu-wheels) for what else a chosen section needs.
+gpu-first:
+	@$(if $(OUT),OUT='$(OUT)') $(PYTHON) -m benchmarks.gpu_first
+
 gpu-check:
 	@$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
 	    --target '$(WHEELS)/site' '$(WHEELS)'/*.whl && PYTHONPATH='$(WHEELS)/site') \

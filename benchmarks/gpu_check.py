@@ -32,7 +32,6 @@ from engines import gpu
 ROOT = Path(__file__).parent.parent
 POISONED = 17  # benchmarks.gpu.child's word for: begin again after the case that failed
 _RESTARTS = 6  # of one section
-_GRACE = 20.0  # seconds that the last case of a section may still take
 _START = 90.0  # seconds until the first case: a cold disk, an import of torch, a context
 
 
@@ -55,7 +54,7 @@ class Run:
             ended = self._child(section, state, until, skip)
             if ended == "0":
                 return
-            index, _, case = state.read_text().partition("\n") if state.exists() else ("", "", "")
+            index, _, case = read_state(state)
             if ended != str(POISONED):  # that one has told of its case itself
                 self._tell(section, case or "start", ended if ended.startswith("ended") else f"exit code {ended}")
             if not index or time.time() > until:
@@ -91,20 +90,23 @@ class Run:
         return ended
 
     def _watch(self, process: subprocess.Popen[str], section: Section, state: Path, until: float) -> str:
-        now, since = "", time.time()
+        now, since = ("", "", ""), time.time()
         while True:
             try:
                 return str(process.wait(timeout=0.2))
             except subprocess.TimeoutExpired:
                 pass
-            case = state.read_text() if state.exists() else ""
+            index, seconds, _ = case = read_state(state)
             if case != now:
                 now, since = case, time.time()
-            limit = section.case_seconds if case else _START
-            if time.time() - since > limit:
-                return f"ended: {limit:g} s in one case"
-            if time.time() > until + _GRACE:
-                return "ended: time"
+            limit = float(seconds or section.case_seconds) if index else _START
+            hangs = time.time() - since > limit
+            if hangs or time.time() > until + section.grace:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGUSR1)  # it prints where its threads are
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=1)
+                return f"ended: {limit:g} s in one case" if hangs else "ended: time"
 
     def _echo(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout
@@ -119,10 +121,16 @@ class Run:
 
     def _tell(self, section: Section, case: str, why: str) -> None:
         # Out of time is no fault of a section that fits: its rows say how far it came.
-        status = "skipped" if why == "ended: time" else "failed"
+        status = "skipped" if why == "ended: time" and section.grace else "failed"
         self.say(f"  {section.name}, {case}: {status.upper()}: {why}")
         middle = ["case", case, "", "", "", "", "", "", "", "", "", "", status, why]
         write_row(self.files, [section.name, *middle, *self.stamp.values()])
+
+
+def read_state(path: Path) -> tuple[str, str, str]:
+    """Of the case that is under way: its number, its limit in seconds, and its name; empty where there is none."""
+    parts = path.read_text().split("\n", 2) if path.exists() else []
+    return (parts[0], parts[1], parts[2]) if len(parts) == 3 else ("", "", "")
 
 
 def environment(dry: bool) -> dict[str, str]:
@@ -161,24 +169,29 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    each = [(section, ALONE if options.sections else section.seconds) for section in sections]
+    return measure(each, options.seconds or (ALONE * len(each) if options.sections else TOTAL), options.dry_run)
+
+
+def measure(sections: list[tuple[Section, float]], total: float, dry: bool) -> int:
+    """Runs each for so many seconds at most, and all of them for `total`; the exit code."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the section's processes end, too
-    start, stamp = time.time(), environment(options.dry_run)
+    start, stamp = time.time(), environment(dry)
     slug = re.sub(r"[^a-z0-9]+", "-", stamp["device"].lower()).strip("-")
     name = f"gpu-{slug}-{stamp['date'][:10]}"
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(os.environ["OUT"]).resolve() if os.environ.get("OUT") else None
-        folders = [Path(scratch) if options.dry_run else ROOT / "benchmarks" / "results", *([out] if out else [])]
+        folders = [Path(scratch) if dry else ROOT / "benchmarks" / "results", *([out] if out else [])]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{name}.csv" for folder in folders]
-        run = Run(stamp, files, options.dry_run, Path(scratch), out / f"{name}.log" if out else None)
-        total = options.seconds or (ALONE * len(sections) if options.sections else TOTAL)
-        for section in sections:
+        run = Run(stamp, files, dry, Path(scratch), out / f"{name}.log" if out else None)
+        for section, seconds in sections:
             left = start + total - time.time()
             run.say(f"{section.name} ({time.time() - start:.0f} s)")
             if left > 5:
-                run.section(section, time.time() + min(left, ALONE if options.sections else section.seconds))
+                run.section(section, time.time() + min(left, seconds))
             else:
                 run._tell(section, "all", "ended: time")
             for path in files:
@@ -189,12 +202,15 @@ def main(argv: list[str] | None = None) -> int:
 def _close(run: Run, seconds: float) -> int:
     rows = [row for row in read_rows(run.files[0]) if row["date"] == run.stamp["date"]]
     for line in summary.target_lines(summary.latest(rows)):
-        run.say(line)
+        if "| not measured |" not in line:
+            run.say(line)
     wrong = [row for row in rows if row["status"] in WRONG]
+    late = sum(row["status"] == "skipped" for row in rows)
     for row in wrong:
         words = (row["section"], row["what"], row["case"], row["mode"], row["p50"], row["note"])
         run.say(f"{row['status'].upper()}: " + ", ".join(word for word in words if word))
-    run.say(f"{seconds:.0f} s, {len(rows)} rows, {len(wrong)} wrong; rows are in {', '.join(map(str, run.files))}")
+    where = ", ".join(map(str, run.files))
+    run.say(f"{seconds:.0f} s, {len(rows)} rows, {len(wrong)} wrong, {late} skipped; rows are in {where}")
     return 1 if wrong else 0
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import graphs
 from graphs import wire
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.checkpoint.parts import STEMS
 from pipeline.checkpoint.single_file import keys
 from pipeline.checkpoint.single_file.layout import UnetLayout, VaeLayout

@@ -25,7 +25,7 @@ from engines.backend import to_pixels
 from engines.model import Model, load
 from engines.stepper import HostStepper
 from latentd import AsyncClient
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
 from server.pictures import encode

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     flag(build, "arch", "", "the card to build for, such as sm_89 (TensorRT; default: this one)", "--target", "--arch")
     flag(build, "rows", "", "buckets, such as 2,4,8 (default 2,4,8)")
     flag(build, "sizes", "", "of pictures, such as 512x512,512x768 (default: the model's own)")
-    flag(build, "precision", "auto", "auto, f32, bf16; what the backend has (default auto)")
+    flag(build, "precision", "auto", "auto, f16, bf16, f32 (default auto)")
     flag(build, "chunks", "1", "lengths of prompts, in lengths of the text encoder, such as 1,2,3 (default 1)")
     flag(build, "attention", "native", "native, or triton: our kernels inside the plans of tensorrt (default native)")
 
@@ -95,18 +95,18 @@ def _parser() -> argparse.ArgumentParser:
         "Each network's error, rows alone against rows in company, and whole trajectories, against torch in float32 "
         "(the extra `export`). Exit status 1 when anything is past its tolerance, or nothing can be compared here.",
     )
-    flag(check, "backend", "auto", "auto, openvino, onnxruntime, torch, tensorrt, tensorrt_rtx (default auto)")
+    flag(check, "backend", "auto", "auto, openvino, onnxruntime, torch, experimental: tensorrt, tensorrt_rtx (auto)")
     flag(check, "precision", "auto", "auto, f32, f16, bf16 (default auto)")
     flag(check, "device", "auto", "auto, cpu, cuda (default auto)")
     flag(check, "pixels", "auto", "auto, exact, fast (default auto)")
-    flag(check, "attention", "native", "native or triton: which plans of tensorrt (default native)")
+    flag(check, "attention", "native", "native or triton: which plans of tensorrt (experimental; default native)")
     flag(check, "size", "", "width x height, such as 256x256 (default: the model's own)")
     flag(check, "samplers", "ddim,euler,dpmpp_2m", "separated by commas, or all")
     flag(check, "steps", "20", "default 20")
 
     ladder = command(
         "trt-check",
-        "what of our TensorRT plans works on this machine",
+        "what of our TensorRT plans (experimental) works on this machine",
         "Climbs from TensorRT's import to the whole UNet, each rung in a process of its own, and writes a log for an "
         "issue. Exit status 1 where the UNet does not run.",
     )
@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "clean",
         "empty the cache",
-        "Removes the engines, artifacts, graphs and measurements in $LATENTD_CACHE, and says what it removed. What a live "
-        "process uses stays.",
+        "Removes the engines, artifacts, graphs and measurements in $LATENTD_CACHE, and says what it removed. What a "
+        "live process uses stays.",
     )
     return parser
 

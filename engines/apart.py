@@ -35,10 +35,6 @@ class ApartError(LatentdError):
         self.final = final  # would fail the next job too: a full disk
 
 
-class NotBegun(ApartError):  # noqa: N818 (what is the matter, for whoever could do the job in this process)
-    """There is no process for the job: too many are there already, or nothing can be written for its words."""
-
-
 def run(
     function: str,
     job: dict[str, Any],
@@ -51,13 +47,13 @@ def run(
     """The JSON result of `function` ("module:name"), called with `job` (JSON values) and something to say lines to.
 
     `tick` is called every so many `seconds` of silence; the descriptors `keep` stay open in the child. Errors:
-    NotBegun, ApartError. The child does not outlive this process, whatever ends it.
+    ApartError. The child does not outlive this process, whatever ends it.
     """
     with contextlib.ExitStack() as stack:
         try:
             process, reads, log = _begun(stack, function, keep)
         except OSError as error:
-            raise NotBegun(f"no process of its own can be begun for it ({error.strerror or error})") from error
+            raise ApartError(f"no process of its own can be begun for it ({error.strerror or error})") from error
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(job).encode())
@@ -154,8 +150,7 @@ def main() -> int:
 def _leave_first() -> None:
     """What asks the parent to end is for the parent alone to follow; where memory runs out Linux takes the child.
 
-    A terminal's ctrl-C and a service manager's SIGTERM reach every process of the group, and a server that drains may
-    owe pictures that wait for this job.
+    A terminal's ctrl-C reaches every process of the group; this one ends when its parent has (engines/tether.py).
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

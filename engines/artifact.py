@@ -16,7 +16,7 @@ from typing import Any
 
 from engines.sealed import Damaged, unsealed
 from graphs.wire import external_files
-from pipeline.checkpoint import SMALL_FILES
+from pipeline.checkpoint.opened import SMALL_FILES
 from pipeline.errors import CheckpointError
 from pipeline.files import parse_json, read_file, regular_size
 from pipeline.spec import Spec, read_spec
@@ -63,6 +63,18 @@ def is_artifact(folder: Path) -> bool:
     except (OSError, ValueError, CheckpointError, RecursionError):
         return False
     return isinstance(manifest, dict) and {"format", "spec", "files", "errors"} <= manifest.keys()
+
+
+def strange_file(folder: Path) -> str | None:
+    """Name a file below `folder` that is no artifact's: one that no manifest of today's format there vouches for."""
+    vouched: set[str] = set()
+    if is_artifact(folder):
+        manifest = parse_json(read_file(folder / MANIFEST, _LARGEST))
+        if manifest["format"] == FORMAT and isinstance(manifest["files"], dict):
+            vouched = {MANIFEST, *manifest["files"]}
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(folder).as_posix() for path in files)
+    return next((name for name in names if name not in vouched), None)
 
 
 def open_artifact(folder: Path) -> Artifact:

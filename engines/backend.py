@@ -175,13 +175,6 @@ class Backend(Protocol):
         """
         ...
 
-    def making(self, width: int, height: int, chunks: int) -> float | None:
-        """Seconds that such a stepper is expected to take before it is there; None where nothing is known.
-
-        Called by any thread.
-        """
-        ...
-
     def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
         """Return what a row of a stepper that is there takes; None where making it has not shown that.
 

@@ -6,14 +6,14 @@ needs straight from there and nothing else is ever copied.
 
 from __future__ import annotations
 
-import graphs
 import numpy as np
 import openvino as ov
-from graphs import wire
 from openvino import opset13 as ops
 
+import graphs
 from engines.graphs import graph_of
-from pipeline.checkpoint import Checkpoint
+from graphs import wire
+from pipeline.checkpoint.opened import Checkpoint
 
 # What OpenVINO calls a Convert that decompresses weights (ov::Decompression). Without it a Convert of a constant is
 # folded: an SD 1.5 UNet of float16 then takes 5.05 GB instead of 1.77 and compiles in 11.4 s instead of 3.4.

@@ -54,8 +54,8 @@ def build_all(artifact: Artifact, builder: Builder, orders: list[Order], compile
         head = f"[{position}/{len(missing)}] {title(order)}"
         say(f"{head}: building{clock.left(missing[position - 1 :])}")
         try:
-            manifest, new = build(
-                artifact, builder, order, compile, clock, prefixed(order, position, len(missing), say)
+            manifest, new = _build(
+                artifact, builder, order, compile, clock, _prefixed(order, position, len(missing), say)
             )
         except ApartError as error:
             if error.final:
@@ -69,7 +69,7 @@ def build_all(artifact: Artifact, builder: Builder, orders: list[Order], compile
     return built
 
 
-def build(
+def _build(
     artifact: Artifact, builder: Builder, order: Order, compile: Compile, clock: Clock, say: Say
 ) -> tuple[dict[str, Any], bool]:
     """The manifest of an engine that the store lacks, and whether it was built here: another process may be faster.
@@ -115,7 +115,7 @@ def apart_from(artifact: Artifact, maker: Maker, target: str | None, precision: 
     return compile
 
 
-def prefixed(order: Order, position: int, of: int, say: Say) -> Say:
+def _prefixed(order: Order, position: int, of: int, say: Say) -> Say:
     """What is said of one engine, under its number and network."""
     return lambda line: say(f"[{position}/{of}] {order.network}: {line.removeprefix(f'{order.network}: ')}")
 

@@ -14,7 +14,7 @@ from engines.check import check as compare
 from engines.first_use import artifact_of
 from engines.model import PLANS, load, on_gpu
 from engines.sealed import Damaged
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.samplers import SAMPLERS
 from pipeline.spec import Spec
 

@@ -14,12 +14,13 @@ from engines.building import apart_from, build_all
 from engines.first_use import artifact_of
 from engines.graphs import check_fit
 from engines.table import amount, row, table
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.prompt import MOST_CHUNKS
 from pipeline.spec import Spec
 
 _MOST_ROWS, _MOST_SIDE = 64, 4096
 COMPILED_AT_START = ("openvino", "onnxruntime", "torch")
+_PRECISIONS = ("auto", "f32", "bf16", "f16")
 
 
 def say(line: str) -> None:
@@ -28,13 +29,13 @@ def say(line: str) -> None:
 
 def build(options: argparse.Namespace) -> int:
     """Build every plan that was asked for into the store; 0 when all are there. Errors: LatentdError."""
+    for check in (_rows, _chunks):
+        check(options)
     if options.backend in ("auto", *COMPILED_AT_START):
         return _nothing_to_build(options)
     maker = maker_of(options.backend, options.attention)
     maker.check_library()
     room.limit()  # a wrong one is told before the work, not after the first engine
-    for check in (_rows, _chunks):  # the same of these
-        check(options)
     checkpoint = open_checkpoint(options.model)
     _sizes(options.sizes, checkpoint.spec)
     artifact = artifact_of(checkpoint)
@@ -43,10 +44,7 @@ def build(options: argparse.Namespace) -> int:
     compile = apart_from(artifact, maker, options.target or None, options.precision)
     built = build_all(artifact, builder, orders, compile, say)
     say("")
-    lines = [
-        row(each.order, builder.target, each.manifest, "not built" if each.why else "not run here") for each in built
-    ]
-    for line in table(lines):
+    for line in table([row(each.order, builder.target, each.manifest) for each in built]):
         say(line)
     say(f"\nengines are in {cache.cache_folder() / 'engines'}")
     say(f"their bytes are vouched for; that they run, and how fast, is for a card of {builder.target} to show")
@@ -62,7 +60,10 @@ def _nothing_to_build(options: argparse.Namespace) -> int:
     for what, value, neutral in (("ARCH", options.target, ("", "cpu")), ("ATTENTION", options.attention, ("native",))):
         if value not in neutral:
             raise BackendError(f"{what}={value} is for TensorRT's plans; leave it away with backend {backend}")
+    if options.precision not in _PRECISIONS:
+        raise BackendError(f"precision {options.precision!r} is unknown; there are: {', '.join(_PRECISIONS)}")
     checkpoint = open_checkpoint(options.model)
+    _sizes(options.sizes, checkpoint.spec)
     check_fit(checkpoint)
     say(f"{checkpoint.id}: {backend} compiles from memory at every start, so nothing needs building ahead")
     return 0

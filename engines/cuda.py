@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engines.backend import BackendError
+from engines.cuda_choices import CHOSEN
 from engines.cuda_device import CudaDevice
 from engines.cuda_errors import device_errors, with_room
 from engines.cuda_kernels import Kernels, triton_kernels
@@ -18,15 +19,9 @@ from engines.cuda_ops import KernelOps, fold_biases, sum_in_float32
 from engines.torch import Moments
 from model import weights
 from model.ops import PLAIN, Ops
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 
 _DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
-# Of cuDNN's, for each convolution that `fast` measures: torch's own default, set so that start-up stays what it was
-# counted to be. SD 1.5 at 512x512 has 52 convolutions of 21 shapes in the UNet, 34 of 11 in the decoder. With 8 seats
-# there are 9 buckets, so 9 x 21 + 11 = 200 shapes are measured, and 6 of twins, of 3, 5 and 7 samples, by at most 10
-# algorithms each: at two runs an algorithm 342 TFLOP in all. `exact` measures none. (Counted on the meta device; the
-# seconds are for a GPU to tell.)
-_ALGORITHMS = 10
 _FREE = "free the card (nvidia-smi shows who holds it) or take a larger one"
 
 log = logging.getLogger("latentd.cuda")
@@ -64,7 +59,7 @@ class CudaBackend(CudaDevice):
         if place.type == "cuda":
             sum_in_float32()
             torch.backends.cudnn.benchmark = pixels == "fast"
-            torch.backends.cudnn.benchmark_limit = _ALGORITHMS
+            torch.backends.cudnn.benchmark_limit = CHOSEN.algorithms
             torch.backends.cudnn.deterministic = pixels == "exact"
             if dtype == torch.float32:
                 torch.backends.cudnn.allow_tf32 = False

@@ -209,17 +209,17 @@ class _Decoder:
     ) -> None:
         channels, sides = spec.vae.image_channels, (shape[1] * spec.vae.factor, shape[2] * spec.vae.factor)
         with stream.here():
-            self.latents = torch.zeros(1, *shape, device=stream.device)
-            self.picture = torch.zeros(1, channels, *sides, device=stream.device)
-            self.pixels = torch.zeros(1, *sides, channels, dtype=torch.uint8, device=stream.device)
-            self.broken = torch.zeros(1, dtype=torch.int32, device=stream.device)
+            self.latents = latents = torch.zeros(1, *shape, device=stream.device)
+            self.picture = picture = torch.zeros(1, channels, *sides, device=stream.device)
+            self.pixels = pixels = torch.zeros(1, *sides, channels, dtype=torch.uint8, device=stream.device)
+            self.broken = broken = torch.zeros(1, dtype=torch.int32, device=stream.device)
 
             def run() -> None:
-                made = net(self.latents)
-                pixels, broken = kernels.to_uint8(made)
-                self.picture.copy_(made)
-                self.pixels.copy_(pixels)
-                self.broken.copy_(broken)
+                made = net(latents)
+                bytes_of_it, flags = kernels.to_uint8(made)
+                picture.copy_(made)
+                pixels.copy_(bytes_of_it)
+                broken.copy_(flags)
 
             self.replay = stream.captured(run)
 

@@ -80,7 +80,7 @@ def translated(error: BaseException) -> LatentdError | None:
                 f"({_first(words)}): install the versions that the extra pins, pip install -e '.[export,kernels]'"
             )
         if isinstance(error, torch.AcceleratorError) or words.startswith(_CUDAS):
-            return _failed(words)
+            return _failed(words, error.__context__)
     return _of_triton(error, words)
 
 
@@ -122,10 +122,15 @@ def _free() -> str:
     return f": {free / 2**30:.2f} GiB of {total / 2**30:.2f} GiB is free"
 
 
-def _failed(words: str) -> DeviceError:
+def _failed(words: str, behind: BaseException | None) -> DeviceError:
+    """`behind`: what was being handled when this was raised."""
     told = f"cuda failed: {_first(words)}"
     if "capture" in words:
-        # Of a capture for which memory runs out torch tells only that it is invalid (pytorch/pytorch#187795).
+        # What ends a capture is followed by an error of its clean-up, which tells only that it is invalid; nor may the
+        # process go on: torch's allocator is then still in the capture (pytorch/pytorch#187795).
+        if behind is not None:
+            cause = _room(str(behind)) if isinstance(behind, torch.OutOfMemoryError) else _first(str(behind))
+            told = f"cuda failed in a capture: {cause or type(behind).__name__}"
         return DeviceError(f"{told}{_free()}; if that is little, lower --seats, --max-steps or --sizes")
     return DeviceError(f"{told}; `dmesg | grep Xid` has the driver's view, CUDA_LAUNCH_BLOCKING=1 names the call")
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engines.cuda_choices import CHOSEN
 from model.unet import Unet
 
 
@@ -50,8 +51,11 @@ class Network(Protocol):
 class TorchNetwork:
     """Our modules: of a prompt the keys and values of every cross-attention, of a timestep every resnet's shift."""
 
-    def __init__(self, unet: Unet, tokens: int) -> None:
-        """`tokens` of a context, all its chunks. Projects nothing, once, to learn the widths."""
+    def __init__(self, unet: Unet, tokens: int, *, twins: bool = CHOSEN.twins) -> None:
+        """`tokens` of a context, all its chunks. Projects nothing, once, to learn the widths.
+
+        `twins`: let guided rows be computed once until they differ, where the model has them.
+        """
         self._unet, self._tokens = unet, tokens
         parameter = unet.conv_in.weight
         self.sample_dtype = self.text_dtype = self.time_dtype = parameter.dtype
@@ -61,7 +65,7 @@ class TorchNetwork:
         self._time_widths = [shift.shape[1] for shift in self._shifts(torch.ones(1, device=device))]
         self.text_width, self.time_width = tokens * sum(self._text_widths), sum(self._time_widths)
         # A distilled network is given its guidance, and has one row; without attention to the text nothing has twins.
-        self.twins = not unet.spec.guidance_width and bool(self._text_widths)
+        self.twins = twins and not unet.spec.guidance_width and bool(self._text_widths)
 
     def text(self, context: Tensor) -> Tensor:
         kept = self._unet.context_kv(context[None].to(self.text_dtype))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from engines.cuda_choices import CHOSEN, Choices, way
 from engines.cuda_folds import Onto, ShiftedGroupNorm, ShiftedNorm, fold_residuals
 from engines.cuda_kernels import Kernels
 from model.blocks import Resnet
-from model.ops import PLAIN
+from model.ops import PLAIN, spread
 from model.transformer import to_picture, to_tokens
 from model.unet import Unet
 
+_LIBRARIES = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 _ALIGNED = 8  # numbers of two bytes in 16: rows of other widths are slow in a matrix product
 
 
@@ -29,21 +32,10 @@ class _Packed:
 
 
 class KernelOps:
-    """See model.ops.Ops. `fused_geglu`: projection and gate in one kernel, instead of a library's product and ours.
+    """See model.ops.Ops."""
 
-    `columns`: the 3x3 convolutions, as (channels in, channels out, height, width), that are a product of the picture's
-    columns and the weight, cut along its depth (kernels/split_product.py), instead of a library's convolution. None
-    until a GPU has measured where that pays (benchmarks/gpu/columns.py).
-    """
-
-    def __init__(
-        self,
-        kernels: Kernels,
-        *,
-        fused_geglu: bool = False,
-        columns: Container[tuple[int, int, int, int]] = (),
-    ) -> None:
-        self._kernels, self._fused_geglu, self._columns = kernels, fused_geglu, columns
+    def __init__(self, kernels: Kernels, choices: Choices = CHOSEN) -> None:
+        self._kernels, self._choices = kernels, choices
         self._packed: dict[tuple[nn.Linear, ...], _Packed] = {}
         self._interleaved: dict[nn.Linear, tuple[Tensor, Tensor | None]] = {}
 
@@ -63,43 +55,17 @@ class KernelOps:
 
     def conv(self, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        if self._takes_columns(x, conv):
-            return self._of_columns(self._kernels.columns(x), x, conv, residual)
-        if _is_product(conv):
+        if self._is_product(x, conv):
             y = F.linear(to_tokens(x), conv.weight.flatten(1), conv.bias)
             y = to_picture(y, like=x)
         else:
             y = conv(x)
         return y if residual is None else y.add_(residual)
 
-    def norm_conv(
-        self,
-        x: Tensor,
-        norm: nn.GroupNorm,
-        conv: nn.Conv2d,
-        *,
-        shift: Tensor | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        if not self._takes_columns(x, conv):
-            return self.conv(self.group_norm(x, norm, shift=shift, silu=True), conv, residual)
-        x = x.contiguous(memory_format=torch.channels_last)
-        columns = self._kernels.group_norm_silu(
-            x, norm.weight, norm.bias, norm.num_groups, norm.eps, shift=shift, silu=True, columns=True
-        )
-        return self._of_columns(columns, x, conv, residual)
-
-    def _takes_columns(self, x: Tensor, conv: nn.Conv2d) -> bool:
-        same_size = conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1)
-        shape = (conv.in_channels, conv.out_channels, x.shape[2], x.shape[3])
-        return same_size and conv.groups == 1 and shape in self._columns
-
-    def _of_columns(self, columns: Tensor, x: Tensor, conv: nn.Conv2d, residual: Tensor | None) -> Tensor:
-        """columns [n, h w, 9 in] of a picture of x's size -> [n, out, h, w], channels_last."""
-        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # [out, (ky, kx, in)]: a view where it is channels_last
-        if residual is not None:
-            residual = to_tokens(residual.contiguous(memory_format=torch.channels_last))
-        return to_picture(self._kernels.split_product(columns, weight, conv.bias, residual), like=x)
+    def concat(self, x: Tensor, skip: Tensor) -> Tensor:
+        """As tokens: of pictures in channels_last torch.cat never takes the kernel that moves 16 bytes at a time, but
+        one that writes number by number (ATen/native/cuda/Shape.cu), 31 million in a step of two rows of SD 1.5."""
+        return to_picture(torch.cat((to_tokens(x), to_tokens(skip)), dim=-1), like=x)
 
     def upsample_conv(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"), conv)
@@ -118,14 +84,17 @@ class KernelOps:
         return self._kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, shift=shift)
 
     def geglu(self, x: Tensor, linear: nn.Linear) -> Tensor:
-        if not self._fused_geglu:
+        if way(self._choices.geglu, linear.in_features, linear.out_features) == "apart":
             return self._kernels.geglu(F.linear(x, linear.weight, linear.bias))
         if linear not in self._interleaved:
             self._interleaved[linear] = self._kernels.interleave(linear.weight, linear.bias)
         return self._kernels.geglu_linear(x, *self._interleaved[linear])
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
-        if q.shape[-1] // heads in self._kernels.heads:
+        if (chosen := self._attention_of(q, k, heads)) in _LIBRARIES:
+            with sdpa_kernel(_LIBRARIES[chosen]):
+                return PLAIN.attention(q, k, v, heads, causal)
+        if chosen == "ours":
             return self._kernels.attention(q, k, v, heads, causal=causal)
         if heads == 1 and not causal:
             return _one_head(q, k, v)
@@ -137,14 +106,30 @@ class KernelOps:
         """
         if copies == 1:
             return self.attention(q, k, v, heads)
-        if q.shape[-1] // heads not in self._kernels.heads:
-            return PLAIN.shared_attention(q, k, v, heads, copies)
+        if self._attention_of(q, k, heads) != "ours":
+            return self.attention(spread(q, copies), k, v, heads)
         if len(q) == 1:
             return self._kernels.attention(q.expand(copies, -1, -1), k, v, heads, causal=False)
         out = q.new_empty(len(k), *q.shape[1:])
         for own in range(copies):
             self._kernels.attention(q, k[own::copies], v[own::copies], heads, causal=False, out=out[own::copies])
         return out
+
+    def _attention_of(self, q: Tensor, k: Tensor, heads: int) -> str:
+        """Who attends: "other" where the table says ours, and ours does not take the width."""
+        width = q.shape[-1] // heads
+        chosen = way(self._choices.attention, width, q.shape[1], k.shape[1])
+        return "other" if chosen == "ours" and width not in self._kernels.heads else chosen
+
+    def _is_product(self, x: Tensor, conv: nn.Conv2d) -> bool:
+        """1x1, and chosen to be a matrix product of positions."""
+        shape = (conv.kernel_size[0], conv.in_channels, conv.out_channels, *x.shape[2:])
+        return (
+            conv.kernel_size == (1, 1)
+            and conv.stride == (1, 1)
+            and conv.in_channels % _ALIGNED == conv.out_channels % _ALIGNED == 0
+            and way(self._choices.convolution, *shape) == "product"
+        )
 
 
 def fold_biases(net: nn.Module, *, residuals: bool = True) -> None:
@@ -195,15 +180,6 @@ def _one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     empty = torch.empty((), dtype=q.dtype, device=q.device)  # beta = 0: it is not read
     scores = torch.baddbmm(empty, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)  # [n, t, s]
     return torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype), v)
-
-
-def _is_product(conv: nn.Conv2d) -> bool:
-    """1x1: a matrix product of positions, for which a library has more and better tiles than for convolutions."""
-    return (
-        conv.kernel_size == (1, 1)
-        and conv.stride == (1, 1)
-        and conv.in_channels % _ALIGNED == conv.out_channels % _ALIGNED == 0
-    )
 
 
 def _pack(linears: tuple[nn.Linear, ...]) -> _Packed:

@@ -75,31 +75,11 @@ def group_norm_silu(
     *,
     shift: Tensor | None = None,
     silu: bool = True,
-    columns: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x [n, c, h, w], channels_last, plus shift [n, c], normalised, then SiLU if asked; its columns if asked."""
+    """x [n, c, h, w], channels_last, plus shift [n, c], normalised, then SiLU if asked."""
     y = F.group_norm(x if shift is None else x + shift[:, :, None, None], groups, weight, bias, eps)
-    y = F.silu(y) if silu else y
-    return _into(out, _columns(y) if columns else y)
-
-
-def columns(picture: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """[n, c, h, w] -> what a 3x3 convolution with padding 1 multiplies: [n, h w, (ky, kx, c)], zero outside."""
-    return _into(out, _columns(picture))
-
-
-def split_product(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    *,
-    out: Tensor | None = None,
-) -> Tensor:
-    """x [.., k], weight [n, k] -> x weight^T, plus bias [n] and residual [.., n]: [.., n]."""
-    y = F.linear(x, weight, bias)
-    return _into(out, y if residual is None else y + residual)
+    return _into(out, F.silu(y) if silu else y)
 
 
 def layer_norm(
@@ -138,12 +118,6 @@ def interleave(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | No
 
 def _wide(per_seat: Tensor) -> Tensor:
     return per_seat[:, None, None, None]
-
-
-def _columns(picture: Tensor) -> Tensor:
-    n, c, h, w = picture.shape
-    taps = F.unfold(picture, 3, padding=1).view(n, c, 9, h * w)  # torch has the channel outside
-    return taps.permute(0, 3, 2, 1).reshape(n, h * w, 9 * c)
 
 
 def _into(out: Tensor | None, y: Tensor) -> Tensor:

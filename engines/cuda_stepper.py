@@ -54,6 +54,20 @@ class _Bucket:
     twins: bool
 
 
+def evaluate(network: Network, kernels: Kernels, bucket: _Bucket) -> None:
+    """One evaluation of a bucket: all that a graph holds. Fixed shapes, no branch on a value, nothing read back."""
+    seats, each = bucket.seats, slice(None, None, 2 if bucket.twins else 1)
+    place = bucket.place + seats.step.index_select(0, bucket.seat)  # [R]
+    x = seats.state[:, 0].index_select(0, bucket.seat[each])  # [R, C, h, w], of twins half of them
+    scale = seats.scales.flatten().index_select(0, place[each])[:, None, None, None]
+    like = {"dtype": network.sample_dtype, "memory_format": torch.channels_last}
+    samples = torch.mul(x, scale, out=torch.empty_like(x, **like))
+    times = seats.times.flatten(0, 1).index_select(0, place)  # [R, time width]
+    outputs = network.denoise(samples, times, bucket.texts)  # [R, C, h, w]
+    kernels.guided_step(seats, outputs)
+    seats.step.copy_(seats.step_next)
+
+
 class CudaStepper:
     """Seats 0..seats-1 for latents of `shape`. See engines.backend.Stepper.
 
@@ -184,19 +198,6 @@ class CudaStepper:
         with self._stream.here():
             return OnDevice(tensor.clone(), self._stream.mark(), self._side)
 
-    def _evaluate(self, bucket: _Bucket) -> None:
-        """One evaluation of a bucket: all that a graph holds. Fixed shapes, no branch on a value, nothing read back."""
-        seats, each = bucket.seats, slice(None, None, 2 if bucket.twins else 1)
-        place = bucket.place + seats.step.index_select(0, bucket.seat)  # [R]
-        x = seats.state[:, 0].index_select(0, bucket.seat[each])  # [R, C, h, w], of twins half of them
-        scale = seats.scales.flatten().index_select(0, place[each])[:, None, None, None]
-        like = {"dtype": self._network.sample_dtype, "memory_format": torch.channels_last}
-        samples = torch.mul(x, scale, out=torch.empty_like(x, **like))
-        times = seats.times.flatten(0, 1).index_select(0, place)  # [R, time width]
-        outputs = self._network.denoise(samples, times, bucket.texts)  # [R, C, h, w]
-        self._kernels.guided_step(seats, outputs)
-        seats.step.copy_(seats.step_next)
-
     def _due(self, seats: tuple[int, ...]) -> list[Callable[[], None]]:
         """The replays that step these seats; where rows are packed, their places are written first if they changed."""
         if self._exact:
@@ -231,10 +232,10 @@ class CudaStepper:
 
         Whoever waits sees it move: the first one compiles kernels, and with `fast` each has its convolutions measured.
         """
-        replays = {}
+        replays, network, kernels = {}, self._network, self._kernels
         for number, key in enumerate(sorted(buckets, key=lambda key: (-key.rows, key.twins)), 1):
             begin, bucket = time.monotonic(), buckets[key]
-            replays[key] = self._stream.captured(lambda bucket=bucket: self._evaluate(bucket))
+            replays[key] = self._stream.captured(lambda bucket=bucket: evaluate(network, kernels, bucket))
             took = time.monotonic() - begin
             what = f"rows={key.rows}{', twins' if key.twins else ''}"
             log.info("captured bucket %d of %d (%s) in %.1f s", number, len(buckets), what, took)

@@ -40,6 +40,19 @@ class Mark:
                 self.event.synchronize()
 
 
+class Replay:
+    """A captured graph, and the function that it was captured from, which holds all that the graph has addresses of.
+
+    CUDA and torch keep none of that: a buffer, or a TensorRT engine, that only the function knew of would be freed.
+    """
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, run: Callable[[], None]) -> None:
+        self._graph, self._run = graph, run
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+
 class Stream:
     """Work in order. Its captured functions share one memory pool: they run one at a time and leave nothing in it."""
 
@@ -48,6 +61,11 @@ class Stream:
         self._cuda = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pool = torch.cuda.graph_pool_handle() if self._cuda is not None else None
         self._pooled = 0  # bytes that the largest capture took of it
+        # All of them, also those of a lane that was given up. cuBLAS has one workspace a stream, whose address is in
+        # every graph that was captured there, and torch 2.13 frees it when any of these is destroyed
+        # (pytorch/pytorch#193402). Rejected: a stream a lane, as streams share no memory of a pool, and each has a
+        # workspace (32 MiB on sm_90). What is kept is the graph without its buffers, and its pool stays for the others.
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
@@ -59,7 +77,8 @@ class Stream:
     def captured(self, run: Callable[[], None]) -> Callable[[], None]:
         """`run`, which reads and writes fixed buffers only, as one CUDA graph; `run` itself on a CPU.
 
-        The graph replays on the stream that is current. Captures go from the largest to the smallest: the pool that
+        `run` must hold whatever it touches, and not what holds the replay: that would be a cycle, freed late. The graph
+        replays on the stream that is current. Captures go from the largest to the smallest: the pool that
         the first one left suffices for the others. Errors: OutOfMemory, before a capture is begun.
         """
         if self._cuda is None:
@@ -68,11 +87,11 @@ class Stream:
             for _ in range(_WARM - 1):
                 run()
             self._make_room(self._taken_by(run))
-            graph = torch.cuda.CUDAGraph()
+            self._graphs.append(graph := torch.cuda.CUDAGraph())
             # thread_local: other threads may wait for their events meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._cuda, capture_error_mode="thread_local"):
                 run()
-        return graph.replay
+        return Replay(graph, run)
 
     def _taken_by(self, run: Callable[[], None]) -> int:
         """Runs it; the bytes that torch's allocator took from the device for it, in large pieces, as for a capture."""

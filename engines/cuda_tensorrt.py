@@ -1,7 +1,7 @@
 """Backends tensorrt and tensorrt_rtx: the networks as plans from the store, in the same captured step as torch's.
 
-Nothing is compiled here but what RTX makes of its plans when they first run. Written against the APIs, tested with
-stand-ins on a CPU: no card has run this.
+Experimental: nothing is compiled here but what RTX makes of its plans when they first run. Written against the APIs,
+tested with stand-ins on a CPU: no card has run this.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engines.plans import Plans
 from engines.tensorrt_api import api
 from engines.tensorrt_runner import TensorRtEngine
 from engines.torch import Moments
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.spec import Spec
 
 log = logging.getLogger("latentd.plans")
@@ -50,6 +50,7 @@ class TensorRtBackend(CudaDevice):
         kernels: Kernels | None = None,
         load: Load | None = None,
     ) -> None:
+        log.warning("backend %s is experimental: no GPU has run it yet (docs/gpu.md)", self.name)
         artifact = artifact_of(checkpoint)
         builder = maker_of(self.name, attention).make(artifact, None, precision)  # for the GPU that is here
         self._plans, place = Plans(artifact, builder), device_named(device)

@@ -1,4 +1,4 @@
-"""What was measured on one device: the streams that are quickest, which rows agree, times. One sealed file a device.
+"""What was measured on one device: which rows agree, how long builds took. One sealed file a device.
 
 None of it is in an engine's manifest: a copied engine stays what it is, and another machine measures for itself. What
 is lost or damaged is measured again.
@@ -35,27 +35,14 @@ def recall(device: str, what: dict[str, Any]) -> Any:
 
 def remember(device: str, what: dict[str, Any], value: Any) -> None:
     """Keep a JSON value, the latest. Where it cannot be kept it is measured again next time."""
-    with lock.alone(_path(device), lambda _: None):
-        _write(device, {**_facts(device), cache.key(**what): {**what, "value": value}})
-
-
-def settle(device: str, what: dict[str, Any], value: Any) -> Any:
-    """Keep a JSON value that decides bits unless another process was first; the one that stands."""
-    with lock.alone(_path(device), lambda _: None):
-        facts = _facts(device)
-        if (known := facts.get(cache.key(**what))) is not None:
-            return known["value"]
-        _write(device, {**facts, cache.key(**what): {**what, "value": value}})
-        return value
-
-
-def _write(device: str, facts: dict[str, Any]) -> None:
     path = _path(device)
-    try:
-        disk.make(path.parent)
-        disk.write_whole(path, sealed({"format": 1, "device": device, "facts": facts}))
-    except disk.DiskError as error:
-        log.warning("not kept, the next start measures again: %s", error)
+    with lock.alone(path, lambda _: None):
+        facts = {**_facts(device), cache.key(**what): {**what, "value": value}}
+        try:
+            disk.make(path.parent)
+            disk.write_whole(path, sealed({"format": 1, "device": device, "facts": facts}))
+        except disk.DiskError as error:
+            log.warning("not kept, the next start measures again: %s", error)
 
 
 def _facts(device: str) -> dict[str, dict[str, Any]]:

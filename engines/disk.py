@@ -7,6 +7,7 @@ finds the old, the new or nothing, at any moment, also after the power went.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
@@ -17,6 +18,7 @@ from pathlib import Path
 from pipeline.errors import LatentdError
 
 _PIECE = 1 << 22  # bytes written at once, 4 MiB
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
 
 
 class DiskError(LatentdError):
@@ -101,25 +103,6 @@ def written(path: Path) -> Iterator[Callable[[bytes], None]]:
         raise DiskError("write", path, error, done) from None
 
 
-def copy(source: Path, target: Path) -> None:
-    """A file's bytes into another file, synced as by `write`. Errors: DiskError."""
-    wanted = None
-    try:
-        with source.open("rb") as file:
-            wanted = os.fstat(file.fileno()).st_size
-            piece = min(_PIECE, max(1, wanted // 2))
-            doing = "write"
-            with target.open("wb") as out:
-                while data := file.read(piece):
-                    before(doing, target)
-                    _pour(out.fileno(), memoryview(data))
-                    doing = "half"
-                before("sync", target)
-                os.fsync(out.fileno())
-    except OSError as error:
-        raise DiskError(f"copy {source} to", target, error, wanted) from None
-
-
 def write_whole(path: Path, data: bytes | memoryview) -> None:
     """The file with these bytes, or as it was. Errors: DiskError."""
     temporary = path.with_name(f".new-{path.name}-{os.getpid()}")
@@ -154,6 +137,37 @@ def replace(source: Path, target: Path) -> None:
     except OSError as error:
         raise DiskError("rename to", target, error) from None
     sync(target.parent)
+
+
+def exchange(folder: Path, other: Path) -> None:
+    """Swap the names of two folders, at once where the file system can do that (NFS cannot).
+
+    Errors: DiskError, and before the names are synced both have their own again.
+    """
+    try:
+        before("replace", other)
+        if not _swapped(folder, other):
+            aside = other.rename(folder.with_name(f"{folder.name}-aside"))
+            try:
+                folder.rename(other)
+            except OSError:
+                aside.rename(other)
+                raise
+            aside.rename(folder)
+    except OSError as error:
+        raise DiskError("rename to", other, error) from None
+    sync(other.parent)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Have the names been swapped? False where the system cannot. Errors: OSError."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None or rename(_HERE, bytes(one), _HERE, bytes(other), _EXCHANGE) == 0:
+        return rename is not None
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number))
 
 
 def remove(path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from engines import cache, lock, room
 from engines.artifact import Artifact, is_artifact, open_artifact
 from engines.exporting import check_extra, run_export
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 
 log = logging.getLogger("latentd.first_use")

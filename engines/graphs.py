@@ -14,7 +14,8 @@ import graphs
 from engines import cache, disk, lock
 from engines.exporting import check_extra, run_export
 from graphs import wire
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
+from pipeline.errors import CheckpointError
 from pipeline.files import read_file
 from pipeline.spec import Spec
 
@@ -29,15 +30,23 @@ def graph_of(network: str, spec: Spec) -> bytes:
     A spec without one is traced in a child, which takes half a minute a large network.
     Errors: BackendError where that needs an extra that is not installed; CheckpointError; DiskError.
     """
-    return known_graph(network, spec) or read_file(_traced(network, spec), _LARGEST)
+    return known_graph(network, spec) or _traced(network, spec)
 
 
 def known_graph(network: str, spec: Spec) -> bytes | None:
-    """Return the graph that ships, or else the one that the cache has. Errors: CheckpointError."""
-    path = graphs.shipped(network, spec) or _place(network, spec)
+    """Return the graph that ships, or else the one that the cache has, if it is whole. Errors: CheckpointError."""
+    shipped = graphs.shipped(network, spec)
+    path = shipped or _place(network, spec)
     try:
-        return read_file(path, _LARGEST)
+        data = read_file(path, _LARGEST)
+        wire.weights(data)
+        return data
     except FileNotFoundError:
+        return None
+    except ValueError as error:
+        if shipped:
+            raise CheckpointError(f"{path} is damaged ({error}); install latentd again") from None
+        log.warning("%s is damaged (%s); tracing it again", path, error)
         return None
 
 
@@ -54,17 +63,17 @@ def _place(network: str, spec: Spec) -> Path:
     return cache.cache_folder() / "graphs" / graphs.name_of(network, spec)
 
 
-def _traced(network: str, spec: Spec) -> Path:
+def _traced(network: str, spec: Spec) -> bytes:
     """Trace a graph into the cache, in a child, unless another process is faster."""
     path = _place(network, spec)
     check_extra(f"this architecture ships without a graph of its {network}, and tracing one (once, no weights)")
     disk.make(path.parent)
-    with lock.alone(path, log.info):
-        if path.exists():
-            return path
+    with lock.alone(path, log.info) as waited:
+        if waited and (data := known_graph(network, spec)):
+            return data
         log.info("tracing the graph of this architecture's %s, once", network)
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(spec.to_json(), file)
             file.flush()
             run_export(["trace", file.name, "--network", network, "--out", str(path)])
-    return path
+    return read_file(path, _LARGEST)

@@ -23,9 +23,6 @@ class HostBackend:
         """See Backend.stepper; any number of steps, as nothing is laid out for it."""
         return HostStepper(self.denoiser(width, height, rows=2 * seats, chunks=chunks), seats)
 
-    def making(self, width: int, height: int, chunks: int) -> float | None:
-        return None
-
     def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
         return None
 

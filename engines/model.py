@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from engines import gpu, toolchain
 from engines.backend import Backend, BackendError
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.spec import Spec
 from pipeline.tokenizer import ClipTokenizer
 

@@ -14,7 +14,7 @@ from engines.cores import available_cores
 from engines.graphs import check_fit, graph_of
 from engines.host import HostBackend
 from graphs import part_of, wire
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 
 
 class OnnxRuntimeBackend(HostBackend):

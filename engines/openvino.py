@@ -27,12 +27,11 @@ from engines.bound import bound
 from engines.cores import available_cores
 from engines.graphs import check_fit
 from engines.host import HostBackend
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 
-_SMALL = (
-    32 << 20
-)  # bytes of a network's weights as they are stored; the demo model's have 5 to 14 MB, SD 1.5's UNet 1.7 GB
+# Bytes of a network's weights as they are stored; the demo model's have 5 to 14 MB, SD 1.5's UNet 1.7 GB.
+_SMALL = 32 << 20
 
 Shape = tuple[int, ...]  # -1 where an engine takes any
 
@@ -119,10 +118,6 @@ class OpenVinoBackend(HostBackend):
             stepper = super().stepper(width, height, seats, chunks, steps)
             decoder.result()
         return stepper
-
-    def making(self, width: int, height: int, chunks: int) -> float | None:
-        """See Backend.making: a second or two at the most, which the forecast takes for nothing."""
-        return 0.0
 
     def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
         """See Backend.row_seconds: a large network has run at this size once before its stepper is there."""

@@ -31,12 +31,12 @@ class Preview:
         self._matrix: F32 | None = None
 
     @property
-    def fitted(self) -> bool:
-        """Does `matrix` return at once?"""
-        return self._matrix is not None
+    def known(self) -> F32 | None:
+        """The map [3, C + 1], latents and 1 to red, green and blue; None before it was fitted."""
+        return self._matrix
 
     def matrix(self) -> F32:
-        """Return the map [3, C + 1]: latents and 1 to red, green and blue. Errors: those of Backend.moments."""
+        """Return the map, fitted now where it is not known. Errors: those of Backend.moments."""
         with self._lock:
             if self._matrix is None:
                 self._matrix, explained = fit(self._backend)

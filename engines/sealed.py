@@ -33,6 +33,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """The values of a sealed file. Errors: Damaged; FileNotFoundError where there is none."""
     try:
         text = read_file(path, _MOST)
+    except FileNotFoundError:
+        raise FileNotFoundError(path) from None
     except CheckpointError as error:  # no regular file, too large, unreadable: its sentence names the path
         if os.path.isfile(path.parent) or not os.path.exists(path.parent):  # a file where a folder should be
             raise FileNotFoundError(path) from None

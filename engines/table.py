@@ -7,7 +7,7 @@ from typing import Any
 
 from engines.builder import Order
 
-HEAD = ("engine", "shapes", "target", "size", "build", "step: median (p80)")
+HEAD = ("engine", "shapes", "target", "size", "build")
 
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str] = HEAD) -> list[str]:
@@ -17,12 +17,12 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = HEAD) -> list[str
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def row(order: Order, target: str, manifest: dict[str, Any] | None, step: str) -> list[str]:
-    """`manifest`: the engine's; None where there is none to build."""
-    size, build = "-", "-"
+def row(order: Order, target: str, manifest: dict[str, Any] | None) -> list[str]:
+    """`manifest`: the engine's; None where it was not built."""
+    size, build = "-", "not built"
     if manifest is not None:
         size, build = amount(manifest["engine"]["bytes"]), f"{manifest['seconds']:.1f} s"
-    return [order.network, shapes(order), target, size, build, step]
+    return [order.network, shapes(order), target, size, build]
 
 
 def title(order: Order) -> str:

@@ -193,7 +193,7 @@ def rung_facts(rung: str, attention: str, model: Path) -> dict[str, Any]:
         case = cases.block(attention)
     elif rung == "unet":
         from engines.first_use import artifact_of
-        from pipeline.checkpoint import open_checkpoint
+        from pipeline.checkpoint.opened import open_checkpoint
 
         case = cases.unet(attention, artifact_of(open_checkpoint(model)))
     else:

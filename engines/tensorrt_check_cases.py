@@ -15,7 +15,7 @@ from engines.model import load
 from engines.tensorrt_plugins_graph import rewrite
 from engines.tensorrt_typing import fix_shapes, typed
 from kernels.plugins import NAMESPACE, AddOne, Source
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 
 # SD 1.5's first level at 128x128 pixels: 8 heads of 40, 256 positions, 77 text tokens. Ragged in the kernel's tiles.
 ROWS, POSITIONS, TOKENS, HEADS, WIDTH = 2, 256, 77, 8, 40

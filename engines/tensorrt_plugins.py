@@ -26,7 +26,7 @@ from kernels.plugins import NAMESPACE, Plugin, Source, compile_plugin, evaluate
 _TYPES = {"*fp16": "FP16", "*bf16": "BF16", "*fp32": "FP32"}  # TensorRT's words (tensorrt.plugin.AutoTuneCombination)
 Facts = dict[str, Any]
 # Of kernels/, what the plugins are made from.
-SOURCES = ("aot.py", "attention.py", "attention_tiles.py", "dependent.py", "launch.py", "plugins.py")
+SOURCES = ("aot.py", "attention.py", "attention_tiles.py", "launch.py", "plugins.py")
 
 
 @functools.cache

@@ -36,7 +36,8 @@ class TensorRtEngine:
         self._engine = engine
         self.inputs, self.outputs = (list(facts[key]) for key in ("inputs", "outputs"))
         self._compare(trt)
-        config = engine.create_runtime_config()
+        # Held: what it was given, RTX's cache above all, must outlive the contexts that are made from it.
+        self._config = config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         self._compiled = None
         if hasattr(config, "create_runtime_cache"):  # RTX compiles for the card when it first runs, and remembers here

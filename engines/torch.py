@@ -15,7 +15,7 @@ from engines.host import HostBackend
 from model import weights
 from model.unet import Unet
 from model.vae import VaeMoments
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 
 
 class TorchBackend(HostBackend):

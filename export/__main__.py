@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from engines.tether import end_with_parent
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.checkpoint.single_file import PREDICTIONS
 from pipeline.errors import CheckpointError, LatentdError
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except MemoryError:
-        print("there is not enough memory to export", file=sys.stderr)
+        print(f"there is not enough memory for python -m export {' '.join(arguments)}", file=sys.stderr)
         return 1
     return 0
 

@@ -6,7 +6,9 @@ It is made beside its place and renamed when it is whole, so that nothing half d
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import glob
 import importlib.metadata
 import os
 import secrets
@@ -19,7 +21,7 @@ import numpy as np
 import onnx
 
 from engines import disk, lock
-from engines.artifact import FORMAT, MANIFEST, Artifact, digests, is_artifact, open_artifact
+from engines.artifact import FORMAT, MANIFEST, Artifact, digests, open_artifact, strange_file
 from engines.graphs import known_graph
 from engines.sealed import sealed
 from export import check
@@ -28,7 +30,7 @@ from export.layout import lay_out
 from export.networks import NETWORKS, Network
 from export.point import point
 from model.weights import check_weights
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
 from pipeline.tokenizer import ClipTokenizer
@@ -48,7 +50,7 @@ def export(checkpoint: Checkpoint, out: Path, say: Callable[[str], None] = print
     checkpoint.weights.digest()  # which finds what is not finite
     if checkpoint.has_safety_checker:
         say("warning: the checkpoint's safety checker is not run: pictures are delivered as they come")
-    with _beside(out) as folder:
+    with _beside(out.resolve()) as folder:
         stored = lay_out(checkpoint, folder)
         say(f"copied the weights and {len(checkpoint.small_files())} small files")
         errors: dict[str, float] = {}
@@ -95,20 +97,25 @@ def _weightless(network: Network, spec: Spec) -> bytes:
 
 def _check_place(checkpoint: Checkpoint, out: Path) -> None:
     """Errors: CheckpointError where something would be lost or mixed up."""
-    if out.resolve() == checkpoint.path.resolve():
-        raise CheckpointError(f"OUT={out} is the checkpoint itself, where nothing is written; name another folder")
-    if out.is_dir() and any(out.iterdir()) and not is_artifact(out):
-        raise CheckpointError(f"OUT={out} holds files that are no artifact's; name a folder that is new or empty")
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(f"OUT={out} is a file; name a folder")
+    place = out.resolve()
+    if place.is_relative_to(checkpoint.path.resolve()):
+        raise CheckpointError(f"OUT={out} is the checkpoint or in it, where nothing is written; name another folder")
+    if os.path.lexists(place) and not place.is_dir():
+        raise CheckpointError(f"OUT={out} is no folder; name one that is new or empty")
+    if place.is_mount():
+        raise CheckpointError(f"OUT={out} is a mount point, which nothing can replace; name a folder in it")
+    if strange := strange_file(place):
+        raise CheckpointError(
+            f"OUT={out} holds {strange}, which no manifest of format {FORMAT} vouches for; name a folder that is new, "
+            f"empty or an artifact and no more"
+        )
 
 
 @contextlib.contextmanager
 def _beside(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` that takes its place at the end; what killed exports have left there goes."""
-    out = out.absolute()
     disk.make(out.parent)
-    for left in out.parent.glob(f".exporting-{out.name}-*"):
+    for left in out.parent.glob(f".exporting-{glob.escape(out.name)}-*"):
         if (number := lock.take(left, fcntl.LOCK_EX)) is not None:  # nobody's any more
             disk.remove(left)
             os.close(number)
@@ -116,12 +123,16 @@ def _beside(out: Path) -> Iterator[Path]:
     disk.make(folder)
     held = lock.take(folder, fcntl.LOCK_EX)
     try:
+        if held is None:  # another process swept it away, between the two calls
+            raise disk.DiskError("lock", folder, OSError(errno.EAGAIN, "another process has it; try again"))
         yield folder
         disk.sync(folder)
-        disk.remove(out)
-        disk.replace(folder, out)
+        if out.is_dir():
+            disk.exchange(folder, out)
+        else:
+            disk.replace(folder, out)
     finally:
-        with contextlib.suppress(disk.DiskError):
+        with contextlib.suppress(disk.DiskError):  # what is left goes with the next export
             disk.remove(folder)
         if held is not None:
             os.close(held)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -40,13 +41,22 @@ def session(path: Path) -> onnxruntime.InferenceSession:
         raise ExportError(f"{path} is not a graph that ONNX Runtime takes: {error}") from error
 
 
-def network_error(network: Network, spec: Spec, net: nn.Module, running: onnxruntime.InferenceSession) -> float:
-    """max |onnx - torch| / max |torch| on the example inputs, of the worst output; ExportError past the tolerance."""
+def network_error(
+    network: Network,
+    spec: Spec,
+    net: nn.Module,
+    running: onnxruntime.InferenceSession,
+    weights: Mapping[str, F32] = MappingProxyType({}),
+) -> float:
+    """max |onnx - torch| / max |torch| on the example inputs, of the worst output; ExportError past the tolerance.
+
+    `weights` are those of a graph that takes them as inputs.
+    """
     ports = network.inputs(spec)
     with torch.inference_mode():
-        told = net(*(port.example for port in ports))
-    wanted = [tensor.numpy() for tensor in (told if isinstance(told, tuple) else (told,))]
-    got = running.run(None, {port.name: port.example.numpy() for port in ports})
+        results = net(*(port.example for port in ports))
+    wanted = [tensor.numpy() for tensor in (results if isinstance(results, tuple) else (results,))]
+    got = running.run(None, {port.name: port.example.numpy() for port in ports} | dict(weights))
     worst = max(relative_error(np.asarray(a), b) for a, b in zip(got, wanted, strict=True))
     return _within(worst, NETWORK_TOLERANCE, network.name)
 

@@ -11,13 +11,11 @@ import argparse
 import time
 from collections.abc import Callable
 
-import numpy as np
 import onnx
 import onnxruntime
-import torch
 
 from engines import disk
-from export.check import NETWORK_TOLERANCE, ExportError, relative_error
+from export.check import network_error
 from export.committed import SHIPPED, TESTS, committed
 from export.graph import trace
 from export.networks import NETWORKS, Network
@@ -69,18 +67,6 @@ def random_error(network: Network, spec: Spec, graph: bytes) -> float:
     The weights go in as the inputs that they are, without a copy, so a UNet of 3.4 GB needs no more than that twice.
     """
     net = init_random(empty(lambda: network.build(spec)).to_empty(device="cpu"), _SEED).eval()
-    ports = network.inputs(spec)
-    with torch.inference_mode():
-        results = net(*(port.example for port in ports))
-    wanted = [tensor.numpy() for tensor in (results if isinstance(results, tuple) else (results,))]
     onnx.checker.check_model(graph)
     running = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    feeds = {port.name: port.example.numpy() for port in ports}
-    got = running.run(None, feeds | {name: weight.numpy() for name, weight in net.named_parameters()})
-    error = max(relative_error(np.asarray(a), b) for a, b in zip(got, wanted, strict=True))
-    if not error <= NETWORK_TOLERANCE:  # a NaN fails too
-        raise ExportError(
-            f"{network.name}: ONNX Runtime differs from torch by {error:.2e} of the largest value; at most "
-            f"{NETWORK_TOLERANCE:.0e}"
-        )
-    return error
+    return network_error(network, spec, net, running, {name: weight.numpy() for name, weight in net.named_parameters()})

@@ -10,16 +10,19 @@ import struct
 from pathlib import Path
 
 from engines import disk
-from pipeline.checkpoint import Checkpoint
 from pipeline.checkpoint.header import BYTES, StoredTensor
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.checkpoint.parts import STEMS
-from pipeline.checkpoint.weights import Tensors
+from pipeline.checkpoint.weights import Weights
 
 _PIECE = 8 << 20  # bytes in memory at once
 
 
 def lay_out(checkpoint: Checkpoint, folder: Path) -> dict[str, dict[str, StoredTensor]]:
-    """Write the files into `folder`; return where the tensors lie now, by part and name. Errors: DiskError."""
+    """Write the files into `folder`; return where the tensors lie now, by part and name.
+
+    Errors: DiskError, CheckpointError.
+    """
     for name, data in checkpoint.small_files().items():
         disk.make((folder / name).parent)
         disk.write(folder / name, data)
@@ -27,13 +30,13 @@ def lay_out(checkpoint: Checkpoint, folder: Path) -> dict[str, dict[str, StoredT
     for part, stem in STEMS.items():
         path = folder / part / f"{stem}.safetensors"
         disk.make(path.parent)
-        stored[part] = _write(path, checkpoint.weights.tensors(part))
+        stored[part] = _write(path, checkpoint.weights, part)
     return stored
 
 
-def _write(path: Path, tensors: Tensors) -> dict[str, StoredTensor]:
+def _write(path: Path, weights: Weights, part: str) -> dict[str, StoredTensor]:
     """Write a safetensors file, wide types first, as the format's own library keeps them aligned."""
-    order = sorted(tensors.items(), key=lambda item: (-BYTES[item[1].dtype], item[0]))
+    order = sorted(weights.tensors(part).items(), key=lambda item: (-BYTES[item[1].dtype], item[0]))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, tensor in order:
@@ -47,13 +50,6 @@ def _write(path: Path, tensors: Tensors) -> dict[str, StoredTensor]:
         for name, tensor in order:
             laid[name] = StoredTensor(path, tensor.dtype, tensor.shape, start, tensor.length)
             start += tensor.length
-            with tensor.path.open("rb") as file:
-                file.seek(tensor.offset)
-                left = tensor.length
-                while left:
-                    data = file.read(min(_PIECE, left))
-                    if not data:
-                        raise OSError(f"{tensor.path} became shorter while it was read")
-                    write(data)
-                    left -= len(data)
+            for data in weights.pieces(part, name, _PIECE):
+                write(data)
     return laid

@@ -8,7 +8,6 @@ import onnx
 from onnx import TensorProto, helper
 
 from pipeline.checkpoint.header import StoredTensor
-from pipeline.errors import CheckpointError
 
 _TYPES = {"F64": TensorProto.DOUBLE, "F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 
@@ -18,7 +17,7 @@ def point(model: onnx.ModelProto, stored: dict[str, StoredTensor], folder: Path)
 
     A weight has the type that it is stored in, with a Cast to float32 where that is another. `stored` says where each
     lies; the files must be in `folder`, where the model will be written, or below it, because every reader of external
-    data refuses `..` and links. Errors: CheckpointError for a weight stored in a type that ONNX lacks.
+    data refuses `..` and links.
     """
     graph = model.graph
     inputs = [value for value in graph.input if "." not in value.name]
@@ -29,10 +28,6 @@ def point(model: onnx.ModelProto, stored: dict[str, StoredTensor], folder: Path)
         if "." not in name or name not in used:
             continue
         tensor = stored[name]
-        if tensor.dtype not in _TYPES:
-            raise CheckpointError(
-                f"{tensor.path}: {name} is stored as {tensor.dtype}; latentd takes {', '.join(_TYPES)}"
-            )
         kind = _TYPES[tensor.dtype]
         stored_name = name if kind == TensorProto.FLOAT else f"{name}.{tensor.dtype.lower()}"
         # The shape is the network's: an old VAE stores some matrices as 1x1 convolutions, with the same bytes.

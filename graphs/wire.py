@@ -98,8 +98,8 @@ def _parts(model: bytes) -> tuple[list[bytes], memoryview]:
             graphs.append(_message(value))
         else:
             around.append(bytes(raw))
-    if len(graphs) != 1 or _MODEL_OPSET not in numbers:  # the tracer writes the operator sets last
-        raise ValueError(f"it is cut short: it has {len(graphs)} graphs and operator sets {_MODEL_OPSET in numbers}")
+    if len(graphs) != 1 or _MODEL_OPSET not in numbers:  # operator sets come last
+        raise ValueError(f"it is cut short, or no model: {len(graphs)} graphs and {len(numbers)} kinds of fields")
     return around, graphs[0]
 
 

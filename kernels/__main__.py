@@ -1,7 +1,7 @@
 """python -m kernels [NAME..] [--arch 90 ..] [--csv FILE]: compile every variant of every kernel, without a GPU.
 
 Prints a row a variant and architecture, and exits 1 if one spills, became serial (C7512), or needs more shared memory
-than its architecture, or a plugin, has. From sm_90 on each is compiled as a dependent launch too, which waits first.
+than its architecture, or a plugin, has.
 A kernel is a file in this folder with VARIANTS; NAME is the file's.
 """
 

@@ -15,17 +15,14 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from kernels.dependent import CONSTANT, LEAST_ARCH
-from kernels.dependent import fault as dependent_fault
 
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 # The most shared memory one program may use, bytes (CUDA C++ programming guide, technical specifications: the
@@ -50,8 +47,6 @@ class Variant:
     unaligned   pointers that are not 16-byte aligned; all others are declared to be
     plugin      whether it may become a TensorRT plugin, hence has to fit into 48 KB
     fusion      whether a multiplication and an addition may become one instruction with one rounding
-    dependent   whether it is launched as a programmatic dependent (kernels/dependent.py). That constant is none of
-                `signature` and `constants`
     """
 
     kernel: Any
@@ -65,19 +60,9 @@ class Variant:
     unaligned: tuple[str, ...] = ()
     plugin: bool = False
     fusion: bool = True
-    dependent: bool = False
 
     def __str__(self) -> str:
         return f"{kernel_name(self.kernel)} {self.name}"
-
-
-def dependents(variants: Iterable[Variant]) -> list[Variant]:
-    """The same as they are launched as programmatic dependents, where there are such launches; never as plugins."""
-    found = []
-    for variant in variants:
-        if archs := tuple(arch for arch in variant.archs if arch >= LEAST_ARCH):
-            found.append(replace(variant, name=f"{variant.name} dependent", archs=archs, plugin=False, dependent=True))
-    return found
 
 
 @dataclass(frozen=True)
@@ -124,40 +109,41 @@ def kernel_name(kernel: Any) -> str:
 
 
 def parameters(kernel: Any) -> list[str]:
-    """What a Variant's signature names: not how the kernel is launched."""
-    return [name for name in kernel.arg_names if name != CONSTANT]
+    """What a Variant's signature names."""
+    return list(kernel.arg_names)
 
 
-def compile_ahead(variant: Variant, arch: int, ptx_version: int | None = None) -> Compiled:
-    """`ptx_version` (87 is 8.7) limits the PTX for a reader older than Triton's own ptxas; a plugin needs
-    PLUGIN_PTX_VERSION."""
-    if not isinstance(variant.kernel, triton.JITFunction):
-        raise RuntimeError(f"{variant} cannot be compiled: Triton was imported under TRITON_INTERPRET=1")
+def source_of(variant: Variant, arch: int) -> tuple[ASTSource, GPUTarget, dict[str, Any]]:
+    """What triton.compile takes, as a launch describes it, so that each finds the other's in Triton's cache.
+
+    Errors: ValueError where the variant does not fit its kernel, or the architecture is none of ours.
+    """
     if arch not in SHARED_LIMIT:
         raise ValueError(f"architecture {arch} is none of {', '.join(map(str, ARCHITECTURES))}")
-    names, named = variant.kernel.arg_names, parameters(variant.kernel)
-    if list(variant.signature) != named:
-        raise ValueError(f"{variant}: the signature names {list(variant.signature)}, the kernel takes {named}")
-    if variant.dependent and (arch < LEAST_ARCH or CONSTANT not in names):
-        raise ValueError(f"{variant}: sm_{arch} has no dependent launches, or the kernel does not wait in one")
-    signature, constants = dict(variant.signature), dict(variant.constants)
-    if CONSTANT in names:
-        signature[CONSTANT], constants[CONSTANT] = "constexpr", variant.dependent
+    names, signature, constants = parameters(variant.kernel), dict(variant.signature), dict(variant.constants)
+    if list(signature) != names:
+        raise ValueError(f"{variant}: the signature names {list(signature)}, the kernel takes {names}")
     aligned = [n for n, kind in signature.items() if kind.startswith("*") and n not in variant.unaligned]
-    # As a launch describes them, so that it finds this compilation in Triton's cache.
     attributes: dict[tuple[int, ...], list] = {(names.index(name),): [] for name in variant.unaligned}
     if VERSION >= (3, 7):
         attributes |= {(names.index(name),): [] for name in constants}
     attributes |= {(names.index(name),): [["tt.divisibility", 16]] for name in [*aligned, *variant.divisible]}
-    source = ASTSource(variant.kernel, signature, constants, dict(sorted(attributes.items())))
     options: dict[str, Any] = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     if not variant.fusion:
         options["enable_fp_fusion"] = False
-    if variant.dependent:
-        options["launch_pdl"] = True
+    source = ASTSource(variant.kernel, signature, constants, dict(sorted(attributes.items())))
+    return source, GPUTarget("cuda", arch, 32), options
+
+
+def compile_ahead(variant: Variant, arch: int, ptx_version: int | None = None) -> Compiled:
+    """`ptx_version` (87 is 8.7) limits the PTX for a reader older than Triton's own ptxas; a plugin needs
+    PLUGIN_PTX_VERSION. Not under TRITON_STORE_BINARY_ONLY, where there is no PTX. Errors: those of `source_of`."""
+    if not isinstance(variant.kernel, triton.JITFunction):
+        raise RuntimeError(f"{variant} cannot be compiled: Triton was imported under TRITON_INTERPRET=1")
+    source, target, options = source_of(variant, arch)
     if ptx_version is not None:
         options["ptx_version"] = ptx_version
-    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    kernel = triton.compile(source, target=target, options=options)
     meta, ptx = kernel.metadata, kernel.asm["ptx"]
     report = ptxas_report(ptx, arch)
     runtime = [name for name, kind in variant.signature.items() if kind != "constexpr"]
@@ -206,6 +192,4 @@ def faults(variant: Variant, compiled: Compiled) -> list[str]:
     if compiled.global_scratch or compiled.profile_scratch:
         found.append(f"needs {compiled.global_scratch} + {compiled.profile_scratch} bytes of scratch")
     found += [message for message in compiled.messages if "C7512" in message or "serializ" in message]
-    if wrong := dependent_fault(compiled.ptx, dependent=variant.dependent):
-        found.append(wrong)
     return found

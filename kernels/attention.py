@@ -24,8 +24,7 @@ import triton
 import triton.language as tl
 
 from kernels.aot import ARCHITECTURES, Variant
-from kernels.attention_tiles import Tiles, candidates, choose, for_plugin
-from kernels.dependent import await_previous
+from kernels.attention_tiles import Tiles, choose, for_plugin
 from kernels.launch import arch_of, launch
 
 if TYPE_CHECKING:
@@ -60,38 +59,6 @@ def floor(
 
 
 @triton.jit
-def exp2_polynomial(x: tl.tensor) -> tl.tensor:
-    """2^x, x <= 0, on the units that multiply instead of the one that takes exponentials (FlashAttention-4): x is
-    split into an integer, which is added to the exponent's bits, and a rest in [-1/2, 1/2] (Cody and Waite 1980)."""
-    x = tl.maximum(x, -126.0)  # below that the exponent's bits would wrap; 2^-126 is nothing beside a row's 1
-    shifted = x + 12582912.0  # 1.5 * 2^23: the sum's last bit is worth one, so the addition rounds
-    f = x - (shifted - 12582912.0)
-    # Fitted for the smallest largest relative error on [-1/2, 1/2], 7.5e-5: a sixth of what fp16 rounds away.
-    p = ((0.05517167 * f + 0.24261113) * f + 0.69326097) * f + 0.99992806
-    return (p.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _exp2(x: tl.tensor, ROWS: tl.constexpr, WIDTH: tl.constexpr, POLYNOMIAL: tl.constexpr) -> tl.tensor:
-    """2^x of [ROWS, WIDTH]; one of every `POLYNOMIAL` by the polynomial, none if 0. On sm_90 a quarter should pay: that
-    unit takes 16 a clock, so an exponential costs 8 slots of the multipliers, which have 3 to do for each and 10 for
-    a polynomial (6.0 and 5.5 slots at a quarter, 4.0 and 8.0 at half)."""
-    if POLYNOMIAL == 0:
-        y = tl.exp2(x)
-    else:
-        tl.static_assert(POLYNOMIAL == 2 or POLYNOMIAL == 4)
-        a, b = tl.split(x.reshape(ROWS, WIDTH // 2, 2))
-        if POLYNOMIAL == 2:
-            b = exp2_polynomial(b)
-        else:
-            # A thread holds columns 2 j, 2 j + 1 and the same 8 further on: split there, nothing moves between threads.
-            c, d = tl.split(b.reshape(ROWS, WIDTH // 16, 2, 4).permute(0, 1, 3, 2))
-            b = tl.join(tl.exp2(c), exp2_polynomial(d)).permute(0, 1, 3, 2).reshape(ROWS, WIDTH // 2)
-        y = tl.join(tl.exp2(a), b).reshape(ROWS, WIDTH)
-    return y
-
-
-@triton.jit
 def _part(
     x: tl.tensor, at: tl.tensor, inside: tl.tensor,
     D: tl.constexpr, FROM: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
@@ -116,7 +83,7 @@ def _keys(
     q1: tl.tensor, q2: tl.tensor, acc1: tl.tensor, acc2: tl.tensor, most: tl.tensor, total: tl.tensor,
     k: tl.tensor, v: tl.tensor, start: tl.tensor, rows: tl.tensor, s: tl.tensor,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, K_POS: tl.constexpr, V_POS: tl.constexpr,
-    SCALE: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, POLYNOMIAL: tl.constexpr,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Adds keys start .. start + WIDTH to the weighted sum, its largest score so far and its normaliser."""
     columns = tl.arange(0, WIDTH)
@@ -133,7 +100,7 @@ def _keys(
         x = tl.where(visible, x, -float("inf"))
     # Key 0 is in every row's first tile, so `new` is finite from there on and the subtraction never inf - inf.
     new = tl.maximum(most, tl.max(x, 1) * SCALE)
-    p = _exp2(x * SCALE - new[:, None], x.shape[0], WIDTH, 0 if MASKED else POLYNOMIAL)
+    p = tl.exp2(x * SCALE - new[:, None])
     shrink = tl.exp2(most - new)
     total = total * shrink + tl.sum(p, 1)
     p = p.to(q1.dtype)
@@ -150,10 +117,8 @@ def attention_kernel(
     HEADS: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     Q_POS: tl.constexpr, K_POS: tl.constexpr, V_POS: tl.constexpr, OUT_POS: tl.constexpr, ALIGN: tl.constexpr,
     SCALE: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr,
-    POLYNOMIAL: tl.constexpr, DEPENDENT: tl.constexpr,
 ) -> None:  # fmt: skip
     """One program: ROWS positions of one head of one row. Consecutive programs share K and V, which stay in the L2."""
-    await_previous(DEPENDENT)
     blocks = tl.cdiv(t, ROWS)
     block = tl.program_id(0) % blocks
     head = tl.program_id(0) // blocks % HEADS
@@ -180,13 +145,13 @@ def attention_kernel(
     for start in tl.range(0, full, KEYS):  # every key of these is seen by every row: no masks
         acc1, acc2, most, total = _keys(
             q1, q2, acc1, acc2, most, total, k, v, start, rows, s,
-            D, D1, D2, K_POS, V_POS, SCALE, KEYS, False, CAUSAL, POLYNOMIAL,
+            D, D1, D2, K_POS, V_POS, SCALE, KEYS, False, CAUSAL,
         )  # fmt: skip
     # A loop even where it runs once: as straight code, ptxas makes every wgmma of the function serial (C7515).
     for start in tl.range(full, end, TAIL, num_stages=1):
         acc1, acc2, most, total = _keys(
             q1, q2, acc1, acc2, most, total, k, v, start, rows, s,
-            D, D1, D2, K_POS, V_POS, SCALE, TAIL, True, CAUSAL, POLYNOMIAL,
+            D, D1, D2, K_POS, V_POS, SCALE, TAIL, True, CAUSAL,
         )  # fmt: skip
     share = 1.0 / total[:, None]
     columns = tl.arange(0, D1)
@@ -283,7 +248,7 @@ def constants(
         "HEADS": heads, "D": d, "D1": d1, "D2": d2,
         "Q_POS": q_pos, "K_POS": k_pos, "V_POS": v_pos, "OUT_POS": out_pos, "ALIGN": 16 // itemsize,
         "SCALE": math.log2(math.e) / math.sqrt(d), "CAUSAL": causal,
-        "ROWS": tiles.rows, "KEYS": tiles.keys, "TAIL": tiles.tail, "POLYNOMIAL": tiles.polynomial,
+        "ROWS": tiles.rows, "KEYS": tiles.keys, "TAIL": tiles.tail,
     }  # fmt: skip
 
 
@@ -309,7 +274,7 @@ def _variant(name: str, d: int, dtype: str, tiles: Tiles, arch: int, *, plugin: 
 
 
 def variants(arch: int) -> list[Variant]:
-    """What the table chooses on `arch`, in both types, and the candidates at 40 and 64, where the time goes."""
+    """What the table chooses on `arch`, in both types."""
     found = []
     for d in PARTS:
         for dtype in ("fp16", "bf16"):
@@ -318,9 +283,7 @@ def variants(arch: int) -> list[Variant]:
         found.append(_variant("plugin", d, "fp16", for_plugin(d, arch), arch, plugin=True))
     found += [_variant("cross", d, "fp16", choose(d, arch, 4096), arch) for d in (40, 64, 80, 160)]
     found.append(_variant("causal", 64, "fp16", choose(64, arch, 77), arch))
-    known = {variant.name for variant in found}
-    more = [_variant("self", d, "fp16", tiles, arch) for d in (40, 64) for tiles in candidates(d, arch).values()]
-    return found + [variant for variant in more if variant.name not in known]
+    return found
 
 
 VARIANTS = [variant for arch in ARCHITECTURES for variant in variants(arch)]

@@ -1,7 +1,7 @@
 """Tile sizes of the attention kernel, per head dimension, architecture and number of positions: one plain table.
 
 Chosen from what the compilers report (registers, shared memory, hence how many programs a multiprocessor holds), not
-from timings: nothing here ran on a GPU. `candidates` is what a GPU should time to correct it. Never a function of the
+from timings: nothing here ran on a GPU. Never a function of the
 number of rows: the order of sums would depend on a request's company.
 """
 
@@ -13,19 +13,17 @@ from typing import NamedTuple
 
 class Tiles(NamedTuple):
     """rows x keys of scores at a time by `warps` warps, `stages` deep in cp.async; the last s % keys keys are masked
-    and go `tail` at a time. Of every `polynomial` exponentials one is a polynomial (0: none; 2 and 4 exist)."""
+    and go `tail` at a time."""
 
     rows: int
     keys: int
     warps: int
     stages: int
-    polynomial: int = 0
     tail: int = 16  # 77 text tokens are 64 + 16: 80 columns of products where padding would take 128
 
     def __str__(self) -> str:
         tail = f" tail {self.tail}" if self.tail != 16 else ""
-        polynomial = f" 1/{self.polynomial} polynomial" if self.polynomial else ""
-        return f"{self.rows}x{self.keys} {self.warps} warps {self.stages} stages{tail}{polynomial}"
+        return f"{self.rows}x{self.keys} {self.warps} warps {self.stages} stages{tail}"
 
 
 SHORT = 512  # up to so many positions, 64-row tiles: 128-row ones would leave multiprocessors without a program
@@ -73,34 +71,3 @@ def choose(d: int, arch: int, t: int) -> Tiles:
 def for_plugin(d: int, arch: int) -> Tiles:
     """Tiles within 48 KB of shared memory, at any number of positions."""
     return _table(arch)[d][2]
-
-
-def candidates(d: int, arch: int) -> dict[str, Tiles]:
-    """Everything worth timing on a GPU, by name, the table's own choices first. Those of 40 and 64 are compiled
-    by CI under both Tritons and do not spill; the others are not compiled anywhere yet."""
-    found = list(_table(arch)[d])
-    found += [tiles for tiles, dims in (_HOPPER_CANDIDATES if arch == 90 else _CANDIDATES).items() if d in dims]
-    return {str(tiles): tiles for tiles in found}
-
-
-# Tiles: the head dimensions at which they are worth a try.
-_HOPPER_CANDIDATES = {
-    Tiles(128, 64, 8, 3, polynomial=4): (32, 40, 64),
-    Tiles(128, 64, 8, 3, polynomial=2): (40,),
-    Tiles(128, 64, 8, 2): (40, 64, 80, 128),
-    Tiles(128, 64, 8, 4): (40, 64),
-    Tiles(128, 128, 8, 2): (32, 40, 64, 80, 128),
-    Tiles(128, 128, 8, 2, polynomial=4): (40,),
-    Tiles(64, 64, 4, 3): (40, 64),
-    Tiles(64, 64, 4, 3, polynomial=4): (40,),
-    Tiles(64, 128, 4, 2): (40, 64, 80),
-    Tiles(128, 64, 4, 3): (40, 64),
-    Tiles(128, 64, 8, 3, tail=32): (40,),
-    Tiles(128, 64, 8, 3, tail=64): (40,),
-    Tiles(64, 128, 4, 2, tail=128): (40, 80),  # 77 text tokens in one masked tile
-}
-_CANDIDATES = {
-    Tiles(64, 64, 4, 2): (40, 64),
-    Tiles(64, 32, 4, 3): (40, 64),
-    Tiles(128, 64, 8, 3): (40,),
-}

@@ -14,7 +14,7 @@ from pathlib import Path
 import triton
 
 import kernels
-from kernels.aot import ARCHITECTURES, PLUGIN_PTX_VERSION, Variant, compile_ahead, dependents, faults
+from kernels.aot import ARCHITECTURES, PLUGIN_PTX_VERSION, Variant, compile_ahead, faults
 
 COLUMNS: tuple[str, ...] = (
     "triton",
@@ -39,9 +39,8 @@ def listed(names: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 def variants(name: str) -> list[Variant]:
-    """Of one kernel file, each also as a dependent launch."""
-    found = importlib.import_module(f"kernels.{name}").VARIANTS
-    return [*found, *dependents(found)]
+    """Those of one kernel file."""
+    return importlib.import_module(f"kernels.{name}").VARIANTS
 
 
 def row(task: tuple[str, int, int]) -> dict[str, object] | None:

@@ -26,7 +26,6 @@ from kernels.arguments import (
     rows_of,
 )
 from kernels.cost import Cost
-from kernels.dependent import await_previous
 from kernels.launch import arch_of, launch, power_of_two
 
 if TYPE_CHECKING:
@@ -69,10 +68,9 @@ def gelu(g):
 @triton.jit(do_not_specialize=["rows"])
 def geglu_kernel(
     x, out, rows,
-    STRIDE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPENDENT: tl.constexpr,
+    STRIDE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """x: `rows` rows of 2 WIDTH elements, STRIDE apart; out: rows of WIDTH, contiguous."""
-    await_previous(DEPENDENT)
     blocks: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
@@ -90,13 +88,11 @@ def geglu_linear_kernel(
     x, weight, bias, out, rows,
     STRIDE: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, PACK: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """out[rows, WIDTH] from x[rows, DEPTH] and the interleaved weight; a tile is ROWS x COLUMNS of the product.
 
     A program sums its tile over DEPTH alone and in order, STEP at a time: no split, so nothing depends on `rows`.
     """
-    await_previous(DEPENDENT)
     across: tl.constexpr = (2 * WIDTH + COLUMNS - 1) // COLUMNS
     down = (rows + ROWS - 1) // ROWS
     # Programs run about in order: PACK tiles of rows by all columns at a time keep weights and rows in the cache.
@@ -215,14 +211,6 @@ def choose(rows: int, arch: int, itemsize: int) -> Tile:
         return Tile(128, 128, 64, 8, 4) if rows <= 1024 else Tile(128, 256, 64, 8, 3)
     # 36 and 48 KB, 128 registers: two programs fit on a multiprocessor of any architecture.
     return Tile(64, 128, 32, 4, 4) if rows <= 128 else Tile(128, 128, 32, 8, 4)
-
-
-def candidates(arch: int) -> list[Tile]:
-    """What a GPU should time against `choose`, which follows from registers and shared memory alone: on Hopper
-    two programs of 98 KB on a multiprocessor, so that one gates while the other multiplies, for more traffic."""
-    if arch == 90:
-        return [Tile(128, 256, 64, 8, 3), Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(64, 128, 64, 4, 4)]
-    return [Tile(128, 128, 32, 8, 4), Tile(128, 128, 64, 8, 3), Tile(64, 128, 32, 4, 4), Tile(64, 128, 64, 4, 3)]
 
 
 def _check_out(out: Tensor, x: Tensor, width: int) -> None:

@@ -9,9 +9,6 @@ elsewhere: the first leaves (mean, sum of centred squares) of each group in each
 merges the parts and normalises. All in float32, and never as E[x^2] - E[x]^2: within a part by Welford's update,
 between channels and parts by Chan, Golub and LeVeque's. Into how many parts a picture is cut depends on its size
 and its channels alone, so its bits do not depend on its company.
-
-What is written is a picture, or its columns for a 3x3 convolution (kernels/columns.py): the same numbers, each at its
-nine places, and the picture itself nowhere.
 """
 
 # ruff: noqa: ANN001, ANN201, N803 (a kernel's parameters have no types of Python's, and constants are capitals)
@@ -25,9 +22,7 @@ import triton.language as tl
 
 from kernels.aot import Variant, parameters
 from kernels.arguments import floats, require, require_aligned, require_contiguous, require_dtype, require_shape
-from kernels.columns import INNER, TAPS, columns_out, scatter
 from kernels.cost import Cost
-from kernels.dependent import await_previous
 from kernels.group_norm_tiles import CHANNELS_APPLIED, PARTS_WARPS, Held, needs_64_bits, plan_of
 from kernels.launch import launch
 
@@ -70,15 +65,12 @@ def _gather(values, channels, first, inside, GROUP: tl.constexpr, GROUPS: tl.con
 def group_norm_held_kernel(
     x, weight, bias, shift, out, positions, shift_stride, eps,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, POSITIONS: tl.constexpr, ACROSS: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """One program: CHANNELS channels, whole groups, of one picture of `positions` x WIDTH, held in registers.
 
-    BLOCK, GROUPS, POSITIONS: CHANNELS, its groups and `positions` up to a power of two. ACROSS: 0, or the positions of
-    a line of the picture, whose columns are written then.
+    BLOCK, GROUPS, POSITIONS: CHANNELS, its groups and `positions` up to a power of two.
     """
-    await_previous(DEPENDENT)
     local = tl.arange(0, BLOCK)
     inside = local < CHANNELS
     channels = tl.program_id(0) * CHANNELS + local
@@ -101,10 +93,7 @@ def group_norm_held_kernel(
     y = values * scale[None, :] + b[None, :]
     if SILU:
         y = _silu(y)
-    if ACROSS:
-        scatter(y, out + picture * positions * (9 * WIDTH), place, channels, there, positions, WIDTH, ACROSS)
-    else:
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=there)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=["positions", "shift_stride", "parts"], do_not_specialize_on_alignment=["shift"])
@@ -112,14 +101,13 @@ def group_norm_parts_kernel(
     x, shift, partial, positions, shift_stride, parts,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
-    LARGE: tl.constexpr, DEPENDENT: tl.constexpr,
+    LARGE: tl.constexpr,
 ):  # fmt: skip
     """partial[picture, part, 2, group]: mean and sum of centred squares over TILE x TILES positions, the last fewer.
 
     Every thread keeps the mean and the squares of the elements that it meets (Welford 1962), one in each tile.
     LARGE: a picture has 2^31 elements or more, so that offsets within it take 64 bits.
     """
-    await_previous(DEPENDENT)
     if LARGE:
         positions = positions.to(tl.int64)
     local = tl.arange(0, BLOCK)
@@ -166,14 +154,13 @@ def group_norm_apply_kernel(
     x, weight, bias, shift, partial, out, positions, shift_stride, parts, span, eps,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
     BLOCK: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
-    ACROSS: tl.constexpr, LARGE: tl.constexpr, DEPENDENT: tl.constexpr,
+    LARGE: tl.constexpr,
 ):  # fmt: skip
     """Merges the parts, of `span` positions each but the last, and normalises TILE x TILES positions of BLOCK channels.
 
     BLOCK need not hold whole groups: GROUPS is the most that it touches, PARTS `parts`, both up to a power of two.
-    ACROSS as in `group_norm_held_kernel`, LARGE as in `group_norm_parts_kernel`.
+    LARGE as in `group_norm_parts_kernel`.
     """
-    await_previous(DEPENDENT)
     if LARGE:
         positions = positions.to(tl.int64)
     blocks: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
@@ -209,15 +196,11 @@ def group_norm_apply_kernel(
         y = (ahead.to(tl.float32) - centre[None, :]) * scale[None, :] + b[None, :]
         if SILU:
             y = _silu(y)
-        before, here = place + i * TILE, there
-        to = out + base + before[:, None] * WIDTH
+        to, here = out + base + (place + i * TILE)[:, None] * WIDTH, there
         now = place + (i + 1) * TILE
         there = ((now < positions) & (i + 1 < TILES))[:, None] & inside[None, :]
         ahead = tl.load(x + base + now[:, None] * WIDTH, mask=there, other=0.0)
-        if ACROSS:
-            scatter(y, out + picture * positions * (9 * WIDTH), before, channels, here, positions, WIDTH, ACROSS)
-        else:
-            tl.store(to, y.to(out.dtype.element_ty), mask=here)
+        tl.store(to, y.to(out.dtype.element_ty), mask=here)
 
 
 def group_norm_silu(
@@ -229,16 +212,13 @@ def group_norm_silu(
     *,
     shift: Tensor | None = None,
     silu: bool = True,
-    columns: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
     """x [n, c, h, w] channels-last, weight and bias [c], shift [n, c] with channels side by side (its rows may be one,
-    0 apart) -> x's shape, type and layout, and `out` may be x; with `columns` that picture's columns instead,
-    [n, h w, 9 c] contiguous.
+    0 apart) -> x's shape, type and layout, and `out` may be x.
 
     ValueError if x is none of fp16, bf16, f32, is not channels-last in memory, does not start at a multiple of 16
-    bytes, has more than 65535 pictures or 2^31 positions (or as many numbers of columns) a picture, or if its channels
-    do not divide into the groups.
+    bytes, has more than 65535 pictures or 2^31 positions a picture, or if its channels do not divide into the groups.
     """
     import torch
 
@@ -258,26 +238,22 @@ def group_norm_silu(
     if shift is not None:
         require_shape("shift", shift, (n, width))
         require(shift.stride(1) == 1 or width == 1, f"shift has strides {shift.stride()}; the last must be 1")
-    if columns:
-        out = columns_out(x, out)
-    else:
-        out = torch.empty_like(x, memory_format=torch.channels_last) if out is None else out
-        require_shape("out", out, tuple(x.shape))
-        require_dtype("out", out, x.dtype)
-        ordered = out.is_contiguous(memory_format=torch.channels_last)
-        require(ordered, f"out has strides {out.stride()}, not channels_last")
+    out = torch.empty_like(x, memory_format=torch.channels_last) if out is None else out
+    require_shape("out", out, tuple(x.shape))
+    require_dtype("out", out, x.dtype)
+    ordered = out.is_contiguous(memory_format=torch.channels_last)
+    require(ordered, f"out has strides {out.stride()}, not channels_last")
     require_aligned(x=x, weight=weight, bias=bias, out=out)
     if not x.numel():
         return out
     plan = plan_of(positions, width, groups)
     added, stride = (x, 0) if shift is None else (shift, shift.stride(0))
     same = {"WIDTH": width, "GROUP": width // groups, "SHIFT": shift is not None}
-    line = across if columns else 0
     if isinstance(plan, Held):
         launch(
             group_norm_held_kernel, (width // plan.channels, n),
             x, weight, bias, added, out, positions, stride, eps,
-            SILU=silu, ACROSS=line, **same, **plan.constants, num_warps=plan.warps,
+            SILU=silu, **same, **plan.constants, num_warps=plan.warps,
         )  # fmt: skip
         return out
     large = needs_64_bits(positions, width, plan)
@@ -290,33 +266,30 @@ def group_norm_silu(
     launch(
         group_norm_apply_kernel, (-(-positions // plan.applied) * -(-width // CHANNELS_APPLIED), n),
         x, weight, bias, added, partial, out, positions, stride, plan.parts, plan.span, eps,
-        SILU=silu, ACROSS=line, LARGE=large, **same, **plan.apply_constants, num_warps=4,
+        SILU=silu, LARGE=large, **same, **plan.apply_constants, num_warps=4,
     )  # fmt: skip
     return out
 
 
-def cost(n: int, positions: int, width: int, groups: int = 32, itemsize: int = 2, *, columns: bool = False) -> Cost:
-    """One read and one write, or nine of columns; a second read where a program cannot hold its groups (it may come
+def cost(n: int, positions: int, width: int, groups: int = 32, itemsize: int = 2) -> Cost:
+    """One read and one write; a second read where a program cannot hold its groups (it may come
     from the L2 cache)."""
     reads = 1 if isinstance(plan_of(positions, width, groups), Held) else 2
-    return Cost((n * positions * (reads + (TAPS if columns else 1)) + 3) * width * itemsize)
+    return Cost((n * positions * (reads + 1) + 3) * width * itemsize)
 
 
-def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool, across: int = 0) -> list[Variant]:
+def _variants(positions: int, width: int, dtype: str, *, shift: bool, silu: bool) -> list[Variant]:
     plan = plan_of(positions, width, 32)
     same = {"WIDTH": width, "GROUP": width // 32, "SHIFT": shift}
 
     def variant(kernel: Any, constants: dict[str, Any], warps: int) -> Variant:
-        does = " silu" * bool(constants.get("SILU")) + " columns" * bool(constants.get("ACROSS"))
-        name = f"{width} @ {positions}{' shift' * shift}{does} {dtype}"
+        name = f"{width} @ {positions}{' shift' * shift}{' silu' * bool(constants.get('SILU'))} {dtype}"
         integers = dict.fromkeys(("positions", "shift_stride", "parts", "span"), "i32")
         kinds = integers | {"eps": "fp32", "partial": "*fp32"} | dict.fromkeys(constants, "constexpr")
         signature = {parameter: kinds.get(parameter, f"*{dtype}") for parameter in parameters(kernel)}
-        return Variant(
-            kernel, name, signature, constants, num_warps=warps, unaligned=("shift",), plugin=not across
-        )  # fmt: skip
+        return Variant(kernel, name, signature, constants, num_warps=warps, unaligned=("shift",), plugin=True)
 
-    last = {"SILU": silu, "ACROSS": across}
+    last = {"SILU": silu}
     if isinstance(plan, Held):
         return [variant(group_norm_held_kernel, same | last | plan.constants, plan.warps)]
     large = {"LARGE": needs_64_bits(positions, width, plan)}
@@ -345,14 +318,6 @@ def _listed() -> Iterator[Variant]:
         yield from _variants(positions, width, "fp16", shift=True, silu=False)
     for positions, width in LARGE:
         yield from _variants(positions, width, "fp16", shift=False, silu=True)
-    for side, width in INNER:  # a resnet's first, and its second
-        for dtype in ("fp16", "bf16"):
-            yield from _variants(side * side, width, dtype, shift=False, silu=True, across=side)
-    for side in (8, 16):
-        yield from _variants(side * side, 1280, "fp16", shift=True, silu=True, across=side)
-    for part in _variants(1024, 640, "fp16", shift=False, silu=True, across=32):  # where programs hold no group
-        if part.kernel is group_norm_apply_kernel:
-            yield part
 
 
 # Sizes are no constants of the kernels: two pictures of as many channels may share one.

@@ -25,7 +25,6 @@ import triton.language as tl
 from kernels.aot import Variant, parameters
 from kernels.arguments import floats, require, require_aligned, require_contiguous, require_dtype, require_shape
 from kernels.cost import Cost
-from kernels.dependent import await_previous
 from kernels.launch import launch, power_of_two
 
 if TYPE_CHECKING:
@@ -112,10 +111,9 @@ def guided_step_kernel(
     state, predictions, row, guidance, matrices, draw, noise, step, step_next, last,
     mask, original, first_noise, blend, masked, outputs, evaluations, draws,
     CHANNELS: tl.constexpr, POSITIONS: tl.constexpr, OUT_CHANNEL: tl.constexpr, OUT_POSITION: tl.constexpr,
-    BLOCK: tl.constexpr, TILE: tl.constexpr, DEPENDENT: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """OUT_CHANNEL and OUT_POSITION: the strides of `outputs`. BLOCK: CHANNELS up to a power of two."""
-    await_previous(DEPENDENT)
     seat = tl.program_id(1).to(tl.int64)
     now = tl.load(step + seat)
     positive = tl.load(row + 2 * seat)

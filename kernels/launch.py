@@ -5,10 +5,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-import triton
-
-from kernels.dependent import LEAST_ARCH, asked
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,17 +12,9 @@ if TYPE_CHECKING:
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: object) -> None:
     """`grid` programs on the current device and stream; `options` are constants by name, num_warps and the like.
 
-    A dependent launch inside `kernels.dependent.dependent_launches`, where the device has them: only here is the
-    attribute set, with the constant by which a kernel waits. TypeError where `options` name either.
     Tensors of another device than the current one are the caller's mistake: Triton does not look.
     """
-    dependent = asked() and _can_depend(kernel, arguments[0])
-    kernel[grid](*arguments, DEPENDENT=dependent, launch_pdl=dependent, **options)
-
-
-def _can_depend(kernel: Any, x: Tensor) -> bool:
-    """On a GPU that has dependent launches, compiled and not interpreted."""
-    return x.is_cuda and arch_of(x) >= LEAST_ARCH and isinstance(kernel, triton.JITFunction)
+    kernel[grid](*arguments, **options)
 
 
 def power_of_two(n: int) -> int:

@@ -27,7 +27,6 @@ from kernels.arguments import (
     rows_of,
 )
 from kernels.cost import Cost
-from kernels.dependent import await_previous
 from kernels.launch import launch, power_of_two
 
 if TYPE_CHECKING:
@@ -51,10 +50,8 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, shift: Ten
 def layer_norm_kernel(
     x, weight, bias, shift, out, positions, eps,
     STRIDE: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """x: `positions` rows of WIDTH elements, STRIDE apart; out: the same, contiguous. BLOCK: the next power of two."""
-    await_previous(DEPENDENT)
     rows = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH

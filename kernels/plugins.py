@@ -252,13 +252,11 @@ def attention_plugin(
     HEADS: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     Q_POS: tl.constexpr, K_POS: tl.constexpr, V_POS: tl.constexpr, OUT_POS: tl.constexpr, ALIGN: tl.constexpr,
     SCALE: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr,
-    POLYNOMIAL: tl.constexpr,
 ) -> None:  # fmt: skip
     """Attention of contiguous q [n, t, HEADS D] to k, v [n, s, HEADS D], in the order of TensorRT's arguments."""
     attention_kernel(
         q, k, v, out, t, s, t * Q_POS, s * K_POS, s * V_POS, t * OUT_POS,
-        HEADS, D, D1, D2, Q_POS, K_POS, V_POS, OUT_POS, ALIGN, SCALE, CAUSAL, ROWS, KEYS, TAIL, POLYNOMIAL,
-        False,  # TensorRT launches in its own way
+        HEADS, D, D1, D2, Q_POS, K_POS, V_POS, OUT_POS, ALIGN, SCALE, CAUSAL, ROWS, KEYS, TAIL,
     )  # fmt: skip
 
 

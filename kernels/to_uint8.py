@@ -17,7 +17,6 @@ import triton.language as tl
 from kernels.aot import Variant
 from kernels.arguments import floats, require, require_aligned, require_contiguous, require_dtype, require_shape
 from kernels.cost import Cost
-from kernels.dependent import await_previous
 from kernels.launch import launch
 
 if TYPE_CHECKING:
@@ -39,10 +38,8 @@ def reference(picture: Tensor) -> Tensor:
 def to_uint8_kernel(
     picture, out, flags,
     POSITIONS: tl.constexpr, CHANNEL: tl.constexpr, POSITION: tl.constexpr, BLOCK: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """CHANNEL and POSITION: strides of `picture`. flags: zero beforehand; set to 1, by whoever, never back."""
-    await_previous(DEPENDENT)
     n = tl.program_id(1).to(tl.int64)
     byte = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = byte < 3 * POSITIONS

@@ -27,10 +27,10 @@ class Resnet(nn.Module):
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """x [n, inside, h, w], shift [n, outside] (the output of `time_emb_proj`) -> [n, outside, h, w]."""
         ops = self.ops
-        y = ops.norm_conv(x, self.norm1, self.conv1)  # [n, outside, h, w]
+        y = ops.conv(ops.group_norm(x, self.norm1, silu=True), self.conv1)  # [n, outside, h, w]
         if self.conv_shortcut is not None:
             x = ops.conv(x, self.conv_shortcut)
-        return ops.norm_conv(y, self.norm2, self.conv2, shift=shift, residual=x)
+        return ops.conv(ops.group_norm(y, self.norm2, shift=shift, silu=True), self.conv2, x)
 
 
 class Downsample(nn.Module):

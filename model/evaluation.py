@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.ops import Ops
 from model.transformer import Text, to_picture, to_tokens
 
 
@@ -39,12 +40,12 @@ class Evaluation:
     def keep(self, x: Tensor) -> None:
         self._skips.append((x, self.copies))
 
-    def joined(self, x: Tensor) -> Tensor:
+    def joined(self, x: Tensor, ops: Ops) -> Tensor:
         """x [n, c, h, w] and what was kept last, [n, d, h, w] or fewer rows -> [n, c + d, h, w]."""
         skip, stood_for = self._skips.pop()
         copies = stood_for // self.copies
         if copies == 1:
-            return torch.cat((x, skip), dim=1)
+            return ops.concat(x, skip)
         # As tokens, where one row beside two of x is a view: the concatenation reads it twice, and nobody writes it
         # twice first.
         both = to_tokens(x).unflatten(0, (-1, copies)), to_tokens(skip)[:, None].expand(-1, copies, -1, -1)

@@ -43,17 +43,8 @@ class Ops(Protocol):
         """Adds `shift` [n, c] to every position of `x` [n, c, h, w], normalises, then applies SiLU if asked."""
         ...
 
-    def norm_conv(
-        self,
-        x: Tensor,
-        norm: nn.GroupNorm,
-        conv: nn.Conv2d,
-        *,
-        shift: Tensor | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        """`conv` of `group_norm` with SiLU: half a resnet. The normalised picture can go over in another form than a
-        picture's, such as its columns."""
+    def concat(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Channels of one picture after the other's: [n, c, h, w] and [n, d, h, w] -> [n, c + d, h, w]."""
         ...
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -95,16 +86,8 @@ class PlainOps:
         y = norm(x if shift is None else x + shift[:, :, None, None])
         return F.silu(y) if silu else y
 
-    def norm_conv(
-        self,
-        x: Tensor,
-        norm: nn.GroupNorm,
-        conv: nn.Conv2d,
-        *,
-        shift: Tensor | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        return self.conv(self.group_norm(x, norm, shift=shift, silu=True), conv, residual)
+    def concat(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat((x, skip), dim=1)
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         return norm(x)

@@ -35,7 +35,7 @@ class Unet(nn.Module):
             self.time_embedding["cond_proj"] = nn.Linear(spec.guidance_width, first, bias=False)
         # Registered in the order of execution: shifts and (k, v) are handed out in that order.
         self.down_blocks = nn.ModuleList()
-        self.mid_block = _Mid(spec, ops)
+        self.mid_block = _Mid(spec, ops) if spec.middle else None
         self.up_blocks = nn.ModuleList()
         width, skips = first, [first]
         for i, channels in enumerate(spec.channels):
@@ -56,7 +56,8 @@ class Unet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(spec.groups, first, eps=spec.eps)
         self.conv_out = nn.Conv2d(first, spec.out_channels, 3, padding=1)
 
-        ordered = [m for block in (self.down_blocks, self.mid_block, self.up_blocks) for m in block.modules()]
+        blocks = (self.down_blocks, self.mid_block, self.up_blocks)
+        ordered = [m for block in blocks if block is not None for m in block.modules()]
         self._time_projections = [m.time_emb_proj for m in ordered if isinstance(m, Resnet) and m.time_emb_proj]
         cross = [m.get_submodule("attn2") for m in ordered if hasattr(m, "attn2")]
         self._cross_attentions = [m for m in cross if isinstance(m, Attention)]
@@ -116,7 +117,8 @@ class Unet(nn.Module):
         evaluation.keep(x)
         for block in self.down_blocks:
             x = block(x, evaluation)
-        x = self.mid_block(x, evaluation)  # [n copies, channels[-1], h / 2^(blocks-1), ..]
+        if self.mid_block is not None:
+            x = self.mid_block(x, evaluation)  # [n copies, channels[-1], h / 2^(blocks-1), ..]
         for block in self.up_blocks:
             x = block(x, evaluation)
         x = self.ops.conv(self.ops.group_norm(x, self.conv_norm_out, silu=True), self.conv_out)
@@ -152,7 +154,7 @@ class _Block(nn.Module):
         super().__init__()
         channels = spec.channels[index]
         shape = {"groups": spec.groups, "ops": ops}
-        self.attends = attends
+        self.ops, self.attends = ops, attends
         if attends:
             self.attentions = nn.ModuleList(
                 SpatialTransformer(
@@ -234,7 +236,7 @@ class _Up(_Block):
 
     def forward(self, x: Tensor, evaluation: Evaluation) -> Tensor:
         for i in range(len(self.resnets)):
-            x = evaluation.joined(x)  # [n, c + c of the skip, h, w]
+            x = evaluation.joined(x, self.ops)  # [n, c + c of the skip, h, w]
             x = self.layer(i, x, evaluation)
         for upsample in self.upsamplers:
             x = upsample(x)  # [n, c, 2h, 2w]

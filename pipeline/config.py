@@ -1,12 +1,14 @@
 """One JSON config of a checkpoint: typed reads whose errors name the file, the key and the value.
 
-An absent key and one that is null mean the same: the default, or where there is none, an error.
+An absent key and one that is null mean the same: the default, or where there is none, an error. Where the library
+that wrote the config takes a null for something else, whoever reads the key asks `holds`. Equal values may be written
+differently: 64 and 64.0, or a list of equal ones for the one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import CheckpointError
@@ -30,6 +32,13 @@ class Config:
         """The value as it stands; None when it is absent."""
         return self._values.get(key)
 
+    def holds(self, key: str) -> bool:
+        """Tell whether the key is there, be it with a null."""
+        return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
     def number(
         self, key: str, default: float | None = None, *, least: float = -_MOST_NUMBER, most: float = _MOST_NUMBER
     ) -> float:
@@ -40,7 +49,8 @@ class Config:
         return float(value)
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST_INTEGER) -> int:
-        value = self._wanted(key, default)
+        """An integer from `least` to `most`."""
+        value = _whole(self._wanted(key, default))
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self.refusal(key, f"it must be an integer from {least} to {most}")
         return value
@@ -55,8 +65,9 @@ class Config:
         longest: int = _MOST_INTEGER,
     ) -> tuple[int, ...]:
         """A list of at most `longest` integers from 1 to `most`, or one that stands for `length` equal ones."""
-        value = self._wanted(key, default)
+        value = _whole(self._wanted(key, default))
         values = [value] * length if isinstance(value, int) and length else value
+        values = [_whole(one) for one in values] if isinstance(values, list) else values
         if (
             not isinstance(values, list)
             or not 1 <= len(values) <= longest
@@ -65,6 +76,13 @@ class Config:
         ):
             raise self.refusal(key, f"it must be {length or f'at most {longest}'} integers from 1 to {most}")
         return tuple(values)
+
+    def same(self, key: str, length: int, default: int | None = None, *, most: int = _MOST_INTEGER) -> int:
+        """One integer, or a list of `length` equal ones that says the same."""
+        values = self.integers(key, length, default, most=most)
+        if len(set(values)) != 1:
+            raise self.refusal(key, "latentd does only equal ones")
+        return values[0]
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._wanted(key, default)
@@ -79,9 +97,11 @@ class Config:
         return value
 
     def require(self, fixed: Mapping[str, Any]) -> None:
-        """Each key is absent, null, or has the one value that latentd implements."""
+        """Each key is absent, null, or has the one value that latentd implements, or a list of nothing else."""
         for key, wanted in fixed.items():
-            if self.get(key) not in (None, wanted):
+            value = self.get(key)
+            values = value if isinstance(value, list) and value and not isinstance(wanted, list) else [value]
+            if any(one not in (None, wanted) for one in values):
                 raise self.refusal(key, f"latentd does only {json.dumps(wanted)}")
 
     def refusal(self, key: str, reason: str) -> CheckpointError:
@@ -96,6 +116,11 @@ class Config:
     def _wanted(self, key: str, default: Any) -> Any:
         value = self.get(key)
         return default if value is None else value
+
+
+def _whole(value: Any) -> Any:
+    """An integer that was written with a point and a zero, as an integer; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def read_object(source: Source, name: str, largest: int) -> dict[str, Any]:

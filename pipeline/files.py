@@ -1,4 +1,4 @@
-"""Reading files that somebody else made: only regular ones, only inside their folder, only so many bytes.
+"""Reading files that somebody else made: only regular ones, and only so many bytes.
 
 Opening a pipe waits for ever, and a device may never end; so whatever reads a checkpoint or an artifact asks here.
 """
@@ -6,7 +6,6 @@ Opening a pipe waits for ever, and a device may never end; so whatever reads a c
 from __future__ import annotations
 
 import json
-import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -62,17 +61,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         double = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {double[:64]!r} stands twice")
     return values
-
-
-def check_links(folder: Path, name: str) -> None:
-    """Errors: CheckpointError where a link takes `folder / name` out of `folder`: it may be anybody's file.
-
-    The caches of model hubs are folders of links, snapshots/<revision>/..., into blobs/ beside snapshots/: that is
-    within, too.
-    """
-    own, place = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
-    hub = own.parent.name == "snapshots"
-    if not place.is_relative_to(own) and not (hub and place.is_relative_to(own.parents[1] / "blobs")):
-        raise CheckpointError(
-            f"{folder / name} is a link to {place}, outside its folder; copy the file itself there (cp -rL)"
-        )

@@ -27,7 +27,7 @@ class ScheduleSpec:
     prediction: str  # "epsilon", "v_prediction" or "sample"
     spacing: str | None  # "leading", "trailing" or "linspace"; None: each sampler has its own
     steps_offset: int
-    set_alpha_to_one: bool
+    set_alpha_to_one: bool | None  # past the schedule's start; None: each sampler has its own
     rescale_betas_zero_snr: bool = False  # the last timestep keeps no signal
 
 

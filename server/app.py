@@ -15,7 +15,7 @@ from collections.abc import Callable
 from engines.cores import available_cores
 from engines.exporting import stop_exports
 from engines.model import Model, load, on_gpu
-from pipeline.checkpoint import model_id, open_checkpoint
+from pipeline.checkpoint.opened import model_id, open_checkpoint
 from server.address import joined
 from server.admission import Admission
 from server.device import Device

@@ -83,7 +83,8 @@ class Delivery:
     def _preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
         job, jpeg = picture.job, b""
         try:
-            jpeg = pictures.preview(prediction.get(), self._map.matrix(), *job.wish.size)
+            if (matrix := self._map.known) is not None:  # see Service.previews
+                jpeg = pictures.preview(prediction.get(), matrix, *job.wish.size)
         except Exception:
             log.exception("preview of image %d failed", picture.index, extra={"request": job.id})
         with job.lock:

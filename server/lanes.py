@@ -1,7 +1,7 @@
 """The lanes' steppers, and how a missing one comes to be while others step.
 
-Making one takes from milliseconds to minutes: an engine is read from the cache or compiled, buffers are laid out. Where
-the backend allows it a thread of its own does that, one lane at a time, and the device thread goes on meanwhile.
+Making one takes from milliseconds to minutes: an engine is compiled or captured, buffers are laid out. Where the
+backend allows it a thread of its own does that, one lane at a time, and the device thread goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -73,13 +73,11 @@ class Lanes:
         return took / 2
 
     def expect(self, lane: LaneKey) -> None:
-        """Ask what a lane that is not made will take. Called by any thread, one at a time.
+        """Expect a lane that is not made to take what the quickest one did: others took what is done once, too.
 
-        The backend tells, or the quickest lane that this process has made: others took what is done once, too.
+        Called by any thread, one at a time.
         """
-        if lane not in self._expected:
-            told = self._model.backend.making(*lane)
-            self._expected[lane] = (self._quickest or 0.0) if told is None else told
+        self._expected.setdefault(lane, self._quickest or 0.0)
 
     def making(self, now: float) -> Making:
         """What is known of those that are not made. Called by any thread."""

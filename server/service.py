@@ -59,13 +59,17 @@ class Service:
         return Accepted(job, device.submit(job))
 
     async def previews(self) -> None:
-        """Fit the map that previews need, once, off the event loop: a short request would be over before its first."""
+        """Fit the map that previews need, once, off the event loop: a short request would be over before its first.
+
+        Where that fails the request goes on without previews, and the next one tries again.
+        """
         preview = self.ready().preview
-        if not preview.fitted:
+        if preview.known is None:
             try:
                 await asyncio.to_thread(preview.matrix)
-            except LatentdError as error:
-                log.error("previews cannot be made: %s", error)
+            except Exception as error:
+                known = isinstance(error, LatentdError)
+                log.error("previews cannot be made%s", f": {error}" if known else "", exc_info=not known)
 
     async def events(self, job: Job) -> AsyncIterator[Event]:
         """A job's events up to Done. Errors: what the job failed with. However it ends, the job is not left running."""

@@ -90,7 +90,7 @@ class Settings:
     backend: str = _setting(
         "auto",
         _choice("auto", "openvino", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx"),
-        "what runs the networks",
+        "what runs the networks; tensorrt and tensorrt_rtx are experimental: no GPU has run them yet",
     )
     device: str = _setting(
         "auto", _choice("auto", "cpu", "cuda"), "where; auto is an NVIDIA GPU if backend torch can use one here"
@@ -105,7 +105,9 @@ class Settings:
         "auto is fast on a GPU; on a CPU all are exact",
     )
     attention: str = _setting(
-        "native", _choice("native", "triton"), "of backend tensorrt's plans: TensorRT's own, or our kernels inside"
+        "native",
+        _choice("native", "triton"),
+        "of backend tensorrt's plans (experimental): TensorRT's own, or our kernels inside",
     )
     host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback reach you unauthenticated")
     grpc_port: int = _setting(8001, _PORT, "0 takes a free one and prints it")

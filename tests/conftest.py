@@ -12,7 +12,7 @@ import torch
 
 from engines.artifact import Artifact
 from engines.model import Model
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 
 # Triton reads it when it is imported, which any test module may do first: kernels run in its interpreter here. Tests
 # that compile are marked `compiled`; tests/test_compiled.py runs them all in a process of their own.

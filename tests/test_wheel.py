@@ -122,7 +122,7 @@ import sys; sys.path.insert(0, {str(rooms)!r})
 from pathlib import Path
 from dataclasses import replace
 from engines.graphs import graph_of
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 spec = open_checkpoint(Path({str(rooms / "demo/small-things")!r})).spec
 print(len(graph_of("text_encoder", replace(spec, text=replace(spec.text, eps=3e-6)))))
 """

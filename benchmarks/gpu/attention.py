@@ -1,7 +1,8 @@
-"""Our attention at every shape of SD 1.5 and SD 2.1, beside each of torch's: error, useful TFLOP/s, each tiling.
+"""Our attention at every shape of SD 1.5 and SD 2.1, beside cuDNN's and flash: error and useful TFLOP/s.
 
-q, k and v lie as the network makes them: slices of one product. The error is to float64, on the first and the last
-row; the last row alone must have the very same bits.
+Shapes with a gate first. q, k and v lie as the network makes them: slices of one product. The error is to float64, on
+the first and the last row; the last row alone must have the very same bits. Which of the three serves a shape is
+written in engines/cuda_choices.py, from a row `fastest` of each.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +24,7 @@ from benchmarks.gpu.timing import error, in_graph, sets
 # Weights of a row are rounded to the type of the values before the second product, values and result too: each adds a
 # relative half of 2^-10 at float16, 2^-7 at bfloat16, at worst; they are independent, so together less than double.
 _TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2, torch.float32: 1e-5}
-_BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
-_MATH_BYTES = 4 << 30  # of scores: above it the plain formula is left out
+_BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 
 @dataclass(frozen=True)
@@ -68,14 +62,7 @@ _GATES = (
     Shape(16, 4096, 4096, 5, 64),
     Shape(2, 4096, 4096, 5, 64),
 )
-# Where all tilings are timed: what a step spends most on, at its most and fewest rows.
-TILED = (
-    *_GATES[:2],
-    _GATES[3],
-    *(Shape(rows, t, s, 8, d) for t, s, d in ((1024, 1024, 80), (4096, 77, 40)) for rows in (32, 2)),
-    Shape(32, 1024, 1024, 10, 64),
-    Shape(32, 256, 256, 8, 160),
-)
+CAUSAL = Shape(2, 77, 77, 12, 64)  # the text encoder's
 _OTHER_WIDTHS = (Shape(8, 4096, 4096, 8, 32), Shape(8, 4096, 4096, 8, 128), Shape(2, 16384, 16384, 8, 40))
 
 
@@ -94,13 +81,16 @@ def cases(check: Check) -> Iterator[Case]:
     if check.dry:
         few = (all_of_them[0], Shape(2, 64, 77, 2, 64))
         all_of_them = [replace(shape, rows=2, heads=2, t=40, s=40 if shape.what == "self" else 21) for shape in few]
-    yield Case("compile ahead", partial(warm.compile_ahead, check))
+    yield warm.case(check, "attention")
     for shape in all_of_them:
-        yield Case(f"{shape.case} ours", partial(_ours, check, shape))
-        yield Case(f"{shape.case} torch", partial(_torch, check, shape))
-        if shape in TILED or check.dry:
-            yield Case(f"{shape.case} tiles", partial(_tiles, check, shape))
-    yield Case("causal", partial(_causal, check))
+        took: dict[str, float] = {}
+        yield Case(f"{shape.case} ours", partial(_ours, check, shape, took))
+        yield Case(f"{shape.case} libraries", partial(_libraries, check, shape, took))
+    yield Case("causal", partial(causal, check))
+    # The interpreter multiplies bfloat16 wrong, so this is compared nowhere but here.
+    for shape in [] if check.dry else all_of_them:
+        if shape.rows == 2:
+            yield Case(f"{shape.case} bf16", partial(compare, check, shape, torch.bfloat16))
 
 
 def _inputs(check: Check, shape: Shape, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,8 +119,9 @@ def _right(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) ->
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
-def _far(check: Check, shape: Shape, kernel: Callable[..., Tensor], dtype: torch.dtype, mode: str) -> None:
+def compare(check: Check, shape: Shape, dtype: torch.dtype) -> None:
     """Error on fresh inputs into a poisoned output, and a row alone against the same row in company."""
+    kernel, mode = needed("kernels.attention", "attention"), "ours bf16" if dtype == torch.bfloat16 else "ours"
     q, k, v = _inputs(check, shape, dtype)
     out = torch.full(q.shape, float("nan"), device=check.device, dtype=dtype)
     kernel(q, k, v, shape.heads, out=out)
@@ -143,38 +134,21 @@ def _far(check: Check, shape: Shape, kernel: Callable[..., Tensor], dtype: torch
     check.expect(same, f"{shape.what} alone", shape.case, mode, error(alone[0], out[-1]), "equal bits expected")
 
 
-def launch(check: Check, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """So that it is compiled."""
-    return needed("kernels.attention", "attention")(*_inputs(check, shape, dtype), shape.heads)
+def launch(check: Check, shape: Shape, dtype: torch.dtype, *, causal: bool = False) -> Tensor:
+    """So that it is compiled; what is compiled depends on no number of rows."""
+    kernel, shape = needed("kernels.attention", "attention"), replace(shape, rows=1)
+    return kernel(*_inputs(check, shape, dtype), shape.heads, causal=causal)
 
 
-def launch_tiles(check: Check, shape: Shape, index: int) -> Tensor | None:
-    """The same with the tiling of this index; None where there are not so many."""
-    tiles = list(named_tiles(check, shape).values())[index:][:1]
+def _ours(check: Check, shape: Shape, took: dict[str, float]) -> None:
     kernel = needed("kernels.attention", "attention")
-    return kernel(*_inputs(check, shape), shape.heads, tiles=tiles[0]) if tiles else None
+    compare(check, shape, check.dtype)
+    took["ours"] = _timed(check, shape, "ours", lambda q, k, v: kernel(q, k, v, shape.heads))
 
 
-def _ours(check: Check, shape: Shape) -> None:
-    kernel = needed("kernels.attention", "attention")
-    _far(check, shape, kernel, check.dtype, "ours")
-    # The interpreter multiplies bfloat16 wrong, so this is compared nowhere but here.
-    if not check.dry and shape.rows == 2:
-        _far(check, shape, kernel, torch.bfloat16, "ours bf16")
-    _timed(check, shape, "ours", lambda q, k, v: kernel(q, k, v, shape.heads))
-
-
-def _timed(check: Check, shape: Shape, mode: str, run: Callable[..., Tensor], note: str = "") -> float:
-    every = [_inputs(check, shape) for _ in range(sets(shape.moved))]
-    seconds = in_graph([partial(run, *one) for one in every], seconds=0.05)
-    return check.time(shape.what, shape.case, mode, seconds, flops=shape.flops, moved=shape.moved, note=note)
-
-
-def _torch(check: Check, shape: Shape) -> None:
+def _libraries(check: Check, shape: Shape, took: dict[str, float]) -> None:
+    """What each makes of the same; the fastest of all is a row of its own."""
     for mode, backend in _BACKENDS.items():
-        scores = 4 * shape.rows * shape.heads * shape.t * shape.s
-        if mode == "math" and scores > _MATH_BYTES:
-            continue
 
         def run(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend = backend) -> Tensor:
             q, k, v = (x.unflatten(-1, (shape.heads, -1)).transpose(1, 2) for x in (q, k, v))
@@ -182,60 +156,27 @@ def _torch(check: Check, shape: Shape) -> None:
                 return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
         try:
-            _timed(check, shape, mode, run)
+            took[mode] = _timed(check, shape, mode, run)
         except RuntimeError as refused:  # in words of each library's own
             if not check.dry:
                 torch.cuda.synchronize()  # raises again what is the device's
             note = f"torch has no kernel for it: {str(refused).strip().splitlines()[:1]}"
             check.row(shape.what, shape.case, mode, "", [], status="absent", note=note[:200])
+    if "ours" in took:
+        best = min(took, key=lambda mode: took[mode])
+        note = f"{took['ours'] / took[best]:.3f} times as fast as ours; ({shape.d}, {shape.t}, {shape.s}): {best!r}"
+        check.row("fastest", shape.case, best, "us", [1e6 * took[best]], note=note)
 
 
-def named_tiles(check: Check, shape: Shape) -> dict[str, Any]:
-    """Every launch of this width that is worth timing, the table's own choice first."""
-    if check.dry:
-        arch = 90
-    else:
-        major, minor = torch.cuda.get_device_capability(check.device)
-        arch = 10 * major + minor
-    found = needed("kernels.attention_tiles", "candidates")(shape.d, arch)
-    return dict(list(found.items())[: 1 if check.dry else None])
+def _timed(check: Check, shape: Shape, mode: str, run: Callable[..., Tensor]) -> float:
+    every = [_inputs(check, shape) for _ in range(sets(shape.moved))]
+    seconds = in_graph([partial(run, *one) for one in every], seconds=0.05)
+    return check.time(shape.what, shape.case, mode, seconds, flops=shape.flops, moved=shape.moved)
 
 
-def _tiles(check: Check, shape: Shape) -> None:
-    """Each of them, compared and timed; the best is a row of its own, and says what the table chose."""
-    kernel, took = needed("kernels.attention", "attention"), {}
-    q, k, v = _inputs(check, shape)
-    right = kernel(q, k, v, shape.heads)
-    for name, tiles in named_tiles(check, shape).items():
-        if check.seconds_left <= 0:
-            check.tell("skipped", f"{shape.case}, {name}", "skipped: time", what="tiles")
-            continue
-        run = partial(_with_tiles, kernel, shape.heads, tiles)
-        try:
-            far = error(run(q, k, v), right)
-        except Exception as unfit:  # more shared memory than there is, or a compiler's refusal: not for this card
-            if not check.dry:
-                torch.cuda.synchronize()  # raises again what is the device's
-            check.tell("absent", f"{shape.case}, {name}", f"{type(unfit).__name__}: {unfit}", what="tiles")
-            continue
-        if far > _TOLERANCE[q.dtype]:
-            check.expect(False, "tiles error", shape.case, name, far, "to the table's own choice")
-        took[name] = _timed(check, shape, name, run)
-    if took:
-        best = min(took, key=lambda name: took[name])
-        note = f"{took[next(iter(took))] / took[best]:.3f} times as fast as {next(iter(took))}"
-        rate = shape.flops / took[best] / 1e12, "TFLOP/s"
-        check.row("best tiles", shape.case, best, "us", [1e6 * took[best]], rate=rate, note=note)
-
-
-def _with_tiles(kernel: Callable[..., Tensor], heads: int, tiles: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return kernel(q, k, v, heads, tiles=tiles)
-
-
-def _causal(check: Check) -> None:
-    """The text encoder's."""
+def causal(check: Check) -> None:
     kernel = needed("kernels.attention", "attention")
-    shape = Shape(1, 21, 21, 2, 32) if check.dry else Shape(2, 77, 77, 12, 64)
+    shape = Shape(1, 21, 21, 2, 32) if check.dry else CAUSAL
     q, k, v = _inputs(check, shape)
     out = torch.full(q.shape, float("nan"), device=check.device, dtype=q.dtype)
     kernel(q, k, v, shape.heads, causal=True, out=out)

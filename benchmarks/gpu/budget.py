@@ -1,8 +1,7 @@
 """Every convolution and matrix product of an SD 1.5 step, through cuDNN and cuBLAS, beside its floor.
 
-A convolution is also timed as the matrix product that it is (im2col given), those of the inner levels in more ways
-(benchmarks/gpu/columns.py), and an attention through torch's own choice. At the end: the sum of the libraries' best
-beside the sum of floors, and what is lost, largest first.
+A convolution is also timed as the matrix product that it is (im2col given), and an attention through torch's own
+choice. At the end: the sum of the libraries' best beside the sum of floors, and what is lost, largest first.
 """
 
 from __future__ import annotations
@@ -15,15 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu import columns
 from benchmarks.gpu.check import Case, Check, read_rows
 from benchmarks.gpu.networks import unet_spec
 from benchmarks.gpu.operations import Operation, operations
 from benchmarks.gpu.timing import in_graph, sets
 
 _ROWS = (2, 32, 8)
-# After which of these the convolutions as columns are measured, at which rows: those that may gain come early.
-_COLUMNS = {2: (2, 8), 32: (), 8: (32,)}
 _SHOWN = 30  # losses of a number of rows
 
 
@@ -34,8 +30,6 @@ def cases(check: Check) -> Iterator[Case]:
         for op in sorted(counts, key=lambda op: -counts[op] * op.flops):
             yield Case(f"{rows} rows {_case(op)}", partial(_operation, check, op, counts[op]))
         yield Case(f"{rows} rows, sum", partial(_sum, check, rows, counts))
-        for few in _COLUMNS[rows][: 1 if check.dry else None]:
-            yield from columns.cases(check, few)
 
 
 def _case(op: Operation) -> str:

@@ -40,6 +40,7 @@ class Case:
 
     name: str
     run: Callable[[], None]
+    seconds: float | None = None  # after which it is ended, where its section's limit is not its own
 
 
 @dataclass

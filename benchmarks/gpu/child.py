@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import gc
 import importlib
 import os
@@ -41,7 +42,7 @@ def run(check: Check, state: Path, skip: int = 0) -> int:
         if check.seconds_left <= 0:
             late.append(case.name)
             continue
-        state.write_text(f"{index}\n{case.name}")
+        state.write_text(f"{index}\n{case.seconds or ''}\n{case.name}")
         try:
             case.run()
             _settle(check)
@@ -88,6 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--parent", type=int, help="process id; ends when that has ended")
     options = parser.parse_args(argv)
+    faulthandler.enable()  # a crash says where; so does SIGUSR1, which gpu_check sends before it ends what hangs
+    faulthandler.register(signal.SIGUSR1)
     if options.parent:
         threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
     device = torch.device("cpu" if options.dry_run else "cuda")

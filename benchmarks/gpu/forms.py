@@ -1,9 +1,9 @@
 """Other forms of SD 1.5's pass than the one of section `unet`: which of them should serve?
 
-GEGLU inside its matrix product, against a library's product and a kernel after it. The transformers' residuals in 64
-passes of their own, against products that add them (engines/cuda_folds.py). Twins: two rows of each latent, computed
-once until the first cross-attention, 2.6% of the arithmetic, as a guided step has them. Dependent launches: each
-kernel is set up while the one before it runs (kernels/dependent.py), and must have the same bits.
+GEGLU inside its matrix product, against a library's product and a kernel after it. A library's attention throughout,
+against ours. The transformers' residuals in 64 passes of their own, against products that add them
+(engines/cuda_folds.py). Twins: two rows of each latent, computed once until the first cross-attention, 2.6% of the
+arithmetic, as a guided step could have them. What wins is written into engines/cuda_choices.py.
 """
 
 from __future__ import annotations
@@ -15,24 +15,17 @@ import torch
 
 from benchmarks.gpu import warm
 from benchmarks.gpu.check import Case, Check
-from benchmarks.gpu.dependent import compare
-from benchmarks.gpu.unet import ROWS, Nets, cases_of, reference
+from benchmarks.gpu.unet import CHOICES, ROWS, Nets, cases_of, reference
 
 _NAME = "SD 1.5"
 # The first is section `unet`'s own, again: forms are compared within one run of one process.
-_MODES = ("ours", "ours, twins", "ours, fused geglu", "ours, residuals apart")
+_MODES = ("ours", *CHOICES, "ours, twins", "ours, residuals apart")
 
 
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
-    nets, right, counts = Nets(check), {}, ROWS[:2]
+    yield warm.case(check, "networks")
+    nets, right = Nets(check), {}
     yield Case(f"{_NAME} float32", partial(reference, check, _NAME, right))
-    for mode in _MODES:
-        yield from cases_of(check, nets, _NAME, mode, right, counts)
-    yield Case("compile ahead", partial(warm.compile_ahead, check, "dependents"))
-    for rows in counts[: 1 if check.dry else None]:
-        yield Case(f"{_NAME} dependent {rows} rows", partial(_dependent, check, nets, rows))
-
-
-def _dependent(check: Check, nets: Nets, rows: int) -> None:
-    compare(check, nets.get(_NAME, "ours"), _NAME, rows)
+    for mode in (mode for mode in _MODES if not (check.dry and "cudnn" in mode)):  # which a CPU has not
+        yield from cases_of(check, nets, _NAME, mode, right, ROWS)

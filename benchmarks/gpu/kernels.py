@@ -1,4 +1,4 @@
-"""Normalisation, GEGLU, columns, the split product, the guided step, the pixels: error, time and share of the floor.
+"""Normalisation, GEGLU, the guided step, the pixels: error, time and share of the floor.
 
 Inputs are random and fresh, outputs poisoned, the reference is float64; the last row alone must have the same bits as
 in company. torch's time is that of its own operations; of torch.compile, of the plain formula at the largest shapes.
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.gpu import warm
 from benchmarks.gpu.check import Case, Check
 from benchmarks.gpu.here import needed
 from benchmarks.gpu.timing import error, in_graph, on_cpu, sets
@@ -47,15 +48,20 @@ class Work:
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cuda.matmul.allow_tf32 = False
     every = list(works(check))
+    yield warm.case(check, "kernels")
     for rows in (2,) if check.dry else ROWS:
         for work in (work for work in every if rows in work.only):
             yield Case(f"{work.what} {rows} rows {work.shape}", partial(_measure, check, work, rows))
     from benchmarks.gpu import pixels  # the two that are not rows of a network
 
     yield from pixels.cases(check)
+    for work in [] if check.dry else every:
+        if 2 in work.only:
+            name = f"{work.what} 2 rows {work.shape} bf16"
+            yield Case(name, partial(compare, check, work, 2, torch.bfloat16, "ours bf16"))
     seen: set[str] = set()
     for work in every:
-        if work.what not in seen and work.what not in ("geglu_linear", "split_product", "columns"):
+        if work.what not in seen and work.what != "geglu_linear":
             seen.add(work.what)
             for rows in (2,) if check.dry else (32, 2):
                 yield Case(f"compile {work.what} {rows} rows", partial(_compile, check, work, rows))
@@ -84,7 +90,6 @@ def works(check: Check) -> Iterator[Work]:
             rowwise=(0, 3),
             only=ROWS if side < 256 else (2,),
         )
-    yield from _convolution(check, random)
     for t, c in ((5, 40),) if check.dry else ((4096, 320), (1024, 640), (256, 1280)):
 
         def tokens(rows: int, dtype: torch.dtype, t: int = t, c: int = c) -> tuple[Tensor, ...]:
@@ -129,67 +134,9 @@ def works(check: Check) -> Iterator[Work]:
         )
 
 
-def _convolution(check: Check, random: Callable[..., Tensor]) -> Iterator[Work]:
-    """What a 3x3 convolution of SD 1.5's inner levels is made of, if it is a product of columns."""
-    for c, side in ((32, 3),) if check.dry else ((1280, 8), (1280, 16)):
-
-        def picture(rows: int, dtype: torch.dtype, c: int = c, side: int = side) -> tuple[Tensor, ...]:
-            x = random(rows, c, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
-            return x, random(c, dtype=dtype) * 0.1 + 1, random(c, dtype=dtype) * 0.1, random(rows, c, dtype=dtype)
-
-        def factors(rows: int, dtype: torch.dtype, c: int = c, side: int = side) -> tuple[Tensor, ...]:
-            weight = (random(c, 9 * c, dtype=torch.float32) * (9 * c) ** -0.5).to(dtype)
-            x, residual = random(rows, side * side, 9 * c, dtype=dtype), random(rows, side * side, c, dtype=dtype)
-            return x, weight, random(c, dtype=dtype), residual
-
-        yield Work(
-            "columns",
-            f"{c}x{side}x{side}",
-            lambda rows, dtype, picture=picture: picture(rows, dtype)[:1],
-            lambda: needed("kernels.columns", "columns"),
-            lambda x: needed("kernels.columns", "reference")(x),
-            lambda inputs, out: inputs[0].nbytes + out.nbytes,
-        )
-        yield Work(
-            "group_norm_columns",
-            f"{c}x{side}x{side}",
-            picture,
-            lambda: _group_norm_silu(needed("kernels.group_norm_silu", "group_norm_silu"), columns=True),
-            lambda *inputs: needed("kernels.columns", "reference")(_plain_group_norm(*inputs)),
-            lambda inputs, out: inputs[0].nbytes + out.nbytes,
-            rowwise=(0, 3),
-        )
-        for rows in ROWS:  # the split follows them: a row alone takes that of its company
-            yield Work(
-                "split_product",
-                f"{side * side}x{c}x{9 * c}",
-                factors,
-                partial(_split_product, check, rows * side * side, c),
-                lambda x, weight, bias, residual: F.linear(x, weight, bias) + residual,
-                lambda inputs, out: sum(x.nbytes for x in inputs) + out.nbytes,
-                flops=lambda rows, c=c, side=side: 2.0 * rows * side * side * c * 9 * c,
-                rowwise=(0, 3),
-                only=(rows,),
-            )
-
-
-def _split_product(check: Check, m: int, c: int) -> Callable[..., Tensor]:
-    product, choose, arch_of = (
-        needed("kernels.split_product", "split_product"),
-        needed("kernels.split_product_tiles", "choose"),
-        needed("kernels.launch", "arch_of"),
-    )
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, out: Tensor | None = None) -> Tensor:
-        tile = choose(m, c, 9 * c, arch_of(x), x.element_size())
-        return product(x, weight, bias, residual, out=out, tile=tile)
-
-    return run
-
-
-def _group_norm_silu(kernel: Callable[..., Tensor], **options: bool) -> Callable[..., Tensor]:
+def _group_norm_silu(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def run(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
-        return kernel(x, weight, bias, _groups(x), 1e-5, shift=shift, silu=True, out=out, **options)
+        return kernel(x, weight, bias, _groups(x), 1e-5, shift=shift, silu=True, out=out)
 
     return run
 
@@ -239,8 +186,9 @@ def poisoned(kernel: Callable[..., Tensor], inputs: tuple[Tensor, ...], like: Te
     return kernel(*inputs)
 
 
-def _far(check: Check, work: Work, kernel: Callable[..., Tensor], rows: int, dtype: torch.dtype, mode: str) -> None:
-    case, inputs, ends = f"{rows} rows {work.shape}", work.make(rows, dtype), [0, rows - 1]
+def compare(check: Check, work: Work, rows: int, dtype: torch.dtype, mode: str) -> None:
+    """Error on fresh inputs into poisoned memory, and the last row alone against the same row in company."""
+    kernel, case, inputs, ends = work.kernel(), f"{rows} rows {work.shape}", work.make(rows, dtype), [0, rows - 1]
     right = work.plain(*(x.double() for x in work.some(inputs, ends)))
     like = torch.empty((rows, *right.shape[1:]), dtype=dtype, device=check.device)
     got = poisoned(kernel, inputs, like.contiguous(memory_format=torch.channels_last) if like.ndim == 4 else like)
@@ -263,9 +211,7 @@ def _measure(check: Check, work: Work, rows: int) -> None:
     case = f"{rows} rows {work.shape}"
     try:
         kernel = work.kernel()
-        _far(check, work, kernel, rows, check.dtype, "ours")
-        if not check.dry and rows == 2:
-            _far(check, work, kernel, rows, torch.bfloat16, "ours bf16")
+        compare(check, work, rows, check.dtype, "ours")
         _timed(check, work, rows, case, "ours", kernel)
     finally:  # torch's figure stands for itself
         _timed(check, work, rows, case, "torch", work.plain)

@@ -39,8 +39,8 @@ def random_request(rng: random.Random, seed: int, most: int = 8) -> Request:
 class Lab:
     """A stepper of `seats` seats for the UNet `name`. `eager`: the same work launched, not replayed.
 
-    `buckets`: numbers of rows to capture, even ones as twins too; a server captures thirteen, and twelve of twins, up
-    to 32 rows, which takes a minute or more.
+    `buckets`: numbers of rows to capture; a server captures thirteen up to 32 rows, which takes a minute or more.
+    `twins`: even ones as twins too. `measure`: let cuDNN measure its algorithms, in fast pixels; 0.1 to 1 s a shape.
     """
 
     def __init__(
@@ -52,19 +52,24 @@ class Lab:
         exact: bool = False,
         eager: bool = False,
         buckets: tuple[int, ...] | None = None,
+        twins: bool = False,
+        measure: bool = True,
     ) -> None:
         stepper, network = needed("engines.cuda_stepper", "CudaStepper"), needed("engines.cuda_network", "TorchNetwork")
         stream = needed("engines.cuda_stream", "Stream")
         self.check, self.name, self.spec = check, name, unet_spec(check, name)
         self.shape = (self.spec.in_channels, self.spec.sample_size, self.spec.sample_size)
         self.stream, self.side = stream(check.device), stream(check.device)
+        self.copies = 2 if twins else 1  # rows of a text that a row of latents stands for
         if eager:
             self.stream.captured = lambda run: run
         # As the backend has it: nothing that a stopwatch chose may be in exact pixels.
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not exact, exact
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = measure and not exact, exact
         net = unet(check, name, ops=ours(check))
+        if not check.dry:
+            torch.cuda.synchronize()  # the stream below does not wait for the one that the weights are made on
         with self.stream.here():
-            made = network(net, TOKENS)
+            made = network(net, TOKENS, twins=twins)
         if buckets:
             made.buckets = lambda rows: sorted({min(size, rows) for size in buckets})
         self.stepper: Any = stepper(

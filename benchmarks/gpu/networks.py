@@ -159,6 +159,10 @@ def our_kernels(check: Check) -> Any:
         raise AbsentError(f"{missing.name} is not here", wrong=missing.name == "triton") from missing
 
 
-def ours(check: Check, *, fused_geglu: bool = False) -> Ops:
-    """The operations with our kernels. Raises AbsentError where they are not written."""
-    return needed("engines.cuda_ops", "KernelOps")(our_kernels(check), fused_geglu=fused_geglu)
+def ours(check: Check, **choices: Any) -> Ops:
+    """The operations with our kernels, as served but for these fields of engines.cuda_choices.Choices.
+
+    Raises AbsentError where they are not written.
+    """
+    chosen, ops = needed("engines.cuda_choices", "CHOSEN"), needed("engines.cuda_ops", "KernelOps")
+    return ops(our_kernels(check), replace(chosen, **choices))

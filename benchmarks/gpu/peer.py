@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import warm
 from benchmarks.gpu.check import Case, Check
 from benchmarks.gpu.here import needed
 from benchmarks.gpu.lab import Lab, Request
@@ -27,6 +28,7 @@ _REST = (("SD 1.5", 4), ("SD 1.5", 8), ("SD 2.1", 16), ("SD 2.1", 4), ("SD 2.1",
 
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
+    yield warm.case(check, "networks")
     took: dict[str, float] = {}
     both = (("SD 1.5", 1), ("SD 2.1", 1))
     for name, n in both if check.dry else (*both[:1], ("SD 1.5", 16), *both[1:], *_REST):
@@ -41,7 +43,7 @@ def _ours(check: Check, name: str, n: int, took: dict[str, float]) -> None:
     lab = Lab(check, name, n, buckets=(2 * n,))
     for seat in range(n):
         lab.sit(seat, Request("ddim", 50, 7.5, seat))
-    flops, floor = step_floor(lab.spec, 2 * n, *check.ceilings(), copies=2)
+    flops, floor = step_floor(lab.spec, 2 * n, *check.ceilings(), copies=lab.copies)
     for _ in range(3):
         lab.stepper.step(range(n))
     count, begin = 2 if check.dry else 30, time.perf_counter()

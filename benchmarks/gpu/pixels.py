@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,22 @@ _EVALUATIONS = 30
 
 def cases(check: Check) -> Iterator[Case]:
     for seats in (2,) if check.dry else (16, 1):
-        yield Case(f"guided_step {seats} seats", partial(_guided_step, check, seats))
+        yield Case(f"guided_step {seats} seats", partial(guided_step, check, seats))
     for pictures in (2,) if check.dry else (1, 4):
-        yield Case(f"to_uint8 {pictures}", partial(_to_uint8, check, pictures))
+        yield Case(f"to_uint8 {pictures}", partial(to_uint8, check, pictures))
+
+
+def launches(check: Check) -> Iterator[Callable[[], object]]:
+    """So that they are compiled."""
+    kernels, outputs = needed("kernels.guided_step", "guided_step"), _outputs(check, _seats(check, 1), 1)
+    yield lambda: kernels(_seats(check, 1), outputs)
+    pictures = torch.randn(1, 3, 512, 512, device=check.device).to(check.dtype)
+    yield lambda: needed("kernels.to_uint8", "to_uint8")(pictures.contiguous(memory_format=torch.channels_last))
+
+
+def _outputs(check: Check, seats: Any, count: int) -> Tensor:
+    outputs = torch.randn(2 * count, *seats.state.shape[2:], device=check.device).to(check.dtype)
+    return outputs.contiguous(memory_format=torch.channels_last)
 
 
 def _seats(check: Check, count: int) -> Any:
@@ -60,11 +73,10 @@ def _right(seats: Any, outputs: Tensor) -> tuple[Tensor, Tensor]:
     return made[:, :STATE], made[:, STATE]
 
 
-def _guided_step(check: Check, count: int) -> None:
+def guided_step(check: Check, count: int) -> None:
     kernel = needed("kernels.guided_step", "guided_step")
     seats, case = _seats(check, count), f"{count} seats"
-    outputs = torch.randn(2 * count, *seats.state.shape[2:], device=check.device).to(check.dtype)
-    outputs = outputs.contiguous(memory_format=torch.channels_last)
+    outputs = _outputs(check, seats, count)
     right, before = _right(seats, outputs), seats.state.clone()
     moves = seats.step < seats.last
     seats.step_next.fill_(-1)
@@ -85,7 +97,7 @@ def _guided_step(check: Check, count: int) -> None:
     check.time("guided_step", case, "torch", in_graph([lambda: plain(seats, outputs)] * 8), moved=moved)
 
 
-def _to_uint8(check: Check, pictures: int) -> None:
+def to_uint8(check: Check, pictures: int) -> None:
     kernel, side, case = needed("kernels.to_uint8", "to_uint8"), 16 if check.dry else 512, f"{pictures} pictures"
     x = torch.randn(pictures, 3, side, side, device=check.device).to(check.dtype)
     x = x.contiguous(memory_format=torch.channels_last)

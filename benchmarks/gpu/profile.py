@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu import warm
 from benchmarks.gpu.check import Case, Check
 from benchmarks.gpu.networks import inputs, ours, unet, unet_spec
 from benchmarks.gpu.unet import graph_of
@@ -20,9 +21,9 @@ _SHOWN = 40
 
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
-    for rows in (2, 32)[: 1 if check.dry else None]:
-        for mode in ("ours", "eager"):
-            yield Case(f"SD 1.5 {mode} {rows} rows", partial(_profile, check, mode, rows))
+    yield warm.case(check, "networks")
+    for mode, rows in (("ours", 2), ("eager", 2)) if check.dry else (("ours", 2), ("ours", 32), ("eager", 2)):
+        yield Case(f"SD 1.5 {mode} {rows} rows", partial(_profile, check, mode, rows))
 
 
 def _profile(check: Check, mode: str, rows: int) -> None:

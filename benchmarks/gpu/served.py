@@ -17,7 +17,7 @@ from benchmarks.gpu.check import Check
 from benchmarks.gpu.here import needed
 from benchmarks.gpu.networks import our_kernels, text, unet, vae, whole_spec
 from engines.model import Model
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.checkpoint.weights import folder_weights
 from pipeline.clip_vocabulary import END, tokenizer_files
 from pipeline.source import Folder

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import warm
 from benchmarks.gpu.check import Case, Check
 from benchmarks.gpu.here import needed
 from benchmarks.gpu.networks import SCHEDULE, whole_spec
@@ -30,6 +31,7 @@ _START_SECONDS = 200.0  # thirteen graphs are captured, and libraries choose alg
 
 
 def cases(check: Check) -> Iterator[Case]:
+    yield warm.case(check, "networks")
     with contextlib.ExitStack() as stack:
         run = _Run(check, stack)
         for n in (2,) if check.dry else (16, 1, 4, 8):

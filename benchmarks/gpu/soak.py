@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.gpu import warm
 from benchmarks.gpu.check import Case, Check
 from benchmarks.gpu.lab import Lab, random_request
 from benchmarks.gpu.networks import our_kernels, ours, vae
@@ -23,6 +24,7 @@ _MOST_MB = 64.0
 
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
+    yield warm.case(check, "networks")
     yield Case("SD 1.5", partial(_soak, check))
 
 

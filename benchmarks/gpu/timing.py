@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -39,17 +40,23 @@ def by_events(run: Run, *, seconds: float = 0.15, least: int = 10, most: int = 1
     return [a.elapsed_time(b) / 1e3 for a, b in zip(begin, end, strict=True)]
 
 
+@functools.cache
+def _capturing() -> torch.cuda.Stream:
+    """One for all: cuBLAS keeps a workspace a stream."""
+    return torch.cuda.Stream()
+
+
 def captured(run: Callable[[], Tensor], warm: int = 3) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """`run` as a CUDA graph, and what a replay writes. Warmed up first, on a side stream: library handles and
-    algorithm choices may not be made in a capture."""
-    stream = torch.cuda.Stream()
+    """`run` as a CUDA graph, and what a replay writes. Warmed up first, on the stream that captures: library handles,
+    workspaces and choices of algorithm may not be made in a capture."""
+    stream = _capturing()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(warm):
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         out = run()
     return graph, out
 

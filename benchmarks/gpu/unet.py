@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import warm
 from benchmarks.gpu.check import Case, Check
 from benchmarks.gpu.networks import TOLERANCE, Inputs, inputs, ours, unet, unet_spec
 from benchmarks.gpu.operations import step_floor
@@ -19,8 +21,14 @@ from benchmarks.gpu.timing import by_events, captured, decibels, error, on_cpu
 from model.ops import PLAIN
 from model.unet import Unet
 
-ROWS = (2, 32, 8, 16)
+ROWS = (2, 32)  # of what has a gate; then the others
 _MODES = ("ours", "eager")
+# Fields of engines.cuda_choices.Choices that make a form of section `forms`.
+CHOICES: dict[str, dict[str, Any]] = {
+    "ours, fused geglu": {"geglu": {None: "fused"}},
+    "ours, cudnn attention": {"attention": {None: "cudnn"}},
+    "ours, flash attention": {"attention": {None: "flash"}},
+}
 _LEAST_DECIBELS = 50.0  # of a row in company against the row alone, where bits differ (docs/design.md, --pixels fast)
 
 
@@ -34,7 +42,7 @@ class Nets:
         mode = mode.removesuffix(", twins")
         if self._key != (name, mode) or self._net is None:
             self._net = None
-            made = PLAIN if mode == "eager" else ours(self._check, fused_geglu="fused" in mode)
+            made = PLAIN if mode == "eager" else ours(self._check, **CHOICES.get(mode, {}))
             self._net = unet(self._check, name, ops=made, residuals="apart" not in mode)
             self._key = (name, mode)
         return self._net
@@ -42,11 +50,13 @@ class Nets:
 
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
+    yield warm.case(check, "networks")
     nets, right = Nets(check), {}
-    for name in ("SD 1.5", "SD 2.1"):
-        yield Case(f"{name} float32", partial(reference, check, name, right))
+    for name, counts in (("SD 1.5", ROWS), ("SD 2.1", (2, 32, 8, 16)), ("SD 1.5", (8, 16))):
+        if name not in right:
+            yield Case(f"{name} float32", partial(reference, check, name, right))
         for mode in _MODES:
-            yield from cases_of(check, nets, name, mode, right, ROWS)
+            yield from cases_of(check, nets, name, mode, right, counts)
 
 
 def cases_of(
@@ -59,13 +69,15 @@ def cases_of(
 
 
 def reference(check: Check, name: str, right: dict[str, Tensor]) -> None:
-    """Of two rows, and of two that are twins."""
+    """Of two rows, and of two that are twins. Nothing of it is timed, so cuDNN measures no algorithms for it."""
+    torch.backends.cudnn.benchmark = False
     net = unet(check, name, dtype=torch.float32)  # torch's defaults: no tf32 in products, so none in convolutions
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     latents, timestep, context = _given(check, name, "", 2, seed=1)
     right[name] = net(latents.float(), timestep, context.float()).cpu()
     latents, timestep = (torch.cat([x[:1], x[:1]]) for x in (latents, timestep))
     right[f"{name}, twins"] = net(latents.float(), timestep, context.float()).cpu()
+    torch.backends.cudnn.benchmark = True
 
 
 def _error(check: Check, nets: Nets, name: str, mode: str, right: dict[str, Tensor]) -> None:

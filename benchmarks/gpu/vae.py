@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu import warm
 from benchmarks.gpu.check import Case, Check
 from benchmarks.gpu.networks import TOLERANCE, ours, vae, vae_spec
 from benchmarks.gpu.timing import by_events, captured, error, on_cpu
@@ -20,6 +21,7 @@ _PICTURES = (1, 4)
 
 def cases(check: Check) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
+    yield warm.case(check, "networks")
     right: list[Tensor] = []
     yield Case("float32", partial(_reference, check, right))
     for mode in ("ours", "eager"):
@@ -36,8 +38,10 @@ def _latents(check: Check, pictures: int, seed: int) -> Tensor:
 
 
 def _reference(check: Check, right: list[Tensor]) -> None:
+    torch.backends.cudnn.benchmark = False  # nothing of it is timed
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     right.append(vae(check, dtype=torch.float32)(_latents(check, 1, seed=1).float()).cpu())
+    torch.backends.cudnn.benchmark = True
 
 
 def _flops(check: Check) -> float:

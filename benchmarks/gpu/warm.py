@@ -1,139 +1,185 @@
-"""Compiles the kernels of `attention`, `kernels` and the networks in several processes at once, into Triton's cache.
+"""Compiles what the sections launch, in several processes at once, into Triton's cache.
 
-One after the other, some hundred compilations would take the minutes that are meant for measuring. Each process is
-`python -m benchmarks.gpu.warm WHAT I N`: it launches every N-th kernel call of WHAT, from the I-th on. What fails here
-is told by the case that measures it.
+One after the other, some fifty compilations would take the minutes that are meant for measuring. Each process is
+`python -m benchmarks.gpu.warm WALK I N`: it does all that WALK does but launching kernels of ours, and compiles every
+N-th variant that it meets, from the I-th on. What fails here is told by the case that measures it.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
+import hashlib
+import importlib.metadata
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.gpu.check import AbsentError, Check
-from benchmarks.gpu.here import needed
-from benchmarks.gpu.networks import TOKENS
+from benchmarks.gpu.check import AbsentError, Case, Check
 
 _ROOT = Path(__file__).parent.parent.parent
-_TEXTS = 24960  # keys and values of the 16 cross-attentions of SD 1.5, and of SD 2.1: numbers of a token
 _SECONDS = 60.0  # then whoever is left is ended: the measuring process compiles what is missing
+_BYTES = 4 << 30  # of a process on the card: SD 1.5's weights, and a pass
 
 
-def launches(check: Check) -> list[Callable[[], object]]:
-    """One call of each kernel at each shape and in each type that is measured."""
-    from benchmarks.gpu import attention, kernels
+def _attention(check: Check) -> Iterator[Callable[[], object]]:
+    from benchmarks.gpu import attention
 
-    dtypes = (torch.float16, torch.bfloat16)
-    found: list[Callable[[], object]] = []
-    for shape in attention.shapes():
-        found += [partial(attention.launch, check, shape, dtype) for dtype in dtypes[: 2 if shape.rows == 2 else 1]]
-    for rows in kernels.ROWS:
-        for work in kernels.works(check):
-            if rows in work.only:
-                found += [partial(kernels.launch, work, rows, dtype) for dtype in dtypes[: 2 if rows == 2 else 1]]
-    found += _networks(check)
-    for shape in attention.TILED:  # what is compiled differs by what is attended to, not by rows
-        found += [partial(attention.launch_tiles, check, shape, i) for i in range(20 if shape.rows == 32 else 0)]
-    return found
+    for dtype in (check.dtype, torch.bfloat16):
+        yield from (partial(attention.launch, check, shape, dtype) for shape in attention.shapes())
+    yield partial(attention.launch, check, attention.CAUSAL, check.dtype, causal=True)
 
 
-def _networks(check: Check) -> list[Callable[[], object]]:
-    """What else the UNet and the decoder launch: left to their first pass, all of it would be one case's minute."""
-    from benchmarks.gpu import attention, columns
+def _kernels(check: Check) -> Iterator[Callable[[], object]]:
+    from benchmarks.gpu import kernels, pixels
 
-    unet, decoder = needed("kernels.group_norm_silu", "UNET", "DECODER")
-    found = _passes(check, (*unet, *decoder), (*attention.SD15, *attention.SD21))
-    found.append(partial(_norm, check, *decoder[0], False, False))
-    for rows in columns.ROWS:
-        for op in columns.inner(check, rows):
-            found.append(partial(columns.launch, check, op))
-            found += [partial(columns.launch_tiles, check, op, i) for i in range(8 if columns.is_usual(op) else 0)]
-    return found
-
-
-def dependents(check: Check) -> list[Callable[[], object]]:
-    """What a pass of SD 1.5's UNet launches, as dependent launches: for the section `forms`."""
-    from benchmarks.gpu import attention, kernels
-
-    dependent = needed("kernels.dependent", "dependent_launches")()
-    found = _passes(check, needed("kernels.group_norm_silu", "UNET"), attention.SD15)
-    for t, heads, d in attention.SD15:
-        found.append(partial(attention.launch, check, attention.Shape(2, t, t, heads, d), check.dtype))
     for work in kernels.works(check):
-        if work.what in ("layer_norm", "geglu"):
-            found.append(partial(kernels.launch, work, 2, check.dtype))
-    return [dependent(launch) for launch in found]
+        for dtype in (check.dtype, torch.bfloat16):
+            yield from (partial(kernels.launch, work, rows, dtype) for rows in (1, *work.only))
+    yield from pixels.launches(check)
 
 
-def _passes(
-    check: Check, norms: Iterable[tuple[int, int]], attentions: Iterable[tuple[int, int, int]]
-) -> list[Callable[[], object]]:
-    """Normalisations (positions, channels) and cross-attentions (positions, heads, width of a head) of networks."""
-    found: list[Callable[[], object]] = [partial(_norm, check, *size, False, True) for size in norms]
-    for size in ((4096, 320), (1024, 640), (256, 1280), (64, 1280)):
-        found += [partial(_norm, check, *size, *form) for form in ((True, True), (True, False), (False, False))]
-    return found + [partial(_cross, check, *shape) for shape in attentions]
+def _networks(
+    check: Check, names: tuple[str, ...] = ("SD 1.5", "SD 2.1"), *, passes: bool = True
+) -> Iterator[Callable[[], object]]:
+    """A step of one to four rows, as a server evaluates it, in both pixel modes; a whole pass; a picture's decoding."""
+    from benchmarks.gpu import networks
+    from benchmarks.gpu.lab import Lab, Request
+
+    def steps(name: str, exact: bool, twins: bool) -> None:
+        lab = Lab(check, name, 2, exact=exact, eager=True, twins=twins, measure=False)
+        for guidance in ((7.5, 1.0), (7.5, 7.5), (1.0,)):
+            lab.evaluations([Request("euler_a", 4, scale, i) for i, scale in enumerate(guidance)], 1)
+
+    def whole(name: str) -> None:
+        net = networks.unet(check, name, ops=networks.ours(check))
+        for rows in (1, 2):
+            net(*networks.inputs(check, networks.unet_spec(check, name), rows, seed=0))
+
+    def decoding() -> None:
+        side = 8 if check.dry else 64
+        latents = torch.randn(1, 4, side, side, device=check.device).to(check.dtype)
+        decoder = networks.vae(check, ops=networks.ours(check))
+        networks.our_kernels(check).to_uint8(decoder(latents.contiguous(memory_format=torch.channels_last)))
+
+    for name in names:
+        yield partial(steps, name, False, name == "small")
+        yield partial(steps, name, True, False)
+        if passes:
+            yield partial(whole, name)
+    yield decoding
 
 
-def _norm(check: Check, positions: int, width: int, shifted: bool, silu: bool) -> Tensor:
-    normalise, side = needed("kernels.group_norm_silu", "group_norm_silu"), math.isqrt(positions)
-    x = torch.randn(1, width, side, side, device=check.device).to(check.dtype)
-    x, weight = x.contiguous(memory_format=torch.channels_last), x[0, :, 0, 0].contiguous()
-    shift = weight[None] if shifted else None
-    return normalise(x, weight, weight, 32, 1e-5, shift=shift, silu=silu)
+def _first(check: Check) -> Iterator[Callable[[], object]]:
+    from benchmarks.gpu import first_kernels
+
+    yield from first_kernels.launches(check)
+    yield from _networks(check, ("small", "SD 1.5"), passes=False)
 
 
-def _cross(check: Check, t: int, heads: int, d: int) -> Tensor:
-    """A pass of the whole network makes keys and values of all its blocks in one product: positions lie further apart
-    than where a step has copied them."""
-    kernel, width = needed("kernels.attention", "attention"), heads * d
-    q = torch.randn(1, t, width, device=check.device).to(check.dtype)
-    texts = torch.randn(1, TOKENS, _TEXTS, device=check.device).to(check.dtype)
-    return kernel(q, texts[..., :width], texts[..., width : 2 * width], heads)
+def _small(check: Check) -> Iterator[Callable[[], object]]:
+    return _networks(check, ("small", "SD 1.5", "SD 2.1"))
 
 
-def compile_ahead(check: Check, what: str = "launches") -> None:
-    """`what`: the function of this file whose kernel calls are launched."""
+WALKS: dict[str, Callable[[Check], Iterator[Callable[[], object]]]] = {
+    "first": _first,
+    "networks": _networks,
+    "company": _small,
+    "attention": _attention,
+    "kernels": _kernels,
+}
+
+
+def case(check: Check, walk: str, share: float = 0.5) -> Case:
+    """The first one of a section: what its others launch, compiled, unless the cache says that this was done before.
+
+    It may take `share` of the time that the section has left.
+    """
+    return Case("compile ahead", partial(_compile_ahead, check, walk, share), seconds=_SECONDS + 20)
+
+
+def _compile_ahead(check: Check, walk: str, share: float) -> None:
     if check.dry:
         raise AbsentError("the interpreter compiles nothing")
-    start, count = time.monotonic(), max(1, min(12, len(os.sched_getaffinity(0)) - 1))
-    command = [sys.executable, "-m", "benchmarks.gpu.warm", what]
+    from engines import toolchain
+
+    done = toolchain.cache_folder() / f"walked-{walk}-{_sources()}"
+    if done.exists():
+        check.row("compile ahead", walk, "triton", "s", [0.0], note="done before")
+        return
+    start, free = time.monotonic(), torch.cuda.mem_get_info()[0]
+    until = start + min(_SECONDS, share * check.seconds_left)
+    count = max(1, min(12, len(os.sched_getaffinity(0)) - 1, free // _BYTES))
+    command = [sys.executable, "-m", "benchmarks.gpu.warm", walk]
     processes = [subprocess.Popen([*command, str(i), str(count)], cwd=_ROOT) for i in range(count)]
     late = 0
     for process in processes:
         try:
-            process.wait(max(0.1, start + min(_SECONDS, check.seconds_left / 2) - time.monotonic()))
+            process.wait(max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             late += 1
+    if not any(process.returncode for process in processes) and not late:
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
     note = f"{count} processes, {late} of them ended before they were done"
-    check.row("compile ahead", what, "triton", "s", [time.monotonic() - start], note=note)
+    check.row("compile ahead", walk, "triton", "s", [time.monotonic() - start], note=note)
+
+
+def _sources() -> str:
+    """What a walk's variants depend on."""
+    patterns = ("kernels/*.py", "model/*.py", "engines/cuda_*.py", "benchmarks/gpu/warm.py")
+    files = sorted(path for pattern in patterns for path in _ROOT.glob(pattern))
+    versions = f"{importlib.metadata.version('triton')} {torch.cuda.get_device_capability()}"
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files) + versions.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def compiling(index: int, count: int) -> Iterator[None]:
+    """Inside, no kernel of ours is launched: every `count`-th variant, from the `index`-th on, is compiled instead."""
+    from triton.runtime.jit import JITFunction
+
+    function: Any = JITFunction
+    genuine, met = function.run, set[str]()
+
+    def run(kernel: Any, *arguments: object, grid: object, warmup: bool, **options: object) -> None:
+        *_, binder = kernel.device_caches[0]
+        _, specialization, given = binder(*arguments, **{"debug": False, "instrumentation_mode": "", **options})
+        key = f"{kernel.__name__} {specialization} {sorted(given.items())}"
+        if key not in met:
+            met.add(key)
+            if (len(met) - 1) % count == index:
+                made = genuine(kernel, *arguments, grid=grid, warmup=True, **options)
+                getattr(made, "run", None)  # its launcher, which a C compiler makes, and its way onto the card
+
+    function.run = run
+    try:
+        yield
+    finally:
+        function.run = genuine
 
 
 def main() -> int:
-    what, index, count = {"launches": launches, "dependents": dependents}[sys.argv[1]], *map(int, sys.argv[2:])
+    walk, index, count = sys.argv[1], *map(int, sys.argv[2:])
     check = Check("warm", torch.device("cuda"), torch.float16, [], {}, until=float("inf"))
     failed = 0
-    for launch in what(check)[index::count]:
-        try:
-            with torch.no_grad():
+    with compiling(index, count), torch.no_grad():
+        for launch in WALKS[walk](check):
+            try:
                 launch()
-            torch.cuda.empty_cache()
-        except Exception as error:  # told by the case that measures it; a poisoned device fails all that follow
-            failed += 1
-            print(f"warm {index}: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
-            if failed == 3:
-                return 1
-    return 0
+                torch.cuda.empty_cache()
+            except Exception as error:  # told by the case that measures it; a poisoned device fails all that follow
+                failed += 1
+                print(f"warm {index}: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
+                if failed == 3:
+                    break
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,27 @@ class Mapping:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be mapped: {error}") from None
         self._seen = self._state()
+
+    def __len__(self) -> int:
+        """Count the file's bytes."""
+        return len(self._map)
+
+    def pieces(self, tensor: StoredTensor, size: int) -> Iterator[bytes]:
+        """Read a tensor's bytes, at most `size` at once, without touching the mapping's pages.
+
+        Errors: CheckpointError.
+        """
+        at, end = tensor.offset, tensor.offset + tensor.length
+        while at < end:
+            wanted = min(size, end - at)
+            try:
+                data = os.pread(self._file.fileno(), wanted, at)
+            except OSError as error:
+                raise CheckpointError(f"{self.path} cannot be read: {error}") from None
+            if len(data) < wanted:
+                raise CheckpointError(f"{self.path} became shorter while it was read")
+            yield data
+            at += wanted
 
     def array(self, tensor: StoredTensor) -> NDArray[np.generic]:
         """Return the tensor as it lies in the file, without a copy: flat, [elements]; bfloat16 as uint16."""

@@ -19,6 +19,9 @@ _LARGEST_INDEX = 16 << 20  # bytes; SDXL's UNet in shards has 0.2 million
 _MOST_SHARDS = 1000
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
+# What else a text encoder may have been saved with: CLIP's heads, its position numbers, and its other tower.
+_HEAD = re.compile(r"(text_projection|logit_scale|visual_projection|vision_model)(\.|$)")
+
 # Old VAEs name the projections of their attention so, and store them as 1x1 convolutions.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -72,6 +75,8 @@ def _check(path: Path) -> None:
 def known_name(part: str, name: str) -> str | None:
     """What latentd calls the tensor that a checkpoint calls `name`; None for one that is no weight."""
     if part == "text_encoder":
+        if _HEAD.match(name):
+            return None
         if not name.startswith("text_model."):  # newer transformers leave the prefix away
             name = f"text_model.{name}"
         return None if name == "text_model.embeddings.position_ids" else name

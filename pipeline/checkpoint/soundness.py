@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.checkpoint.header import BYTES, StoredTensor
+from pipeline.checkpoint.mapping import Mapping as MappedFile
 from pipeline.errors import CheckpointError
 
 _CHUNK = 1 << 18  # bytes in memory at once, a thread: what stays in the second cache
@@ -28,23 +30,33 @@ _BITS = {
 }
 
 
-def digest_of(tensors: Iterable[tuple[str, StoredTensor]]) -> str:
-    """Hash names, types, shapes and bytes, whatever the order of the files: 64 hex digits.
+def digest_of(tensors: Iterable[tuple[str, StoredTensor]], files: Mapping[Path, MappedFile]) -> str:
+    """Hash names, types, shapes (without sides of 1 at their end) and bytes, whatever the order: 64 hex digits.
+
+    The bytes are those of `files`, opened once, whatever has their names by now.
 
     Errors: CheckpointError naming the file and the tensor for one that is not finite, or of a type that is not read.
     """
     named = sorted(tensors, key=lambda pair: (str(pair[1].path), pair[1].offset))  # as a cold disk likes to be read
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
-            hashes = list(pool.map(lambda pair: _sha256(*pair), named))
+            hashes = list(pool.map(lambda pair: _sha256(pair[0], pair[1], files[pair[1].path]), named))
         except CheckpointError:
             pool.shutdown(cancel_futures=True)
             raise
     lines = sorted(
-        f"{name} {tensor.dtype} {list(tensor.shape)} {sha256}\n"
+        f"{name} {tensor.dtype} {_sides(tensor)} {sha256}\n"
         for (name, tensor), sha256 in zip(named, hashes, strict=True)
     )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sides(tensor: StoredTensor) -> list[int]:
+    """Return the shape up to its last side that is not 1: old VAEs keep matrices as 1x1 convolutions."""
+    shape = list(tensor.shape)
+    while shape[-1:] == [1]:
+        shape.pop()
+    return shape
 
 
 def check_types(tensors: Iterable[tuple[str, StoredTensor]]) -> None:
@@ -56,24 +68,15 @@ def check_types(tensors: Iterable[tuple[str, StoredTensor]]) -> None:
             )
 
 
-def _sha256(name: str, tensor: StoredTensor) -> str:
+def _sha256(name: str, tensor: StoredTensor, file: MappedFile) -> str:
     check_types([(name, tensor)])
-    sha256, left = hashlib.sha256(), tensor.length
-    try:
-        with tensor.path.open("rb") as file:
-            file.seek(tensor.offset)
-            while left:
-                data = file.read(min(_CHUNK, left))
-                if not data:
-                    raise CheckpointError(f"{tensor.path} became shorter while it was read")
-                if not _finite(data, tensor.dtype):
-                    raise CheckpointError(
-                        f"{tensor.path}: {name} holds NaN or infinite numbers; a model of such weights draws nothing"
-                    )
-                sha256.update(data)
-                left -= len(data)
-    except OSError as error:
-        raise CheckpointError(f"{tensor.path} cannot be read: {error}") from None
+    sha256 = hashlib.sha256()
+    for data in file.pieces(tensor, _CHUNK):
+        if not _finite(data, tensor.dtype):
+            raise CheckpointError(
+                f"{tensor.path}: {name} holds NaN or infinite numbers; a model of such weights draws nothing"
+            )
+        sha256.update(data)
     return sha256.hexdigest()
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checkpoint import mapping
 from pipeline.checkpoint.header import StoredTensor, read_header
+from pipeline.checkpoint.mapping import Mapping as MappedFile
 from pipeline.checkpoint.parts import STEMS, known_name, weight_files
 from pipeline.checkpoint.soundness import check_types, digest_of
 from pipeline.errors import CheckpointError
@@ -29,9 +29,17 @@ class Weights:
     """Tensors by part ("text_encoder", "unet", "vae") and name, over files that stay mapped as long as this lives."""
 
     def __init__(self, parts: Mapping[str, Tensors], where: Mapping[str, Path]) -> None:
-        """`where`: what an error about a part names, a file or a folder."""
+        """Open every file, so that its bytes are those that its header was read for.
+
+        `where`: what an error about a part names, a file or a folder. Errors: CheckpointError.
+        """
         self._parts, self._where = parts, where
-        self._mappings: dict[Path, mapping.Mapping] = {}
+        self._files: dict[Path, MappedFile] = {}
+        for tensor in (each for tensors in parts.values() for each in tensors.values()):
+            if tensor.path not in self._files:
+                self._files[tensor.path] = MappedFile(tensor.path)
+            if tensor.offset + tensor.length > len(self._files[tensor.path]):
+                raise CheckpointError(f"{tensor.path} became shorter while it was read")
 
     def tensors(self, part: str) -> Tensors:
         return self._parts[part]
@@ -42,7 +50,7 @@ class Weights:
 
     @property
     def files(self) -> list[Path]:
-        return sorted({tensor.path for tensors in self._parts.values() for tensor in tensors.values()})
+        return sorted(self._files)
 
     def check(self, part: str, wanted: Mapping[str, Shape]) -> None:
         """Compare a part with the names and shapes that its networks have: all of them, and no others.
@@ -76,21 +84,24 @@ class Weights:
         bfloat16 comes as uint16. A copy is made of float64, as float32, and of what lies at an odd offset.
         """
         tensor = self._parts[part][name]
-        if tensor.path not in self._mappings:
-            self._mappings[tensor.path] = mapping.Mapping(tensor.path)
-        flat = self._mappings[tensor.path].array(tensor)
+        flat = self._files[tensor.path].array(tensor)
         if tensor.dtype == "F64":
             flat = flat.astype(np.float32)
         elif not flat.flags.aligned:
             flat = flat.copy()
         return flat.reshape(shape)
 
+    def pieces(self, part: str, name: str, size: int) -> Iterator[bytes]:
+        """Read a tensor's bytes as they are stored, at most `size` at once. Errors: CheckpointError."""
+        tensor = self._parts[part][name]
+        return self._files[tensor.path].pieces(tensor, size)
+
     def is_bfloat16(self, part: str, name: str) -> bool:
         return self._parts[part][name].dtype == "BF16"
 
     def check_unchanged(self) -> None:
-        """Errors: CheckpointError where a file that was read from has been written to since."""
-        for each in self._mappings.values():
+        """Errors: CheckpointError where somebody has written to a file since it was opened."""
+        for each in self._files.values():
             each.check_unchanged()
 
     @contextlib.contextmanager
@@ -117,12 +128,11 @@ class Weights:
         It is the same for one file, shards and a single file, where their tensors are. It reads all bytes once, with
         as many threads as there are cores. Errors: CheckpointError naming a tensor that is not finite.
         """
-        return digest_of(
-            (f"{part}.{name}", tensor) for part, tensors in self._parts.items() for name, tensor in tensors.items()
-        )
+        named = ((f"{part}.{name}", tensor) for part, each in self._parts.items() for name, tensor in each.items())
+        return digest_of(named, self._files)
 
     def _let_go(self) -> None:
-        for each in list(self._mappings.values()):
+        for each in self._files.values():
             each.let_go()
 
 

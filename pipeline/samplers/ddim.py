@@ -19,7 +19,7 @@ def ddim(spec: ScheduleSpec, steps: int) -> Table:
     matrices = []
     for t, level in zip(visited, levels, strict=True):
         x0, eps = predictions(spec, *level)
-        matrices.append(matrix(moved(kept_before(spec, int(t), steps), x0, eps), x0))
+        matrices.append(matrix(moved(kept_before(spec, int(t), steps, to_one=True), x0, eps), x0))
     return filled(matrices, visited, levels)
 
 
@@ -41,11 +41,14 @@ def ddpm(spec: ScheduleSpec, steps: int) -> Table:
     return filled(matrices, visited, [signal_and_noise(float(now)) for now in kept], noisy=True)
 
 
-def kept_before(spec: ScheduleSpec, t: int, steps: int) -> float:
-    """alphas_cumprod one step's stride before timestep `t`, and past the schedule's start its final value."""
+def kept_before(spec: ScheduleSpec, t: int, steps: int, *, to_one: bool) -> float:
+    """alphas_cumprod one step's stride before timestep `t`, and past the schedule's start its final value.
+
+    `to_one` holds where the spec does not say which value that is.
+    """
     cumulative, previous = schedule.alphas_cumprod(spec), t - spec.train_steps // steps
     if previous < 0:
-        return 1.0 if spec.set_alpha_to_one else float(cumulative[0])
+        return 1.0 if (to_one if spec.set_alpha_to_one is None else spec.set_alpha_to_one) else float(cumulative[0])
     return float(cumulative[previous])
 
 

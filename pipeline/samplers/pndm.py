@@ -54,7 +54,7 @@ def _combination(i: int) -> Row:
 def _transfer(spec: ScheduleSpec, t: int, steps: int, x: Row, out: Row) -> tuple[Row, Row]:
     """x a stride before t, and x0."""
     x0, eps = predictions(spec, *_level(spec, t), x=x, out=out)
-    return moved(kept_before(spec, t, steps), x0, eps), x0
+    return moved(kept_before(spec, t, steps, to_one=False), x0, eps), x0
 
 
 def _level(spec: ScheduleSpec, t: int) -> tuple[float, float]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu import summary
-from benchmarks.gpu.check import COLUMNS, read_rows, write_row
-from benchmarks.gpu.sections import DEFAULT, SECTIONS, TOTAL, Section, chosen
+from benchmarks.gpu import captured, company, summary
+from benchmarks.gpu.attention import shapes
+from benchmarks.gpu.check import COLUMNS, Check, read_rows, write_row
+from benchmarks.gpu.sections import DEFAULT, FIRST, LABORATORY, SECTIONS, TOTAL, Section, chosen
 from benchmarks.gpu.targets import TARGETS, verdict
 from engines import gpu
 
@@ -33,9 +36,9 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_sections_are_chosen_by_name() -> None:
     assert [section.name for section in chosen("")] == list(DEFAULT)
-    assert [section.name for section in chosen("unet, environment")] == ["environment", "unet"], "in our order"
+    assert [section.name for section in chosen("profile, unet")] == ["unet", "profile"], "in our order"
     assert len(chosen("all")) == len(SECTIONS)
-    with pytest.raises(ValueError, match=r"SECTIONS has 'unets'; it takes environment, "):
+    with pytest.raises(ValueError, match=r"SECTIONS has 'unets'; it takes captured, "):
         chosen("unets")
 
 
@@ -43,9 +46,31 @@ def test_the_default_sections_are_meant_to_fit_into_eight_minutes() -> None:
     assert sum(SECTIONS[name].guess for name in DEFAULT) <= TOTAL < 480 - 15, "the last case of a section may run on"
 
 
+def test_what_a_first_card_must_tell_comes_first(tmp_path: Path) -> None:
+    assert DEFAULT[:7] == ("captured", "unet", "profile", "attention", "budget", "kernels", "vae")
+    check = Check("captured", torch.device("cuda"), torch.float16, [tmp_path / "x.csv"], {"device": "x"}, until=0.0)
+    names = [[case.name for case in importlib.import_module(f"benchmarks.gpu.{name}").cases(check)] for name in DEFAULT]
+    captured, unet, profile, attention, *_ = names
+    steps = [f"SD 1.5 step {n}" for n in (1, 4, 16)]
+    assert captured[:5] == ["compile ahead", *steps, "SD 1.5 gap"]
+    assert [name for name in unet if "rows" in name][:2] == ["SD 1.5 ours 2 rows", "SD 1.5 ours 32 rows"]
+    assert profile[1] == "SD 1.5 ours 2 rows"
+    gates = {target.rows[2] for target in TARGETS if target.rows[0] == "attention"}
+    first = [shape.case for shape in shapes()[:6]]
+    assert gates <= set(first)
+    assert attention[1:13] == [f"{case} {who}" for case in first for who in ("ours", "libraries")]
+
+
+def test_what_makes_a_laboratory_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    check = Check("captured", torch.device("cuda"), torch.float16, [tmp_path / "x.csv"], {"device": "x"}, until=0.0)
+    found = {case.name: case.seconds for section in (captured, company) for case in section.cases(check)}
+    assert all(found[name] == LABORATORY for name in found if "step" in name or "company" in name or "small" in name)
+    assert found["SD 1.5 memory"] is None
+
+
 def test_every_section_has_a_file_and_no_other_file_claims_to_be_one() -> None:
     files = {path.stem for path in (ROOT / "benchmarks/gpu").glob("*.py") if "\ndef cases(" in path.read_text()}
-    assert files - {"pixels", "columns", "dependent"} == set(SECTIONS), "parts of kernels, of budget and of forms"
+    assert files - {"pixels"} == set(SECTIONS) | {stage.name for stage in FIRST}, "a part of kernels"
 
 
 def test_a_dry_run_writes_rows_and_pages_where_it_is_told(out: Path) -> None:
@@ -94,7 +119,8 @@ def wrong(): made.expect(False, "found", "bad", "", 2.0)
 def cases(check):
     global made
     made = check
-    yield from [Case(run.__name__, run) for run in (tell, poison, die, bare, hang, wrong)]
+    yield from [Case(run.__name__, run) for run in (tell, poison, die, bare)]
+    yield from [Case("hang", hang, seconds=1), Case("wrong", wrong)]
     yield Case("last", tell)
 def settle(check):
     if "illegal" in str(sys.exc_info()[1]): raise RuntimeError("CUDA error: poisoned")
@@ -118,10 +144,9 @@ def test_a_case_that_poisons_dies_or_hangs_does_not_stop_the_next(
         return popen([sys.executable, "-u", str(script), *command[at + 1 :]], env=environment, **options)
 
     monkeypatch.setattr(subprocess, "Popen", started)
-    monkeypatch.setattr(gpu_check, "_GRACE", 0.0)
     stamp = dict.fromkeys(COLUMNS[-5:], "x")
     run = gpu_check.Run(stamp, [tmp_path / "rows.csv"], True, tmp_path, None)
-    run.section(Section("vae", 100, 0, case_seconds=1), until=10**10)
+    run.section(Section("vae", 100, 0, case_seconds=90), until=10**10)
     rows = [(row["what"], row["case"], row["status"]) for row in read_rows(tmp_path / "rows.csv")]
     assert rows == [
         ("told", "good", ""),
@@ -134,22 +159,21 @@ def test_a_case_that_poisons_dies_or_hangs_does_not_stop_the_next(
     ]
     notes = [row["note"] for row in read_rows(tmp_path / "rows.csv")]
     assert "cuda failed: an illegal memory access; `dmesg" in notes[1] and "(at child.py:" in notes[1]
-    assert notes[2] == "exit code -11" and "s in one case" in notes[4]
+    assert notes[2] == "exit code -11" and notes[4] == "ended: 1 s in one case"
     assert notes[3].startswith("Triton compiles its launcher with a C compiler, and there is none: apt-get install gcc")
     said = capfd.readouterr().out
     assert said.count("Traceback") == 1, "what a machine lacks is said in its row alone"
+    assert "Fatal Python error: Segmentation fault" in said and "in die" in said, "a crash says where"
+    assert "in hang" in said, "so does what hangs"
 
 
 def test_time_that_is_up_is_told_of_every_case(tmp_path: Path) -> None:
-    import torch
-
     from benchmarks.gpu import child
-    from benchmarks.gpu.check import Check
 
     check = Check("vae", torch.device("cpu"), torch.float32, [tmp_path / "rows.csv"], {"date": "x"}, until=0.0)
     assert child.run(check, tmp_path / "state") == 0
     rows = read_rows(tmp_path / "rows.csv")
-    assert len(rows) == 3 and {(row["status"], row["note"]) for row in rows} == {("skipped", "skipped: time")}
+    assert len(rows) == 4 and {(row["status"], row["note"]) for row in rows} == {("skipped", "skipped: time")}
 
 
 @pytest.mark.parametrize(

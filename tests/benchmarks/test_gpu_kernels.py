@@ -17,8 +17,11 @@ def test_kernels_are_compared_with_float64(tmp_path: Path, monkeypatch: pytest.M
     assert gpu_check.main(["--dry-run", "--sections", "attention,kernels"]) == 0
     (table,) = tmp_path.glob("*.csv")
     told = {(row["what"], row["mode"]) for row in read_rows(table)}
-    assert {("self", "flash"), ("self", "math"), ("group_norm_silu", "torch"), ("geglu_linear", "torch")} <= told
-    assert {(what, "ours") for what in ("columns", "group_norm_columns", "split_product")} <= told
+    assert {("self", "ours"), ("self", "flash"), ("cross", "cudnn")} <= told
+    assert {
+        (what, "torch") for what in ("group_norm_silu", "layer_norm", "geglu", "geglu_linear", "guided_step")
+    } <= told
+    assert any(what == "fastest" for what, _ in told)
 
 
 def test_every_shape_of_both_networks_once_and_those_with_targets_first() -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from functools import cache
 
 import pytest
-import torch
 
-from benchmarks.gpu import columns
-from benchmarks.gpu.check import Check
 from benchmarks.gpu.networks import SD15, SD21
 from benchmarks.gpu.operations import Operation, operations
 
@@ -70,14 +66,3 @@ def test_a_floor_is_the_larger_of_arithmetic_and_weights() -> None:
     op = Operation("linear", "x", m=2, n=1000, k=1000, rows=2)
     assert op.floor(matrix=1e12, memory=1e9) == pytest.approx(2e6 / 1e9), "reading two million bytes"
     assert op.floor(matrix=1e6, memory=1e12) == pytest.approx(4e6 / 1e6)
-
-
-@pytest.mark.parametrize(("rows", "count"), [(2, 6), (8, 6), (32, 2)])
-def test_the_convolutions_measured_as_products_of_columns(rows: int, count: int) -> None:
-    """Each different one of the two inner levels, of stride 1 and to 1280 channels; a doubled one is like others."""
-    check = Check("budget", torch.device("meta"), torch.float16, [], {}, until=time.monotonic())
-    found = columns.inner(check, rows)
-    assert len(found) == count == len({(op.inside, op.n) for op in found})
-    assert {op.n for op in found} == {1280} and {op.inside[1] for op in found} == {8, 16}
-    assert {op.k for op in found} == ({11520} if rows == 32 else {5760, 11520, 17280, 23040})
-    assert (found[0].k, found[0].inside[1]) == (11520, 8), "what a step has most of first"

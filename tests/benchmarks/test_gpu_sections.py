@@ -14,7 +14,7 @@ from benchmarks.gpu.targets import TARGETS
 
 # The kernels' own sections run in Triton's interpreter, in a process of its own: test_gpu_kernels.py.
 # compiled and peer compile, serving starts a server: seconds each, and little else than what these have.
-HERE = ("unet", "forms", "vae", "budget", "profile", "fp8", "captured", "soak")
+HERE = ("unet", "forms", "vae", "budget", "profile", "captured", "company", "soak")
 
 
 @pytest.mark.parametrize("section", HERE)

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from engines.artifact import Artifact
 from engines.model import Model
 from engines.torch import TorchBackend
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.tokenizer import ClipTokenizer
 from tests.checkpoints import make_checkpoint
 
@@ -17,6 +18,16 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def bare_checkpoint(folders: pytest.TempPathFactory, **changes: object) -> Checkpoint:
     return open_checkpoint(make_checkpoint(folders.mktemp("bare") / "bare", **changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def plain(bare: Checkpoint) -> Artifact:
+    return plain_artifact(bare)
+
+
+def plain_artifact(checkpoint: Checkpoint) -> Artifact:
+    """Call a checkpoint an artifact, for tests whose plans are stood in for: it has no graphs."""
+    return Artifact(checkpoint.path, "0" * 64, checkpoint.spec)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import torch
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels, triton_kernels
 from engines.inpaint import Inpaint
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
 

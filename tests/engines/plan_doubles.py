@@ -17,6 +17,7 @@ from engines.cuda_plan import _DTYPES
 from engines.tensorrt_build import TensorRtBuilder
 from engines.tensorrt_runner import port_bytes
 from model import weights
+from pipeline.checkpoint.opened import open_checkpoint
 from tests.engines.test_tensorrt_build import ports
 
 TARGET = "sm_89"
@@ -49,11 +50,11 @@ class Engines:
     """Makes engines of what the store has, and remembers them."""
 
     def __init__(self, artifact: Artifact) -> None:
-        spec, folder = artifact.spec, artifact.folder
+        spec, stored = artifact.spec, open_checkpoint(artifact.folder).weights
         self.modules: dict[str, torch.nn.Module] = {
-            "text_encoder": weights.load_text(spec, folder),
-            "unet": weights.load_unet(spec, folder),
-            "vae_decoder": weights.load_vae_decoder(spec, folder),
+            "text_encoder": weights.load_text(spec, stored),
+            "unet": weights.load_unet(spec, stored),
+            "vae_decoder": weights.load_vae_decoder(spec, stored),
         }
         self.made: list[TorchEngine] = []
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from engines import apart
-from engines.apart import ApartError, NotBegun
+from engines.apart import ApartError
 from engines.backend import BackendError
 from engines.disk import DiskError
 
@@ -89,7 +89,7 @@ def test_a_machine_that_has_no_room_for_one(where: tuple[Any, str], monkeypatch:
 
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
     monkeypatch.setattr(*where, fail)
-    with pytest.raises(NotBegun, match=r"^no process .* begun for it \(Resource temporarily unavailable\)$"):
+    with pytest.raises(ApartError, match=r"^no process .* begun for it \(Resource temporarily unavailable\)$"):
         run("well")
     assert sys.platform != "linux" or len(os.listdir("/proc/self/fd")) == before
 

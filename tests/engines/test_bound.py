@@ -21,7 +21,7 @@ from export.committed import published
 from export.layout import lay_out
 from export.point import point
 from graphs import wire
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.spec_json import spec_from_json
 from tests.checkpoints import make_checkpoint
 from tests.export.original import make_folder, write_original
@@ -114,7 +114,7 @@ from pathlib import Path
 import openvino as ov
 from openvino import opset13
 from engines.bound import bound
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.checkpoint.weights import Weights, named_tensors
 from pipeline.source import Folder
 from pipeline.spec_json import spec_from_json
@@ -163,7 +163,7 @@ import ctypes, sys
 from pathlib import Path
 import numpy as np
 from engines.openvino import OpenVinoBackend
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 backend = OpenVinoBackend(open_checkpoint(Path(sys.argv[1])), "f32")
 ids = np.arange(backend.spec.text.tokens)
 wanted = backend.encode(ids)

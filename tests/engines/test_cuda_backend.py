@@ -18,7 +18,7 @@ from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.generate import latents_of
 from engines.model import Model, load
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
 
@@ -193,7 +193,7 @@ def test_a_load_that_finds_no_room(bare: Checkpoint, monkeypatch: pytest.MonkeyP
         OnCpu(bare, "f16", None, pixels="fast")
 
 
-@pytest.mark.parametrize("where", ["engines.cuda_stepper.empty_seats", "engines.cuda_stepper.CudaStepper._evaluate"])
+@pytest.mark.parametrize("where", ["engines.cuda_stepper.empty_seats", "engines.cuda_stepper.evaluate"])
 def test_seats_that_find_no_room(bare: Checkpoint, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """At the start, or of a long prompt later: what was made for them is forgotten, and the others go on."""
     backend = OnCpu(bare, "f32", None, pixels="fast")
@@ -235,13 +235,11 @@ def test_who_waits_for_a_load_sees_it_move(
     assert said == [
         *load,
         "capturing the step of 2 seats of 24x24, jobs of up to 1 steps",
-        "captured bucket 1 of 5 (rows=4) in T s",
-        "captured bucket 2 of 5 (rows=4, twins) in T s",
-        "captured bucket 3 of 5 (rows=2) in T s",
-        "captured bucket 4 of 5 (rows=2, twins) in T s",
-        "captured bucket 5 of 5 (rows=1) in T s",
+        "captured bucket 1 of 3 (rows=4) in T s",
+        "captured bucket 2 of 3 (rows=2) in T s",
+        "captured bucket 3 of 3 (rows=1) in T s",
         *load,
         "capturing the step of 1 seat of 24x24, jobs of up to 1 steps",
-        "captured bucket 1 of 2 (rows=2, twins) in T s",
+        "captured bucket 1 of 2 (rows=2) in T s",
         "captured bucket 2 of 2 (rows=1) in T s",
     ]

@@ -92,6 +92,24 @@ def test_a_capture_that_memory_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("behind", "told"),
+    [
+        (torch.OutOfMemoryError(FULL), "cuda failed in a capture: the GPU's memory is full: 22.78 GiB more was asked"),
+        (accelerator("operation not permitted when stream is capturing"), "capture: operation not permitted when stre"),
+        (ValueError("x has shape (1, 2)\nand more"), r"capture: x has shape \(1, 2\); if that is little"),
+    ],
+    ids=["memory", "cuda", "ours"],
+)
+def test_what_ended_a_capture_is_told_and_not_its_clean_up(behind: Exception, told: str) -> None:
+    """torch.cuda.graph ends the capture on its way out, which raises over the exception that was on its way."""
+    with pytest.raises(DeviceError, match=told), device_errors():
+        try:
+            raise behind
+        finally:
+            raise accelerator("operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize(
     ("error", "told"),
     [
         (accelerator("no kernel image is available for execution on the device"), "has no code for this GPU"),

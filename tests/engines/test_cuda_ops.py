@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import networks
+from engines import cuda_ops
+from engines.cuda_choices import Choices
 from engines.cuda_kernels import Kernels, plain_kernels, triton_kernels
 from engines.cuda_ops import KernelOps, fold_biases
 from model.blocks import Resnet
@@ -48,7 +53,7 @@ class Counted:
     def __init__(self, heads: range = range(8, 161, 8)) -> None:
         self.calls: dict[str, int] = {}
         plain = plain_kernels()
-        names = ("attention", "group_norm_silu", "layer_norm", "geglu", "geglu_linear", "columns", "split_product")
+        names = ("attention", "group_norm_silu", "layer_norm", "geglu", "geglu_linear")
         self.kernels: Kernels = replace(plain, heads=heads, **{n: self._counting(n, getattr(plain, n)) for n in names})
 
     def _counting(self, name: str, kernel: Any) -> Any:
@@ -65,31 +70,9 @@ class Counted:
             assert x.stride(2) == 1 and x.stride(1) % 8 == 0 and x.data_ptr() % 16 == 0
 
     @staticmethod
-    def _check_group_norm_silu(
-        x: Tensor, weight: Tensor, *rest: Any, shift: Tensor | None, silu: bool, columns: bool = False
-    ) -> None:
+    def _check_group_norm_silu(x: Tensor, weight: Tensor, *rest: Any, shift: Tensor | None, silu: bool) -> None:
         assert x.is_contiguous(memory_format=torch.channels_last) and weight.data_ptr() % 16 == 0
         assert shift is None or (shift.stride(1) == 1 and shift.shape == (len(x), x.shape[1]))
-
-    @staticmethod
-    def _check_columns(picture: Tensor) -> None:
-        assert picture.is_contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    def _check_split_product(x: Tensor, *rest: Tensor | None) -> None:
-        assert all(one.is_contiguous() and one.data_ptr() % 16 == 0 for one in (x, *rest) if one is not None)
-
-
-class Everything:
-    """As `columns`: each 3x3 convolution that keeps its picture's size, whatever its shape."""
-
-    def __init__(self) -> None:
-        self.asked: set[tuple[int, ...]] = set()
-
-    def __contains__(self, shape: object) -> bool:
-        assert isinstance(shape, tuple)
-        self.asked.add(shape)
-        return True
 
 
 def _check_rows(x: Tensor, *rest: Any, **options: Any) -> None:
@@ -119,7 +102,8 @@ def randoms(*shapes: tuple[int, ...]) -> list[Tensor]:
 @pytest.mark.parametrize("spec", [SD15, SD21, LCM], ids=["sd15", "sd21", "lcm"])
 def test_unet(spec: UnetSpec, fused: bool) -> None:
     counted = Counted(range(4, 161, 4))
-    plain, fast = pair(lambda ops: Unet(spec, ops), KernelOps(counted.kernels, fused_geglu=fused))
+    ops = KernelOps(counted.kernels, Choices(geglu={None: "fused" if fused else "apart"}))
+    plain, fast = pair(lambda ops: Unet(spec, ops), ops)
     fold_biases(fast)
     fold_biases(fast)  # there is nothing left to fold
     x, context = randoms((3, 4, 8, 16), (3, 9, spec.context_width))
@@ -137,61 +121,15 @@ def test_unet(spec: UnetSpec, fused: bool) -> None:
     assert counted.calls["group_norm_silu"] == 2 * (2 * resnets + layers + 1)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("spec", [SD15, SD21], ids=["sd15", "sd21"])
-def test_unet_whose_convolutions_are_products_of_columns(spec: UnetSpec, rows: int) -> None:
-    counted, everything = Counted(range(4, 161, 4)), Everything()
-    plain, fast = pair(lambda ops: Unet(spec, ops), KernelOps(counted.kernels, columns=everything))
-    fold_biases(fast)  # with and without a bias, then
-    x, context = randoms((rows, 4, 8, 16), (rows, 9, spec.context_width))
-    with torch.inference_mode():
-        close(fast(x, torch.full((rows,), 500.0), context), plain(x, torch.full((rows,), 500.0), context))
-    # Two of each of 22 resnets straight from the norm; three after a doubling, the first and the last without one.
-    assert counted.calls["split_product"] == 2 * 22 + 3 + 2
-    assert counted.calls["columns"] == 3 + 2
-    assert {(4, 32, 8, 16), (256, 128, 1, 2), (64, 64, 8, 16)} <= everything.asked
-
-
 def test_a_resnet_through_the_kernels_themselves() -> None:
-    """In Triton's interpreter: their launchers take what is handed over, and the three together are a resnet."""
-    kernels = triton_kernels()
+    """In Triton's interpreter: their launchers take what is handed over, and together they are a resnet."""
     plain, fast = pair(
         lambda ops: Resnet(32, 64, time_width=16, groups=8, eps=1e-5, ops=ops),
-        KernelOps(kernels, columns={(32, 64, 3, 5), (64, 64, 3, 5)}),
+        KernelOps(triton_kernels()),
     )
     x, shift = randoms((2, 32, 3, 5), (2, 64))
     with torch.inference_mode():
         close(fast(x.contiguous(memory_format=torch.channels_last), shift), plain(x, shift))
-
-
-def test_columns_only_where_they_are_asked_for() -> None:
-    asked = (128, 128, 1, 1)  # the innermost level, and the middle
-    for columns, products in (((), 0), ({asked}, 2 * 2 + 2 * 2 + 3)):
-        counted = Counted(range(4, 161, 4))
-        plain, fast = pair(lambda ops: Unet(SD15, ops), KernelOps(counted.kernels, columns=columns))
-        x, context = randoms((2, 4, 8, 8), (2, 9, SD15.context_width))
-        with torch.inference_mode():
-            close(fast(x, torch.ones(2), context), plain(x, torch.ones(2), context))
-        assert counted.calls.get("split_product", 0) == products and "columns" not in counted.calls
-
-
-@pytest.mark.parametrize(
-    "conv",
-    [
-        nn.Conv2d(8, 8, 3, padding=1, stride=2),
-        nn.Conv2d(8, 8, 3),
-        nn.Conv2d(8, 8, 3, padding=2, dilation=2),
-        nn.Conv2d(8, 8, 3, padding=1, groups=2),
-        nn.Conv2d(8, 8, 1),
-    ],
-    ids=["stride", "no padding", "dilation", "groups", "1x1"],
-)
-def test_other_convolutions_are_no_product_of_columns(conv: nn.Conv2d) -> None:
-    counted = Counted()
-    (x,) = randoms((2, 8, 6, 5))
-    with torch.inference_mode():
-        close(KernelOps(counted.kernels, columns=Everything()).conv(x, conv), conv(x))
-    assert not counted.calls
 
 
 def test_biases_are_folded_where_a_product_takes_them() -> None:
@@ -261,13 +199,14 @@ def test_one_wide_head_in_float16_does_not_overflow() -> None:
 def test_no_picture_is_laid_out_anew(spec: UnetSpec, rows: int) -> None:
     """A stride of a single row that torch takes for the other memory format costs copies in every step."""
     net = init_random(Unet(spec, KernelOps(plain_kernels())), seed=1).to(memory_format=torch.channels_last)
-    joined: list[bool] = []
+    joined: list[bool] = []  # the skips
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             made = func(*args, **(kwargs or {}))
-            if func is torch.ops.aten.cat.default and made.ndim == 4:  # it takes the format of what it joins
-                joined.append(made.is_contiguous(memory_format=torch.channels_last))
+            if func is torch.ops.aten.cat.default and made.ndim == 3:
+                joined.append(all(x.is_contiguous() for x in args[0]))
+            assert func is not torch.ops.aten.clone.default, "a picture was laid out anew"
             return made
 
     with torch.inference_mode():
@@ -275,3 +214,45 @@ def test_no_picture_is_laid_out_anew(spec: UnetSpec, rows: int) -> None:
         with Watch():
             net.denoise(torch.randn(rows, 4, 8, 8).contiguous(memory_format=torch.channels_last), shifts, kept)
     assert joined == [True] * 12
+
+
+def test_attention_is_chosen_by_width_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the table is all that it takes; what it does not name is ours."""
+    asked = []
+    monkeypatch.setattr(cuda_ops, "sdpa_kernel", lambda backend: asked.append(backend) or contextlib.nullcontext())
+    counted = Counted()
+    table = Choices(attention={None: "ours", (40, 24, 24): "cudnn", (40, 24, 7): "flash", (80, 6, 6): "ours"})
+    ops = KernelOps(counted.kernels, table)
+    for d, t, s, library in (
+        (40, 24, 24, SDPBackend.CUDNN_ATTENTION),
+        (40, 24, 7, SDPBackend.FLASH_ATTENTION),
+        (40, 24, 8, None),
+        (80, 6, 6, None),
+    ):
+        asked.clear()
+        counted.calls.clear()
+        q, k, v = randoms((2, t, 2 * d), (2, s, 2 * d), (2, s, 2 * d))
+        close(ops.attention(q, k, v, 2), PLAIN.attention(q, k, v, 2))
+        close(ops.shared_attention(q[:1], k, v, 2, copies=2), PLAIN.shared_attention(q[:1], k, v, 2, copies=2))
+        assert asked == [library] * 2 if library else not asked
+        assert counted.calls == ({} if library else {"attention": 2})
+
+
+def test_a_table_names_the_convolutions_that_are_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    (x,), conv = randoms((2, 8, 6, 5)), nn.Conv2d(8, 16, 1)
+    products: list[Any] = []
+    linear = F.linear
+    monkeypatch.setattr(cuda_ops.F, "linear", lambda *a: products.append(a) or linear(*a))
+    for table, expected in (({None: "product"}, 1), ({None: "product", (1, 8, 16, 6, 5): "library"}, 0)):
+        products.clear()
+        with torch.inference_mode():
+            close(KernelOps(plain_kernels(), Choices(convolution=table)).conv(x, conv), conv(x))
+        assert len(products) == expected
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_skips_are_joined_as_tokens(rows: int) -> None:
+    """Equal values and strides to those of a concatenation of pictures."""
+    x, skip = (torch.randn(rows, c, 4, 5).contiguous(memory_format=torch.channels_last) for c in (6, 3))
+    got, wanted = KernelOps(plain_kernels()).concat(x, skip), PLAIN.concat(x, skip)
+    assert torch.equal(got, wanted) and got.stride() == wanted.stride()

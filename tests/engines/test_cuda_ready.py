@@ -14,7 +14,7 @@ from engines import cuda_ready, gpu, toolchain
 from engines import model as choosing
 from engines.backend import BackendError
 from engines.model import load, on_gpu
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 
 # c10/cuda/CUDAFunctions.cpp
 OLD = (

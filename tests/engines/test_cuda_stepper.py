@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ from engines.torch import TorchBackend
 from model import weights
 from model.ops import spread
 from model.unet import Unet
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, Table, table
 from pipeline.tokenizer import ClipTokenizer
@@ -134,7 +134,8 @@ def real_bench(model: Model, exact: bool, seats: int = SEATS) -> Bench:
     backend = CudaBackend(
         model.checkpoint, "f32", pixels="exact" if exact else "fast", device="cpu", kernels=plain_kernels()
     )
-    default = model.spec.defaults
+    default, modules = model.spec.defaults, cast(Any, backend._networks)
+    modules._networks[1] = TorchNetwork(modules._unet, modules._tokens, twins=True)  # the harder form, off by default
 
     def make(stream: Stream) -> CudaStepper:
         backend._stepping = stream
@@ -481,7 +482,7 @@ def test_our_own_bugs_are_assertions(oracle: Model) -> None:
 
 def test_the_network_keeps_what_a_step_would_repeat(bare: Checkpoint) -> None:
     """text, time and denoise together are the UNet."""
-    unet = weights.load_unet(bare.spec, bare.path)
+    unet = weights.load_unet(bare.spec, bare.weights)
     side, text = bare.spec.unet.sample_size, bare.spec.text
     network = TorchNetwork(unet, text.tokens)
     generator = torch.Generator().manual_seed(1)
@@ -501,7 +502,7 @@ def test_stable_diffusion_in_float16_at_its_own_size() -> None:
         unet = Unet(SD15, KernelOps(plain_kernels())).half().requires_grad_(False)
     fold_biases(unet)
     with meta.here():
-        network = TorchNetwork(unet.to(memory_format=torch.channels_last), tokens=77)
+        network = TorchNetwork(unet.to(memory_format=torch.channels_last), tokens=77, twins=True)
     assert (network.text_width, network.time_width) == (77 * 24_960, 20_160)  # docs/gpu.md has them
     stepper = CudaStepper(network, plain_kernels(), (4, 64, 64), 2, 150, meta, meta, exact=False)
     assert round(stepper._groups[0].nbytes / 2 / 1e6, 1) == 30.2, "MB a seat, for up to 150 steps"

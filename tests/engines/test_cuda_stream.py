@@ -17,7 +17,7 @@ from engines.cuda_kernels import plain_kernels
 from engines.cuda_stepper import CudaStepper
 from engines.cuda_stream import Fetched, Mark, OnDevice, Stream
 from engines.model import Model
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from tests.engines.test_cuda_stepper import SEATS, SHAPE, STEPS, Toy, toy_sit
 from tests.engines.test_stepper import Request
 

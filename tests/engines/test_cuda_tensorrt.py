@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from engines import check, devices, store, tensorrt_api
+from engines import check, cuda_tensorrt, devices, store, tensorrt_api
 from engines.artifact import Artifact
 from engines.backend import F32, Ready, to_pixels
 from engines.cuda_kernels import plain_kernels
@@ -27,10 +27,11 @@ from engines.generate import latents_of
 from engines.model import Model
 from engines.stepper import HostStepper
 from engines.torch import TorchBackend
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, table
 from pipeline.tokenizer import ClipTokenizer
-from tests.engines.conftest import bare_artifact
+from tests.engines.conftest import bare_checkpoint, plain_artifact
 from tests.engines.plan_doubles import TARGET, Engines, keep_plans
 from tests.engines.test_cuda_backend import error
 from tests.engines.test_cuda_stepper import BATCHED, crowd, poisoned_sit
@@ -45,11 +46,13 @@ CLOSE = 1e-5  # of max|y|: the same float32 modules, in batches of another size
 def store_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTD_CACHE", str(tmp_path))
     monkeypatch.setattr(tensorrt_api, "present_target", lambda: TARGET)
+    monkeypatch.setattr(cuda_tensorrt, "artifact_of", plain_artifact)  # nothing is exported
 
 
 def backend_of(artifact: Artifact, pixels: str = "fast", engines: Engines | None = None) -> TensorRtRtxBackend:
     load = engines or Engines(artifact)
-    return TensorRtRtxBackend(artifact, pixels=pixels, device="cpu", kernels=plain_kernels(), load=load)
+    checkpoint = open_checkpoint(artifact.folder)
+    return TensorRtRtxBackend(checkpoint, pixels=pixels, device="cpu", kernels=plain_kernels(), load=load)
 
 
 def size_of(artifact: Artifact) -> tuple[int, int]:
@@ -57,11 +60,11 @@ def size_of(artifact: Artifact) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("pixels", ["fast", "exact"])
-def test_50_joins_in_company(bare: Artifact, oracle: Model, pixels: str) -> None:
+def test_50_joins_in_company(plain: Artifact, oracle: Model, pixels: str) -> None:
     """Within rounding of the host's rows one by one; in exact mode the same bits as alone."""
-    keep_plans(bare, ROWS)
-    engines, size = Engines(bare), size_of(bare)
-    backend = backend_of(bare, pixels, engines)
+    keep_plans(plain, ROWS)
+    engines, size = Engines(plain), size_of(plain)
+    backend = backend_of(plain, pixels, engines)
     host, stepper, solo = (each.stepper(*size, SEATS, steps=8) for each in (oracle.backend, backend, backend))
     assert isinstance(host, HostStepper)
     chance = random.Random(7)
@@ -78,7 +81,7 @@ def test_50_joins_in_company(bare: Artifact, oracle: Model, pixels: str) -> None
         assert np.abs(latents - theirs).max() <= BATCHED * np.abs(theirs).max(), request
         assert pixels == "fast" or np.array_equal(latents, own), request
 
-    shape, text = bare.spec.latent_shape(*size), bare.spec.text
+    shape, text = plain.spec.latent_shape(*size), plain.spec.text
     context = np.ones((text.tokens, text.width), np.float32)
     told = crowd(
         stepper,  # type: ignore[arg-type]
@@ -120,13 +123,13 @@ def test_plans_make_up_buckets(sizes: tuple[int, ...], rows: int, buckets: list[
 
 
 @pytest.mark.parametrize("rows", [(2,), (2, 4), (1, 8)])
-def test_the_backend_is_the_oracle(bare: Artifact, oracle: Model, rows: tuple[int, ...]) -> None:
+def test_the_backend_is_the_oracle(plain: Artifact, oracle: Model, rows: tuple[int, ...]) -> None:
     """Text, UNet, decoder and a whole trajectory, whatever plans there are for the UNet."""
-    keep_plans(bare, rows)
-    backend, size = backend_of(bare), size_of(bare)
+    keep_plans(plain, rows)
+    backend, size = backend_of(plain), size_of(plain)
     assert (backend.name, backend.precision, backend.pixels) == ("tensorrt_rtx", "f16", "fast")
     ids = oracle.tokenizer.encode("a red apple").ids
-    for skip in range(bare.spec.text.skips + 1):
+    for skip in range(plain.spec.text.skips + 1):
         assert error(backend.encode(ids, skip), oracle.backend.encode(ids, skip)) < CLOSE
     made = []
     for each in (backend, oracle.backend):
@@ -136,26 +139,26 @@ def test_the_backend_is_the_oracle(bare: Artifact, oracle: Model, rows: tuple[in
         denoiser.run([0, 1, 3, 4])
         made.append(denoiser.outputs)
     assert error(*made) < CLOSE
-    latents = standard_normal(2, bare.spec.latent_shape(*size))[0]
+    latents = standard_normal(2, plain.spec.latent_shape(*size))[0]
     decoded = backend.decode(latents)
     assert error(decoded, oracle.backend.decode(latents)) < CLOSE
     assert np.array_equal(backend.picture(Ready(latents)).get(), to_pixels(decoded))  # type: ignore[arg-type]
-    model, options = Model(bare, oracle.tokenizer, backend), {"seed": 4, "steps": 3, "guidance": 4.0}
+    model, options = Model(oracle.checkpoint, oracle.tokenizer, backend), {"seed": 4, "steps": 3, "guidance": 4.0}
     assert error(latents_of(model, "a cat", "red", **options), latents_of(oracle, "a cat", "red", **options)) < 3e-5
 
 
 def test_a_distilled_unet_gets_its_guidance(tmp_path_factory: pytest.TempPathFactory) -> None:
-    lcm = bare_artifact(tmp_path_factory, unet={"time_cond_proj_dim": 32})
-    keep_plans(lcm, [2])
-    oracle = Model(lcm, ClipTokenizer(lcm.folder, lcm.spec.text), TorchBackend(lcm, threads=1))
-    model = Model(lcm, oracle.tokenizer, backend_of(lcm))
+    lcm = bare_checkpoint(tmp_path_factory, unet={"time_cond_proj_dim": 32})
+    keep_plans(plain_artifact(lcm), [2])
+    oracle = Model(lcm, ClipTokenizer(lcm.source, lcm.spec.text), TorchBackend(lcm, threads=1))
+    model = Model(lcm, oracle.tokenizer, backend_of(plain_artifact(lcm)))
     options = {"seed": 4, "steps": 2, "sampler": "lcm"}
     found = [latents_of(model, "a cat", guidance=guidance, **options) for guidance in (1.5, 8.0)]
     assert error(found[1], latents_of(oracle, "a cat", guidance=8.0, **options)) < 3e-5
     assert np.abs(found[0] - found[1]).max() > 1e-3, "the guidance shows"
 
 
-def test_memory_is_shared_where_nothing_runs_at_once(bare: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_shared_where_nothing_runs_at_once(plain: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans are there before their bucket's capture, which on a GPU is after runs that warm it up."""
 
     def warmed(stream: Stream, run: Callable[[], None]) -> Callable[[], None]:
@@ -164,31 +167,31 @@ def test_memory_is_shared_where_nothing_runs_at_once(bare: Artifact, monkeypatch
         return run
 
     monkeypatch.setattr(Stream, "captured", warmed)
-    keep_plans(bare, (1, 2, 4))
-    wide = bare.spec.defaults.width + bare.spec.size_multiple, bare.spec.defaults.height
-    keep_plans(bare, (2,), [wide])
-    engines = Engines(bare)
-    backend = backend_of(bare, engines=engines)
-    for size in (size_of(bare), wide):
+    keep_plans(plain, (1, 2, 4))
+    wide = plain.spec.defaults.width + plain.spec.size_multiple, plain.spec.defaults.height
+    keep_plans(plain, (2,), [wide])
+    engines = Engines(plain)
+    backend = backend_of(plain, engines=engines)
+    for size in (size_of(plain), wide):
         backend.stepper(*size, seats=2, steps=2)
-        backend.decode(np.zeros(bare.spec.latent_shape(*size), np.float32))
+        backend.decode(np.zeros(plain.spec.latent_shape(*size), np.float32))
     assert [engine.rows for engine in engines.of("unet")] == [4, 2, 1, 2], "the largest first"
     assert len({engine.lent[0][0] for engine in engines.of("unet")}) == 1, "of one stream"
     assert len({engine.lent[0][0] for engine in engines.of("vae_decoder")}) == 1
     assert len({engine.lent[0][0] for engine in engines.made}) == 3, "three streams"
     assert all(len(engine.lent) == 1 for engine in engines.made)
-    lane = backend.stepper(*size_of(bare), seats=1, steps=2)
+    lane = backend.stepper(*size_of(plain), seats=1, steps=2)
     assert len(engines.of("unet")) == 4 and lane, "the same plans again"
 
 
-def test_what_rtx_compiled_is_there_at_the_next_start(bare: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_rtx_compiled_is_there_at_the_next_start(plain: Artifact, caplog: pytest.LogCaptureFixture) -> None:
     """Machine code: what is damaged is compiled again."""
-    keep_plans(bare, [2])
-    latents = np.zeros(bare.spec.latent_shape(*size_of(bare)), np.float32)
+    keep_plans(plain, [2])
+    latents = np.zeros(plain.spec.latent_shape(*size_of(plain)), np.float32)
     known = []
     for start in range(3):
-        engines = Engines(bare)
-        backend = backend_of(bare, engines=engines)
+        engines = Engines(plain)
+        backend = backend_of(plain, engines=engines)
         backend.decode(latents)
         known.append({engine.network: engine.known for engine in engines.made})
         kept = sorted(devices.folder().glob("*.compiled"))
@@ -202,31 +205,33 @@ def test_what_rtx_compiled_is_there_at_the_next_start(bare: Artifact, caplog: py
     assert told == f"{kept[0]} is damaged (its SHA-256 is another); compiling again"
 
 
-def test_a_long_prompt_has_plans_of_its_own(bare: Artifact, oracle: Model) -> None:
-    keep_plans(bare, [2])
-    keep_plans(bare, [2], chunks=2)
-    engines, size = Engines(bare), size_of(bare)
-    backend = backend_of(bare, engines=engines)
+def test_a_long_prompt_has_plans_of_its_own(plain: Artifact, oracle: Model) -> None:
+    keep_plans(plain, [2])
+    keep_plans(plain, [2], chunks=2)
+    engines, size = Engines(plain), size_of(plain)
+    backend = backend_of(plain, engines=engines)
     context = np.concatenate([oracle.backend.encode(oracle.tokenizer.encode(text).ids) for text in ("a cat", "red")])
     made = []
     for each in (oracle.backend, backend):
         stepper = each.stepper(*size, 1, chunks=2, steps=2)
-        noise = standard_normal(5, bare.spec.latent_shape(*size))
-        stepper.sit(0, table(bare.spec.schedule, "ddim", 2), noise, context, context * np.float32(0.5), 3.0)
+        noise = standard_normal(5, plain.spec.latent_shape(*size))
+        stepper.sit(0, table(plain.spec.schedule, "ddim", 2), noise, context, context * np.float32(0.5), 3.0)
         for _ in range(2):
             stepper.step([0])
         made.append(stepper.pending_latents(0).get())
     assert error(made[1], made[0]) < BATCHED
-    assert {engine.inputs[2]["shape"][1] for engine in engines.of("unet")} == {2 * bare.spec.text.tokens}
+    assert {engine.inputs[2]["shape"][1] for engine in engines.of("unet")} == {2 * plain.spec.text.tokens}
 
 
-def test_a_check_writes_each_plan_s_errors(bare: Artifact, oracle: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_writes_each_plan_s_errors(plain: Artifact, oracle: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every plan against torch in float32; what was measured is the card's, by name, driver and torch."""
-    keep_plans(bare, ROWS)
-    backend = backend_of(bare)
+    keep_plans(plain, ROWS)
+    backend = backend_of(plain)
     monkeypatch.setattr(backend, "device_key", lambda: "NVIDIA H200, driver 580.95.05, torch 2.13.0")
     told: list[check.Finding] = []
-    assert check.check(Model(bare, oracle.tokenizer, backend), oracle, size_of(bare), ["euler"], 2, told.append)
+    assert check.check(
+        Model(oracle.checkpoint, oracle.tokenizer, backend), oracle, size_of(plain), ["euler"], 2, told.append
+    )
     manifests = [manifest for _, manifest in store.manifests()]
     trajectory, points = "euler, 2 steps: latents", (1, 500, 999)
     for manifest in manifests:
@@ -237,14 +242,14 @@ def test_a_check_writes_each_plan_s_errors(bare: Artifact, oracle: Model, monkey
         assert manifest["errors"].keys() == own and all(0 <= value < 1e-4 for value in manifest["errors"].values())
         assert manifest["checked"]["device"] == backend.device_key()
     assert len(manifests) == 2 + len(ROWS)
-    what = {"what": "rows", "size": list(size_of(bare)), "rows": 8, "artifact": bare.digest}
+    what = {"what": "rows", "size": list(size_of(plain)), "rows": 8, "weights": ""}
     what |= {"backend": "tensorrt_rtx", "precision": "f16", **backend.identity()}
     assert devices.recall(backend.device_key(), what) in (True, False)
     assert devices.recall(devices.this_cpu(), what) is None
 
 
-def test_identity_says_what_bits_depend_on(bare: Artifact) -> None:
-    keep_plans(bare, [2])
-    told: dict[str, Any] = backend_of(bare, "exact").identity()
+def test_identity_says_what_bits_depend_on(plain: Artifact) -> None:
+    keep_plans(plain, [2])
+    told: dict[str, Any] = backend_of(plain, "exact").identity()
     assert told["attention"] == "native" and told["pixels"] == "exact" and told["torch"] == torch.__version__
     assert told["version"].startswith("1.7.")

@@ -16,7 +16,7 @@ from engines.cuda_ops import KernelOps, fold_biases
 from model import weights
 from model.ops import PLAIN, spread
 from model.unet import Unet
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from tests.engines.conftest import bare_checkpoint
 from tests.engines.test_cuda_folds import SD15, SD21, SDXL, Passes, away, made, use
 from tests.engines.test_cuda_ops import Counted
@@ -90,19 +90,20 @@ def test_one_tensor_is_spread_and_nothing_else_is_copied() -> None:
 
 
 def test_who_has_twins(bare: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> None:
-    tokens, unet = bare.spec.text.tokens, weights.load_unet(bare.spec, bare.path)
-    assert TorchNetwork(unet, tokens).twins
+    tokens, unet = bare.spec.text.tokens, weights.load_unet(bare.spec, bare.weights)
+    assert TorchNetwork(unet, tokens, twins=True).twins and not TorchNetwork(unet, tokens).twins, "off by default"
     lcm = bare_checkpoint(tmp_path_factory, unet={"time_cond_proj_dim": 32})
-    assert not TorchNetwork(weights.load_unet(lcm.spec, lcm.path), tokens).twins, "a row has its guidance"
+    lcm_unet = weights.load_unet(lcm.spec, lcm.weights)
+    assert not TorchNetwork(lcm_unet, tokens, twins=True).twins, "a row has its guidance"
     nobody = replace(SD15, attention_down=(False,) * 4, attention_up=(False,) * 4, transformer_layers=(0,) * 4)
-    assert not TorchNetwork(made(nobody, torch.float32), tokens).twins
+    assert not TorchNetwork(made(nobody, torch.float32), tokens, twins=True).twins
 
 
 @torch.inference_mode()
 def test_a_network_takes_half_the_samples(bare: Checkpoint) -> None:
     """Texts and times are of all rows; rows 2k and 2k + 1 are of row k of the samples."""
     spec, text = bare.spec.unet, bare.spec.text
-    network = TorchNetwork(weights.load_unet(bare.spec, bare.path), text.tokens)
+    network = TorchNetwork(weights.load_unet(bare.spec, bare.weights), text.tokens)
     latents, timesteps, _ = given(spec, 3, 2)
     samples = latents.float()
     texts = torch.stack([network.text(torch.randn(text.tokens, text.width)) for _ in timesteps])

@@ -40,8 +40,10 @@ def test_whole_in_this_order(tmp_path: Path, done: list[tuple[str, str]]) -> Non
 def test_bytes_come_through(tmp_path: Path, length: int, done: list[tuple[str, str]]) -> None:
     data = os.urandom(length)
     disk.write(tmp_path / "one", data)
-    disk.copy(tmp_path / "one", tmp_path / "two")
-    assert (tmp_path / "two").read_bytes() == data
+    with disk.written(tmp_path / "two") as write:
+        for piece in (data[: length // 2], data[length // 2 :]):
+            write(piece)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == data
     assert done[-1] == ("sync", "two") and (length < 2 or ("half", "two") in done)
 
 
@@ -64,8 +66,7 @@ def test_every_operation_names_its_path(tmp_path: Path) -> None:
     for call in (
         lambda: disk.make(below),
         lambda: disk.write(below, b""),
-        lambda: disk.copy(tmp_path / "file", below),
-        lambda: disk.copy(tmp_path / "missing", below),
+        lambda: disk.written(below).__enter__(),
         lambda: disk.sync(below),
         lambda: disk.replace(tmp_path / "file", below),
     ):
@@ -99,3 +100,27 @@ def test_a_disk_that_is_full_at_a_piece(tmp_path: Path, at: str, bytes: int, mon
     with pytest.raises(DiskError, match=told), disk.written(tmp_path / "one") as more:
         more(b"some")
         more(b" bytes")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_two_folders_swap_their_names(tmp_path: Path, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = folders(tmp_path, monkeypatch, at_once)
+    disk.exchange(one, two)
+    assert os.listdir(one) == ["2"] and os.listdir(two) == ["1"] and len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_name_that_cannot_be_had(tmp_path: Path, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = folders(tmp_path, monkeypatch, at_once)
+    os.rename(one, tmp_path / "gone")
+    with pytest.raises(DiskError, match=f"cannot rename to {two}: No such file or directory"):
+        disk.exchange(one, two)
+    assert os.listdir(two) == ["2"] and len(os.listdir(tmp_path)) == 2, "as it was"
+
+
+def folders(place: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> list[Path]:
+    if not at_once:  # as on a file system that cannot
+        monkeypatch.setattr(disk, "_swapped", lambda *_: False)
+    for name in "12":
+        (place / name / name).mkdir(parents=True)
+    return [place / "1", place / "2"]

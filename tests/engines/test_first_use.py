@@ -1,4 +1,4 @@
-"""The first use of a checkpoint, with something quick in the export's place; tests/export has it for real."""
+"""The artifact that plans are built from, with something quick in the export's place; tests/export has it for real."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,9 +20,11 @@ from engines import first_use
 from engines.artifact import MANIFEST, Artifact
 from engines.backend import BackendError
 from engines.disk import DiskError
-from engines.first_use import artifact_of, stop_exports
+from engines.first_use import artifact_of
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
+from tests.export.original import make_folder, write_original
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -35,21 +36,25 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "tiny")
 
 
 @pytest.fixture
 def exports(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Exports become copies of a finished one; their commands."""
-    commands: list[list[str]] = []
+    """Exports become copies of a finished one; their arguments."""
+    every: list[list[str]] = []
 
-    def run(command: list[str], lock: int) -> None:
-        commands.append(command)
-        shutil.copytree(artifact.folder, command[command.index("--out") + 1])
+    def run(arguments: Sequence[str], held: Sequence[int]) -> None:
+        every.append([*arguments])
+        shutil.copytree(artifact.folder, arguments[arguments.index("--out") + 1])
 
-    monkeypatch.setattr(first_use, "_run", run)
-    return commands
+    monkeypatch.setattr(first_use, "run_export", run)
+    return every
+
+
+def artifact_at(path: Path) -> Artifact:
+    return artifact_of(open_checkpoint(path))
 
 
 def left_behind(cache: Path) -> list[Path]:
@@ -57,202 +62,149 @@ def left_behind(cache: Path) -> list[Path]:
     return [path for path in cache.rglob(".*")]
 
 
-def test_once_and_then_found(checkpoint: Path, cache: Path, exports: list[list[str]], artifact: Artifact) -> None:
-    first, second = artifact_of(checkpoint), artifact_of(checkpoint)
+def test_once_and_then_at_hand(folder: Path, cache: Path, exports: list[list[str]], artifact: Artifact) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    first, second = artifact_at(folder), artifact_at(folder)
     assert first.digest == second.digest == artifact.digest and first.id == "tiny"
     assert first.folder.is_relative_to(cache / "artifacts")
-    (command,) = exports
-    assert command[0] == sys.executable and command[command.index("export") + 1] == str(checkpoint)
-    assert not left_behind(cache)
+    ((model, flag, out),) = exports
+    assert model == str(folder) and flag == "--out" and Path(out).name == "tiny"
+    assert not left_behind(cache) and {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_by_content_not_by_place(checkpoint: Path, tmp_path: Path, exports: list[list[str]]) -> None:
-    first = artifact_of(checkpoint)
-    moved = checkpoint.rename(tmp_path / "elsewhere")
-    assert artifact_of(moved).digest == first.digest and len(exports) == 2, "its name is the model's name"
+def test_by_content_not_by_place(folder: Path, tmp_path: Path, exports: list[list[str]]) -> None:
+    first = artifact_at(folder)
+    (tmp_path / "elsewhere").mkdir()
+    moved = folder.rename(tmp_path / "elsewhere/tiny")
+    assert artifact_at(moved).digest == first.digest and len(exports) == 1
     (moved / "README.md").write_text("not read by an export")
     (moved / "whole-model.safetensors").write_bytes(b"nor this")
-    artifact_of(moved)
-    assert len(exports) == 2
+    artifact_at(moved)
+    assert len(exports) == 1
     data = bytearray((moved / UNET).read_bytes())
     data[-1] ^= 1
     (moved / UNET).write_bytes(data)
-    artifact_of(moved)
-    assert len(exports) == 3
+    artifact_at(moved)
+    assert len(exports) == 2
     (moved / "latentd.json").unlink()
-    artifact_of(moved)
-    assert len(exports) == 4
+    artifact_at(moved)
+    assert len(exports) == 3
 
 
-def test_a_damaged_one_is_made_again(
-    checkpoint: Path, exports: list[list[str]], caplog: pytest.LogCaptureFixture
-) -> None:
-    first = artifact_of(checkpoint)
+def test_two_names_of_one_checkpoint(folder: Path, tmp_path: Path, exports: list[list[str]]) -> None:
+    """Each keeps its own: a model's id is its folder's name."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    assert [artifact_at(each).id for each in (folder, other, folder, other)] == ["tiny", "other"] * 2
+    assert len(exports) == 2
+
+
+def test_a_single_file_keeps_its_prediction(tmp_path: Path, exports: list[list[str]]) -> None:
+    """It does not tell what its UNet predicts, so whoever opened it does."""
+    folder = make_folder(tmp_path / "folder", "sd2", levels=2, layers=1)
+    path = write_original(folder, "sd2", tmp_path / "one.safetensors", levels=2, layers=1)
+    for prediction in ("v_prediction", "epsilon"):
+        artifact_of(open_checkpoint(path, prediction))
+    assert [each[:1] + each[3:] for each in exports] == [
+        [str(path), "--prediction", prediction] for prediction in ("v_prediction", "epsilon")
+    ]
+
+
+def test_a_damaged_one_is_made_again(folder: Path, exports: list[list[str]], caplog: pytest.LogCaptureFixture) -> None:
+    first = artifact_at(folder)
     (first.folder / UNET).write_bytes(b"damaged")
     with caplog.at_level(logging.WARNING):
-        again = artifact_of(checkpoint)
+        again = artifact_at(folder)
     assert again.digest == first.digest and len(exports) == 2
     assert len(caplog.messages) == 1 and f"exporting again: {first.folder / UNET}" in caplog.messages[0]
 
 
-def test_two_names_of_one_checkpoint(checkpoint: Path, tmp_path: Path, exports: list[list[str]]) -> None:
-    """Each keeps its own: a model's id is its folder's name."""
-    other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
-    assert [artifact_of(each).id for each in (checkpoint, other, checkpoint, other)] == ["tiny", "other"] * 2
-    assert len(exports) == 2
-
-
 def test_two_processes_export_once(
-    checkpoint: Path, cache: Path, exports: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, cache: Path, exports: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, inside, go_on = first_use._run, threading.Event(), threading.Event()
+    run, inside, go_on = first_use.run_export, threading.Event(), threading.Event()
 
-    def held(command: list[str], lock: int) -> None:
+    def held(arguments: Sequence[str], locks: Sequence[int]) -> None:
         inside.set()
         assert go_on.wait(30)
-        run(command, lock)
+        run(arguments, locks)
 
-    monkeypatch.setattr(first_use, "_run", held)
+    monkeypatch.setattr(first_use, "run_export", held)
     monkeypatch.setattr(first_use.log, "info", lambda *_: go_on.set())  # "waiting for process ..., which makes ..."
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(artifact_of, checkpoint)
+        first = pool.submit(artifact_at, folder)
         assert inside.wait(30)
-        second = pool.submit(artifact_of, checkpoint)
+        second = pool.submit(artifact_at, folder)
         assert first.result().digest == second.result().digest
     assert len(exports) == 1 and not left_behind(cache)
 
 
-def test_an_orphaned_export_keeps_its_folder_until_it_ends(
-    checkpoint: Path, cache: Path, exports: list[list[str]]
-) -> None:
-    folder = cache / "artifacts/.new-key-1"  # as it is when the server that began it was killed
-    folder.mkdir(parents=True)
-    number = os.open(folder, os.O_RDONLY)
+def test_an_orphaned_export_keeps_its_folder_until_it_ends(folder: Path, cache: Path, exports: list[list[str]]) -> None:
+    new = cache / "artifacts/.new-key-1"  # as it is when the process that began it was killed
+    new.mkdir(parents=True)
+    number = os.open(new, os.O_RDONLY)
     fcntl.flock(number, fcntl.LOCK_EX)
-    with subprocess.Popen(child("sys.stdin.read()"), stdin=subprocess.PIPE, pass_fds=[number]) as orphan:
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number]) as orphan:
         os.close(number)
-        artifact_of(checkpoint)
-        assert folder.exists()
+        artifact_at(folder)
+        assert new.exists()
         assert orphan.stdin
         orphan.stdin.close()
         orphan.wait(30)
-    (checkpoint / "latentd.json").unlink()
-    artifact_of(checkpoint)
+    (folder / "latentd.json").unlink()
+    artifact_at(folder)
     assert len(exports) == 2 and not left_behind(cache)
 
 
 def test_a_result_that_cannot_be_kept(
-    checkpoint: Path, cache: Path, exports: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, cache: Path, exports: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(DiskError, match="cannot rename to .*artifacts.*: No space left"):
-        artifact_of(checkpoint)
+    with pytest.raises(DiskError, match=r"cannot rename to .*artifacts.*: No space left"):
+        artifact_at(folder)
     assert len(exports) == 1 and not left_behind(cache)
 
 
-def test_an_export_that_fails_leaves_nothing(checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(command: list[str], lock: int) -> None:
-        shutil.copytree(checkpoint, command[command.index("--out") + 1])
+def test_an_export_that_fails_leaves_nothing(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: Sequence[str], held: Sequence[int]) -> None:
+        shutil.copytree(folder, arguments[arguments.index("--out") + 1])
         raise CheckpointError("the disk is full")
 
-    monkeypatch.setattr(first_use, "_run", run)
+    monkeypatch.setattr(first_use, "run_export", run)
     with pytest.raises(CheckpointError, match="the disk is full"):
-        artifact_of(checkpoint)
+        artifact_at(folder)
     assert not left_behind(cache) and not list(cache.rglob(MANIFEST))
 
 
-@pytest.mark.parametrize("module", ["torch", "onnx"])
-def test_a_missing_extra_is_named(checkpoint: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
-    with pytest.raises(BackendError) as caught:
-        artifact_of(checkpoint)
-    message = str(caught.value)
-    assert str(checkpoint) in message and "pip install -e '.[export]'" in message
-    assert f"make onnx MODEL={checkpoint}" in message
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    with pytest.raises(BackendError, match=f"exporting {folder} needs the extra `export`: pip install"):
+        artifact_at(folder)
+    assert not cache.exists()
 
 
-def test_an_artifact_needs_no_export(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_use, "_export", lambda *_: pytest.fail("exported"))
-    assert artifact_of(artifact.folder).folder == artifact.folder
+def test_an_artifact_needs_no_export(artifact: Artifact, exports: list[list[str]]) -> None:
+    assert artifact_at(artifact.folder) == artifact and not exports
 
 
-@pytest.mark.parametrize("what", ["nothing", "an empty folder"])
-def test_what_is_no_model(tmp_path: Path, what: str) -> None:
-    place = tmp_path / "place"
-    if what != "nothing":
-        place.mkdir()
-    with pytest.raises(CheckpointError) as caught:
-        artifact_of(place)
-    assert str(place) in str(caught.value) and "diffusers' layout" in str(caught.value)
-
-
-def test_what_cannot_be_served_is_refused_before_any_export(checkpoint: Path, exports: list[list[str]]) -> None:
-    config = checkpoint / "vae/config.json"
-    config.write_text(config.read_text().replace('"out_channels": 3', '"out_channels": 4'))
-    with pytest.raises(CheckpointError, match="out_channels is 4"):
-        artifact_of(checkpoint)
+def test_an_artifact_that_was_touched_is_refused(artifact: Artifact, tmp_path: Path, exports: list[list[str]]) -> None:
+    """It could be exported again, but whoever vouched for it would not know."""
+    folder = Path(shutil.copytree(artifact.folder, tmp_path / "touched"))
+    (folder / "latentd.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is not the file that the manifest vouches for"):
+        artifact_at(folder)
     assert not exports
 
 
-def test_the_childs_last_word_is_passed_on() -> None:
-    first_use._run([sys.executable, "-c", ""], 2)
-    with pytest.raises(CheckpointError, match="^unet/config.json is missing$"):
-        first_use._run(child("print('a warning', file=sys.stderr); sys.exit('unet/config.json is missing')"), 2)
-
-
-@pytest.mark.parametrize(("code", "status"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", -9), ("sys.exit(1)", 1)])
-def test_a_child_without_a_last_word(code: str, status: int) -> None:
-    said = "" if status == 1 else "print('a warning, not a reason', file=sys.stderr, flush=True); "
-    with pytest.raises(CheckpointError, match=f"^the export ended with status {status}$"):
-        first_use._run(child(said + code), 2)
-    assert not first_use._running
-
-
-def child(code: str) -> list[str]:
-    return [sys.executable, "-c", f"import os, sys; {code}"]
-
-
-def test_a_real_refusal_comes_through(checkpoint: Path, cache: Path) -> None:
-    (checkpoint / UNET).rename(checkpoint / "unet/diffusion_pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pickle \(diffusion_pytorch_model.bin\)"):
-        artifact_of(checkpoint)
-    assert not left_behind(cache)
-
-
-def test_exports_can_be_stopped() -> None:
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            first_use._run(child("import time; time.sleep(600)"), 2)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    eventually(lambda: len(first_use._running) == 1)
-    stop_exports()
-    thread.join(30)
-    assert not thread.is_alive() and not first_use._running
-    assert [str(error) for error in failed] == ["the export ended with status -15"]
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_relative_cache_is_the_same_for_the_child(
-    checkpoint: Path, tmp_path: Path, exports: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, exports: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LATENTD_CACHE", os.path.join(".", "relative"))
-    assert artifact_of(checkpoint).folder.is_relative_to(tmp_path / "relative")
-    (command,) = exports
-    assert Path(command[command.index("--out") + 1]).is_absolute()
+    assert artifact_at(folder).folder.is_relative_to(tmp_path / "relative")
+    (arguments,) = exports
+    assert Path(arguments[2]).is_absolute()

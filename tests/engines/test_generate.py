@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from engines.generate import generate
 from engines.model import Model, load
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

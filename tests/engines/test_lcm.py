@@ -13,7 +13,7 @@ from engines.check import psnr
 from engines.generate import generate
 from engines.model import load
 from latentd import Client
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from tests.checkpoints import make_checkpoint
 from tests.serving import address, serving
 

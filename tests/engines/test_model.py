@@ -8,7 +8,7 @@ import pytest
 
 from engines.backend import BackendError
 from engines.model import load
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 
 
 def test_auto_is_openvino(checkpoint: Checkpoint) -> None:

@@ -15,7 +15,7 @@ from engines import openvino as module
 from engines.backend import F32, BackendError
 from engines.cores import available_cores
 from engines.openvino import OpenVinoBackend, OpenVinoDenoiser
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from tests.checkpoints import make_checkpoint
 
 ROWS = 8
@@ -165,7 +165,7 @@ def test_an_engine_of_any_size_computes_what_one_of_one_size_does(
 
 def test_another_lane_is_made_beside_steps(checkpoint: Checkpoint) -> None:
     backend, lanes = OpenVinoBackend(checkpoint, "f32"), list[OpenVinoDenoiser]()
-    assert backend.makes_beside and backend.making(28, 24, 2) == 0
+    assert backend.makes_beside
     denoiser = denoiser_of(backend, 2)
     _fill(denoiser)
     denoiser.run([0, 1])

@@ -18,6 +18,7 @@ from engines.command import ordered
 from engines.model import load
 from engines.plans import Plans
 from engines.tensorrt_build import TensorRtBuilder
+from pipeline.checkpoint.opened import Checkpoint
 from tests.engines.plan_doubles import TARGET, keep_plan, keep_plans
 
 
@@ -27,12 +28,12 @@ def store_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_api, "present_target", lambda: TARGET)
 
 
-def plans(bare: Artifact) -> Plans:
-    return Plans(bare, TensorRtBuilder(bare, TARGET))
+def plans(plain: Artifact) -> Plans:
+    return Plans(plain, TensorRtBuilder(plain, TARGET))
 
 
-def size(bare: Artifact) -> tuple[int, int]:
-    return bare.spec.defaults.width, bare.spec.defaults.height
+def size(plain: Artifact) -> tuple[int, int]:
+    return plain.spec.defaults.width, plain.spec.defaults.height
 
 
 def refused(asked, *arguments) -> str:
@@ -42,108 +43,108 @@ def refused(asked, *arguments) -> str:
     return str(caught.value)
 
 
-def command(bare: Artifact, rest: str = "") -> str:
-    return f"`make engines MODEL={bare.folder} BACKEND=tensorrt_rtx ARCH={TARGET} PRECISION=f16{rest}`"
+def command(plain: Artifact, rest: str = "") -> str:
+    return f"`make engines MODEL={plain.folder} BACKEND=tensorrt_rtx ARCH={TARGET} PRECISION=f16{rest}`"
 
 
-def sizes(bare: Artifact) -> str:
-    return f" SIZES={size(bare)[0]}x{size(bare)[1]}"
+def sizes(plain: Artifact) -> str:
+    return f" SIZES={size(plain)[0]}x{size(plain)[1]}"
 
 
-def follow(bare: Artifact, told: str) -> list[Path]:
+def follow(plain: Artifact, told: str) -> list[Path]:
     """The places of what the command in `told` would build."""
     words = shlex.split(re.findall(r"`make engines (.*?)`", told)[0])
     values = dict(word.split("=", 1) for word in words)
-    assert values.pop("MODEL") == str(bare.folder)
+    assert values.pop("MODEL") == str(plain.folder)
     flags = [part for name, value in values.items() for part in (f"--{name.lower()}", value)]
-    options = _parser().parse_args(["build", str(bare.folder), *flags])
-    builder = maker_of(options.backend, options.attention).make(bare, options.target, options.precision)
-    return [store.place(builder.identity(order)) for order in ordered(options, bare, builder)]
+    options = _parser().parse_args(["build", str(plain.folder), *flags])
+    builder = maker_of(options.backend, options.attention).make(plain, options.target, options.precision)
+    return [store.place(builder.identity(order)) for order in ordered(options, plain, builder)]
 
 
-def test_what_there_is(bare: Artifact) -> None:
-    keep_plans(bare, [8, 2, 5])
-    found = plans(bare)
-    assert found.unet_rows(size(bare), 1) == [2, 5, 8]
-    assert found.unet(size(bare), 1, 5).manifest["identity"]["shapes"]["timestep"] == [5]
-    assert list(found.identities(size(bare))) == [
+def test_what_there_is(plain: Artifact) -> None:
+    keep_plans(plain, [8, 2, 5])
+    found = plans(plain)
+    assert found.unet_rows(size(plain), 1) == [2, 5, 8]
+    assert found.unet(size(plain), 1, 5).manifest["identity"]["shapes"]["timestep"] == [5]
+    assert list(found.identities(size(plain))) == [
         "text_encoder",
         *(f"unet of {n} rows" for n in (2, 5, 8)),
         "vae_decoder",
     ]
 
 
-def test_nothing_was_built(bare: Artifact) -> None:
-    asked, (width, height), tokens = plans(bare), size(bare), bare.spec.text.tokens
+def test_nothing_was_built(plain: Artifact) -> None:
+    asked, (width, height), tokens = plans(plain), size(plain), plain.spec.text.tokens
     backend = f"for {TARGET}, backend tensorrt_rtx; run"
     told = refused(asked.text_encoder)
-    assert told == f"there is no plan of text_encoder {backend} {command(bare)} to build it"
+    assert told == f"there is no plan of text_encoder {backend} {command(plain)} to build it"
     told = refused(asked.vae_decoder, (width, height))
-    rest = sizes(bare)
-    assert told == f"there is no plan of vae_decoder for {width}x{height} {backend} {command(bare, rest)} to build it"
+    rest = sizes(plain)
+    assert told == f"there is no plan of vae_decoder for {width}x{height} {backend} {command(plain, rest)} to build it"
     what = f"unet for 2, 4 or 8 rows of {width}x{height} and {tokens} tokens"
-    rest = f" ROWS=2,4,8{sizes(bare)}"
+    rest = f" ROWS=2,4,8{sizes(plain)}"
     told = refused(asked.unet_rows, (width, height), 1)
-    assert told == f"there is no plan of {what} {backend} {command(bare, rest)} to build it"
+    assert told == f"there is no plan of {what} {backend} {command(plain, rest)} to build it"
     rest += " CHUNKS=3"
     what = f"unet for 2, 4 or 8 rows of {width}x{height} and {3 * tokens} tokens"
     told = refused(asked.unet_rows, (width, height), 3)
-    assert told == f"there is no plan of {what} {backend} {command(bare, rest)} to build it"
+    assert told == f"there is no plan of {what} {backend} {command(plain, rest)} to build it"
 
 
-def test_the_command_builds_what_is_missing(bare: Artifact) -> None:
-    builder, asked = TensorRtBuilder(bare, TARGET), plans(bare)
+def test_the_command_builds_what_is_missing(plain: Artifact) -> None:
+    builder, asked = TensorRtBuilder(plain, TARGET), plans(plain)
     for chunks in (1, 2):
-        places = follow(bare, refused(asked.unet_rows, size(bare), chunks))
-        for order in builder.orders([2, 4, 8], [size(bare)], chunks):
+        places = follow(plain, refused(asked.unet_rows, size(plain), chunks))
+        for order in builder.orders([2, 4, 8], [size(plain)], chunks):
             assert store.place(builder.identity(order)) in places
-    (place,) = keep_plans(bare, [6])[1:2]
+    (place,) = keep_plans(plain, [6])[1:2]
     (place / "engine").write_bytes(b"a plan of somebody")
-    assert place in follow(bare, refused(asked.unet, size(bare), 1, 6))
+    assert place in follow(plain, refused(asked.unet, size(plain), 1, 6))
 
 
-def test_a_command_with_our_attention(bare: Artifact) -> None:
-    builder = maker_of("tensorrt_rtx").make(bare, TARGET, "f32")
-    identity = {**builder.identity(builder.orders([4], [size(bare)])[1]), "backend": "tensorrt", "attention": "triton"}
+def test_a_command_with_our_attention(plain: Artifact) -> None:
+    builder = maker_of("tensorrt_rtx").make(plain, TARGET, "f32")
+    identity = {**builder.identity(builder.orders([4], [size(plain)])[1]), "backend": "tensorrt", "attention": "triton"}
     from engines.builders import command as told
 
-    rest = f"ARCH={TARGET} PRECISION=f32 ROWS=4{sizes(bare)} ATTENTION=triton"
-    assert told(bare, identity) == f"make engines MODEL={bare.folder} BACKEND=tensorrt {rest}"
+    rest = f"ARCH={TARGET} PRECISION=f32 ROWS=4{sizes(plain)} ATTENTION=triton"
+    assert told(plain, identity) == f"make engines MODEL={plain.folder} BACKEND=tensorrt {rest}"
 
 
 @pytest.mark.parametrize("network", ["text_encoder", "unet", "vae_decoder"])
 @pytest.mark.parametrize("file", ["engine", "manifest.json"])
-def test_a_damaged_plan(bare: Artifact, network: str, file: str) -> None:
-    places = dict(zip(("text_encoder", "unet", "vae_decoder"), keep_plans(bare, [2]), strict=True))
+def test_a_damaged_plan(plain: Artifact, network: str, file: str) -> None:
+    places = dict(zip(("text_encoder", "unet", "vae_decoder"), keep_plans(plain, [2]), strict=True))
     path = places[network] / file
     path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
     asked = {
-        "text_encoder": lambda: plans(bare).text_encoder(),
-        "unet": lambda: plans(bare).unet(size(bare), 1, 2),
-        "vae_decoder": lambda: plans(bare).vae_decoder(size(bare)),
+        "text_encoder": lambda: plans(plain).text_encoder(),
+        "unet": lambda: plans(plain).unet(size(plain), 1, 2),
+        "vae_decoder": lambda: plans(plain).vae_decoder(size(plain)),
     }
-    rest = {"text_encoder": "", "unet": f" ROWS=2{sizes(bare)}", "vae_decoder": sizes(bare)}[network]
+    rest = {"text_encoder": "", "unet": f" ROWS=2{sizes(plain)}", "vae_decoder": sizes(plain)}[network]
     told = refused(asked[network])
-    assert told.startswith(f"{path} is ") and told.endswith(f"; run {command(bare, rest)} to build it again")
+    assert told.startswith(f"{path} is ") and told.endswith(f"; run {command(plain, rest)} to build it again")
     for other in asked.keys() - {network}:
         asked[other]()
 
 
-def test_plans_of_another_card(bare: Artifact) -> None:
+def test_plans_of_another_card(plain: Artifact) -> None:
     for target in ("sm_120", "sm_86"):
-        for order in (builder := TensorRtBuilder(bare, target)).orders([2], [size(bare)]):
-            keep_plan(bare, builder, order)
-    for asked, arguments in ((plans(bare).text_encoder, ()), (plans(bare).unet_rows, (size(bare), 1))):
+        for order in (builder := TensorRtBuilder(plain, target)).orders([2], [size(plain)]):
+            keep_plan(plain, builder, order)
+    for asked, arguments in ((plans(plain).text_encoder, ()), (plans(plain).unet_rows, (size(plain), 1))):
         told = refused(asked, *arguments)
         assert (
             f" for {TARGET}, the GPU that is here: those in the cache are for sm_120, sm_86; run `make engines " in told
         )
 
 
-def test_plans_of_another_version(bare: Artifact) -> None:
+def test_plans_of_another_version(plain: Artifact) -> None:
     """The same card and shapes, and still another engine: what differs is said."""
-    keep_plans(bare, [2], version="1.6.0.8", onnx="1.19.0", typing={"method": 0})
-    told = refused(plans(bare).unet_rows, size(bare), 1)
+    keep_plans(plain, [2], version="1.6.0.8", onnx="1.19.0", typing={"method": 0})
+    told = refused(plans(plain).unet_rows, size(plain), 1)
     assert "the one in the cache is another (version 1.6.0.8, here 1.7." in told
     assert ", onnx 1.19.0, here 1." in told and ", typing differs); run `make engines " in told
 
@@ -168,7 +169,7 @@ def here(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
     ],
 )
 def test_a_missing_extra(
-    bare: Artifact, backend: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    bare: Checkpoint, backend: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(monkeypatch, missing)
     told = f"backend {backend} needs {missing}, which is not installed: pip install -e '.[{extra}]' in a clone"
@@ -176,7 +177,7 @@ def test_a_missing_extra(
         load(bare, backend)
 
 
-def test_what_cannot_be_served(bare: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_served(bare: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "why_not", lambda: "the card is busy")
     with pytest.raises(BackendError, match="backend tensorrt_rtx runs its plans on an NVIDIA GPU: the card is busy$"):
         load(bare, "tensorrt_rtx")
@@ -190,12 +191,15 @@ def test_what_cannot_be_served(bare: Artifact, monkeypatch: pytest.MonkeyPatch) 
         load(bare, "tensorrt", attention="fast")
 
 
-def test_a_server_without_plans_does_not_start(bare: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_plans_does_not_start(
+    bare: Checkpoint, plain: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a server loads it: the first thing that is missing is told, with its command."""
     from engines import cuda, cuda_tensorrt
 
     monkeypatch.setattr(gpu, "why_not", lambda: "")
     monkeypatch.setattr(toolchain, "check", lambda: None)
+    monkeypatch.setattr(cuda_tensorrt, "artifact_of", lambda checkpoint: plain)
     monkeypatch.setattr(cuda_tensorrt, "device_named", lambda name: cuda.device_named("cpu"))
     with pytest.raises(NoEngine, match="there is no plan of text_encoder for sm_89, backend tensorrt_rtx; run `make "):
         load(bare, "tensorrt_rtx")

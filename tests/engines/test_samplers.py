@@ -14,7 +14,7 @@ from engines.backend import to_pixels
 from engines.generate import generate
 from engines.model import Model, load
 from engines.stepper import HostStepper
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, table
 from tests.pipeline.trajectories import THEIRS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 import types
@@ -31,6 +30,7 @@ from engines.tensorrt_check import (
 )
 from engines.tensorrt_check_cases import Case
 from kernels.plugins import NAMESPACE
+from pipeline.checkpoint.opened import open_checkpoint
 from tests.engines.tensorrt_bindings import ROOT, run_with_bindings, stand_in
 from tests.engines.test_tensorrt_plugins_graph import body
 
@@ -203,11 +203,10 @@ def cases(artifact: Artifact) -> dict[str, Case]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    from engines.first_use import artifact_of
+    from export.artifact import export
 
-    folder = tmp_path_factory.mktemp("demo") / "model"
-    shutil.copytree(ROOT / "demo" / "small-things", folder)
-    return artifact_of(folder)
+    checkpoint = open_checkpoint(ROOT / "demo" / "small-things")
+    return export(checkpoint, tmp_path_factory.mktemp("demo") / "model", say=lambda line: None)
 
 
 def test_every_case_is_within_its_tolerance_on_a_cpu_and_tells_wrong_from_right(demo: Artifact) -> None:

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
-from engines.artifact import Artifact
+from engines.artifact import GRAPHS, Artifact
 from engines.backend import BackendError
 from engines.tensorrt_emulation import emulate, largest_error
 from engines.tensorrt_islands import HEADROOM, METHOD, NoNotes, Study, find, study
@@ -43,10 +43,10 @@ def make(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
     def made(name: str, part: str, factors: dict[str, float]) -> Artifact:
         folder = scaled(tmp_path_factory.mktemp(name) / name, part, factors)
-        for path in ("text_encoder/model", "unet/model", "vae/decoder", "vae/encoder"):
-            (folder / f"{path}.onnx").write_bytes((artifact.folder / f"{path}.onnx").read_bytes())
+        for path in GRAPHS.values():
+            (folder / path).write_bytes((artifact.folder / path).read_bytes())
         # Not through the manifest: nothing here is served.
-        return Artifact(folder, f"{name} of a test", artifact.spec, artifact.preview)
+        return Artifact(folder, f"{name} of a test", artifact.spec)
 
     return made
 

@@ -21,6 +21,7 @@ from engines.tensorrt_build import TensorRtBuilder
 from engines.tensorrt_plugins_graph import Rewritten, rewrite
 from engines.tensorrt_typing import fix_shapes, typed
 from kernels.plugins import NAMESPACE, Attention, compile_plugin
+from pipeline.checkpoint.opened import open_checkpoint
 
 SHAPES = {"sample": (2, 3, 8, 16), "timestep": (2,), "context": (2, 16, 48)}
 
@@ -32,7 +33,9 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     from tests.checkpoints import make_checkpoint
 
     config = {"block_out_channels": [64, 80], "attention_head_dim": 2}
-    return export(make_checkpoint(tmp_path_factory.mktemp("plugins") / "unet", unet=config), say=lambda line: None)
+    folder = tmp_path_factory.mktemp("plugins")
+    checkpoint = open_checkpoint(make_checkpoint(folder / "checkpoint", unet=config))
+    return export(checkpoint, folder / "artifact", say=lambda line: None)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from engines.backend import F32, to_pixels
 from engines.check import psnr
 from engines.generate import latents_of
 from engines.model import Model, load
-from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.samplers import SAMPLERS
 from tests.pipeline.trajectories import THEIRS
 from tests.topologies import TOPOLOGIES, make_topology

@@ -3,9 +3,10 @@
     python -m tests.export.kills [--times 50] [--model DIR]
     python -m tests.export.kills --times 50 --watch DIR [--ignore 'devices/*'] -- python -m engines build MODEL ...
 
-Without a command: an export into OUT, one in place and a first use, in turn. After each kill every artifact below the
-watched folder is opened: it must be refused, or be the same bytes as an undisturbed run's. After every fifth kill the
-command runs to its end, and must leave exactly the files of the undisturbed run; then all starts from nothing.
+Without a command: an export into a new OUT, one over an older artifact, and a first use of plans' checkpoint, each
+in turn. After each kill every artifact below the watched folder is opened: it must be refused, or be the same
+bytes as an undisturbed run's or as what lay there. After every fifth kill the command runs to its end, and must leave
+exactly the files of the undisturbed run; then all starts from nothing.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from tests.checkpoints import make_checkpoint
 
 _RUNS = 5  # kills between two whole runs
 _FIRST_USE = "import sys; from pathlib import Path; from engines.first_use import artifact_of; "
-_FIRST_USE += "artifact_of(Path(sys.argv[1]))"
+_FIRST_USE += "from pipeline.checkpoint.opened import open_checkpoint; artifact_of(open_checkpoint(Path(sys.argv[1])))"
 
 
 @dataclass(frozen=True)
 class Work:
     name: str
     command: list[str]
-    watch: Path  # what the command writes into
-    before: Path | None = None  # what lies there at first
+    watch: Path  # the folder that the command writes into
+    before: Path | None = None  # what lies in it at first
     ignore: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
 
@@ -63,7 +64,7 @@ class Work:
     def reset(self) -> None:
         shutil.rmtree(self.watch, ignore_errors=True)
         if self.before:
-            shutil.copytree(self.before, self.watch)
+            shutil.copytree(self.before, self.watch / self.before.name)
 
     def files(self) -> dict[str, str]:
         """SHA-256 of every file below, by name; nothing that a killed process left may be among them in the end."""
@@ -75,7 +76,9 @@ class Work:
 
 def found(work: Work, whole: dict[str, str]) -> str:
     """What a reader would find now. Raises for a half-written artifact that is taken for a whole one."""
-    states = []
+    states, known = [], {*whole.values()}
+    if work.before:
+        known |= {hashlib.sha256(path.read_bytes()).hexdigest() for path in work.before.rglob("*") if path.is_file()}
     for manifest in work.watch.rglob(MANIFEST):
         if not (manifest.parent / "model_index.json").exists():
             continue  # an engine's, which its own store checks
@@ -84,12 +87,9 @@ def found(work: Work, whole: dict[str, str]) -> str:
         except CheckpointError:
             states.append("refused")
             continue
-        for path in manifest.parent.rglob("*"):
-            name = path.relative_to(work.watch).as_posix()
-            if path.is_file() and not path.name.startswith("."):
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                # A folder of the cache has another name until it is whole.
-                assert digest in whole.values(), f"{name} is served, and is not what an undisturbed run writes"
+        for path in (path for path in manifest.parent.rglob("*") if path.is_file()):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            assert digest in known, f"{path} is of an artifact, and is not what an undisturbed run writes"
         states.append("whole")
     return " and ".join(sorted(states)) or "no manifest"
 
@@ -126,18 +126,24 @@ def torment(work: Work, times: int, dice: random.Random) -> None:
 
 
 def exports(place: Path, model: Path) -> list[Work]:
-    export = [sys.executable, "-W", "ignore", "-m", "export"]
-    here, cache = place / "here", place / "cache"
+    export = [sys.executable, "-W", "ignore", "-m", "export", str(model), "--out"]
     threads = (("OMP_NUM_THREADS", "1"),)  # the errors in the manifest go with the number of threads
+    cache = ("LATENTD_CACHE", str(place / "cache"))
+    older = make_checkpoint(place / "older", kind="sd2")
+    subprocess.run(
+        [*export[:5], str(older), "--out", str(place / "before/tiny")], env=os.environ | dict([cache]), check=True
+    )
+    first_use = [sys.executable, "-c", _FIRST_USE, str(model)]
     return [
-        Work("OUT=", [*export, str(model), "--out", str(place / "out")], place / "out", environment=threads),
-        Work("in place", [*export, str(here)], here, before=model, environment=threads),
+        Work("a new OUT", [*export, str(place / "new/tiny")], place / "new", environment=(*threads, cache)),
         Work(
-            "first use",
-            [sys.executable, "-c", _FIRST_USE, str(model)],
-            cache,
-            environment=(*threads, ("LATENTD_CACHE", str(cache))),
+            "over another artifact",
+            [*export, str(place / "over/tiny")],
+            place / "over",
+            before=place / "before/tiny",
+            environment=(*threads, cache),
         ),
+        Work("first use", first_use, place / "cache", ignore=(".lock-*",), environment=(*threads, cache)),
     ]
 
 

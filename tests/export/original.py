@@ -46,10 +46,11 @@ def make_folder(
     dtype: torch.dtype = torch.float16,
     levels: int = 4,
     layers: int = 2,
+    more: dict[str, object] | None = None,
 ) -> Path:
     """A checkpoint of that topology in diffusers' layout, for the published pictures' sizes.
 
-    SD has 4 `levels` of 2 `layers`; fewer make a quicker test.
+    SD has 4 `levels` of 2 `layers`; fewer make a quicker test. `more` are keys of the UNet's config.
     """
     side = 768 if prediction == "v_prediction" else 512
     narrow = TOPOLOGY[kind]
@@ -71,8 +72,9 @@ def make_folder(
         folder,
         kind=kind,
         dtype=dtype,
+        scheduler="DPMSolverMultistepScheduler",
         text={"vocab_size": 49408, "max_position_embeddings": 77, "layer_norm_eps": 1e-5, **narrow["text"]},
-        unet=unet | cut,
+        unet=unet | cut | (more or {}),
         vae={
             "block_out_channels": [32, 32, 64, 64][-levels:],
             "latent_channels": 4,
@@ -116,7 +118,8 @@ def folder_weights(folder: Path, part: str) -> Weights:
 
 def original_weights(parts: dict[str, Weights], kind: str, levels: int = 4, layers: int = 2) -> Weights:
     """Everything that a published file of `kind` holds, leftovers of training included; `parts` as in a folder."""
-    unet = {unet_name(name, layers): tensor for name, tensor in parts["unet"].items()}
+    inner = any(name.startswith("up_blocks.0.attentions.") for name in parts["unet"])
+    unet = {unet_name(name, layers, inner): tensor for name, tensor in parts["unet"].items()}
     vae = dict(_vae_tensor(name, tensor, levels) for name, tensor in parts["vae"].items())
     text = parts["text_encoder"]
     whole = {
@@ -141,7 +144,8 @@ def write_original(folder: Path, kind: str, path: Path, levels: int = 4, layers:
     return path
 
 
-def unet_name(name: str, layers: int) -> str:
+def unet_name(name: str, layers: int, inner: bool = False) -> str:
+    """`inner`: the innermost block attends, which in SD it does not."""
     fixed = {
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
@@ -172,8 +176,8 @@ def unet_name(name: str, layers: int) -> str:
 
     def up(match: re.Match[str]) -> str:
         block, kind, layer = int(match[1]), match[2], int(match[3])
-        if kind == "upsamplers":  # the innermost block of SD attends not, the others do
-            return f"output_blocks.{(layers + 1) * block + layers}.{1 if block == 0 else 2}.conv"
+        if kind == "upsamplers":  # behind the attention, where there is one
+            return f"output_blocks.{(layers + 1) * block + layers}.{2 if block or inner else 1}.conv"
         return f"output_blocks.{(layers + 1) * block + layer}.{0 if kind == 'resnets' else 1}"
 
     name = re.sub(r"^down_blocks\.(\d+)\.(\w+)\.(\d+)(?:(?<=downsamplers\.0)\.conv)?", down, name)

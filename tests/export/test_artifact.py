@@ -1,4 +1,4 @@
-"""Checkpoint to artifact: what is written, what stays as it was, and what is refused."""
+"""Checkpoint to artifact: what is written, where, what stays as it was, and what is refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,58 +19,45 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import export.artifact as stage
-from engines.artifact import CONFIGS, GRAPHS, MANIFEST, OPTIONAL_CONFIGS, Artifact, is_artifact
+from engines import disk
+from engines.artifact import FORMAT, GRAPHS, MANIFEST, Artifact, is_artifact, open_artifact
 from engines.disk import DiskError
-from engines.first_use import artifact_of
+from engines.graphs import graph_of
+from engines.model import load
 from export.artifact import export
 from export.check import NETWORK_TOLERANCE, TRAJECTORY_TOLERANCE, ExportError, network_error, session
-from export.graph import trace
+from export.layout import lay_out
 from export.networks import NETWORKS
 from export.point import point
-from pipeline.checkpoint.header import stored_tensors
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
+from pipeline.checkpoint.weights import Weights
 from pipeline.errors import CheckpointError
-from pipeline.spec import Spec, read_spec
+from pipeline.spec import Spec
 from tests.checkpoints import make_checkpoint
+from tests.export.original import make_folder, write_original
+from tests.pipeline.checkpoint.layouts import PATHS, TEXT, UNET, files, hub_cache, shard, state
 
-UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Of every file below, by its name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+ROOT = Path(__file__).parents[2]
 
 
-def linked(source: Path, hub: Path) -> Path:
-    """A folder of links to copies of the files of `source`, as model hubs' caches are: blobs/ and snapshots/."""
-    farm = hub / "snapshots" / source.name
-    (hub / "blobs").mkdir(parents=True)
-    for path in source.rglob("*"):
-        if path.is_file() and path.suffix != ".onnx" and path.name != MANIFEST:
-            own = farm / path.relative_to(source)
-            own.parent.mkdir(parents=True, exist_ok=True)
-            blob = hub / "blobs" / path.relative_to(source).as_posix().replace("/", "-")
-            blob.write_bytes(path.read_bytes())
-            own.symlink_to(os.path.relpath(blob, own.parent))
-    return farm
+def quiet(_: str) -> None:
+    pass
 
 
-def names() -> set[str]:
-    """The files of the tiny artifact: no shards, its own latentd.json."""
-    weights = {"text_encoder/model.safetensors", UNET, "vae/diffusion_pytorch_model.safetensors"}
-    return {*GRAPHS.values(), *CONFIGS, *OPTIONAL_CONFIGS, *weights}
+def names(checkpoint: Checkpoint) -> set[str]:
+    return {*GRAPHS.values(), *PATHS.values(), *checkpoint.small_files()}
 
 
-def test_the_manifest(artifact: Artifact) -> None:
+def test_the_manifest(artifact: Artifact, checkpoint: Checkpoint) -> None:
     text = (artifact.folder / MANIFEST).read_bytes()
     manifest: dict[str, Any] = json.loads(text)
     assert artifact.digest == hashlib.sha256(text).hexdigest()
-    assert manifest.keys() == {"format", "spec", "preview", "errors", "tools", "files", "seal"}
-    assert manifest["files"].keys() == names()
+    assert manifest.keys() == {"format", "spec", "errors", "tools", "files", "seal"}
+    assert manifest["files"].keys() == names(checkpoint)
     for name, entry in manifest["files"].items():
         data = (artifact.folder / name).read_bytes()
         assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}, name
-    assert manifest["spec"] == json.loads(json.dumps(artifact.spec.to_json()))
+    assert manifest["spec"] == json.loads(json.dumps(checkpoint.spec.to_json()))
     errors = manifest["errors"]
     assert errors.keys() == {*GRAPHS, "trajectory"}
     assert 0 < errors.pop("trajectory") < TRAJECTORY_TOLERANCE
@@ -77,237 +65,241 @@ def test_the_manifest(artifact: Artifact) -> None:
     assert manifest["tools"].pop("opset") == 23
     assert all(importlib.metadata.version(tool) == version for tool, version in manifest["tools"].items())
     assert {"torch", "onnx", "onnxruntime"} <= manifest["tools"].keys()
-    assert str(artifact.folder).encode() not in text
+    assert str(artifact.folder).encode() not in text and str(checkpoint.path).encode() not in text
 
 
-def test_nothing_else_is_left_in_the_folder(artifact: Artifact) -> None:
-    assert digests(artifact.folder).keys() == {*names(), MANIFEST}
+def test_nothing_else_is_in_the_folder_or_beside_it(artifact: Artifact, checkpoint: Checkpoint) -> None:
+    assert files(artifact.folder).keys() == {*names(checkpoint), MANIFEST}
+    assert os.listdir(artifact.folder.parent) == [artifact.folder.name]
+    assert not any(path.is_symlink() for path in artifact.folder.rglob("*")), "it needs nothing of its checkpoint"
 
 
-Moved = tuple[Path, Artifact]
+def test_it_is_a_checkpoint_of_the_same_weights(artifact: Artifact, checkpoint: Checkpoint) -> None:
+    again = open_checkpoint(artifact.folder)
+    assert again.weights.digest() == checkpoint.weights.digest() and again.spec == checkpoint.spec
+    assert again.small_files() == checkpoint.small_files()
 
 
-@pytest.fixture(scope="module")
-def moved(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moved]:
-    """The same checkpoint as a folder of links, exported at its first use by a process of its own; and those links."""
-    farm = linked(artifact.folder, tmp_path_factory.mktemp("hub") / "models--tiny")
-    before = digests(artifact.folder), digests(farm.parents[1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LATENTD_CACHE", str(tmp_path_factory.mktemp("own") / "cache"))
-        patch.setenv("OMP_NUM_THREADS", "1")  # as tests/conftest.py does for torch in this process
-        yield farm, artifact_of(farm)
-    assert (digests(artifact.folder), digests(farm.parents[1])) == before, "the source was touched"
-
-
-def test_another_folder_gets_everything(moved: Moved) -> None:
-    _, out = moved
-    assert out.folder.parents[1].name == "artifacts" and out.id == "tiny"
-    assert digests(out.folder).keys() == {*names(), MANIFEST}
-    assert not any(path.is_symlink() for path in out.folder.rglob("*")), "it needs nothing of its source"
-
-
-def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(moved: Moved, artifact: Artifact) -> None:
-    ours, theirs = digests(moved[1].folder), digests(artifact.folder)
+def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(
+    artifact: Artifact, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """From a hub's cache of it, where every file is a link; and nothing there is touched."""
+    snapshot = hub_cache(checkpoint.path, tmp_path / "models--a--tiny")
+    before, out = state(tmp_path / "models--a--tiny"), tmp_path / "tiny"
+    command = [sys.executable, "-W", "ignore", "-m", "export", str(snapshot), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as tests/conftest.py does for torch in this process
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    ours, theirs = files(out), files(artifact.folder)
+    assert ours.keys() == theirs.keys()
     # The manifest has the errors that were found, which go with the number of threads.
     assert {name for name in ours if ours[name] != theirs[name]} <= {MANIFEST}
-
-
-def test_a_second_use_finds_the_first_export(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
-    farm, out = moved
-    monkeypatch.setattr("engines.first_use._export", lambda *_: pytest.fail("exported again"))
-    assert artifact_of(farm).digest == out.digest
-    assert artifact_of(out.folder).folder == out.folder, "an artifact is served as it is"
-
-
-def test_a_preview_for_the_latents_of_the_model(artifact: Artifact, v_artifact: Artifact) -> None:
-    for made in (artifact, v_artifact):
-        assert made.preview.shape == (3, made.spec.vae.latent_channels + 1)
-        told = json.loads((made.folder / MANIFEST).read_text())["preview"]["explained"]
-        assert 0 < told < 1
-        # Even random encoders know dark from bright: the constant is not all of the map.
-        assert abs(made.preview[:, :-1]).max() > 1e-4
+    assert state(tmp_path / "models--a--tiny") == before
+    assert ran.stdout.splitlines()[-1] == f"artifact {open_artifact(out).digest[:12]}: {out}"
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "made")
 
 
-def refusal(checkpoint: Path, out: Path | None = None) -> str:
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def refusal(folder: Path, out: Path) -> str:
+    """The sentence of an export; nothing was written by then, neither in the checkpoint nor beside `out`."""
+    place = Path(os.path.commonpath([folder.parent.absolute(), out.parent.absolute()]))
+    before = state(place)
     with pytest.raises((CheckpointError, DiskError)) as caught:
-        export(checkpoint, out, lambda line: None)
+        export(open_checkpoint(folder), out, quiet)
     message = str(caught.value)
-    assert "\n" not in message
+    assert message.isprintable() and len(message) < 600
+    assert state(place) == before
     return message
 
 
-def test_a_folder_of_links_is_refused_in_place(checkpoint: Path, tmp_path: Path) -> None:
-    farm = linked(checkpoint, tmp_path / "hub")
-    message = refusal(farm)
-    assert " is a link, and readers of ONNX refuse weights behind links" in message
-    assert f"make onnx MODEL={farm} OUT=dir" in message
-    assert not list(farm.rglob("*.onnx"))
+@pytest.mark.parametrize("name", ["", "unet", "unet/..", "new", "unet/new"])
+def test_nothing_is_written_into_a_checkpoint(folder: Path, name: str) -> None:
+    message = refusal(folder, folder / name)
+    assert f"OUT={folder / name} is the checkpoint or in it, where nothing is written; name another folder" == message
 
 
-@pytest.mark.parametrize("name", ["tokenizer/merges.txt", UNET, "latentd.json", "unet"])
-@pytest.mark.parametrize("out", [None, "out"])
-def test_a_link_out_of_the_folder_is_refused(checkpoint: Path, tmp_path: Path, name: str, out: str | None) -> None:
-    (checkpoint / name).rename(tmp_path / "elsewhere")
-    (checkpoint / name).symlink_to(tmp_path / "elsewhere")
-    before = digests(tmp_path)
-    message = refusal(checkpoint, tmp_path / out if out else None)
-    assert f"{checkpoint / name}" in message and f"is a link to {tmp_path / 'elsewhere'}" in message
-    assert "outside its folder; copy the file itself there" in message
-    with pytest.raises(CheckpointError, match="is a link to .*elsewhere"):
-        artifact_of(checkpoint)
-    assert digests(tmp_path) == before
+def test_nor_through_a_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    assert "is the checkpoint or in it" in refusal(folder, tmp_path / "link")
+    assert "is the checkpoint or in it" in refusal(tmp_path / "link", folder)
 
 
-def test_a_link_within_the_folder_is_copied_as_a_file(checkpoint: Path, tmp_path: Path) -> None:
-    (checkpoint / "tokenizer/merges.txt").rename(checkpoint / "tokenizer/merges")
-    (checkpoint / "tokenizer/merges.txt").symlink_to("merges")
-    assert "tokenizer/merges.txt" in stage._sources(checkpoint)
+def test_out_is_no_file(folder: Path, out: Path) -> None:
+    out.write_bytes(b"mine")
+    assert refusal(folder, out) == f"OUT={out} is no folder; name one that is new or empty"
 
 
-def test_hard_links_are_refused_in_place(checkpoint: Path, tmp_path: Path) -> None:
-    os.link(checkpoint / UNET, tmp_path / "second name")
-    message = refusal(checkpoint)
-    assert message.startswith(f"{checkpoint / UNET} is a link") and "OUT=dir" in message
+def test_out_is_no_mount_point(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume of a container: no folder can be renamed to it, which would show after minutes of work."""
+    out.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == out)
+    assert refusal(folder, out) == f"OUT={out} is a mount point, which nothing can replace; name a folder in it"
 
 
-@pytest.mark.parametrize("name", [".", "unet", "vae"])
-def test_a_folder_that_cannot_be_written(checkpoint: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = checkpoint / name
-    access = os.access  # asked, not tried: who runs the tests may be allowed everything
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
-    assert (
-        refusal(checkpoint) == f"{folder} cannot be written; give another folder: make onnx MODEL={checkpoint} OUT=dir"
-    )
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"notes.txt": "mine"},
+        {MANIFEST: '{"made_by": "another tool"}', "unet/model.onnx": "an ONNX export of another tool"},
+        {MANIFEST: json.dumps({"format": FORMAT, "spec": {}, "files": [], "errors": {}})},
+        {MANIFEST: json.dumps({"format": 2, "spec": {}, "files": {UNET: {}}, "errors": {}}), UNET: "the only copy"},
+    ],
+    ids=["a file", "another tool's manifest and graph", "a manifest of lists", "what was a checkpoint of format 2"],
+)
+def test_what_others_put_into_out_stays(folder: Path, out: Path, strange: dict[str, str]) -> None:
+    for name, text in strange.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+    message = refusal(folder, out)
+    assert any(message.startswith(f"OUT={out} holds {name}, which no manifest of format") for name in strange)
 
 
-def test_out_is_another_folder(checkpoint: Path) -> None:
-    assert "is the checkpoint itself" in refusal(checkpoint, checkpoint / "unet" / "..")
+def test_what_others_put_beside_an_artifact_stays(folder: Path, artifact: Artifact, out: Path) -> None:
+    disk.make(out)
+    for name in (*files(artifact.folder), "unet/mine.safetensors"):
+        disk.make((out / name).parent)
+        (out / name).write_bytes((artifact.folder / name).read_bytes() if name in files(artifact.folder) else b"mine")
+    assert f"OUT={out} holds unet/mine.safetensors" in refusal(folder, out)
+    (out / "unet/mine.safetensors").unlink()
+    (out / "unet/link").symlink_to(folder)
+    assert f"OUT={out} holds unet/link" in refusal(folder, out)
 
 
-def test_out_cannot_be_a_file(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"mine")
-    assert f"cannot make {tmp_path / 'file'}" in refusal(checkpoint, tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == b"mine"
-
-
-def test_a_pickle_is_refused_by_name(checkpoint: Path) -> None:
-    (checkpoint / UNET).rename(checkpoint / "unet/diffusion_pytorch_model.bin")
-    message = refusal(checkpoint)
-    assert "pickle (diffusion_pytorch_model.bin)" in message and "safetensors" in message
+def test_another_tools_manifest_is_no_artifact(folder: Path, artifact: Artifact, tmp_path: Path) -> None:
+    """The checkpoint is opened, served and exported as what it is, and the other tool's files stay."""
+    strange = {MANIFEST: '{"format": 7, "files": []}', "unet/model.onnx": "another's", "unet/openvino_model.xml": "x"}
+    for name, text in strange.items():
+        (folder / name).write_text(text)
+    before = state(folder)
+    assert not is_artifact(folder)
+    checkpoint = open_checkpoint(folder)
+    assert load(checkpoint, "onnxruntime").digest == open_checkpoint(artifact.folder).weights.digest()
+    export(checkpoint, tmp_path / "out", quiet)
+    assert state(folder) == before
+    assert files(tmp_path / "out").keys() == files(artifact.folder).keys()
 
 
 @pytest.mark.parametrize("name", ["tokenizer/merges.txt", "tokenizer/vocab.json", "vae/config.json"])
-def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
-    (checkpoint / name).unlink()
-    assert str(checkpoint / name) in refusal(checkpoint)
+def test_a_missing_file_is_named(folder: Path, out: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert str(folder / name) in refusal(folder, out)
 
 
-def test_a_truncated_file_is_refused_before_anything_is_written(checkpoint: Path) -> None:
-    (checkpoint / MANIFEST).write_text("of an earlier export")
-    path = checkpoint / "vae/diffusion_pytorch_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    before = digests(checkpoint)
-    assert f"{path} is not a whole safetensors file" in refusal(checkpoint)
-    assert digests(checkpoint) == before
-
-
-def test_weights_in_a_type_that_onnx_lacks(checkpoint: Path) -> None:
-    path = checkpoint / "text_encoder/model.safetensors"
+@pytest.mark.parametrize("fault", ["truncated", "not a number", "of a type that is not read", "of another shape"])
+def test_unsound_weights_are_refused_before_anything_is_written(folder: Path, out: Path, fault: str) -> None:
+    path = folder / TEXT
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+        assert f"{path} is not a whole safetensors file" in refusal(folder, out)
+        return
     weights = load_file(path)
     name = next(name for name in weights if name.endswith("fc1.weight"))
-    save_file(weights | {name: weights[name].to(torch.float8_e4m3fn)}, path)
-    message = refusal(checkpoint)
-    assert str(path) in message and name in message and "F8_E4M3" in message and "F16, BF16" in message
+    changed = {
+        "not a number": torch.full_like(weights[name], float("nan")),
+        "of a type that is not read": weights[name].to(torch.float8_e4m3fn),
+        "of another shape": weights[name][:-1].contiguous(),
+    }[fault]
+    save_file(weights | {name: changed}, path)
+    words = {"not a number": "holds NaN", "of a type that is not read": "F8_E4M3", "of another shape": "has shape"}
+    message = refusal(folder, out)
+    assert str(path) in message and name in message and words[fault] in message
 
 
 def test_a_graph_that_computes_something_else_is_not_vouched_for(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (checkpoint / MANIFEST).write_text("of an earlier export")
     network = NETWORKS[0]
 
-    def load(spec: Spec, folder: Path) -> nn.Module:
+    def load(spec: Spec, weights: Weights) -> nn.Module:
         """A network whose weights are not quite those in the file that the graph points into."""
-        net = network.load(spec, folder)
+        net = network.load(spec, weights)
         with torch.no_grad():
             next(p for name, p in net.named_parameters() if name.endswith("fc1.weight")).mul_(1.01)
         return net
 
     monkeypatch.setattr(stage, "NETWORKS", [replace(network, load=load), *NETWORKS[1:]])
     with pytest.raises(ExportError, match=r"text_encoder: ONNX Runtime differs from torch by .*; at most 1e-04"):
-        export(checkpoint, say=lambda line: None)
-    assert not is_artifact(checkpoint)
+        export(checkpoint, out, quiet)
+    assert not list(out.parent.iterdir()), "nothing is left, also not beside it"
 
 
-def shard(folder: Path, stem: str, variant: str) -> None:
-    """One file becomes two and their index, as large models are published."""
-    weights = load_file(folder / f"{stem}.safetensors")
-    (folder / f"{stem}.safetensors").unlink()
-    places = {name: f"{stem}-{number % 2}.safetensors" for number, name in enumerate(sorted(weights))}
-    for place in set(places.values()):
-        save_file({name: tensor for name, tensor in weights.items() if places[name] == place}, folder / place)
-    (folder / f"{stem}.safetensors.index{variant}.json").write_text(json.dumps({"weight_map": places}))
+def test_a_safety_checker_is_said_aloud(folder: Path, out: Path) -> None:
+    assert not open_checkpoint(folder).has_safety_checker
+    index = json.loads((folder / "model_index.json").read_bytes())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        raise InterruptedError  # before the export's work begins
+
+    with pytest.raises(InterruptedError):
+        export(open_checkpoint(folder), out, say)
+    assert lines == ["warning: the checkpoint's safety checker is not run: pictures are delivered as they come"]
+    assert not out.exists()
 
 
-@pytest.mark.parametrize("variant", ["", ".fp16"])
-def test_shards_go_with_their_index(
-    checkpoint: Path, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shard(checkpoint / "unet", "diffusion_pytorch_model", variant)
-    unet, out = NETWORKS[1], tmp_path / "out"
-
-    class Loaded(Exception):  # noqa: N818
-        """Everything is where it is needed: enough."""
-
-    def load(spec: Spec, folder: Path) -> nn.Module:
-        assert folder == checkpoint, "the copies are compared with what they are copies of"
-        assert unet.load(spec, out).state_dict().keys() == unet.load(spec, checkpoint).state_dict().keys()
-        stored = stored_tensors(out, "unet")
-        assert {tensor.path.name for tensor in stored.values()} == {
-            "diffusion_pytorch_model-0.safetensors",
-            "diffusion_pytorch_model-1.safetensors",
-        }
-        raise Loaded
-
-    monkeypatch.setattr(stage, "NETWORKS", [replace(unet, load=load)])
-    with pytest.raises(Loaded):
-        export(checkpoint, out, lambda line: None)
-    assert digests(out) == {name: digest for name, digest in digests(checkpoint).items() if name in digests(out)}
-    assert f"unet/diffusion_pytorch_model.safetensors.index{variant}.json" in digests(out)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_other_types_and_in_shards(tmp_path: Path, dtype: torch.dtype) -> None:
+    """All come out as one file a part, in their own types; the graphs convert what is no float32."""
+    folder = make_checkpoint(tmp_path / "tiny", dtype=dtype)
+    shard(folder, "text_encoder")
+    checkpoint, network = open_checkpoint(folder), NETWORKS[0]
+    stored = lay_out(checkpoint, tmp_path / "laid")
+    laid = open_checkpoint(tmp_path / "laid")
+    assert laid.weights.digest() == checkpoint.weights.digest()
+    path = tmp_path / "laid" / network.graph
+    model = onnx.load_from_string(graph_of(network.name, checkpoint.spec))
+    point(model, stored[network.part], path.parent)
+    onnx.save(model, path)
+    outside = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    net = network.load(checkpoint.spec, checkpoint.weights)
+    kinds = {torch.bfloat16: "BFLOAT16", torch.float32: "FLOAT", torch.float64: "DOUBLE"}
+    assert {tensor.data_type for tensor in outside} == {onnx.TensorProto.DataType.Value(kinds[dtype])}
+    assert len(outside) == len(list(net.parameters()))
+    assert {e.value for tensor in outside for e in tensor.external_data if e.key == "location"} == {"model.safetensors"}
+    assert any(node.op_type == "Cast" and "weight" in node.input[0] for node in model.graph.node) == (
+        dtype != torch.float32
+    )
+    assert network_error(network, checkpoint.spec, net, session(path)) < NETWORK_TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kind"), [(torch.bfloat16, onnx.TensorProto.BFLOAT16), (torch.float32, onnx.TensorProto.FLOAT)]
-)
-def test_weights_of_other_types_and_in_shards(tmp_path: Path, dtype: torch.dtype, kind: int) -> None:
-    checkpoint = make_checkpoint(tmp_path, dtype=dtype)
-    shard(checkpoint / "text_encoder", "model", "")
-    network, spec = NETWORKS[0], read_spec(checkpoint)
-    net, path = network.load(spec, checkpoint), checkpoint / network.graph
-    stored = stored_tensors(checkpoint, network.part)
-    model = onnx.load_from_string(trace(network, spec))
-    point(model, stored, path.parent)
-    path.write_bytes(model.SerializeToString())
-    graph = model.graph
-    outside = [tensor for tensor in graph.initializer if tensor.external_data]
-    assert len(outside) == len(list(net.parameters())) and {tensor.data_type for tensor in outside} == {kind}
-    places = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
-    assert places == {"model-0.safetensors", "model-1.safetensors"}
-    assert any(node.op_type == "Cast" and "weight" in node.input[0] for node in graph.node) == (dtype != torch.float32)
-    assert network_error(network, spec, net, session(path)) < NETWORK_TOLERANCE
+@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+def test_a_single_file_is_laid_out_as_its_folder(tmp_path: Path, kind: str) -> None:
+    """Fused projections in parts, 1x1 convolutions, types mixed: the files that diffusers would have written."""
+    folder = make_folder(tmp_path / "folder", kind, levels=2)
+    file = write_original(folder, kind, tmp_path / "model.safetensors", levels=2)
+    lay_out(open_checkpoint(file, "epsilon"), tmp_path / "laid")
+    for path in PATHS.values():
+        laid, wanted = load_file(tmp_path / "laid" / path), load_file(folder / path)
+        assert laid.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            got = laid[name]
+            if got.shape != tensor.shape:
+                assert got.shape == (*tensor.shape, 1, 1) and path.startswith("vae/")
+            assert got.dtype == tensor.dtype and torch.equal(got.reshape(tensor.shape), tensor), name
+    again, first = open_checkpoint(tmp_path / "laid"), open_checkpoint(file, "epsilon")
+    assert again.spec == first.spec and again.weights.digest() == first.weights.digest()
 
 
-def test_a_failed_write_leaves_nothing(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
+def test_whatever_takes_the_files_name_later_is_not_laid_out(folder: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    (make_checkpoint(tmp_path / "new", seed=7) / UNET).replace(folder / UNET)
+    lay_out(checkpoint, tmp_path / "laid")
+    assert open_checkpoint(tmp_path / "laid").weights.digest() == checkpoint.weights.digest()
 
-    before = digests(checkpoint)
-    monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(stage, "trace", lambda *_: onnx.ModelProto(ir_version=10).SerializeToString())
-    assert "cannot write" in refusal(checkpoint)
-    assert digests(checkpoint) == before
+
+def test_a_file_that_shrinks_while_it_is_laid_out(folder: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    os.truncate(folder / UNET, 1000)
+    with pytest.raises(CheckpointError, match=f"^{folder / UNET} became shorter while it was read"):
+        lay_out(checkpoint, tmp_path / "laid")

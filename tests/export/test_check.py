@@ -12,6 +12,7 @@ from torch import nn
 from engines.artifact import Artifact
 from export.check import ExportError, network_error, relative_error, session, trajectory_error
 from export.networks import NETWORKS, Network
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.tokenizer import ClipTokenizer
 
 UNET = next(network for network in NETWORKS if network.name == "unet")
@@ -29,25 +30,25 @@ def perturbed(net: nn.Module, factor: float) -> nn.Module:
     return net
 
 
-def test_right_wrong_and_not_a_number(artifact: Artifact, network: Network) -> None:
+def test_right_wrong_and_not_a_number(artifact: Artifact, checkpoint: Checkpoint, network: Network) -> None:
     running = session(artifact.graph(network.name))
-    spec, folder = artifact.spec, artifact.folder
-    assert network_error(network, spec, network.load(spec, folder), running) < 1e-5
+    spec, weights = checkpoint.spec, checkpoint.weights
+    assert network_error(network, spec, network.load(spec, weights), running) < 1e-5
     with pytest.raises(ExportError, match=f"^{network.name}: ONNX Runtime differs from torch"):
-        network_error(network, spec, perturbed(network.load(spec, folder), 1.01), running)
+        network_error(network, spec, perturbed(network.load(spec, weights), 1.01), running)
     with pytest.raises(ExportError, match="differs from torch by nan"):
-        network_error(network, spec, perturbed(network.load(spec, folder), float("nan")), running)
+        network_error(network, spec, perturbed(network.load(spec, weights), float("nan")), running)
 
 
-def test_a_trajectory(artifact: Artifact) -> None:
-    spec, folder = artifact.spec, artifact.folder
-    tokenizer = ClipTokenizer(folder, spec.text)
+def test_a_trajectory(artifact: Artifact, checkpoint: Checkpoint) -> None:
+    spec, weights = checkpoint.spec, checkpoint.weights
+    tokenizer = ClipTokenizer(checkpoint.source, spec.text)
     ids = np.stack([tokenizer.encode(text).ids for text in ("a red apple", "")])
     context = np.asarray(session(artifact.graph("text_encoder")).run(None, {"ids": ids})[0])
     running = session(artifact.graph("unet"))
-    assert 0 < trajectory_error(spec, UNET.load(spec, folder), running, context) < 1e-4
+    assert 0 < trajectory_error(spec, UNET.load(spec, weights), running, context) < 1e-4
     with pytest.raises(ExportError, match=r"^the trajectory: "):
-        trajectory_error(spec, perturbed(UNET.load(spec, folder), 1.5), running, context)
+        trajectory_error(spec, perturbed(UNET.load(spec, weights), 1.5), running, context)
 
 
 def test_an_error_is_relative_to_the_largest() -> None:

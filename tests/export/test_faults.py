@@ -1,16 +1,17 @@
 """An export that ends, or finds a full or broken disk, at each write, sync, rename and removal in turn.
 
-Afterwards the same command does the whole work and leaves the same bytes; and at no moment was anything opened as an
-artifact that is none. Networks are not loaded, traced or checked anew: what is tried is what is written, and when.
+OUT is at every moment what it was before or all of the new artifact. Afterwards the same command does the whole work,
+leaves the same bytes, and nothing beside them. Networks are not loaded, traced or checked anew: what is tried is what
+is written, and when.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
+import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,237 +19,204 @@ import pytest
 
 import export.artifact as stage
 from engines import disk
-from engines.artifact import GRAPHS, MANIFEST, Artifact, is_artifact, open_artifact
+from engines.artifact import MANIFEST, Artifact, open_artifact
 from engines.disk import DiskError
 from export.artifact import export
-from export.preview import PreviewMap
-from export.single_file import convert as single
-from pipeline.errors import CheckpointError
-from tests.export.original import make_folder, write_original
+from pipeline.checkpoint.opened import Checkpoint
+from pipeline.checkpoint.weights import Weights
+from tests.pipeline.checkpoint.layouts import files, state
 
-Work = Callable[[], object]
 Before = Callable[[str, Path], None]
 ENDED = 77  # the status of a process that an injected exit ended
 
 
-@pytest.fixture(scope="module")
-def source(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint alone."""
-    copy = Path(shutil.copytree(artifact.folder, tmp_path_factory.mktemp("source") / "tiny"))
-    for name in (*GRAPHS.values(), MANIFEST):
-        (copy / name).unlink()
-    return copy
-
-
 @pytest.fixture(autouse=True)
-def quick(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graphs and figures of an export that was made: what is left out here writes nothing."""
-    told: dict[Path, stage.Inspected] = {}
-    graphs = {network.name: artifact.graph(network.name).read_bytes() for network in stage.NETWORKS}
-    traced: Iterator[str] = iter(())
-
-    def trace(*_: object) -> bytes:
-        nonlocal traced
-        name = next(traced, None)
-        if name is None:
-            traced = iter(graphs)
-            name = next(traced)
-        return graphs[name]
-
-    def inspect(checkpoint: Path) -> stage.Inspected:
-        nonlocal traced
-        traced = iter(graphs)
-        if checkpoint not in told:
-            told[checkpoint] = kept(checkpoint)
-        return told[checkpoint]
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left out here writes nothing."""
 
     class Ran:
         def run(self, *_: object) -> list[list[float]]:
             return [[0.0]]
 
-    kept = stage.inspect
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the power stays on; each would wait for a busy disk
-    monkeypatch.setattr(stage, "inspect", inspect)
     networks = [replace(network, load=lambda *_: None) for network in stage.NETWORKS]
     monkeypatch.setattr(stage, "NETWORKS", networks)
-    monkeypatch.setattr(stage, "trace", trace)
+    monkeypatch.setattr(stage, "check_weights", lambda *_: None)
+    monkeypatch.setattr(Weights, "digest", lambda _: "")
     monkeypatch.setattr(stage.check, "session", lambda path: Ran())
     monkeypatch.setattr(stage.check, "network_error", lambda *_: 1e-6)
     monkeypatch.setattr(stage.check, "trajectory_error", lambda *_: 1e-6)
-    monkeypatch.setattr(stage, "fit_preview", lambda *_: PreviewMap([[0.5] * 4] * 3, 0.7))
-
-
-def files(folder: Path) -> dict[str, str]:
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def quiet(_: str) -> None:
     pass
 
 
-def moments(work: Work, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What an undisturbed run does to the disk."""
-    told: list[str] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(disk, "before", lambda doing, path: told.append(f"{doing} {path.name}"))
-        work()
-    return told
+class Place:
+    """Where an export goes; `reset` makes it as it was at first: nothing, or an artifact of another model."""
+
+    def __init__(self, checkpoint: Checkpoint, out: Path, older: Path | None) -> None:
+        self.checkpoint, self.out, self.older = checkpoint, out, older
+
+    def reset(self) -> None:
+        shutil.rmtree(self.out.parent, ignore_errors=True)
+        self.out.parent.mkdir()
+        if self.older:
+            shutil.copytree(self.older, self.out)
+
+    def work(self) -> None:
+        export(self.checkpoint, self.out, quiet)
+
+    def beside(self) -> list[str]:
+        return [path.name for path in self.out.parent.iterdir() if path != self.out]
 
 
-def at(moment: int, do: Callable[[], None], look: Callable[[], None] = lambda: None) -> Before:
-    """Looks before every change, and at the given one does `do`; from then on everything goes well."""
-    count = -1
+def undisturbed(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a run does to the disk; until the last of it OUT is as it was."""
+    done: list[str] = []
+    first = state(place.out)
 
     def before(doing: str, path: Path) -> None:
-        nonlocal count
-        count += 1
-        look()
-        if count == moment:
+        assert (state(place.out) == first) == (f"replace {place.out.name}" not in done)
+        done.append(f"{doing} {path.name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "before", before)
+        place.work()
+    return done
+
+
+def at(moment: int, do: Callable[[], None]) -> Before:
+    """At that change of the disk does `do`; before and after it everything goes well."""
+    numbers = itertools.count()
+
+    def before(doing: str, path: Path) -> None:
+        if next(numbers) == moment:
             do()
 
     return before
-
-
-def in_a_child(work: Work, before: Before) -> int:
-    """The work in a process of its own, which `before` may end: its exit status."""
-    child = os.fork()
-    if child == 0:
-        try:
-            disk.before = before
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def end() -> None:
     os._exit(ENDED)
 
 
-def failing(number: int) -> Callable[[], None]:
-    def fail() -> None:
-        raise OSError(number, os.strerror(number))
-
-    return fail
+def full() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-class Place:
-    """Where an export goes; `reset` makes it as it was at first."""
-
-    def __init__(self, source: Path, folder: Path, kind: str) -> None:
-        self.source, self.folder, self.kind = source, folder, kind
-
-    def reset(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self.kind == "in place":
-            shutil.copytree(self.source, self.folder)
-        elif self.kind == "over another":  # an artifact of other weights, and what a killed export left there
-            shutil.copytree(self.source, self.folder)
-            (self.folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"another's")
-            (self.folder / ".new-manifest.json-1-0").write_bytes(b"half")
-            (self.folder / "unet/.new-model.onnx-1-0").write_bytes(b"half")
-
-    def work(self) -> None:
-        if self.kind == "in place":
-            export(self.folder, None, quiet)
-        else:
-            export(self.source, self.folder, quiet)
-
-
-@pytest.mark.parametrize("kind", ["OUT", "in place", "over another"])
-def test_every_moment(source: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place(source, tmp_path / "tiny", kind)
-    place.reset()
-    told = moments(place.work, monkeypatch)
-    whole = files(place.folder)
-    assert sum(name == f"replace {MANIFEST}" for name in told) == 1
-    assert {word.split()[0] for word in told} >= {"write", "sync", "replace"} and len(told) > 15
-    assert open_artifact(place.folder)
-
-    def look() -> None:
-        """What a server would find there now: nothing, or a refusal, or all of it."""
-        if is_artifact(place.folder):
-            try:
-                open_artifact(place.folder)
-            except CheckpointError:
-                return
-            assert files_of_artifact(place.folder, whole), "half of an export was taken for an artifact"
-
-    for moment, doing in enumerate(told):
-        place.reset()
-        assert in_a_child(place.work, at(moment, end, look)) == ENDED, doing
-        look()
-        place.work()
-        assert files(place.folder) == whole, f"after an exit at {doing}"
-    for number in {"OUT": (errno.ENOSPC, errno.EIO), "in place": (errno.ENOSPC,)}.get(kind, ()):
-        for moment, doing in enumerate(told):
-            place.reset()
-            with monkeypatch.context() as patch, pytest.raises(DiskError) as caught:
-                patch.setattr(disk, "before", at(moment, failing(number), look))
-                place.work()
-                pytest.fail(f"{doing}: {os.strerror(number)} went unnoticed")
-            message = str(caught.value)
-            assert str(place.folder) in message and os.strerror(number) in message and message.isprintable()
-            look()
-            left = [name for name in files(place.folder) if "/.new-" in f"/{name}"]
-            assert not left or kind == "over another" or doing.startswith("remove"), f"{doing} left {left}"
-            place.work()
-            assert files(place.folder) == whole, f"after {os.strerror(number)} at {doing}"
-
-
-def files_of_artifact(folder: Path, whole: dict[str, str]) -> bool:
-    return {name: digest for name, digest in files(folder).items() if "/.new-" not in f"/{name}"} == whole
-
-
-def test_an_export_in_place_over_an_older_artifact(source: Path, tmp_path: Path) -> None:
-    """At no moment does the older manifest vouch for a newer graph, nor the newer for an older one."""
-    folder = Path(shutil.copytree(source, tmp_path / "tiny"))
-    export(folder, None, quiet)
-    older = files(folder)
-    place = Place(folder, folder, "in place")
-    seen: list[dict[str, str] | None] = []
-
-    def look(doing: str, path: Path) -> None:
+def killed(place: Place, moment: int) -> None:
+    """The work in a process of its own, which ends at that moment."""
+    child = os.fork()
+    if child == 0:
         try:
-            open_artifact(folder)
-            seen.append(files(folder))
-        except CheckpointError:
-            seen.append(None)
+            disk.before = at(moment, end)
+            place.work()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == ENDED
+    assert len(place.beside()) <= 1, "what an earlier one left is gone"
 
-    before, disk.before = disk.before, look
-    try:
+
+def failed(place: Place, moment: int) -> None:
+    """The work on a disk that is full at that moment."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DiskError) as caught:
+        patch.setattr(disk, "before", at(moment, full))
         place.work()
-    finally:
-        disk.before = before
-    assert seen[0] == older and None in seen
-    assert all(found in (None, older) for found in seen), "the same bytes come again: the export is deterministic"
-    assert seen.index(None) == 1, "the manifest goes first"
+    message = str(caught.value)
+    assert str(place.out.parent) in message and "No space left on device" in message and message.isprintable()
+    assert not place.beside(), "nothing is left"
 
 
-def test_a_single_file_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a conversion leaves half done is no checkpoint, and the same command makes it whole."""
-    folder = make_folder(tmp_path / "folder", "sd1", levels=2)
-    file, out = write_original(folder, "sd1", tmp_path / "m.safetensors", levels=2), tmp_path / "out"
-    monkeypatch.setattr(single, "check_finite", list)  # reads only
-    monkeypatch.setattr(single, "tokenizer_files", lambda **_: {"vocab.json": b"{}", "merges.txt": b""})
+@pytest.mark.parametrize("fault", [killed, failed])
+def test_every_moment(
+    checkpoint: Checkpoint,
+    v_artifact: Artifact,
+    tmp_path: Path,
+    fault: Callable[[Place, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Place(checkpoint, tmp_path / "place/tiny", v_artifact.folder)
+    place.reset()
+    source = state(checkpoint.path)
+    done = undisturbed(place, monkeypatch)
+    whole = files(place.out)
+    assert not place.beside() and open_artifact(place.out).spec == checkpoint.spec
+    assert {word.split()[0] for word in done} >= {"make", "write", "half", "sync", "replace"} and len(done) > 50
+    replaced = done.index("replace tiny")
+    assert f"sync {MANIFEST}" in done[replaced - 3 : replaced], "the manifest is the last that is written"
 
-    def work() -> None:
-        single.convert(file, out, say=quiet)
-
-    told = moments(work, monkeypatch)
-    whole = files(out)
-    assert len(told) > 30 and not [name for name in whole if "/.new-" in f"/{name}"]
-    for moment, doing in enumerate(told):
-        shutil.rmtree(out)
-        if moment % 2:
-            assert in_a_child(work, at(moment, end)) == ENDED, doing
+    place.reset()
+    first = state(place.out)
+    for moment, doing in enumerate(done[: replaced + 1]):
+        fault(place, moment)
+        assert state(place.out) == first, f"{doing}: OUT is no longer what it was"
+    place.work()
+    assert files(place.out) == whole and not place.beside(), "the same command mends it"
+    for moment in range(replaced + 1, len(done)):  # the names are synced, and the older artifact goes
+        place.reset()
+        if done[moment].startswith("remove") and fault is failed:
+            with monkeypatch.context() as patch:
+                patch.setattr(disk, "before", at(moment, full))
+                place.work()  # the export is there all the same
         else:
-            with monkeypatch.context() as patch, pytest.raises(DiskError, match="No space left"):
-                patch.setattr(disk, "before", at(moment, failing(errno.ENOSPC)))
-                work()
-        renamed = moment > told.index("replace model_index.json")
-        assert (out / "model_index.json").exists() == renamed, doing
-        work()
-        assert files(out) == whole, doing
+            fault(place, moment)
+        assert files(place.out) == whole, done[moment]
+        place.work()
+        assert files(place.out) == whole and not place.beside(), done[moment]
+    assert state(checkpoint.path) == source, "the checkpoint is only read"
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_an_out_that_is_new(
+    checkpoint: Checkpoint, tmp_path: Path, empty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the one rename it holds nothing."""
+    place = Place(checkpoint, tmp_path / "place/tiny", None)
+    done: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "before", lambda doing, path: done.append(f"{doing} {path.name}"))
+        place.reset()
+        place.work()
+    whole, replaced = files(place.out), done.index("replace tiny")
+    for moment in range(replaced - 1, replaced + 2):
+        place.reset()
+        if empty:
+            place.out.mkdir()
+        killed(place, moment)
+        assert files(place.out) == (whole if moment > replaced else {}) and place.out.exists() == (
+            empty or moment > replaced
+        )
+        place.work()
+        assert files(place.out) == whole and not place.beside(), done[moment]
+
+
+def test_two_exports_at_once(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later one does not sweep away what the earlier one, which lives, is writing."""
+    out, inner = tmp_path / "tiny", []
+
+    def other(doing: str, path: Path) -> None:
+        if doing == "sync" and path.name == MANIFEST and not inner:
+            inner.append(path)
+            export(checkpoint, out, quiet)
+            inner.append(files(out))
+
+    monkeypatch.setattr(disk, "before", other)
+    export(checkpoint, out, quiet)
+    assert inner[1] == files(out) and os.listdir(tmp_path) == ["tiny"]
+
+
+def test_what_other_exports_left_beside_it_stays(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Names are no patterns."""
+    for name in (".exporting-other-0123abcd", ".exporting-[ab]-0123abcd", ".exporting-a-0123abcd"):
+        (tmp_path / name).mkdir()
+    export(checkpoint, tmp_path / "[ab]", quiet)
+    assert sorted(os.listdir(tmp_path)) == [".exporting-a-0123abcd", ".exporting-other-0123abcd", "[ab]"]
+
+
+def test_out_is_a_link_to_the_folder(checkpoint: Checkpoint, v_artifact: Artifact, tmp_path: Path) -> None:
+    shutil.copytree(v_artifact.folder, tmp_path / "real/place")
+    (tmp_path / "out").symlink_to("real/place")
+    made = export(checkpoint, tmp_path / "out", quiet)
+    assert made.folder == tmp_path / "real/place" and made.spec == checkpoint.spec
+    assert os.readlink(tmp_path / "out") == "real/place" and os.listdir(tmp_path / "real") == ["place"]

@@ -20,6 +20,7 @@ from export.check import relative_error
 from export.graph import OPSET
 from export.networks import NETWORKS, Network
 from model.transformer import Attention
+from pipeline.checkpoint.weights import folder_weights
 
 # Orders of summation differ; measured 1e-6 at the example's shape.
 TOLERANCE = 1e-4
@@ -37,7 +38,7 @@ def exported(request: pytest.FixtureRequest) -> Artifact:
 def case(exported: Artifact, request: pytest.FixtureRequest) -> Case:
     network: Network = request.param
     graph = onnx.load(exported.graph(network.name), load_external_data=False)
-    return exported, network, graph, network.load(exported.spec, exported.folder)
+    return exported, network, graph, network.load(exported.spec, folder_weights(exported.folder))
 
 
 def header(path: Path) -> tuple[int, dict[str, Any]]:

@@ -10,16 +10,29 @@ import pytest
 import export.artifact
 from engines.artifact import Artifact
 from export.__main__ import main
+from pipeline.checkpoint.opened import Checkpoint
 from tests.checkpoints import make_checkpoint
 
 
-def test_a_refusal_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "none")]) == 1
-    told = capsys.readouterr()
-    assert (
-        told.err == f"{tmp_path / 'none/model_index.json'} is missing; a checkpoint is a folder in diffusers' layout\n"
-    )
-    assert told.out == ""
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none", "--out", "out"], "none is not there; give a folder in diffusers' layout or a .safetensors file\n"),
+        (
+            ["empty", "--out", "out"],
+            "empty/model_index.json is missing; a checkpoint is a folder in diffusers' layout\n",
+        ),
+        (["empty"], "say where the artifact of {here}/empty goes: --out DIR, or make onnx MODEL={here}/empty OUT=dir"),
+    ],
+)
+def test_a_refusal_is_one_sentence(
+    tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main([word if word.startswith("-") else str(tmp_path / word) for word in arguments]) == 1
+    output = capsys.readouterr()
+    assert words.format(here=tmp_path) in output.err and output.err.count("\n") == 1 and output.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 @pytest.mark.parametrize("module", ["onnx", "onnxruntime", "onnxscript", "torch"])
@@ -31,20 +44,21 @@ def test_a_missing_extra_is_named(
         if name.count(".") == 1:
             monkeypatch.delattr(export, name.removeprefix("export."))
     monkeypatch.setitem(sys.modules, module, None)
-    assert main([str(make_checkpoint(tmp_path))]) == 1
+    assert main([str(make_checkpoint(tmp_path / "model")), "--out", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
     assert capsys.readouterr().err == f"export needs {module}: pip install -e '.[export]'\n"
 
 
 def test_success_tells_where(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    artifact: Artifact, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
 
-    def exported(*arguments: object) -> Artifact:
-        asked.append(arguments[:2])
+    def exported(checkpoint: Checkpoint, out: Path, *_: object) -> Artifact:
+        asked.append((checkpoint.path, out))
         return artifact
 
     monkeypatch.setattr(export.artifact, "export", exported)
-    assert main(["some/folder", "--out", "other"]) == 0
-    assert asked == [(Path("some/folder"), Path("other"))]
+    assert main([str(checkpoint.path), "--out", "other"]) == 0
+    assert asked == [(checkpoint.path, Path("other"))]
     assert capsys.readouterr().out == f"artifact {artifact.digest[:12]}: {artifact.folder}\n"

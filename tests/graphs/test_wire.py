@@ -164,5 +164,5 @@ def test_inputs_that_are_none(change: Callable[[onnx.GraphProto], object], words
 
 def test_two_graphs_or_none() -> None:
     for model in (TEXT + TEXT, onnx.ModelProto(ir_version=10).SerializeToString(), b""):
-        with pytest.raises(ValueError, match="it has . graphs"):
+        with pytest.raises(ValueError, match=r"cut short, or no model: \d graphs"):
             wire.weights(model)

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,10 @@ def compiled(
     faults (a list of sentences), ld and st (bytes at once of device memory, each width that occurs), cp_async,
     wgmma, barriers, shared.
     """
-    return _compiled("VARIANTS", {kernel: wanted}, path)
-
-
-def compiled_dependents(
-    wanted: Mapping[str, Sequence[tuple[str, Sequence[int]]]], *, path: Path | None = None
-) -> list[dict[str, Any]]:
-    """The same as dependent launches, of several kernel files: `wanted` of each."""
-    return _compiled("dependents", wanted, path)
-
-
-def _compiled(form: str, wanted: Mapping[str, Any], path: Path | None) -> list[dict[str, Any]]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
-    command = [sys.executable, "-m", "tests.kernels.ahead", form, json.dumps(wanted)]
+    command = [sys.executable, "-m", "tests.kernels.ahead", kernel, json.dumps(wanted)]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
@@ -49,31 +38,29 @@ def _compiled(form: str, wanted: Mapping[str, Any], path: Path | None) -> list[d
 def main() -> None:
     import triton
 
-    from kernels.aot import compile_ahead, dependents, faults
+    from kernels.aot import compile_ahead, faults
 
-    form, found = sys.argv[1], []
-    for kernel, wanted in json.loads(sys.argv[2]).items():
-        listed = importlib.import_module(f"kernels.{kernel}").VARIANTS
-        assert "torch" not in sys.modules, "kernels compile with Triton alone"
-        for text, archs in wanted:
-            variants = [variant for variant in listed if text in str(variant)]
-            assert variants, f"no variant is called {text}"
-            for variant in dependents(variants) if form == "dependents" else variants:
-                for arch in set(archs) & set(variant.archs):
-                    one = compile_ahead(variant, arch)
-                    found.append(
-                        {
-                            "triton": triton.__version__,
-                            "name": str(variant),
-                            "arch": arch,
-                            "faults": faults(variant, one),
-                            **one.global_widths,
-                            "cp_async": one.cp_async_widths,
-                            "wgmma": one.wgmma,
-                            "barriers": one.ptx.count("bar.sync"),
-                            "shared": one.shared,
-                        }
-                    )
+    listed, found = importlib.import_module(f"kernels.{sys.argv[1]}").VARIANTS, []
+    assert "torch" not in sys.modules, "kernels compile with Triton alone"
+    for text, archs in json.loads(sys.argv[2]):
+        variants = [variant for variant in listed if text in str(variant)]
+        assert variants, f"no variant is called {text}"
+        for variant in variants:
+            for arch in set(archs) & set(variant.archs):
+                one = compile_ahead(variant, arch)
+                found.append(
+                    {
+                        "triton": triton.__version__,
+                        "name": str(variant),
+                        "arch": arch,
+                        "faults": faults(variant, one),
+                        **one.global_widths,
+                        "cp_async": one.cp_async_widths,
+                        "wgmma": one.wgmma,
+                        "barriers": one.ptx.count("bar.sync"),
+                        "shared": one.shared,
+                    }
+                )
     print(json.dumps(found))
 
 

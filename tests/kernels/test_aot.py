@@ -52,7 +52,6 @@ if sys.argv[2:]:
 print(json.dumps(found))
 """
 LAUNCH = """
-import sys
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -63,16 +62,12 @@ import kernels.aot
 import kernels.group_norm_silu as group_norm
 import kernels.launch
 from kernels.attention import _variant, attention_kernel, choose, constants
-from kernels.dependent import dependent_launches
 
-dependent = "dependent" in sys.argv
 backend, tiles, wanted = make_backend(GPUTarget("cuda", 90, 32)), choose(40, 90, 4096), []
-kernels.launch._can_depend = lambda kernel, x: dependent
 
 def asked(kernel, grid):
     # What a launch asks Triton's cache for, on a device of sm_90.
     def run(*arguments, num_warps, num_stages=3, **values):
-        assert dependent == values["DEPENDENT"] == values.get("launch_pdl", False)
         bind = create_function_from_signature(kernel.signature, kernel.params, backend)
         options = {"num_warps": num_warps, "num_stages": num_stages, "debug": False, "instrumentation_mode": ""}
         options |= {name: value for name, value in values.items() if name not in kernel.arg_names}
@@ -91,29 +86,28 @@ triton.JITFunction.__getitem__, triton.compile = asked, ahead
 
 def key(variant):
     try:
-        kernels.aot.compile_ahead(kernels.aot.dependents([variant])[0] if dependent else variant, 90)
+        kernels.aot.compile_ahead(variant, 90)
     except Done as done:
         return done.args[0]
 
-with dependent_launches():
-    # With t = 1, 77 keys and fused projections.
-    fused, out = torch.zeros(2, 1, 960).half()[..., :320], torch.zeros(2, 1, 320).half()
-    kernels.launch.launch(
-        attention_kernel, (), fused, fused, fused, out, 1, 77, 960, 73920, 73920, 320,
-        num_warps=tiles.warps, num_stages=tiles.stages, **constants(8, 40, (960, 960, 960, 320), tiles),
-    )
-    print(wanted == [key(_variant("self", 40, "fp16", tiles, 90))])
+# With t = 1, 77 keys and fused projections.
+fused, out = torch.zeros(2, 1, 960).half()[..., :320], torch.zeros(2, 1, 320).half()
+kernels.launch.launch(
+    attention_kernel, (), fused, fused, fused, out, 1, 77, 960, 73920, 73920, 320,
+    num_warps=tiles.warps, num_stages=tiles.stages, **constants(8, 40, (960, 960, 960, 320), tiles),
+)
+print(wanted == [key(_variant("self", 40, "fp16", tiles, 90))])
 
-    # A transformer's norms: shifted by one row for all pictures, or by one of many in a row, at any address.
-    known = {key(variant) for variant in group_norm.VARIANTS if variant.name.endswith("shift fp16")}
-    for channels, side in ((320, 64), (640, 32), (1280, 16), (1280, 8)):
-        for rows in (1, 2):
-            wanted.clear()
-            picture = torch.zeros(rows, channels, side, side).half().contiguous(memory_format=torch.channels_last)
-            one, many = torch.zeros(channels).half(), torch.zeros(rows, 3 * channels + 1).half()
-            for shift in (one.expand(rows, -1), many[:, channels + 1 : 2 * channels + 1]):
-                group_norm.group_norm_silu(picture, one, one, 32, 1e-6, shift=shift, silu=False)
-            print(bool(wanted) and known.issuperset(wanted))
+# A transformer's norms: shifted by one row for all pictures, or by one of many in a row, at any address.
+known = {key(variant) for variant in group_norm.VARIANTS if variant.name.endswith("shift fp16")}
+for channels, side in ((320, 64), (640, 32), (1280, 16), (1280, 8)):
+    for rows in (1, 2):
+        wanted.clear()
+        picture = torch.zeros(rows, channels, side, side).half().contiguous(memory_format=torch.channels_last)
+        one, many = torch.zeros(channels).half(), torch.zeros(rows, 3 * channels + 1).half()
+        for shift in (one.expand(rows, -1), many[:, channels + 1 : 2 * channels + 1]):
+            group_norm.group_norm_silu(picture, one, one, 32, 1e-6, shift=shift, silu=False)
+        print(bool(wanted) and known.issuperset(wanted))
 """
 NAMES = {
     80: ["self d40", "self d160 fp16", "plugin d128"],
@@ -187,11 +181,10 @@ def test_what_a_launch_needs(pinned):
     ], "pointers are 8 bytes, integers 4, in this order"
 
 
-@pytest.mark.parametrize("form", ["plain", "dependent"])
 @pytest.mark.parametrize("path", ["", str(OLDER)], ids=["pinned", "older"])
-def test_a_launch_finds_what_was_compiled_ahead(path, form, tmp_path):
+def test_a_launch_finds_what_was_compiled_ahead(path, tmp_path):
     """A prebuilt cache is of use only if keys agree: pointers' alignment, integers left alone, options."""
-    assert python(LAUNCH, form, path=path, cache=tmp_path).split() == ["True"] * 9
+    assert python(LAUNCH, path=path, cache=tmp_path).split() == ["True"] * 9
 
 
 def test_the_checks_can_fail(pinned):

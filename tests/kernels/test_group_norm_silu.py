@@ -8,7 +8,6 @@ from torch import Tensor
 
 import kernels.group_norm_silu as module
 import kernels.group_norm_tiles as group_norm_tiles
-from kernels.columns import reference as columns_of
 from kernels.group_norm_silu import DECODER, LARGE, UNET, cost, group_norm_silu, reference
 from kernels.group_norm_tiles import Held, Parts, needs_64_bits, plan_of
 from tests.kernels.ahead import compiled
@@ -132,7 +131,6 @@ def test_what_it_refuses() -> None:
 def test_the_floor() -> None:
     assert cost(2, 256, 1280).moved == (2 * 256 * 2 + 3) * 1280 * 2, "held: one read, one write"
     assert cost(2, 4096, 320).moved == (2 * 4096 * 3 + 3) * 320 * 2
-    assert cost(2, 64, 1280, columns=True).moved == (2 * 64 * 10 + 3) * 1280 * 2, "one read, nine writes"
 
 
 def test_compiled() -> None:
@@ -156,30 +154,6 @@ def test_compiled() -> None:
         assert not row["faults"], row
         assert 16 in row["ld"] and 8 not in row["ld"], row
         assert row["st"] == ([4] if "parts" in row["name"] else [16]), row
-
-
-@pytest.mark.parametrize(("dtype", "shifted"), [(torch.float32, False), (torch.float16, True)], ids=str)
-@pytest.mark.parametrize(("c", "h", "w", "groups"), [*HELD[1:3], (40, 27, 19, 2)])
-def test_columns_are_those_of_the_picture(
-    c: int, h: int, w: int, groups: int, shifted: bool, dtype: torch.dtype
-) -> None:
-    """The same numbers in other places: the same bits."""
-    x, weight, bias = picture(2, c, h, w, dtype), normal(c, dtype=dtype), normal(c, dtype=dtype)
-    shift = normal(2, c, dtype=dtype) if shifted else None
-    wanted = columns_of(group_norm_silu(x, weight, bias, groups, 1e-5, shift=shift))
-    out = poisoned(wanted)
-    assert group_norm_silu(x, weight, bias, groups, 1e-5, shift=shift, columns=True, out=out) is out
-    assert torch.equal(out, wanted)
-
-
-def test_columns_of_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_HELD": 0, "_TILE": 128, "_PART": 64}.items():
-        monkeypatch.setattr(group_norm_tiles, name, value)
-    x, weight = picture(1, 64, 3, 11), normal(64)
-    plan = plan_of(33, 64, 16)
-    assert isinstance(plan, Parts) and plan.apply_constants["TILES"] > 1
-    wanted = columns_of(group_norm_silu(x, weight, weight, 16, 1e-5))
-    assert torch.equal(group_norm_silu(x, weight, weight, 16, 1e-5, columns=True), wanted)
 
 
 @pytest.mark.parametrize("shifted", [True, False])
@@ -213,18 +187,12 @@ def test_which_pictures_take_64_bits() -> None:
         group_norm_silu(far, far[0, 0, 0], far[0, :, 0, 0], 32, 1e-5)
 
 
-def test_columns_and_large_pictures_compiled() -> None:
+def test_large_pictures_compiled() -> None:
     rows = compiled(
         "group_norm_silu",
-        [
-            ("held_kernel 1280 @ 64 shift silu columns fp16", (90,)),
-            ("held_kernel 2560 @ 256 silu columns bf16", (80, 120)),  # most registers
-            ("apply_kernel 640 @ 1024 silu columns fp16", (90,)),
-            ("parts_kernel 128 @ 16777216 fp16", (90,)),
-            ("apply_kernel 256 @ 16777216 silu fp16", (90,)),
-        ],
+        [("parts_kernel 128 @ 16777216 fp16", (90,)), ("apply_kernel 256 @ 16777216 silu fp16", (90,))],
     )
-    assert len(rows) == 6
+    assert len(rows) == 2
     for row in rows:
         assert not row["faults"], row
         assert 16 in row["ld"] and 8 not in row["ld"], row

@@ -132,7 +132,6 @@ def test_the_launch_is_the_attention_launchers(width: int, monkeypatch: pytest.M
         (launched, (their_t, their_s), options) = seen.pop()
         assert grid == (*launched, 1, 1)[:3] and scalars == (their_t, their_s)
         assert 32 * options.pop("num_warps") == plugin.threads and options.pop("num_stages") == variant.num_stages
-        assert not options.pop("DEPENDENT") and not options.pop("launch_pdl"), "nor does a plugin wait for another"
         # Strides of positions mean nothing where there is one position, and the launcher gives none of its own then.
         assert options == dict(variant.constants)
 

@@ -18,7 +18,8 @@ from model.ops import PLAIN, PlainOps
 from model.random import init_random
 from model.unet import Unet
 from model.weights import load_text, load_unet, load_vae_decoder, load_vae_encoder
-from pipeline.spec import Spec, read_spec
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
+from pipeline.spec import read_spec
 from tests.checkpoints import make_checkpoint
 
 # Of the norm of the result. Both sides add the same float32 products, but not always in the same order (memory
@@ -80,8 +81,9 @@ def test_quiet_unet(tmp_path: Path, kind: str) -> None:
 
 
 def check_unet(folder: Path, kind: str, changes: dict[str, Any], scale: float = 1.0) -> None:
-    spec, theirs = diffusers_unet(folder, kind, changes, scale)
-    unet = load_unet(spec, folder)
+    checkpoint, theirs = diffusers_unet(folder, kind, changes, scale)
+    spec = checkpoint.spec
+    unet = load_unet(spec, checkpoint.weights)
     latents = normal(3, spec.unet.in_channels, 16, 8)  # not square
     context = normal(3, 13, spec.unet.context_width)  # an odd length
     timestep = torch.tensor([0.0, 17.0, 799.0])
@@ -95,18 +97,19 @@ def check_unet(folder: Path, kind: str, changes: dict[str, Any], scale: float = 
 
 @torch.no_grad()
 def test_unet_takes_fractional_timesteps(tmp_path: Path) -> None:
-    spec, theirs = diffusers_unet(tmp_path, "sd1", {})
+    checkpoint, theirs = diffusers_unet(tmp_path, "sd1", {})
+    unet = load_unet(checkpoint.spec, checkpoint.weights)
     latents, context = normal(1, 3, 8, 8), normal(1, 16, 48)
     for timestep in (torch.tensor([0.25]), torch.tensor([799.75])):  # Euler's are interpolated
         wanted = theirs(latents, timestep, context).sample
-        assert error(load_unet(spec, tmp_path)(latents, timestep, context), wanted) < TOLERANCE
+        assert error(unet(latents, timestep, context), wanted) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2"])
 @torch.no_grad()
 def test_rows_are_independent(tmp_path: Path, kind: str) -> None:
-    spec = read_spec(make_checkpoint(tmp_path, kind=kind))
-    unet = load_unet(spec, tmp_path)
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path, kind=kind))
+    spec, unet = checkpoint.spec, load_unet(checkpoint.spec, checkpoint.weights)
     latents, context = normal(4, spec.unet.in_channels, 8, 8), normal(4, 7, spec.unet.context_width)
     timestep = torch.tensor([799.0, 0.0, 400.5, 17.0])
     together = unet(latents, timestep, context)
@@ -127,15 +130,16 @@ def test_vae(tmp_path: Path, name: str, scale: float) -> None:
     theirs: Any = AutoencoderKL.from_config(config(tmp_path / "vae"))
     scaled(init_random(theirs, 3), scale).eval()
     theirs.save_pretrained(tmp_path / "vae")
-    spec = read_spec(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    spec, weights = checkpoint.spec, checkpoint.weights
     scaling, shift = spec.vae.scaling_factor, spec.vae.shift_factor
 
     latents = normal(2, spec.vae.latent_channels, 6, 10)
     picture = theirs.decode(latents / scaling + shift).sample
     assert picture.shape == (2, 3, 6 * spec.vae.factor, 10 * spec.vae.factor)
-    assert error(load_vae_decoder(spec, tmp_path)(latents), picture) < TOLERANCE
+    assert error(load_vae_decoder(spec, weights)(latents), picture) < TOLERANCE
 
-    encoder = load_vae_encoder(spec, tmp_path)
+    encoder = load_vae_encoder(spec, weights)
     wanted = theirs.encode(picture).latent_dist
     mean, logvar = encoder.distribution(picture)
     assert error(mean, wanted.mean) < TOLERANCE and error(logvar, wanted.logvar) < TOLERANCE
@@ -151,10 +155,11 @@ def test_text(tmp_path: Path, name: str, scale: float) -> None:
     theirs = CLIPTextModel(CLIPTextConfig.from_pretrained(tmp_path / "text_encoder"))
     scaled(init_random(theirs, 4), scale).eval()
     theirs.save_pretrained(tmp_path / "text_encoder")
-    spec = read_spec(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    spec = checkpoint.spec
     ids = torch.randint(spec.text.vocab_size, (3, spec.text.tokens), generator=torch.Generator().manual_seed(1))
     ids[0, 5:] = spec.text.vocab_size - 1  # as a short prompt is padded
-    context, _ = load_text(spec, tmp_path)(ids)
+    context, _ = load_text(spec, checkpoint.weights)(ids)
     assert context.shape == (3, spec.text.tokens, spec.text.width)
     assert error(context, theirs(ids).last_hidden_state) < TOLERANCE
 
@@ -170,8 +175,8 @@ class _OneProduct(PlainOps):
 
 @torch.no_grad()
 def test_ops_can_be_exchanged_and_work_hoisted(tmp_path: Path) -> None:
-    spec = read_spec(make_checkpoint(tmp_path, kind="sd2"))
-    plain, fused = (load_unet(spec, tmp_path, ops=ops) for ops in (PLAIN, _OneProduct()))
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path, kind="sd2"))
+    plain, fused = (load_unet(checkpoint.spec, checkpoint.weights, ops=ops) for ops in (PLAIN, _OneProduct()))
     latents, context = normal(2, 8, 8, 8), normal(2, 5, 40)
     timestep = torch.tensor([3.0, 500.0])
     wanted = plain(latents, timestep, context)
@@ -179,21 +184,6 @@ def test_ops_can_be_exchanged_and_work_hoisted(tmp_path: Path) -> None:
     hoisted = plain.context_kv(context)
     shifts = plain.time_shifts(timestep)
     assert torch.equal(plain.denoise(latents, shifts, hoisted), wanted)
-
-
-@torch.no_grad()
-def test_unet_exports_with_every_side_dynamic(tmp_path: Path) -> None:
-    spec = read_spec(make_checkpoint(tmp_path))
-    unet = load_unet(spec, tmp_path)
-    channels, width = spec.unet.in_channels, spec.unet.context_width
-    size = torch.export.Dim.DYNAMIC
-    program = torch.export.export(
-        unet,
-        (normal(2, channels, 8, 16), torch.tensor([1.0, 2.0]), normal(2, 6, width)),
-        dynamic_shapes=({0: size, 2: size, 3: size}, {0: size}, {0: size, 1: size}),
-    )
-    inputs = (normal(3, channels, 24, 12), torch.tensor([799.0, 3.0, 40.0]), normal(3, 9, width))
-    assert error(program.module()(*inputs), unet(*inputs)) < TOLERANCE
 
 
 @torch.no_grad()
@@ -216,11 +206,11 @@ def scaled(net: nn.Module, scale: float) -> nn.Module:
 
 def diffusers_unet(
     folder: Path, kind: str, changes: dict[str, Any], scale: float = 1.0
-) -> tuple[Spec, UNet2DConditionModel]:
+) -> tuple[Checkpoint, UNet2DConditionModel]:
     """Their UNet, saved by them into a checkpoint in `folder`."""
     make_checkpoint(folder, kind=kind, unet=changes)
     theirs = UNet2DConditionModel.from_config(config(folder / "unet"))
     assert isinstance(theirs, UNet2DConditionModel)
     scaled(init_random(theirs, 2), scale).eval()
     theirs.save_pretrained(folder / "unet")
-    return read_spec(folder), theirs
+    return open_checkpoint(folder), theirs

@@ -1,192 +1,66 @@
-"""Loading: what does not fit is refused in words, and what old checkpoints wrote is understood."""
+"""Loading into torch: networks come ready to run, with the numbers of a folder or of a single file."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.weights import load_text, load_unet, load_vae_decoder, load_vae_encoder
-from pipeline.checkpoint.parts import weight_files
+from model.weights import load_text, load_unet, load_vae_decoder, load_vae_encoder, load_vae_moments
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import CheckpointError
-from pipeline.spec import read_spec
 from tests.checkpoints import make_checkpoint
+from tests.export.original import make_folder, write_original
 
-UNET = "unet/diffusion_pytorch_model.safetensors"
-VAE = "vae/diffusion_pytorch_model.safetensors"
-TEXT = "text_encoder/model.safetensors"
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return make_checkpoint(tmp_path)
-
-
-def refusal(load: object, checkpoint: Path) -> str:
-    assert callable(load)
-    with pytest.raises(CheckpointError) as caught:
-        load(read_spec(checkpoint), checkpoint)
-    message = str(caught.value)
-    assert len(message) < 1000 and "\n" not in message
-    return message
+LOADS = {
+    load_text: "text_encoder/model",
+    load_unet: "unet/diffusion_pytorch_model",
+    load_vae_decoder: "vae/diffusion_pytorch_model",
+    load_vae_encoder: "vae/diffusion_pytorch_model",
+}
 
 
-def test_networks_come_ready_to_run(checkpoint: Path) -> None:
-    spec = read_spec(checkpoint)
-    for load in (load_text, load_unet, load_vae_decoder, load_vae_encoder):
-        net = load(spec, checkpoint, torch.bfloat16)
-        assert not net.training
-        assert {(p.dtype, p.requires_grad, p.device.type) for p in net.parameters()} == {(torch.bfloat16, False, "cpu")}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_networks_come_ready_to_run(tmp_path: Path, dtype: torch.dtype) -> None:
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path, dtype=dtype))
+    for load, name in LOADS.items():
+        stored = load_file(tmp_path / f"{name}.safetensors")
+        for wanted in (torch.float32, torch.bfloat16):
+            net = load(checkpoint.spec, checkpoint.weights, wanted)
+            assert not net.training
+            assert {(p.dtype, p.requires_grad, p.device.type) for p in net.parameters()} == {(wanted, False, "cpu")}
+            assert all(torch.equal(value, stored[name].to(wanted)) for name, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("path", [UNET, VAE, TEXT])
-def test_a_missing_or_unknown_tensor_is_named(checkpoint: Path, path: str) -> None:
-    loads = {UNET: load_unet, VAE: load_vae_decoder, TEXT: load_text}
-    weights = load_file(checkpoint / path)
-    first = next(name for name in sorted(weights) if name.startswith(("conv_in", "decoder.conv_in", "text_model.")))
-    tensor = weights.pop(first)
-    save_file({**weights, "lora.up": tensor}, checkpoint / path)
-    message = refusal(loads[path], checkpoint)
-    assert str(checkpoint / path) in message
-    assert f"1 missing ({first})" in message and "1 unknown (" in message and "lora.up" in message
+def test_a_network_keeps_nothing_of_the_file(tmp_path: Path) -> None:
+    """What trains or folds its weights must not write into the mapping, nor see what others do to the file."""
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path, dtype=torch.float32))
+    net, again = (load_unet(checkpoint.spec, checkpoint.weights) for _ in range(2))
+    with torch.no_grad():
+        net.conv_in.weight.zero_()
+    assert again.conv_in.weight.any()
+    array = checkpoint.weights.array("unet", "conv_in.weight", tuple(net.conv_in.weight.shape))
+    assert array.any()
 
 
-def test_many_faults_are_counted_and_few_listed(checkpoint: Path) -> None:
-    save_file({"something": torch.ones(1)}, checkpoint / UNET)
-    message = refusal(load_unet, checkpoint)
-    assert " missing (" in message and ", ...)" in message and "1 unknown (something)" in message
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path) / "vae/diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    save_file({name: tensor for name, tensor in weights.items() if name != "encoder.conv_in.bias"}, path)
+    checkpoint = open_checkpoint(tmp_path)
+    for load in (load_vae_decoder, load_vae_encoder):  # also the one that has no use for it
+        with pytest.raises(CheckpointError, match=r"1 missing \(encoder.conv_in.bias\)"):
+            load(checkpoint.spec, checkpoint.weights)
+    load_unet(checkpoint.spec, checkpoint.weights)
 
 
-def test_a_wrong_shape_is_named_with_both_shapes(checkpoint: Path) -> None:
-    weights = load_file(checkpoint / UNET)
-    weights["conv_in.weight"] = weights["conv_in.weight"][:, :2].contiguous()
-    save_file(weights, checkpoint / UNET)
-    message = refusal(load_unet, checkpoint)
-    assert "conv_in.weight has shape [32, 2, 3, 3], its config says [32, 3, 3, 3]" in message
-
-
-def test_a_config_of_another_model_is_refused(checkpoint: Path) -> None:
-    path = checkpoint / "unet/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_linear_projection": True}))
-    message = refusal(load_unet, checkpoint)
-    assert "attentions.0.proj_in.weight has shape [32, 32, 1, 1], its config says [32, 32]" in message
-
-
-def test_integers_are_no_weights(checkpoint: Path) -> None:
-    weights = load_file(checkpoint / UNET)
-    save_file(weights | {"conv_in.bias": torch.ones(32, dtype=torch.int8)}, checkpoint / UNET)
-    assert "conv_in.bias has dtype I8" in refusal(load_unet, checkpoint)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not safetensors", b"\xff" * 64])
-def test_another_format_is_refused(checkpoint: Path, content: bytes) -> None:
-    (checkpoint / UNET).write_bytes(content)
-    assert f"{checkpoint / UNET} is not a whole safetensors file" in refusal(load_unet, checkpoint)
-
-
-@pytest.mark.parametrize("kept", [7, 100, -1])
-def test_a_truncated_file_is_refused(checkpoint: Path, kept: int) -> None:
-    content = (checkpoint / VAE).read_bytes()
-    (checkpoint / VAE).write_bytes(content[:kept])
-    assert "is not a whole safetensors file" in refusal(load_vae_encoder, checkpoint)
-
-
-def test_no_weights_and_pickles_are_refused_by_name(checkpoint: Path) -> None:
-    (checkpoint / UNET).unlink()
-    assert f"{checkpoint / UNET} is missing" in refusal(load_unet, checkpoint)
-    (checkpoint / "unet/diffusion_pytorch_model.bin").write_bytes(b"\x80\x02")
-    message = refusal(load_unet, checkpoint)
-    assert "pickle (diffusion_pytorch_model.bin)" in message and "safetensors" in message
-
-
-@pytest.mark.parametrize("variant", ["fp16", "bf16"])
-@pytest.mark.parametrize("path", [UNET, VAE, TEXT])
-def test_a_half_precision_variant_is_found(checkpoint: Path, path: str, variant: str) -> None:
-    loads = {UNET: load_unet, VAE: load_vae_decoder, TEXT: load_text}
-    other = (checkpoint / path).with_suffix(f".{variant}.safetensors")
-    (checkpoint / path).rename(other)
-    loads[path](read_spec(checkpoint), checkpoint)
-    (checkpoint / path).write_bytes(other.read_bytes())  # full precision comes first
-    assert weight_files(checkpoint, path.split("/")[0]) == [checkpoint / path]
-
-
-@pytest.mark.parametrize("variant", ["fp16", "bf16"])
-def test_the_index_of_a_variant_is_found(checkpoint: Path, variant: str) -> None:
-    index = shard(checkpoint)
-    index.rename(index.with_name(f"diffusion_pytorch_model.safetensors.index.{variant}.json"))
-    load_unet(read_spec(checkpoint), checkpoint)
-
-
-def shard(checkpoint: Path) -> Path:
-    weights = load_file(checkpoint / UNET)
-    (checkpoint / UNET).unlink()
-    halves = {"a.safetensors": sorted(weights)[::2], "b.safetensors": sorted(weights)[1::2]}
-    for name, keys in halves.items():
-        save_file({key: weights[key] for key in keys}, checkpoint / "unet" / name)
-    index = checkpoint / f"{UNET}.index.json"
-    index.write_text(json.dumps({"weight_map": {key: name for name, keys in halves.items() for key in keys}}))
-    return index
-
-
-def test_shards(checkpoint: Path) -> None:
-    spec = read_spec(checkpoint)
-    whole = load_unet(spec, checkpoint).state_dict()
-    shard(checkpoint)
-    parts = load_unet(spec, checkpoint).state_dict()
-    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
-    assert [path.name for path in weight_files(checkpoint, "unet")] == ["a.safetensors", "b.safetensors"]
-
-
-def test_a_missing_shard_is_named(checkpoint: Path) -> None:
-    shard(checkpoint)
-    (checkpoint / "unet/b.safetensors").unlink()
-    assert "b.safetensors is missing" in refusal(load_unet, checkpoint)
-
-
-@pytest.mark.parametrize(
-    "name", ["../vae/diffusion_pytorch_model.safetensors", "/a.safetensors", "x\\a.safetensors", "a.bin", "..", 7, None]
-)
-def test_an_index_names_only_files_beside_it(checkpoint: Path, name: object) -> None:
-    index = shard(checkpoint)
-    index.write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
-    assert str(index) in refusal(load_unet, checkpoint)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}', "[" * 100_000])
-def test_a_malformed_index_is_refused(checkpoint: Path, content: str) -> None:
-    shard(checkpoint).write_text(content)
-    assert "index.json" in refusal(load_unet, checkpoint)
-
-
-@pytest.mark.parametrize("convolutions", [True, False])
-def test_an_old_vae(checkpoint: Path, convolutions: bool) -> None:
-    spec, weights = read_spec(checkpoint), load_file(checkpoint / VAE)
-    loads = (load_vae_decoder, load_vae_encoder)
-    wanted = [load(spec, checkpoint).state_dict() for load in loads]
-    old = {}
-    for name, tensor in weights.items():
-        for new, before in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
-            if f"attentions.0.{new}." in name:
-                name = name.replace(new, before)
-                tensor = tensor[..., None, None] if convolutions and tensor.ndim == 2 else tensor
-        old[name] = tensor
-    assert old.keys() != weights.keys()
-    save_file(old, checkpoint / VAE)
-    for load, before in zip(loads, wanted, strict=True):
-        after = load(spec, checkpoint).state_dict()
-        assert all(torch.equal(after[name], before[name]) for name in before)
-
-
-def test_an_old_and_a_new_text_encoder(checkpoint: Path) -> None:
-    spec, weights = read_spec(checkpoint), load_file(checkpoint / TEXT)
-    wanted = load_text(spec, checkpoint).state_dict()
-    positions = torch.arange(spec.text.tokens)[None]
-    old = weights | {"text_model.embeddings.position_ids": positions}
-    new = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
-    for changed in (old, new):
-        save_file(changed, checkpoint / TEXT)
-        loaded = load_text(spec, checkpoint).state_dict()
-        assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)
+@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+def test_a_single_file_loads_the_bits_of_its_folder(tmp_path: Path, kind: str) -> None:
+    folder = make_folder(tmp_path / "folder", kind, levels=2)
+    file = write_original(folder, kind, tmp_path / "model.safetensors", levels=2)
+    one, two = open_checkpoint(folder), open_checkpoint(file, "epsilon")
+    for load in (*LOADS, load_vae_moments):
+        a, b = (load(each.spec, each.weights).state_dict() for each in (one, two))
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

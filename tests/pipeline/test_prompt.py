@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import InvalidRequest
 from pipeline.prompt import MOST_CHUNKS, read_prompts, weights_of
 from pipeline.tokenizer import ClipTokenizer

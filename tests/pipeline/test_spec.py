@@ -83,15 +83,13 @@ def test_another_one(tmp_path: Path) -> None:
     assert spec.vae.factor == 4 and spec.size_multiple == 16 and spec.latent_shape(96, 64) == (8, 16, 24)
     assert spec.vae.shift_factor == 0.2 and not spec.vae.quant_conv and not spec.vae.post_quant_conv
     assert (spec.schedule.prediction, spec.schedule.spacing) == ("v_prediction", "trailing")
-    assert spec.defaults == Defaults(steps=25, guidance=7.5, sampler="dpmpp_2m", width=64, height=64)
+    assert spec.defaults == Defaults(steps=25, guidance=7.5, sampler="ddim", width=64, height=64)
 
 
 def test_the_demo_checkpoint() -> None:
     spec = read_spec(DEMO)
     assert spec.text.tokens == 32 and spec.vae.factor == 4 and spec.latent_shape(64, 64) == (4, 16, 16)
     assert spec.defaults == Defaults(steps=12, guidance=3.0, sampler="dpmpp_2m", width=64, height=64)
-    manifest = json.loads((DEMO / "manifest.json").read_text())
-    assert manifest["spec"] == json.loads(json.dumps(spec.to_json()))
 
 
 def test_absent_and_null_mean_the_defaults_of_diffusers(checkpoint: Path) -> None:
@@ -100,14 +98,33 @@ def test_absent_and_null_mean_the_defaults_of_diffusers(checkpoint: Path) -> Non
             checkpoint,
             SCHEDULE,
             **dict.fromkeys(("timestep_spacing", "prediction_type", "steps_offset", "beta_schedule"), value),
-            **dict.fromkeys(("set_alpha_to_one", "clip_sample"), value),
+            clip_sample=value,
         )
         change(checkpoint, VAE, shift_factor=value, down_block_types=value, act_fn=value)
         spec = read_spec(checkpoint)
         assert spec.schedule.spacing is None, "each of diffusers' samplers has its own"
         assert spec.schedule.prediction == "epsilon" and spec.schedule.beta_schedule == "linear"
-        assert spec.schedule.steps_offset == 0 and spec.schedule.set_alpha_to_one
+        assert spec.schedule.steps_offset == 1, "diffusers' pipeline sets it"
         assert spec.vae.shift_factor == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (UNET, {"block_out_channels": [32.0, 64.0], "sample_size": 12.0, "norm_num_groups": 8.0}),
+        (UNET, {"sample_size": [12, 12], "cross_attention_dim": [48, 48], "layers_per_block": [1, 1]}),
+        (UNET, {"attention_head_dim": [4, 4], "conv_in_kernel": 3.0, "only_cross_attention": [False, False]}),
+        (UNET, {"mid_block_only_cross_attention": False, "mid_block_scale_factor": 1.0, "dropout": 0.0}),
+        (SCHEDULE, {"num_train_timesteps": 800.0, "steps_offset": 1.0}),
+        (VAE, {"latent_channels": 3.0, "block_out_channels": [16.0, 24]}),
+        (TEXT, {"hidden_size": 48.0, "architectures": ["CLIPTextModelWithProjection"]}),
+        (OWN, {"steps": 4.0, "guidance": 3, "prediction": "epsilon", "rescale_betas_zero_snr": False}),
+    ],
+)
+def test_equal_values_written_another_way(checkpoint: Path, name: str, changes: dict[str, Any]) -> None:
+    spec = read_spec(checkpoint)
+    change(checkpoint, name, **changes)
+    assert read_spec(checkpoint) == spec
 
 
 @pytest.mark.parametrize(
@@ -133,8 +150,9 @@ def test_diffusers_calls_the_number_of_heads_their_dimension(
     [
         (INDEX, "_class_name", "StableDiffusionXLPipeline"),
         (INDEX, "_class_name", ABSENT),
-        (SCHEDULE, "clip_sample", True),
+        (SCHEDULE, "clip_sample", "yes"),
         (SCHEDULE, "thresholding", True),
+        (SCHEDULE, "predict_epsilon", False),
         (SCHEDULE, "rescale_betas_zero_snr", 1),
         (SCHEDULE, "timestep_type", "continuous"),
         (SCHEDULE, "interpolation_type", "log_linear"),
@@ -146,7 +164,6 @@ def test_diffusers_calls_the_number_of_heads_their_dimension(
         (SCHEDULE, "prediction_type", 7),
         (SCHEDULE, "beta_schedule", "sigmoid"),
         (SCHEDULE, "timestep_spacing", "karras"),
-        (SCHEDULE, "beta_start", ABSENT),
         (SCHEDULE, "beta_start", "0.1"),
         (SCHEDULE, "beta_end", float("nan")),
         (SCHEDULE, "beta_end", float("inf")),
@@ -172,10 +189,11 @@ def test_diffusers_calls_the_number_of_heads_their_dimension(
         (UNET, "act_fn", "gelu"),
         (UNET, "only_cross_attention", True),
         (UNET, "dual_cross_attention", True),
-        (UNET, "cross_attention_dim", [48, 48]),
+        (UNET, "cross_attention_dim", [48, 96]),
+        (UNET, "_class_name", "UNet2DModel"),
         (UNET, "block_out_channels", []),
         (UNET, "block_out_channels", [32, True]),
-        (UNET, "block_out_channels", [32.0, 64.0]),
+        (UNET, "block_out_channels", [32.5, 64.0]),
         (UNET, "block_out_channels", "32"),
         (UNET, "freq_shift", [1]),
         (UNET, "layers_per_block", [1, 0]),
@@ -183,12 +201,13 @@ def test_diffusers_calls_the_number_of_heads_their_dimension(
         (UNET, "transformer_layers_per_block", -1),
         (UNET, "use_linear_projection", 1),
         (UNET, "sample_size", ABSENT),
-        (UNET, "sample_size", [12, 12]),
+        (UNET, "sample_size", [12, 16]),
         (UNET, "sample_size", 13),  # cannot be halved
         (VAE, "down_block_types", ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]),
         (VAE, "up_block_types", ["UpDecoderBlock2D"]),
         (VAE, "block_out_channels", [16, 25]),
         (VAE, "act_fn", "relu"),
+        (VAE, "_class_name", "AutoencoderTiny"),
         (VAE, "latents_mean", [0.1, 0.2, 0.3]),
         (VAE, "in_channels", 1),
         (VAE, "out_channels", 4),
@@ -196,10 +215,17 @@ def test_diffusers_calls_the_number_of_heads_their_dimension(
         (VAE, "use_quant_conv", "yes"),
         (TEXT, "hidden_act", "relu"),
         (TEXT, "max_position_embeddings", 2),
-        (TEXT, "vocab_size", ABSENT),
+        (TEXT, "vocab_size", 0),
+        (TEXT, "architectures", ["RobertaSeriesModelWithTransformation"]),
+        (TEXT, "architectures", "CLIPTextModel"),
+        (TEXT, "model_type", "clip"),
+        (TEXT, "use_attention_mask", True),
         (TEXT, "num_hidden_layers", 0),
         (TEXT, "layer_norm_eps", -1e-5),
         (OWN, "sampler", "euler_b"),
+        (OWN, "guidence", 4.0),
+        (OWN, "negative_prompt", "blurry"),
+        (OWN, "prediction", "v_prediction"),  # of an epsilon model
         (OWN, "sampler", 3),
         (OWN, "guidance", -1),
         (OWN, "guidance", float("nan")),
@@ -216,9 +242,9 @@ def test_a_refusal_names_file_key_and_value(checkpoint: Path, name: str, key: st
 
 
 def test_one_example_in_full(checkpoint: Path) -> None:
-    change(checkpoint, SCHEDULE, clip_sample=True)
-    assert refusal(checkpoint) == f"{checkpoint / SCHEDULE}: clip_sample is true; latentd does only false"
-    change(checkpoint, SCHEDULE, clip_sample=ABSENT, trained_betas=[1])
+    change(checkpoint, SCHEDULE, thresholding=True)
+    assert refusal(checkpoint) == f"{checkpoint / SCHEDULE}: thresholding is true; latentd does only false"
+    change(checkpoint, SCHEDULE, thresholding=ABSENT, trained_betas=[1])
     assert refusal(checkpoint) == f"{checkpoint / SCHEDULE}: trained_betas is [1]; latentd does only null"
 
 
@@ -249,6 +275,25 @@ def test_numbers_that_do_not_fit_together(
     assert all(word in message for word in (str(checkpoint), *words)), message
 
 
+@pytest.mark.parametrize(
+    ("changes", "own", "words"),
+    [
+        ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, {}, "starts at a timestep without signal"),
+        ({"num_train_timesteps": 20}, {"sampler": "euler", "steps": 21}, "20 timesteps have no room for them"),
+        ({"prediction_type": "sample"}, {"sampler": "pndm"}, "sampler pndm combines predictions of noise or v"),
+        ({}, {"sampler": "lcm", "steps": 51}, "sampler lcm takes 1 to 50"),
+    ],
+)
+def test_defaults_that_cannot_be_drawn(
+    checkpoint: Path, changes: dict[str, Any], own: dict[str, Any], words: str
+) -> None:
+    """Rather at load than with every request that leaves them out."""
+    change(checkpoint, SCHEDULE, **changes)
+    change(checkpoint, OWN, **own)
+    message = refusal(checkpoint)
+    assert message.startswith(f"{checkpoint}: its own defaults cannot be drawn: ") and words in message
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
@@ -257,7 +302,7 @@ def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
 
 def test_only_latentds_own_file_may_be_missing(checkpoint: Path) -> None:
     (checkpoint / OWN).unlink()
-    assert read_spec(checkpoint).defaults == Defaults(25, 7.5, "dpmpp_2m", 24, 24)
+    assert read_spec(checkpoint).defaults == Defaults(25, 7.5, "ddim", 24, 24)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, OWN])

@@ -160,8 +160,15 @@ def test_a_mark_that_is_no_text(tmp_path: Path) -> None:
     assert "eos_token is not a token's text" in refusal(checkpoint)
 
 
-@pytest.mark.parametrize("merges", ["r q\n", "one\n", "a b c d\n"])
-def test_merges_of_another_vocabulary(tmp_path: Path, merges: str) -> None:
+@pytest.mark.parametrize(
+    ("merges", "words"),
+    [
+        ("r q\n", "vocab.json: its merges cannot be read, or do not fit its tokens"),
+        ("one\n", "merges.txt cannot be read as merges: ['one'] is no pair"),
+        ("a b c d\n", "merges.txt cannot be read as merges"),
+    ],
+)
+def test_merges_of_another_vocabulary(tmp_path: Path, merges: str, words: str) -> None:
     checkpoint = make_checkpoint(tmp_path)
     (checkpoint / "tokenizer/merges.txt").write_text("#version: 0.2\n" + merges)
-    assert "merges.txt cannot be read, or does not fit vocab.json" in refusal(checkpoint)
+    assert words in refusal(checkpoint)

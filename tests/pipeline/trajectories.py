@@ -137,6 +137,11 @@ def theirs(
     scheduler = made_by.from_config(config_of(spec), **switches)
     if alphas_cumprod is not None:
         scheduler.alphas_cumprod = alphas_cumprod
+    return run(scheduler, steps, masked)
+
+
+def run(scheduler: Any, steps: int, masked: Masked | None = None) -> Run:
+    """A run of any of diffusers' schedulers that a table may stand for."""
     scheduler.set_timesteps(steps)
     if hasattr(scheduler, "set_begin_index"):
         # Else a run whose first two timesteps are equal (Karras, zero terminal SNR) begins at the second, and ends

@@ -1,8 +1,13 @@
-"""python -m tests.rehearsal serve NAME PIXELS PRECISION SEATS | section NAME | memory NAME: see card.py.
+"""python -m tests.rehearsal WHAT ..: see card.py.
 
-`serve`: the backend torch at the size of SD 1.5 or 2.1, from its weights to pixels. `section`: one of gpu-check's.
-`memory`: what torch's tensors take, for docs/gpu.md. With REHEARSAL_COMPILES=1 every kernel that is launched is also
-compiled, for sm_90, into TRITON_CACHE_DIR.
+serve NAME PIXELS PRECISION SEATS   the backend torch at the size of SD 1.5 or 2.1, from its weights to pixels
+section NAME [WALK]                 one of gpu-check's or gpu-first's, which may launch nothing that the walk
+                                    (benchmarks/gpu/warm.py) has not
+ahead WALK..                        walks alone
+shares WALK                         what each of two processes compiles of a walk
+memory NAME                         what torch's tensors take, for docs/gpu.md
+
+With REHEARSAL_COMPILES=1 every kernel that is launched is also compiled, for sm_90, into TRITON_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -19,12 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu import networks
+from benchmarks.gpu import networks, warm
 from benchmarks.gpu.check import Check, read_rows
 from benchmarks.gpu.child import run
 from engines.cuda import CudaBackend
-from engines.cuda_kernels import triton_kernels
-from engines.cuda_stepper import CudaStepper
+from engines.cuda_stepper import CudaStepper, evaluate
 from model import weights
 from model.clip import ClipText
 from model.unet import Unet
@@ -33,7 +37,7 @@ from pipeline.samplers import table
 from tests.rehearsal import card
 
 
-def load(name: str, pixels: str, precision: str, *, dependent: bool = False) -> CudaBackend:
+def load(name: str, pixels: str, precision: str) -> CudaBackend:
     """The backend torch with weights of the right shapes."""
     check = Check("serve", torch.device("cuda"), torch.float16, [], {}, float("inf"))
     spec = networks.whole_spec(check, name)
@@ -44,9 +48,7 @@ def load(name: str, pixels: str, precision: str, *, dependent: bool = False) -> 
     loads.load_unet = lambda spec, stored, dtype, ops: Unet(spec.unet, ops).to(dtype)
     loads.load_vae_decoder = lambda spec, stored, dtype, ops: VaeDecoder(spec.vae, ops).to(dtype)
     checkpoint: Any = types.SimpleNamespace(spec=spec, weights=None)
-    return CudaBackend(
-        checkpoint, precision, pixels=pixels, kernels=triton_kernels(dependent=True) if dependent else None
-    )
+    return CudaBackend(checkpoint, precision, pixels=pixels)
 
 
 def serve(name: str, pixels: str, precision: str, seats: int) -> None:
@@ -62,7 +64,7 @@ def serve(name: str, pixels: str, precision: str, seats: int) -> None:
         stepper.sit(0, noisy, noise, text, text, 7.5)
         stepper.sit(seats - 1, noisy, noise, text, None, 1.0)
         stepper.step([0, seats - 1], predict=[0])
-        stepper.step([0])  # twins
+        stepper.step([0])
         assert stepper.pending_prediction(0).get().shape == shape
         latents = stepper.pending_latents(seats - 1)
         stepper.leave(seats - 1)
@@ -72,13 +74,6 @@ def serve(name: str, pixels: str, precision: str, seats: int) -> None:
     denoiser = backend.denoiser(512, 512, 2)
     denoiser.run([0, 1])
     assert denoiser.outputs.shape == (2, *shape)
-    assert not card.dependents, "launches are dependent ones where that is asked for only"
-    switched = load(name, pixels, precision, dependent=True)
-    stepper = switched.stepper(512, 512, 1, 1)
-    stepper.sit(0, noisy, noise, context, context, 7.5)
-    stepper.step([0])
-    switched.picture(stepper.pending_latents(0)).get()
-    assert card.dependents == set(card.launched), "so are all that a step and a picture launch, then"
 
 
 def memory(name: str, counted: card.Counted) -> None:
@@ -95,9 +90,11 @@ def memory(name: str, counted: card.Counted) -> None:
         with stepper._stream.here():  # the largest bucket, whose pool suffices for the others
             buckets = stepper._packed()
             largest = max(buckets, key=lambda key: (key.rows, not key.twins))
-            stepper._evaluate(buckets[largest])  # the first time torch makes more fake tensors than later
+            evaluate(
+                stepper._network, stepper._kernels, buckets[largest]
+            )  # the first time torch makes more fake tensors than later
             counted.most = counted.alive
-            stepper._evaluate(buckets[largest])
+            evaluate(stepper._network, stepper._kernels, buckets[largest])
         step = counted.most - held_now
         print(f"{seats} seats {buffers / 1e9:.3f}, a step of {largest.rows} rows {step / 1e9:.2f} more")
         del stepper, buckets
@@ -127,6 +124,32 @@ def section(name: str) -> int:
     return code or any(not any(limit in note for limit in LIMITS) for note in failed)
 
 
+def ahead(walks: list[str]) -> None:
+    """Launches what is compiled ahead of a section."""
+    check = Check("warm", torch.device("cuda"), torch.float16, [], {}, float("inf"))
+    for walk in walks:
+        for launch in warm.WALKS[walk](check):
+            launch()
+        print(f"{walk}: {sum(map(len, card.launched.values()))} variants")
+
+
+def shares(walk: str) -> None:
+    """What each of two processes compiles of a walk: all of it together, and nothing twice."""
+    found = []
+    check = Check("warm", torch.device("cuda"), torch.float16, [], {}, float("inf"))
+    for index in (0, 1):
+        card.launched.clear()
+        with warm.compiling(index, 2):
+            for launch in warm.WALKS[walk](check):
+                launch()
+        found.append({(name, variant) for name, variants in card.launched.items() for variant in variants})
+    card.launched.clear()
+    ahead([walk])
+    both, whole = found[0] | found[1], {(name, v) for name, variants in card.launched.items() for v in variants}
+    assert both == whole and not found[0] & found[1], (len(found[0]), len(found[1]), len(whole))
+    assert abs(len(found[0]) - len(found[1])) <= 1
+
+
 def main() -> int:
     what, *arguments = sys.argv[1:]
     try:
@@ -139,9 +162,21 @@ def main() -> int:
             memory(arguments[0], counted)
         return 0
     with card.Fake(), torch.no_grad():
+        if what == "ahead":
+            ahead(arguments)
+            return 0
+        if what == "shares":
+            shares(arguments[0])
+            return 0
         if what == "section":
+            walk = arguments[1:]
+            ahead(walk)
+            known = {name: set(variants) for name, variants in card.launched.items()}
             code = section(arguments[0])
             print(f"{sum(map(len, card.launched.values()))} variants of {len(card.launched)} kernels")
+            late = {name: variants - known.get(name, set()) for name, variants in card.launched.items()}
+            if walk and any(late.values()):
+                raise AssertionError(f"{walk} does not compile ahead: {late}")
             return int(code)
         name, pixels, precision, seats = arguments
         serve(name, pixels, precision, int(seats))

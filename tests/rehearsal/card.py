@@ -34,7 +34,6 @@ _READ = torch.ops.aten._local_scalar_dense.default
 _EQUAL = torch.ops.aten.equal.default
 
 launched: dict[str, set[str]] = {}  # a kernel's name, and what of its launches would be compiled apart
-dependents: set[str] = set()  # kernels that were launched as programmatic dependents
 
 
 class Fake(FakeTensorMode):
@@ -268,14 +267,10 @@ def _launching(compiling: Any) -> Any:
         *_, backend, binder = kernel.device_caches[0]
         given = {"debug": False, "instrumentation_mode": "", **options}
         bound, specialization, given = binder(*arguments, **given)
-        dependent = options.get("launch_pdl", False)
-        assert dependent == bound["DEPENDENT"], f"{kernel.__name__} waits, or does not, against its launch's attribute"
         kernel._pack_args(backend, given, bound, specialization, given)
         key = " ".join(str(value) for value in specialization) + str(sorted(given.items()))
         new = key not in launched.setdefault(kernel.__name__, set())
         launched[kernel.__name__].add(key)
-        if dependent:
-            dependents.add(kernel.__name__)
         if compiling and new:
             compiling(kernel, *arguments, grid=grid, warmup=True, **options)
 

@@ -30,13 +30,20 @@ def test_from_weights_to_pixels(name: str, pixels: str, precision: str) -> None:
     variants = {kernel: int(count) for kernel, count in re.findall(r"^(\w+): (\d+) variants$", said, re.MULTILINE)}
     # Every kernel of the path was launched; what depends on rows would be compiled again for every bucket.
     assert set(variants) >= {"attention_kernel", "layer_norm_kernel", "geglu_kernel", "guided_step_kernel"}
-    assert sum(variants.values()) < 160, variants  # each launched in two ways: plain, and dependent
+    assert sum(variants.values()) < 80, variants
 
 
-@pytest.mark.parametrize("section", ["ceilings", "kernels", "vae", "budget"])
-def test_sections_of_gpu_check(section: str) -> None:
-    """The quick ones; its figures are nonsense, but no case may fail."""
-    assert rehearse("section", section).count("\n") > 3
+@pytest.mark.parametrize(
+    "words",
+    ["ceilings", "budget", "kernels kernels", "vae networks", "first_kernels first", "first_picture first"],
+)
+def test_sections_of_gpu_check(words: str) -> None:
+    """The quick ones; its figures are nonsense, but no case may fail, nor launch what is not compiled ahead of it."""
+    assert rehearse("section", *words.split()).count("\n") > 3
+
+
+def test_processes_share_what_is_compiled_ahead() -> None:
+    assert "attention: " in rehearse("shares", "attention")
 
 
 def test_what_the_docs_say_of_memory() -> None:

@@ -32,6 +32,7 @@ class Held(HostBackend):
         self.before_encode: Callable[[], None] = lambda: None
         self.before_decode: Callable[[], None] = lambda: None
         self.before_denoiser: Callable[[], None] = lambda: None
+        self.before_moments: Callable[[], None] = lambda: None
         self.after_run: Callable[[Denoiser, Sequence[int]], None] = lambda denoiser, rows: None
         self.after_decode: Callable[[F32], F32] = lambda picture: picture
         self._holding = False
@@ -62,6 +63,10 @@ class Held(HostBackend):
         self.decoded += 1
         self.before_decode()
         return self.after_decode(self._backend.decode(latents))
+
+    def moments(self, picture: F32) -> F32:
+        self.before_moments()
+        return self._backend.moments(picture)
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
         self.before_denoiser()

@@ -14,13 +14,16 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
+from engines import model as models
 from engines.backend import DeviceError
 from engines.model import Model
+from engines.openvino import OpenVinoBackend
 from latentd import AsyncClient, Client, ServerError
 from latentd.events import Queued
 from pipeline.errors import LatentdError
 from pipeline.samplers import SAMPLERS
-from server.app import Server
+from server.app import Server, load_model
+from server.job import Size
 from server.settings import Settings, SettingsError
 from tests.server import wire
 from tests.server.held import PATIENCE, Held, raising
@@ -81,6 +84,51 @@ def test_health_follows_loading_and_serving(model: Model) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as unknown:
                 await health(server, "latentd.v1.Sounds")
             assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+    in_time(life())
+
+
+class Gated(OpenVinoBackend):
+    """A backend that takes its time to be made."""
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def __init__(self, *given: Any) -> None:
+        self.begun.set()
+        assert self.go_on.wait(PATIENCE)
+        super().__init__(*given)
+
+
+def test_health_answers_while_a_backend_is_made(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `serve` loads it: the event loop is free while the engines are compiled."""
+    monkeypatch.setitem(models.BACKENDS, "openvino", (__name__, "Gated", "cpu"))
+
+    async def life() -> None:
+        async with opened(model, backend="openvino", precision="f32") as server:
+            load = asyncio.create_task(server.load(load_model))
+            await asyncio.to_thread(Gated.begun.wait, PATIENCE)
+            for service in ("", SERVICE):
+                assert await health(server, service) == NOT_SERVING
+            assert not load.done()
+            Gated.go_on.set()
+            await load
+            assert await health(server) == SERVING
+
+    in_time(life())
+
+
+def test_serving_follows_a_step_and_a_decode_of_every_size(wired: Model, held: Held, sizes: tuple[Size, ...]) -> None:
+    async def life() -> None:
+        async with opened(wired, sizes=sizes) as server:
+            held.hold()
+            load = asyncio.create_task(server.load(lambda _: wired))
+            for count in range(len(sizes)):
+                for _ in range(2):  # the second is the one whose time is kept
+                    await asyncio.to_thread(held.begun)
+                    assert held.decoded == count and await health(server) == NOT_SERVING
+                    held.let()
+            await load
+            assert held.decoded == len(sizes) and await health(server) == SERVING
 
     in_time(life())
 
@@ -223,6 +271,7 @@ def test_models_tells_what_absent_fields_mean(server: Server, model: Model, size
     assert list(told.samplers) == list(SAMPLERS)
     assert (told.width, told.height, told.steps) == (default.width, default.height, default.steps)
     assert (told.guidance, told.sampler, told.max_tokens) == (default.guidance, default.sampler, 14)
+    assert told.weights_digest == model.digest == model.checkpoint.weights.digest() and len(model.digest) == 64
     limits = told.limits
     assert (limits.prompt_characters, limits.steps, limits.guidance, limits.images) == (4096, 150, 30, 8)
 

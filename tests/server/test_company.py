@@ -18,7 +18,7 @@ from engines.generate import generate
 from engines.model import load
 from latentd import AsyncClient, ServerError
 from latentd.v1 import images_pb2 as pb
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.samplers import SAMPLERS
 from tests.server.held import Held, wrapped
 from tests.serving import address, serving

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engines.backend import Ready
+from engines.preview import Preview as PreviewMap
 from server import pictures
 from server.delivery import Delivery
 from server.errors import Cancelled, PictureFailed
@@ -18,16 +19,24 @@ from server.job import Job, Picture
 from server.metrics import Metrics
 from tests.server.jobs import box_of, idle_job, wish
 
+
+class Fitted(PreviewMap):
+    """A map that is known."""
+
+    def __init__(self, matrix: np.ndarray | None) -> None:
+        self._matrix = matrix
+
+
 MATRIX = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0.5]], np.float32)  # two latent channels and 1 to three colours
 LATENTS = np.zeros((2, 4, 4), np.float32)
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 
 
 @contextlib.contextmanager
-def delivering(workers: int = 2) -> Iterator[tuple[Delivery, list[Job], Metrics]]:
+def delivering(workers: int = 2, matrix: np.ndarray | None = MATRIX) -> Iterator[tuple[Delivery, list[Job], Metrics]]:
     ended: list[Job] = []
     metrics = Metrics("m")
-    delivery = Delivery(workers, MATRIX, metrics, ended.append)
+    delivery = Delivery(workers, Fitted(matrix), metrics, ended.append)
     try:
         yield delivery, ended, metrics
     finally:
@@ -104,6 +113,14 @@ def test_an_older_preview_does_not_follow_a_newer_one(monkeypatch: pytest.Monkey
         delivery.preview(picture, 2, Ready(LATENTS + 2))
     assert box_of(job).events == [Preview(0, 2, b"jpeg")] and picture.previews_under_way == 0
     assert metrics.registry.get_sample_value("latentd_preview_first_seconds_count", {"model": "m"}) == 1
+
+
+def test_without_a_map_there_is_no_preview() -> None:
+    job = idle_job(wish())
+    picture = Picture(job, 0)
+    with delivering(matrix=None) as (delivery, _, _):
+        delivery.preview(picture, 1, Ready(LATENTS))
+    assert box_of(job).events == [] and picture.previews_under_way == 0
 
 
 def test_no_preview_follows_its_picture() -> None:

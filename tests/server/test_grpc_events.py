@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from PIL import Image as PILImage
 
+from engines.backend import BackendError
 from engines.model import Model
 from latentd import Client, ServerError
 from latentd.events import Done, Image, Preview, Queued, Started, Step
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 from server.app import Server
-from tests.server.held import Held, eventually
+from tests.server.held import PATIENCE, Held, eventually, raising
 from tests.server.jobs import alone, decoded
 from tests.serving import address, serving
 
@@ -59,6 +62,48 @@ def test_every_nth_step_has_a_preview_at_full_size(wired: Model, held: Held) -> 
         image = PILImage.open(io.BytesIO(event.jpeg))
         assert (image.format, image.size) == ("JPEG", (24, 24))
     assert len({event.jpeg for event in previews}) == 3
+
+
+def test_the_map_is_fitted_off_the_event_loop_and_before_the_request_is_queued(wired: Model, held: Held) -> None:
+    """Others are served meanwhile, and a request of few steps has its previews all the same."""
+    fitting, go_on = threading.Event(), threading.Event()
+
+    def gate() -> None:
+        fitting.set()
+        assert go_on.wait(PATIENCE)
+
+    held.before_moments = gate
+    with serving(wired) as server, Client(address(server)) as client, ThreadPoolExecutor(1) as pool:
+        events = client.stream("a red apple", steps=2, preview_every=1)
+        first = pool.submit(next, events)
+        assert fitting.wait(PATIENCE)
+        with Client(address(server)) as other:
+            assert len(other.generate("the cat", steps=1)) == 1, "asks for no preview, and waits for none"
+        assert not first.done() and server.service.device and not server.service.device._jobs
+        held.hold()
+        go_on.set()
+        assert isinstance(first.result(PATIENCE), Queued)
+        held.begun()
+        held.let()
+        assert any(isinstance(event, Preview) for event in events), "before the last step is taken"
+        held.release()
+        assert [type(event) for event in events][-2:] == [Image, Done]
+
+
+@pytest.mark.parametrize("error", [BackendError("the file has been written to"), RuntimeError("inner words")])
+def test_a_map_that_cannot_be_fitted_costs_previews_only(
+    error: Exception, wired: Model, held: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[None] = []
+    held.before_moments = lambda: (tries.append(None), raising(error)())
+    with serving(wired) as server, Client(address(server)) as client:
+        events = list(client.stream("a red apple", steps=4, preview_every=1))
+        assert [type(event) for event in events][-2:] == [Image, Done] and len(tries) == 1, "not tried at every step"
+        assert not any(isinstance(event, Preview) for event in events)
+        held.before_moments = lambda: None
+        assert any(isinstance(event, Preview) for event in client.stream("a red apple", steps=4, preview_every=1))
+    (told,) = (record for record in caplog.records if record.getMessage().startswith("previews cannot be made"))
+    assert bool(told.exc_info) != isinstance(error, BackendError), "a sentence, or a traceback"
 
 
 def test_the_last_step_has_no_preview(server: Server) -> None:

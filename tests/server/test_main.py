@@ -16,9 +16,9 @@ from typing import IO
 import grpc
 import pytest
 
-from engines.artifact import Artifact
 from latentd import Client, ServerError
 from latentd.events import Done, Image, Queued, Started
+from pipeline.checkpoint.opened import Checkpoint
 from server.app import Server
 from tests.server.held import PATIENCE
 
@@ -121,16 +121,16 @@ def process(*arguments: str | Path, environment: dict[str, str] | None = None) -
 
 
 @contextlib.contextmanager
-def held_server(artifact: Artifact, tmp_path: Path, *arguments: str) -> Iterator[Process]:
+def held_server(checkpoint: Checkpoint, tmp_path: Path, *arguments: str) -> Iterator[Process]:
     """`tmp_path / "gate"` holds its steps while it exists; with `tmp_path / "fault"` they fail."""
     gate, fault = tmp_path / "gate", tmp_path / "fault"
-    with process("-c", HELD, gate, fault, "--model", artifact.folder, *FREE, *arguments) as started:
+    with process("-c", HELD, gate, fault, "--model", checkpoint.path, *FREE, *arguments) as started:
         yield started
 
 
-def test_sigterm_lets_the_running_request_end(artifact: Artifact, tmp_path: Path) -> None:
+def test_sigterm_lets_the_running_request_end(checkpoint: Checkpoint, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    with held_server(artifact, tmp_path) as started, Client(started.address()) as client:
+    with held_server(checkpoint, tmp_path) as started, Client(started.address()) as client:
         gate.touch()
         events = client.stream("a red apple", steps=3, images=2)
         assert isinstance(next(events), Queued) and isinstance(next(events), Started)
@@ -144,9 +144,9 @@ def test_sigterm_lets_the_running_request_end(artifact: Artifact, tmp_path: Path
     assert len(started.out) == 1, "the addresses, for who starts it from a script"
 
 
-def test_after_the_grace_the_request_is_cancelled(artifact: Artifact, tmp_path: Path) -> None:
+def test_after_the_grace_the_request_is_cancelled(checkpoint: Checkpoint, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    with held_server(artifact, tmp_path, "--grace", "0.05") as started, Client(started.address()) as client:
+    with held_server(checkpoint, tmp_path, "--grace", "0.05") as started, Client(started.address()) as client:
         gate.touch()
         events = client.stream("a red apple", steps=3)
         assert isinstance(next(events), Queued) and isinstance(next(events), Started)
@@ -160,8 +160,8 @@ def test_after_the_grace_the_request_is_cancelled(artifact: Artifact, tmp_path: 
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_means_now(number: int, status: int, artifact: Artifact, tmp_path: Path) -> None:
-    with held_server(artifact, tmp_path) as started, Client(started.address()) as client:
+def test_a_second_signal_means_now(number: int, status: int, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with held_server(checkpoint, tmp_path) as started, Client(started.address()) as client:
         (tmp_path / "gate").touch()
         events = client.stream("a red apple", steps=3)
         assert isinstance(next(events), Queued) and isinstance(next(events), Started)
@@ -174,8 +174,8 @@ def test_a_second_signal_means_now(number: int, status: int, artifact: Artifact,
     assert started.err[-1] == {143: "terminated", 130: "interrupted"}[status]
 
 
-def test_a_failed_device_ends_the_process(artifact: Artifact, tmp_path: Path) -> None:
-    with held_server(artifact, tmp_path) as started, Client(started.address()) as client:
+def test_a_failed_device_ends_the_process(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with held_server(checkpoint, tmp_path) as started, Client(started.address()) as client:
         (tmp_path / "fault").touch()
         with pytest.raises(ServerError, match="the device failed: lost") as failed:
             client.generate("a red apple")
@@ -198,9 +198,9 @@ def load_slow(settings):
     def denoiser(width, height, rows, chunks=1):
         if chunks > 1:
             print("making", flush=True)
+            _, h, w = model.spec.latent_shape(width, height)
             while gate.exists():
-                builder = model.backend._builder
-                builder.compiled(builder.unet(width, height, chunks), 2)
+                model.backend._compiled("unet", model.backend._unet_shapes(h, w, chunks * model.spec.text.tokens))
         return make(width, height, rows, chunks)
     model.backend.denoiser = denoiser
     return model
@@ -211,12 +211,12 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize("drained", [True, False])
-def test_sigterm_while_a_lane_is_made(drained: bool, artifact: Artifact, tmp_path: Path) -> None:
+def test_sigterm_while_a_lane_is_made(drained: bool, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Who waits for it has the grace too. Then the process ends well whatever the compiler does: an interpreter that
     ends while OpenVINO compiles in a thread of it aborts every other time."""
     gate = tmp_path / "gate"
     gate.touch()
-    arguments = ("-c", COMPILING, gate, "--model", artifact.folder, *FREE, "--grace", "30" if drained else "0.05")
+    arguments = ("-c", COMPILING, gate, "--model", checkpoint.path, *FREE, "--grace", "30" if drained else "0.05")
     with process(*arguments) as started, Client(started.address()) as client:
         events = client.stream("red apple " * 12, steps=1, long_prompt=True)
         assert isinstance(next(events), Queued)
@@ -235,8 +235,8 @@ def test_sigterm_while_a_lane_is_made(drained: bool, artifact: Artifact, tmp_pat
     assert started.err[-1].endswith("stopped") and "Traceback" not in "\n".join(started.err)
 
 
-def test_a_stuck_device_ends_the_process(artifact: Artifact, tmp_path: Path) -> None:
-    with held_server(artifact, tmp_path, "--watchdog", "1") as started, Client(started.address()) as client:
+def test_a_stuck_device_ends_the_process(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with held_server(checkpoint, tmp_path, "--watchdog", "1") as started, Client(started.address()) as client:
         (tmp_path / "gate").touch()
         with pytest.raises(ServerError, match="the device is stuck: nothing for") as failed:
             client.generate("a red apple")
@@ -260,8 +260,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_it_loads(number: int, status: int, artifact: Artifact) -> None:
-    with process("-c", SLOW_LOAD, "--model", artifact.folder, *FREE) as started:
+def test_a_signal_while_it_loads(number: int, status: int, checkpoint: Checkpoint) -> None:
+    with process("-c", SLOW_LOAD, "--model", checkpoint.path, *FREE) as started:
         started.says("^loading$")
         started.popen.send_signal(number)
         assert started.end() == status
@@ -298,9 +298,9 @@ def ends_with(*arguments: str | Path, environment: dict[str, str] | None = None)
 
 
 @pytest.mark.parametrize("door", ["grpc", "metrics"])
-def test_a_port_in_use_is_one_sentence(door: str, server: Server, artifact: Artifact) -> None:
+def test_a_port_in_use_is_one_sentence(door: str, server: Server, checkpoint: Checkpoint) -> None:
     port = {"grpc": server.grpc_port, "metrics": server.metrics_port}[door]
-    status, told = ends_with("-m", "server", "--model", artifact.folder, *FREE, f"--{door}-port", str(port))
+    status, told = ends_with("-m", "server", "--model", checkpoint.path, *FREE, f"--{door}-port", str(port))
     assert status == 1
     assert told == [
         f"latentd: {door} port 127.0.0.1:{port} cannot be opened: Address already in use; is another latentd running? "
@@ -323,9 +323,7 @@ def test_a_misspelt_variable_is_a_warning(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     status, told = ends_with("-m", "server", "--model", tmp_path / "nothing", *FREE)
-    assert (
-        status == 1 and len(told) == 1 and told[0].startswith(f"latentd: model {tmp_path / 'nothing'} is not a folder")
-    )
+    assert status == 1 and len(told) == 1 and told[0].startswith(f"latentd: model {tmp_path / 'nothing'} is not there")
 
 
 WITHOUT = """
@@ -347,8 +345,8 @@ sys.exit(main(sys.argv[1:]))
         ),
     ],
 )
-def test_a_missing_extra_is_named(missing: str, told: str, artifact: Artifact) -> None:
-    assert ends_with("-c", WITHOUT, missing, "--model", artifact.folder, *FREE) == (1, [told])
+def test_a_missing_extra_is_named(missing: str, told: str, checkpoint: Checkpoint) -> None:
+    assert ends_with("-c", WITHOUT, missing, "--model", checkpoint.path, *FREE) == (1, [told])
 
 
 NO_TORCH = """
@@ -372,8 +370,8 @@ asyncio.run(main())
 """
 
 
-def test_a_cpu_server_imports_no_torch(artifact: Artifact) -> None:
-    with process("-c", NO_TORCH, "--model", artifact.folder, *FREE) as started:
+def test_a_cpu_server_imports_no_torch(checkpoint: Checkpoint) -> None:
+    with process("-c", NO_TORCH, "--model", checkpoint.path, *FREE) as started:
         assert started.end() == 0, started.err
     assert started.out == ["24 []"]
 
@@ -408,12 +406,12 @@ sys.exit(main(sys.argv[2:]))
         ("DeviceError", "latentd: cuda failed: an illegal memory access was encountered"),
     ],
 )
-def test_a_device_that_fails_while_it_loads_is_one_sentence(error: str, told: str, artifact: Artifact) -> None:
-    with process("-c", LOST, error, "--model", artifact.folder, *FREE) as started:
+def test_a_device_that_fails_while_it_loads_is_one_sentence(error: str, told: str, checkpoint: Checkpoint) -> None:
+    with process("-c", LOST, error, "--model", checkpoint.path, *FREE) as started:
         assert (started.end(), started.err) == (1, [told])
     assert started.out == (["freed"] if error == "OutOfMemory" else []), "a failed device's memory is left alone"
 
 
-def test_a_gpu_that_is_not_here_is_told_before_an_export(tmp_path: Path) -> None:
+def test_a_gpu_that_is_not_here_is_told_before_the_model_is_read(tmp_path: Path) -> None:
     status, told = ends_with("-m", "server", "--model", tmp_path / "nothing", "--device", "cuda", *FREE)
     assert status == 1 and len(told) == 1 and told[0].startswith("latentd: device cuda: "), told

@@ -11,31 +11,31 @@ from pathlib import Path
 
 import pytest
 
-from engines.artifact import Artifact
 from latentd import Client
+from pipeline.checkpoint.opened import Checkpoint
 from tests.server.test_main import FREE, ROOT, SLOW_LOAD, process
 
 
 @pytest.mark.parametrize("start", [("-m", "server"), ("-m", "latentd", "serve")])
-def test_both_names_of_the_server_are_one_command(start: tuple[str, ...], artifact: Artifact) -> None:
-    with process(*start, artifact.folder, "--steps", "3") as started:
+def test_both_names_of_the_server_are_one_command(start: tuple[str, ...], checkpoint: Checkpoint) -> None:
+    with process(*start, checkpoint.path, "--steps", "3") as started:
         assert started.end() == 2
     assert started.err == [
         f"python {' '.join(start)}: there is no flag --steps; did you mean --max-steps? (see --help)"
     ]
     environment = {"LATENTD_MODEL": "nowhere", "LATENTD_SEATS": "3"}
-    with process(*start, artifact.folder, *FREE, environment=environment) as started:
+    with process(*start, checkpoint.path, *FREE, environment=environment) as started:
         with Client(started.address()) as client:
             (model,) = client.models()
-            assert (model.id, model.seats) == (artifact.folder.name, 3)
+            assert (model.id, model.seats) == (checkpoint.path.name, 3)
         started.popen.send_signal(signal.SIGTERM)
         assert started.end() == 0
     assert started.err[-1].endswith("stopped")
 
 
-def test_ctrl_c_of_latentd_serve_while_it_loads(artifact: Artifact) -> None:
+def test_ctrl_c_of_latentd_serve_while_it_loads(checkpoint: Checkpoint) -> None:
     code = SLOW_LOAD.replace("from server.__main__ import main", "from latentd.__main__ import main")
-    with process("-c", code, "serve", artifact.folder, *FREE) as started:
+    with process("-c", code, "serve", checkpoint.path, *FREE) as started:
         started.says("^loading$")
         started.popen.send_signal(signal.SIGINT)
         assert started.end() == 130

@@ -13,7 +13,7 @@ from engines.backend import F32, DeviceError, Pending, Pixels
 from engines.cuda import CudaBackend
 from engines.cuda_kernels import plain_kernels
 from engines.model import Model
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.tokenizer import ClipTokenizer
 from server.events import Done, Preview
 from tests.server.held import PATIENCE, Held, eventually, wrapped
@@ -125,6 +125,7 @@ def test_the_cuda_stepper_serves_the_same_bits_in_any_company(cuda: Model) -> No
     pictures = []
     for seats in (1, 3):
         with running(cuda, seats=seats) as at_work:
+            at_work.device.preview.matrix()
             jobs = [at_work.submit(**fields, preview_every=1) for fields in asked]
             for job in jobs:
                 assert isinstance(box_of(job).end(), Done)

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import read_object
+from pipeline.checkpoint.settings import check_settings
+from pipeline.config import Config
 from pipeline.errors import CheckpointError
 from pipeline.files import regular_size
 from pipeline.source import Folder
 
 PREDICTIONS = ("epsilon", "v_prediction")
 _SUFFIX = ".safetensors"
-_LARGEST = 1 << 20  # bytes of the settings beside it
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
@@ -46,15 +46,15 @@ def settings_path(model: Path) -> Path:
 
 
 def own_settings(model: Path) -> dict[str, Any]:
-    """What that file holds: the keys of a latentd.json, and `prediction`; empty where there is none.
+    """What that file holds: the keys of a latentd.json; empty where there is none.
 
     Errors: CheckpointError naming the file.
     """
     path = settings_path(model)
     if not os.path.lexists(path):
         return {}
-    values = read_object(Folder(path.parent), path.name, _LARGEST)
-    told = values.get("prediction")
-    if told is not None and told not in PREDICTIONS:
-        raise CheckpointError(f"{path}: prediction is {told!r}; it must be one of {', '.join(PREDICTIONS)}")
-    return values
+    config = Config(Folder(path.parent), path.name)
+    check_settings(config)
+    config.one_of("prediction", PREDICTIONS, PREDICTIONS[0])
+    config.flag("rescale_betas_zero_snr", False)
+    return {key: config.get(key) for key in config}

@@ -2,7 +2,8 @@
 
 What no shape tells, and every published model of the family has: 32 groups; in SD 1 eight heads at every level, in
 SD 2 heads of 64 channels; heads of 64 in both text encoders; the VAE's scale; the schedule. The schedule has no
-`timestep_spacing`, as the published folders have none, so that each sampler keeps its own.
+`timestep_spacing`, as the published folders have none, so that each sampler keeps its own, unless the file says that
+it was trained to zero terminal SNR.
 """
 
 from __future__ import annotations
@@ -11,35 +12,44 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import clip_vocabulary
-from pipeline.checkpoint.single_file.kinds import SD1, Family
+from pipeline.checkpoint.single_file.kinds import SD1, SD2, Family
 from pipeline.checkpoint.single_file.layout import TextLayout, UnetLayout, VaeLayout
+from pipeline.checkpoint.single_file.marks import Trained
 from pipeline.errors import CheckpointError
 
 Config = dict[str, Any]
 
+# A single file names none: dpmpp_2m, as everywhere that none is named. A UNet that takes its guidance was distilled.
+_SCHEDULER, _DISTILLED = "DPMSolverMultistepScheduler", "LCMScheduler"
 _GROUPS, _HEADS, _HEAD_WIDTH = 32, 8, 64
 
 
 def configs(
-    path: Path, family: Family, unet: UnetLayout, vae: VaeLayout, text: TextLayout, prediction: str
+    path: Path, family: Family, unet: UnetLayout, vae: VaeLayout, text: TextLayout, said: Trained
 ) -> dict[str, Config]:
     """Each config by its name in the folder. Errors: CheckpointError for widths that the family's rules do not fit."""
     factor = 2 ** (len(vae.channels) - 1)
     # What the published models were trained at: SD 2 in its velocity form at 768, every other at 512.
-    side = 512 if family is SD1 or prediction == "epsilon" else 768
+    side = 512 if family is SD1 or said.prediction == "epsilon" else 768
     if text.vocab_size != clip_vocabulary.SIZE:
         raise CheckpointError(
             f"{path}: its text encoder knows {text.vocab_size} tokens, and CLIP's vocabulary has {clip_vocabulary.SIZE}"
         )
+    if unet.linear != (family is SD2):
+        raise CheckpointError(
+            f"{path}: its text encoder is that of {family.name}, its UNet's projections are "
+            f"{'linear' if unet.linear else 'convolutions'}, which that family's are not; so its heads are unknown"
+        )
     _check_widths(path, "UNet's channels", unet.channels, _GROUPS if family is SD1 else _HEAD_WIDTH)
     _check_widths(path, "VAE's channels", vae.channels, _GROUPS)
     _check_widths(path, "text encoder's width", (text.width,), _HEAD_WIDTH)
+    scheduler = _DISTILLED if unet.guidance_width else _SCHEDULER
     return {
         "text_encoder/config.json": _text(family, text),
         "unet/config.json": _unet(family, unet, side // factor),
         "vae/config.json": _vae(vae, side),
-        "scheduler/scheduler_config.json": _schedule(prediction),
-        "model_index.json": _index(),
+        "scheduler/scheduler_config.json": _schedule(said, scheduler),
+        "model_index.json": _index(scheduler),
     }
 
 
@@ -78,6 +88,7 @@ def _unet(family: Family, unet: UnetLayout, sample_size: int) -> Config:
         "freq_shift": 0,
         "in_channels": unet.in_channels,
         "layers_per_block": _one(unet.layers),
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if unet.middle else None,
         "norm_eps": 1e-5,
         "norm_num_groups": _GROUPS,
         "out_channels": unet.out_channels,
@@ -112,26 +123,28 @@ def _vae(vae: VaeLayout, side: int) -> Config:
     }
 
 
-def _schedule(prediction: str) -> Config:
+def _schedule(said: Trained, scheduler: str) -> Config:
     return {
-        "_class_name": "DDIMScheduler",
+        "_class_name": scheduler,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "beta_start": 0.00085,
         "clip_sample": False,
         "num_train_timesteps": 1000,
-        "prediction_type": prediction,
+        "prediction_type": said.prediction,
         "set_alpha_to_one": False,
         "steps_offset": 1,
+        # Lin et al. 2023, 3.3: whoever trains the last timestep without signal has to start at it.
+        **({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if said.zero_snr else {}),
     }
 
 
-def _index() -> Config:
+def _index(scheduler: str) -> Config:
     absent = ("feature_extractor", "image_encoder", "safety_checker")
     return {
         "_class_name": "StableDiffusionPipeline",
         "requires_safety_checker": False,
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],

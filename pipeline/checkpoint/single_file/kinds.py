@@ -11,6 +11,8 @@ from pipeline.checkpoint.header import StoredTensor
 from pipeline.errors import CheckpointError
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CONTEXT = "transformer_blocks.0.attn2.to_k.weight"  # [channels, width of the text encoder], after its block's name
+_WORDS = "token_embedding.weight"  # [tokens, width], in every text encoder
 _INPUT = f"{UNET}input_blocks.0.0.weight"  # [channels, channels in, 3, 3]
 
 
@@ -71,7 +73,26 @@ def recognise(path: Path, tensors: dict[str, StoredTensor]) -> tuple[Family, str
         raise _refusal(path, _first(_ALONE, tensors) or _unknown(tensors))
     if missing:
         raise _refusal(path, f"a checkpoint without its {missing[0]}")
-    return _TEXTS[texts[0]], texts[0]
+    return _fitting(path, tensors, texts)
+
+
+def _fitting(path: Path, tensors: dict[str, StoredTensor], texts: list[str]) -> tuple[Family, str]:
+    """The one text encoder that the UNet was trained with: its width is that of the UNet's context."""
+    wanted = _width(tensors, UNET, CONTEXT)
+    widths = {prefix: _width(tensors, prefix, _WORDS) for prefix in texts}
+    fitting = [prefix for prefix in texts if wanted == widths[prefix] is not None] if len(texts) > 1 else texts
+    if not fitting or (wanted and (widths[fitting[0]] or wanted) != wanted):
+        told = ", ".join(f"{prefix}* is {width}" for prefix, width in widths.items())
+        raise CheckpointError(f"{path}: its UNet takes a context {wanted} wide, but of its text encoders {told} wide")
+    if len(fitting) > 1:
+        raise CheckpointError(f"{path} has {len(fitting)} text encoders that fit its UNet: {', '.join(fitting)}")
+    return _TEXTS[fitting[0]], fitting[0]
+
+
+def _width(tensors: dict[str, StoredTensor], prefix: str, ending: str) -> int | None:
+    """The last side of the first matrix below a prefix whose name ends so."""
+    found = (t.shape for name, t in tensors.items() if name.startswith(prefix) and name.endswith(ending))
+    return next((shape[1] for shape in found if len(shape) == 2), None)
 
 
 def _has(prefix: str, tensors: Iterable[str]) -> bool:

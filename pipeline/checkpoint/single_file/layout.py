@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint.header import StoredTensor
-from pipeline.checkpoint.single_file.kinds import Family
+from pipeline.checkpoint.single_file.kinds import CONTEXT, Family
 from pipeline.errors import CheckpointError
 
 _DEPTH = 24  # layers of OpenCLIP ViT-H, SD 2's text encoder; the pictures were trained on the last but one
@@ -66,6 +66,7 @@ class UnetLayout:
     context_width: int
     linear: bool
     guidance_width: int | None  # of LCM's guidance embedding
+    middle: bool = True
 
     def places(self) -> Iterator[Place]:
         """The numbers that the mapping table's rows of the UNet have in this one."""
@@ -130,7 +131,8 @@ def unet_layout(shapes: Shapes) -> UnetLayout:
     if len(outs) != sum(layers) + len(layers):
         raise shapes.refusal(f"has {sum(layers)} layers on the way down and {len(outs)} on the way up")
     up = [[outs.pop(0) for _ in range(count + 1)] for count in reversed(layers)]
-    mid = shapes.count("middle_block.1.transformer_blocks")
+    middle = shapes.has("middle_block")
+    mid = shapes.count("middle_block.1.transformer_blocks") if middle else max(1, depth[-1])
     if not mid or any(set(found) - {0} not in (set(), {want}) for found, want in zip(up, depth[::-1], strict=True)):
         raise shapes.refusal("has transformers of another depth on the way up than on the way down, or none within")
     if depth[-1] not in (0, mid):
@@ -138,7 +140,10 @@ def unet_layout(shapes: Shapes) -> UnetLayout:
     if any(len(set(found)) != 1 for found in up):
         raise shapes.refusal("attends in some layers of a level and not in others")
     out_channels, in_channels = shapes.of("out.2.weight", 4)[0], shapes.of("input_blocks.0.0.weight", 4)[1]
-    proj_in = shapes.tensors.get("middle_block.1.proj_in.weight")
+    attends = [name for name in shapes.tensors if name.endswith(CONTEXT)]
+    if not attends:
+        raise shapes.refusal("has no transformers")
+    proj_in = shapes.tensors.get(attends[0].removesuffix(CONTEXT) + "proj_in.weight")
     guided = shapes.has("time_embed.cond_proj")
     return UnetLayout(
         in_channels=in_channels,
@@ -148,9 +153,10 @@ def unet_layout(shapes: Shapes) -> UnetLayout:
         attends_down=tuple(n > 0 for n in depth),
         attends_up=tuple(found[0] > 0 for found in up),
         depth=(*(max(1, n) for n in depth[:-1]), mid),
-        context_width=shapes.of("middle_block.1.transformer_blocks.0.attn2.to_k.weight", 2)[1],
+        context_width=shapes.of(attends[0], 2)[1],
         linear=proj_in is not None and len(proj_in.shape) == 2,
         guidance_width=shapes.of("time_embed.cond_proj.weight", 2)[1] if guided else None,
+        middle=middle,
     )
 
 
@@ -184,6 +190,8 @@ def text_layout(shapes: Shapes, family: Family) -> TextLayout:
         layers = found - 1 if found == _DEPTH or whole else found
     else:
         root = "text_model." if shapes.has("text_model") else ""
+        if twice := sorted(name for name in shapes.tensors if root and root + name in shapes.tensors):
+            raise shapes.refusal(f"is there twice, below {root}* and without: {', '.join(twice[:3])}")
         table, positions = (f"{root}embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
         first, layers = f"{root}encoder.layers.0.mlp.fc1.weight", shapes.count(f"{root}encoder.layers")
     if layers < 1:

@@ -17,14 +17,13 @@ from pipeline.checkpoint.header import BYTES, StoredTensor, read_header
 from pipeline.checkpoint.single_file import check_single_file, own_settings, settings_path
 from pipeline.checkpoint.single_file.configs import configs
 from pipeline.checkpoint.single_file.keys import is_weight, names, renamed
-from pipeline.checkpoint.single_file.kinds import SD1, UNET, VAE, Family, recognise
+from pipeline.checkpoint.single_file.kinds import UNET, VAE, recognise
 from pipeline.checkpoint.single_file.layout import Place, Shapes, text_layout, unet_layout, vae_layout
+from pipeline.checkpoint.single_file.marks import MARKERS, trained
 from pipeline.checkpoint.weights import Weights
 from pipeline.clip_vocabulary import tokenizer_files
 from pipeline.errors import CheckpointError
 from pipeline.source import InMemory
-
-_MODELSPEC = "modelspec.prediction_type"  # in a file's metadata: "epsilon" or "v" (Stability AI's ModelSpec 1.0)
 
 log = logging.getLogger("latentd.checkpoint")
 
@@ -40,12 +39,19 @@ def read_single_file(path: Path, prediction: str = "auto") -> tuple[InMemory, We
     tensors, metadata = read_header(path)
     family, text_prefix = recognise(path, tensors)
     settings = own_settings(path)
-    beside = settings.pop("prediction", None)
-    chosen = beside if prediction == "auto" else prediction
-    prediction = chosen or _prediction(path, family, tensors, metadata)
+    beside, zero_snr = settings.pop("prediction", None), settings.pop("rescale_betas_zero_snr", None)
+    said = trained(
+        path,
+        family,
+        tensors,
+        metadata,
+        prediction=beside if prediction == "auto" else prediction,
+        zero_snr=zero_snr,
+        settings=settings_path(path).name,
+    )
     unet, vae, text = (Shapes(path, tensors, prefix) for prefix in (UNET, VAE, text_prefix))
     unet_is, vae_is, text_is = unet_layout(unet), vae_layout(vae), text_layout(text, family)
-    files = configs(path, family, unet_is, vae_is, text_is, prediction)
+    files = configs(path, family, unet_is, vae_is, text_is, said)
     if settings:
         files["latentd.json"] = settings
     parts = {
@@ -53,28 +59,16 @@ def read_single_file(path: Path, prediction: str = "auto") -> tuple[InMemory, We
         "unet": _pieces(unet, "unet", unet_is.places()),
         "vae": _pieces(vae, "vae", vae_is.places()),
     }
-    log.info("%s: %s, prediction %s", path.name, family.name, prediction)
-    if others := Counter(name.split(".")[0] for name in tensors if not name.startswith((UNET, VAE, text_prefix))):
+    zero = ", zero terminal SNR" * said.zero_snr
+    log.info("%s: %s, prediction %s%s", path.name, family.name, said.prediction, zero)
+    known = UNET, VAE, text_prefix, *MARKERS
+    if others := Counter(name.split(".")[0] for name in tensors if not name.startswith(known)):
         listed = ", ".join(f"{name} ({n})" for name, n in others.most_common(8))
         log.info("%s: left out, no weights of the model: %s", path.name, listed)
     words = tokenizer_files(pad=family.pad, tokens=text_is.tokens)
     small = {f"tokenizer/{name}": data for name, data in words.items()}
     small |= {name: json.dumps(values).encode() for name, values in files.items()}
     return InMemory(path, small), Weights(parts, dict.fromkeys(parts, path))
-
-
-def _prediction(path: Path, family: Family, tensors: dict[str, StoredTensor], metadata: dict[str, str]) -> str:
-    if "v_pred" in tensors:  # an empty tensor with which some trainers mark their files
-        return "v_prediction"
-    if marked := {"epsilon": "epsilon", "v": "v_prediction"}.get(metadata.get(_MODELSPEC, "")):
-        return marked
-    if family is SD1:
-        return "epsilon"
-    raise CheckpointError(
-        f"{path} is a {family.name} model and does not tell what it predicts: give --prediction epsilon (SD 2-base, "
-        f"SD 2.1-base, SD-Turbo) or --prediction v_prediction (SD 2 and SD 2.1, the ones of 768x768); with make "
-        f'PREDICTION=..., or for good as {{"prediction": "..."}} in {settings_path(path).name} beside it'
-    )
 
 
 def _pieces(shapes: Shapes, network: str, layout: Iterable[Place], unused: str = "\0") -> dict[str, StoredTensor]:

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.__main__ import main
-from export.single_file.convert import convert
+from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import CheckpointError
-from pipeline.spec import read_spec
 from tests.export.original import Weights, make_folder, write_original
+from tests.pipeline.checkpoint.layouts import state
 
 UNET = "model.diffusion_model."
 
@@ -29,17 +29,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def refusal(file: Path, out: Path, prediction: str = "auto") -> str:
+def refusal(file: Path, prediction: str = "auto") -> str:
+    before = state(file.parent)
     with pytest.raises(CheckpointError) as caught:
-        convert(file, out, prediction, lambda line: None)
+        open_checkpoint(file, prediction)
     message = str(caught.value)
     assert str(file) in message and len(message) < 600 and "\n" not in message
-    assert not (out / "model_index.json").exists()
+    assert state(file.parent) == before
     return message
 
 
-def test_sd2_asks_for_its_prediction(files: dict[str, Path], tmp_path: Path) -> None:
-    message = refusal(files["sd2"], tmp_path / "out")
+def test_sd2_asks_for_its_prediction(files: dict[str, Path]) -> None:
+    message = refusal(files["sd2"])
     for words in ("--prediction epsilon (SD 2-base, SD 2.1-base", "--prediction v_prediction (SD 2 and SD 2.1",
                   "PREDICTION=", '{"prediction": "..."} in sd2.latentd.json'):  # fmt: skip
         assert words in message
@@ -73,33 +74,39 @@ def test_who_tells_the_prediction(
     save_file(load_file(files[kind]), file, metadata={"modelspec.prediction_type": metadata} if metadata else None)
     if beside:
         (tmp_path / "my.model.latentd.json").write_text(json.dumps({"prediction": beside, "steps": 9}))
-    spec = read_spec(convert(file, tmp_path / "out", flag, lambda line: None))
+    checkpoint = open_checkpoint(file, flag)
+    spec = checkpoint.spec
     assert spec.schedule.prediction == wanted
     assert (spec.defaults.width, spec.defaults.steps) == (side, 9 if beside else 25)
-    assert (tmp_path / "out/latentd.json").exists() == bool(beside)
+    assert checkpoint.source.holds("latentd.json") == bool(beside)
 
 
 def test_what_a_tensor_tells(files: dict[str, Path], tmp_path: Path) -> None:
     """Some trainers mark v prediction with an empty tensor; LCM's guidance embedding goes into the config."""
     more = {"v_pred": torch.zeros(0), f"{UNET}time_embed.cond_proj.weight": torch.zeros(64, 32)}
     save_file({**load_file(files["sd2"]), **more}, file := tmp_path / "m.safetensors")
-    out = convert(file, tmp_path / "out", say=lambda line: None)
-    assert json.loads((out / "scheduler/scheduler_config.json").read_bytes())["prediction_type"] == "v_prediction"
-    assert json.loads((out / "unet/config.json").read_bytes())["time_cond_proj_dim"] == 32
-    weights = load_file(out / "unet/diffusion_pytorch_model.safetensors")
-    assert weights["time_embedding.cond_proj.weight"].shape == (64, 32)
+    checkpoint = open_checkpoint(file)
+    assert checkpoint.spec.schedule.prediction == "v_prediction" and checkpoint.spec.unet.guidance_width == 32
+    assert checkpoint.weights.tensors("unet")["time_embedding.cond_proj.weight"].shape == (64, 32)
+    assert checkpoint.small_files().keys() >= {"model_index.json", "unet/config.json", "tokenizer/vocab.json"}
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("[1]", "JSON object"), ("{", "JSON"), ('{"prediction": "v"}', "prediction is 'v'; it must be one of epsilon")],
+    [
+        ("[1]", "JSON object"),
+        ("{", "JSON"),
+        ('{"prediction": "v"}', 'prediction is "v"; latentd does epsilon, v_prediction'),
+        ('{"rescale_betas_zero_snr": 1}', "rescale_betas_zero_snr is 1; it must be true or false"),
+        ('{"predicton": "epsilon"}', 'predicton is "epsilon"; did you mean prediction?'),
+    ],
 )
 def test_bad_settings_beside_the_file(files: dict[str, Path], tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "m.safetensors"
     file.hardlink_to(files["sd1"])
     (tmp_path / "m.latentd.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"m\.latentd\.json") as caught:
-        convert(file, tmp_path / "out", say=lambda line: None)
+        open_checkpoint(file)
     assert words in str(caught.value)
 
 
@@ -141,7 +148,7 @@ LOOKS = {
 def test_other_models_are_named(files: dict[str, Path], tmp_path: Path, what: str) -> None:
     file = tmp_path / "other.safetensors"
     save_file({k: t.clone() for k, t in LOOKS[what](load_file(files["sd1"])).items()}, file)
-    message = refusal(file, tmp_path / "out")
+    message = refusal(file)
     assert f"{file} looks like {what.strip()}" in message
     assert message.endswith("latentd reads single files of Stable Diffusion 1.x and 2.x text-to-image models")
 
@@ -167,7 +174,7 @@ def test_a_file_that_is_nearly_one(
         weights[name] = tensor
     file = tmp_path / "m.safetensors"
     save_file(weights, file)
-    assert words in refusal(file, tmp_path / "out")
+    assert words in refusal(file)
 
 
 def header(text: bytes, data: bytes = b"", size: int | None = None) -> bytes:
@@ -202,25 +209,25 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 def test_malformed_files(tmp_path: Path, content: bytes, words: str) -> None:
     file = tmp_path / "m.safetensors"
     file.write_bytes(content)
-    assert words in refusal(file, tmp_path / "out")
+    assert words in refusal(file)
 
 
 def test_a_file_cut_short(files: dict[str, Path], tmp_path: Path) -> None:
     file = tmp_path / "m.safetensors"
     whole = files["sd1"].read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    assert f"it has {len(whole) // 2} bytes, and its header speaks of {len(whole)}" in refusal(file, tmp_path / "out")
+    assert f"it has {len(whole) // 2} bytes, and its header speaks of {len(whole)}" in refusal(file)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["sd1"], "is a single file, so say where its checkpoint folder goes: --out DIR, or make onnx MODEL="),
+        (["sd1"], "goes: --out DIR, or make onnx MODEL="),
         (["old.ckpt", "--out", "out"], "old.ckpt is a pickle by its name"),
         (["old.pt", "--out", "out"], "old.pt is a pickle by its name"),
         (["nowhere.safetensors", "--out", "out"], "nowhere.safetensors does not exist"),
         (["sd2", "--out", "out"], "does not tell what it predicts"),
-        ([".", "--prediction", "epsilon"], "prediction epsilon is for single files"),
+        ([".", "--out", "out", "--prediction", "epsilon"], "prediction epsilon is for single files"),
     ],
 )
 def test_the_command(

@@ -1,8 +1,8 @@
 """Checkpoints damaged at random: every one is read, or refused in one sentence, soon and in little memory.
 
-    python -m tests.export.mutations [--times 20000] [--seed 0]
+    python -m tests.pipeline.checkpoint.mutations [--times 20000] [--seed 0]
 
-tests/export/test_mutations.py runs a few hundred of the same. What is found here becomes a test of its own.
+test_mutations.py runs a few hundred of the same. What is found here becomes a test of its own.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from export.artifact import inspect
+from model.weights import check_weights
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.errors import LatentdError
 from pipeline.samplers import table
+from pipeline.tokenizer import ClipTokenizer
 from tests.checkpoints import make_checkpoint
 
 SECONDS = 5.0  # of the processor, a case; 0.02 is usual
@@ -101,6 +103,15 @@ def mutation(name: str) -> Callable[[bytes, random.Random], bytes]:
     )
 
 
+def read(model: Path) -> tuple[Checkpoint, ClipTokenizer]:
+    """Read all that a server reads of a checkpoint before it compiles anything. Errors: LatentdError."""
+    opened = open_checkpoint(model)
+    tokenizer = ClipTokenizer(opened.source, opened.spec.text)
+    check_weights(opened.spec, opened.weights)
+    opened.weights.digest()
+    return opened, tokenizer
+
+
 def try_one(checkpoint: Path, name: str, whole: bytes, dice: random.Random) -> str:
     """Damages one file, reads all, restores it. The refusal, or "" where there was none. Raises what is a bug."""
     change = mutate_bytes if dice.randrange(5) == 0 else mutation(name)
@@ -109,10 +120,10 @@ def try_one(checkpoint: Path, name: str, whole: bytes, dice: random.Random) -> s
     begin, message = time.process_time(), ""
     try:
         path.write_bytes(damaged)
-        told = inspect(checkpoint)
-        default = told.spec.defaults
-        table(told.spec.schedule, default.sampler, default.steps)
-        told.tokenizer.encode("a photo of a red apple")
+        opened, tokenizer = read(checkpoint)
+        default = opened.spec.defaults
+        table(opened.spec.schedule, default.sampler, default.steps)
+        tokenizer.encode("a photo of a red apple")
     except LatentdError as error:
         message = str(error)
         assert message.isprintable() and len(message) <= 1200, message
@@ -127,7 +138,7 @@ def run(folder: Path, times: int, seed: int, say: Callable[[str], None]) -> tupl
     """How many were refused, and how many broke something, each of which is told to `say`."""
     checkpoint = make_checkpoint(folder / "checkpoint")
     wholes = {p.relative_to(checkpoint).as_posix(): p.read_bytes() for p in checkpoint.rglob("*") if p.is_file()}
-    inspect(checkpoint)
+    read(checkpoint)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     refused = broken = 0
     for number in range(times):

@@ -1,4 +1,4 @@
-"""A single file served: exported on first use by a process of its own, and drawn as diffusers draws it."""
+"""A single file served: read where it lies, and drawn as diffusers draws it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from engines.artifact import Artifact, has_safety_checker
-from engines.first_use import artifact_of, model_id
 from engines.generate import generate
 from engines.model import load
-from export.artifact import export
+from pipeline.checkpoint.opened import model_id, open_checkpoint
 from pipeline.errors import CheckpointError
-from tests.checkpoints import make_checkpoint
 from tests.export.original import make_folder, write_original
 
 DRAWN = {"steps": 3, "guidance": 3.0, "sampler": "ddim", "width": 32, "height": 32}
@@ -37,20 +35,18 @@ def file(folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def artifact(file: Path) -> Artifact:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # as tests/conftest.py does for torch in this process
-        return artifact_of(file)
-
-
-def test_it_draws_what_diffusers_draws(artifact: Artifact, folder: Path, file: Path) -> None:
+def test_it_draws_what_diffusers_draws(folder: Path, file: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(file)
     from_file: Any = StableDiffusionPipeline.from_single_file
     pipe = from_file(str(file), config=str(folder), local_files_only=True, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)  # as the settings beside the file ask for
     # Both read the published vocabulary: the folder's own is a test's.
-    pipe.tokenizer = type(pipe.tokenizer).from_pretrained(artifact.folder / "tokenizer")
-    model = load(artifact, "openvino", "f32")
+    for name, data in checkpoint.small_files().items():
+        if name.startswith("tokenizer/"):
+            (tmp_path / name.removeprefix("tokenizer/")).write_bytes(data)
+    pipe.tokenizer = type(pipe.tokenizer).from_pretrained(tmp_path)
+    model = load(checkpoint, "openvino", "f32")
 
     def pictures(seed: int) -> tuple[np.ndarray, np.ndarray]:
         drawn = pipe(
@@ -73,13 +69,13 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.square(a - b).mean()))
 
 
-def test_its_name_and_its_second_use(artifact: Artifact, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert artifact.id == model_id(file) == "small.v2"
-    monkeypatch.setattr("engines.first_use._export", lambda *_: pytest.fail("exported again"))
-    link = file.with_name("renamed.safetensors")  # by content: but the model's name, and its settings, are the file's
-    assert artifact_of(file).digest == artifact.digest
+def test_its_name_is_the_files(file: Path) -> None:
+    assert open_checkpoint(file).id == model_id(file) == "small.v2"
+    link = file.with_name("renamed.safetensors")  # its settings are those beside the name that was given
     link.symlink_to(file)
-    assert model_id(link) == "renamed"
+    assert open_checkpoint(link, "v_prediction").id == "renamed"
+    with pytest.raises(CheckpointError, match=r"renamed\.safetensors is a .* does not tell what it predicts"):
+        open_checkpoint(link)
 
 
 @pytest.mark.parametrize(
@@ -88,33 +84,9 @@ def test_its_name_and_its_second_use(artifact: Artifact, file: Path, monkeypatch
         ("folder", "epsilon", "prediction epsilon is for single files"),
         ("old.ckpt", "auto", "is a pickle by its name"),
         ("none.safetensors", "auto", "does not exist"),
-        ("none", "auto", "is not a folder"),
+        ("none", "auto", "none is not there; give a folder in diffusers' layout or a .safetensors file"),
     ],
 )
 def test_refusals(folder: Path, name: str, prediction: str, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
-        artifact_of(folder.with_name(name), prediction)
-
-
-def test_what_the_export_refuses_is_told(folder: Path, tmp_path: Path) -> None:
-    file = write_original(folder, "sd2", tmp_path / "asked.safetensors", levels=2, layers=1)
-    with pytest.raises(CheckpointError, match=r"asked\.safetensors is a .* does not tell what it predicts"):
-        artifact_of(file)
-
-
-def test_a_safety_checker_is_said_aloud(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path)
-    assert not has_safety_checker(checkpoint)
-    index = json.loads((checkpoint / "model_index.json").read_bytes())
-    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
-    (checkpoint / "model_index.json").write_text(json.dumps(index))
-    assert has_safety_checker(checkpoint)
-    told: list[str] = []
-
-    def say(line: str) -> None:
-        told.append(line)
-        raise InterruptedError  # before the export's work begins
-
-    with pytest.raises(InterruptedError):
-        export(checkpoint, say=say)
-    assert told == ["warning: the checkpoint's safety checker is not run: pictures are delivered as they come"]
+        open_checkpoint(folder.with_name(name), prediction)

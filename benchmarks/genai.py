@@ -18,7 +18,7 @@ from openvino.preprocess import PrePostProcessor
 
 import graphs
 from engines.bound import bound
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.opened import open_checkpoint
 
 # With the tokenizer's own converter, which needs transformers, and no torch.
 _TOKENIZER = """
@@ -60,7 +60,7 @@ def write_folder(out: Path, checkpoint: Path, dtype: str, python: str) -> Path:
 
 def _named(model: ov.Model, network: str) -> ov.Model:
     if network == "text_encoder":  # without the second output, which serves clip_skip
-        model = ov.Model([model.get_results()[0]], model.get_parameters())
+        model = ov.Model([model.get_results()[0]], model.get_parameters())  # pyright: ignore[reportGeneralTypeIssues]
         model.input(0).get_tensor().set_names({"input_ids"})
     if network == "unet":
         model.input("context").get_tensor().set_names({"encoder_hidden_states"})

@@ -73,8 +73,8 @@ def picture(address: str) -> float:
         client.close()
 
 
-def peer(python: str, folder: Path, figures: Figures) -> None:
-    """Run GenAI once; append a figure to each of its rows."""
+def peer(python: str, folder: Path, figures: Figures) -> str:
+    """Run GenAI once; append a figure to each of its rows, and return its version."""
     names = {
         "compile": "GenAI load and compile",
         "whole": "GenAI start to compiled",
@@ -88,6 +88,7 @@ def peer(python: str, folder: Path, figures: Figures) -> None:
     values = genai.run(python, folder, SIDE)
     for key, row in names.items():
         figures[row].append(values[key])
+    return values["version"]
 
 
 def full_width(rows: Rows, scratch: Path, turns: int, python: str | None) -> None:
@@ -100,9 +101,10 @@ def full_width(rows: Rows, scratch: Path, turns: int, python: str | None) -> Non
         for dtype in ("float16", "float32"):
             theirs[dtype] = genai.write_folder(scratch / f"genai-{dtype}", f32, dtype, python)
     figures: Mapping[str, Figures] = defaultdict(lambda: defaultdict(list))
+    version = ""
     for _ in range(turns):
         for dtype, folder in theirs.items():
-            peer(python or "", folder, figures[f"IR {dtype}"])
+            version = peer(python or "", folder, figures[f"IR {dtype}"])
         for name, model in models.items():
             serve(model, scratch, figures[name])
             if theirs:
@@ -111,7 +113,9 @@ def full_width(rows: Rows, scratch: Path, turns: int, python: str | None) -> Non
                     figures[name]["start to SERVING"][-1] / compiled
                 )
     for name, values in figures.items():
-        contents = "all in bf16, one row, static" if name.startswith("IR") else "text encoder f32, rest bf16"
+        contents = (
+            f"all in bf16, one row, static, GenAI {version}" if name.startswith("IR") else "text encoder f32, rest bf16"
+        )
         add(rows, f"SD 1.5's shape, random, {name}, {SIDE}x{SIDE} ddim; {contents}", values)
 
 

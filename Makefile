@@ -16,7 +16,7 @@ given = $(if $($(1)),--$(2) '$($(1))')
 SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS HOST GRPC_PORT METRICS_PORT SEATS SIZES \
     CHUNKS QUEUE_JOBS QUEUE_SECONDS MAX_PROMPT MAX_STEPS MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE CONFIG GRACE WATCHDOG \
     LOG_FORMAT
-OTHERS := ARCH CHECK LIMIT OUT PYTHON ROWS SAMPLERS SECTIONS SIZE STEPS TORCH_INDEX VENV WHEELS
+OTHERS := ARCH BASE CHECK GENAI LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECTIONS SIZE STEPS TORCH_INDEX VENV WHEELS
 on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(SETTINGS) $(OTHERS) $(addprefix LATENTD_,$(SETTINGS) CACHE CACHE_GB),$(on_the_command_line))
 $(if $(unknown),$(error no word of make takes $(unknown); there are: $(sort $(SETTINGS) $(OTHERS))))
@@ -43,7 +43,9 @@ help:
 	@echo "make clean-cache                     empty LATENTD_CACHE of what no live process uses"
 	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
 	@echo "                                     errors of this machine's engines against torch"
-	@echo "make bench                           start-up, memory and throughput as rows"
+	@echo "make bench [GENAI=python] [BASE=clone] [SCRATCH=dir]"
+	@echo "                                     start-up, memory and throughput as rows; loading beside OpenVINO GenAI,"
+	@echo "                                     which that python has, and the demo model beside another clone's"
 	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
 	@echo "make wheel                           client, server, graphs and demo model as one wheel, in dist/"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
@@ -97,6 +99,7 @@ check: need-model $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$
 
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving
+	@$(BIN)/python -m benchmarks.loading $(call given,GENAI,genai) $(call given,BASE,base) $(call given,SCRATCH,scratch)
 
 # Graphs that ship, and those of the test checkpoints: equal byte for byte, or it fails and names those that are not.
 graphs: $(VENV)/.dev

@@ -77,7 +77,10 @@ def write_single_file(path: Path, folder: Path) -> Path:
     dtypes = set()
     for part, names in _originals(folder).items():
         for name, tensor in weights.tensors(part).items():
-            tensors.append((_PREFIXES[part] + _original(name, names), tensor.shape, _stored(weights, part, name)))
+            original, shape = _original(name, names), tensor.shape
+            if "attn_1" in original and len(shape) == 2:  # 1x1 convolutions, in the old autoencoder
+                shape = (*shape, 1, 1)
+            tensors.append((_PREFIXES[part] + original, shape, _stored(weights, part, name)))
             dtypes.add(tensor.dtype)
     (dtype,) = (name for name, short in _DTYPES.items() if {short} == dtypes)
     write_safetensors(path, dtype, tensors)
@@ -166,7 +169,7 @@ def _originals(folder: Path) -> dict[str, keys.Names]:
     )
     vae_is = VaeLayout(vae.image_channels, vae.latent_channels, vae.channels, vae.layers, True, True, True)
     tables = {
-        "text_encoder": keys.names("clip", []),
+        "text_encoder": {"text_model": ("text_model", {})},  # some files lack the prefix, the published ones have it
         "unet": keys.names("unet", unet_is.places()),
         "vae": keys.names("vae", vae_is.places()),
     }

@@ -1,6 +1,6 @@
 """The server against itself without a server: `python -m benchmarks.serving` (make bench).
 
-Start-up and peak memory of `python -m server`; then pictures a second through gRPC over a bare loop in this process
+Start-up and peak memory of `latentd serve`; then pictures a second through gRPC over a bare loop in this process
 that does the same work (encode, steps, decode, PNG) on the same engines, eight in flight, in turn, five times. The
 client's own cost is in the figure: it runs on the same cores.
 """
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.memory import memory_of
 from benchmarks.rows import Rows
 from engines.backend import to_pixels
 from engines.model import Model, load
@@ -31,6 +32,7 @@ from server.pictures import encode
 
 ROOT = Path(__file__).parent.parent
 IN_FLIGHT = 8
+WORDS = ("latentd", "serve")
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,19 @@ class Work:
 
 
 @contextlib.contextmanager
-def server(model: Path) -> Iterator[tuple[str, float, int]]:
-    """A server process: its address, seconds from its start to SERVING, its process id."""
+def server(
+    model: Path, environment: dict[str, str] | None = None, folder: Path = ROOT, words: tuple[str, ...] = WORDS
+) -> Iterator[tuple[str, float, int]]:
+    """A server process: its address, seconds from its start to SERVING, its process id.
+
+    `folder` is the clone that serves, `words` what begins its command there.
+    """
     start = time.monotonic()
-    command = [sys.executable, "-m", "server", "--model", str(model), "--grpc-port", "0", "--metrics-port", "0"]
+    command = [sys.executable, "-m", *words, "--model", str(model), "--grpc-port", "0", "--metrics-port", "0"]
     command += ["--seats", str(IN_FLIGHT)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             assert process.stdout
             found = re.search(r"gRPC (\S+),", process.stdout.readline())  # printed once health says SERVING
@@ -60,13 +69,6 @@ def server(model: Path) -> Iterator[tuple[str, float, int]]:
         finally:
             process.terminate()
             process.wait()
-
-
-def peak_mb(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found
-    return int(found[1]) / 1e3
 
 
 def cpu_seconds(pid: int) -> float:
@@ -139,15 +141,15 @@ def main() -> int:
         f"{model.id} {default.width}x{default.height} {default.steps} steps {default.sampler} guidance "
         f"{default.guidance:g} {backend.name} {backend.precision}"
     )
-    with server(options.model):  # fills the cache
+    with server(options.model):  # brings its files into memory
         pass
     starts, peaks = [], []
     for _ in range(options.turns):
         with server(options.model) as (address, seconds, pid):
             starts.append(seconds)
             asyncio.run(through_grpc(address, Work(options.model, 2 * IN_FLIGHT), -1))
-            peaks.append(peak_mb(pid))
-    rows.add("start to SERVING, warm cache", shape, "s", starts)
+            peaks.append(memory_of(pid).peak)
+    rows.add("start to SERVING", shape, "s", starts)
     rows.add("peak memory after 16 pictures", shape, "MB", peaks)
 
     bare = BareLoop(model)

@@ -175,6 +175,13 @@ class Backend(Protocol):
         """
         ...
 
+    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+        """Return what a row of a stepper that is there takes; None where making it has not shown that.
+
+        With a number, a picture of this size finds everything packed: nothing is left to warm up.
+        """
+        ...
+
     def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
         """A stepper's latents to pixels; None where they, or the picture, are not numbers."""
         ...

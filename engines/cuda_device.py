@@ -97,6 +97,10 @@ class CudaDevice:
         """See Backend.making; captures of one process take about the same."""
         return None
 
+    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+        """See Backend.row_seconds; a capture takes no time, a step does."""
+        return None
+
     def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
         """On a stream of its own, beside the steps; latents of a stepper of ours never leave the device."""
         own = latents if isinstance(latents, OnDevice) else None

@@ -23,6 +23,9 @@ class HostBackend:
         """See Backend.stepper; any number of steps, as nothing is laid out for it."""
         return HostStepper(self.denoiser(width, height, rows=2 * seats, chunks=chunks), seats)
 
+    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+        return None
+
     def picture(self: _Networks, latents: Pending[F32]) -> Pending[Pixels | None]:
         x = latents.get()
         picture = self.decode(x) if np.isfinite(x).all() else None

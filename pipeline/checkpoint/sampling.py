@@ -160,8 +160,8 @@ def read_sampling(source: Source, index: Index, chosen: str | None, remark: Rema
     if named != name and named in _OWN:  # whichever of the two was meant, nothing of it is passed over
         _own(config, named, chosen, remark)
     if sampler == "pndm" and chosen is None:
-        # Published SD 1.x folders name it, and nobody chose it. Its weights, 55, -59, 37, -9 over 24, multiply the
-        # network's errors: in bf16 the demo model's picture is 18.6 dB from float32's, by every other sampler above 43 dB.
+        # Published SD 1.x folders name it, and nobody chose it. Its weights, 55, -59, 37, -9 over 24, multiply what
+        # the network errs: in bf16 the demo model's picture is 18.6 dB from float32's, by other samplers above 43 dB.
         remark(f"{config.path}: requests that name no sampler get {USUAL}, not {name}, which is sampler pndm")
         sampler = USUAL
     return Sampling(schedule, chosen or sampler, name in _DISTILLED)

@@ -99,6 +99,26 @@ def test_results_are_copies(checkpoint: Checkpoint) -> None:
     assert np.array_equal(picture, kept) and picture.shape == (3, 24, 24)
 
 
+def test_a_large_network_tells_what_a_row_takes_and_a_small_one_is_stepped(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = OpenVinoBackend(checkpoint, "f32")
+    small.stepper(24, 24, 2)
+    assert small.row_seconds(24, 24, 1) is None
+    monkeypatch.setattr(module, "_SMALL", 0)
+    large = OpenVinoBackend(checkpoint, "f32")
+    assert large.row_seconds(24, 24, 1) is None, "before anything ran"
+    large.stepper(24, 24, 2)
+    assert 0 < (large.row_seconds(24, 24, 1) or 0) < 10 and large.row_seconds(24, 24, 2) is None
+
+
+def test_a_steppers_decoder_is_there_with_it(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = OpenVinoBackend(checkpoint, "f32")
+    backend.stepper(24, 24, 2)
+    monkeypatch.setattr(backend, "_compiled", lambda *_: pytest.fail("compiled again"))
+    assert backend.decode(np.ones(backend.spec.latent_shape(24, 24), np.float32)).shape == (3, 24, 24)
+
+
 @pytest.mark.usefixtures("large")
 def test_lanes_of_an_engine_of_any_size_know_nothing_of_each_other(checkpoint: Checkpoint) -> None:
     """Three lanes of several rows, interleaved: each output is written in place, with the bits of the lane alone."""

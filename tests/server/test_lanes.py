@@ -50,6 +50,17 @@ def lane(chunks: int) -> str:
     return f"lane 24x24x{chunks}"
 
 
+def test_nothing_is_stepped_to_learn_what_the_backend_knows(
+    wired: Model, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(wired):
+        assert held.runs and held.decoded == 1
+    held.runs.clear()
+    monkeypatch.setattr(held, "row_seconds", lambda *lane: 0.25)
+    with running(wired) as at_work:
+        assert at_work.device.full_step == 0.25 * 4 and not held.runs and held.decoded == 1
+
+
 def test_others_step_while_a_lane_is_made(
     wired: Model, held: Held, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:

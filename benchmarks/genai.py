@@ -1,0 +1,77 @@
+"""OpenVINO GenAI as a peer of benchmarks.loading: its model folder from the same weights, and one run of it.
+
+The folder is what optimum-intel's export writes: OpenVINO IR with the tensor names that GenAI wants, from the same
+graphs and weights as ours; float16 is compressed by OpenVINO itself from the float32 weights, to the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+from openvino.preprocess import PrePostProcessor
+
+import graphs
+from engines.bound import bound
+from pipeline.checkpoint.opened import open_checkpoint
+
+# With the tokenizer's own converter, which needs transformers, and no torch.
+_TOKENIZER = """
+import os, sys
+os.environ["CI"] = "1"
+import openvino, openvino_tokenizers, transformers
+tokenizer = transformers.CLIPTokenizer.from_pretrained(sys.argv[1])
+openvino.save_model(openvino_tokenizers.convert_tokenizer(tokenizer), sys.argv[2])
+"""
+NEEDS = "openvino-genai==2026.4.1.0 'openvino-tokenizers[transformers]==2026.4.1.0'"
+
+
+def is_there(python: str) -> bool:
+    """Can the interpreter import what this needs?"""
+    words = "import importlib.util as u; raise SystemExit(not all(map(u.find_spec, %r)))"
+    needed = ("openvino_genai", "openvino_tokenizers", "transformers")
+    return subprocess.run([python, "-c", words % (needed,)], check=False).returncode == 0
+
+
+def write_folder(out: Path, checkpoint: Path, dtype: str, python: str) -> Path:
+    """Write the pipeline of a folder with float32 weights, itself in `dtype`, "float16" or "float32"."""
+    shutil.rmtree(out, ignore_errors=True)
+    opened, core = open_checkpoint(checkpoint), ov.Core()
+    for network in ("text_encoder", "unet", "vae_decoder"):
+        (out / network).mkdir(parents=True)
+        model = _named(bound(core, opened, network), network)
+        ov.save_model(model, out / network / "openvino_model.xml", compress_to_fp16=dtype == "float16")
+        config = json.loads((checkpoint / graphs.part_of(network) / "config.json").read_bytes())
+        # Our decoder's graph scales the latents itself.
+        config |= {"scaling_factor": 1.0} if network == "vae_decoder" else {}
+        (out / network / "config.json").write_text(json.dumps(config))
+    shutil.copytree(checkpoint / "scheduler", out / "scheduler")
+    shutil.copy(checkpoint / "model_index.json", out)
+    (out / "tokenizer").mkdir()
+    words = [str(checkpoint / "tokenizer"), str(out / "tokenizer" / "openvino_tokenizer.xml")]
+    subprocess.run([python, "-c", _TOKENIZER, *words], check=True, stderr=subprocess.DEVNULL)
+    return out
+
+
+def _named(model: ov.Model, network: str) -> ov.Model:
+    if network == "text_encoder":  # without the second output, which serves clip_skip
+        model = ov.Model([model.get_results()[0]], model.get_parameters())  # pyright: ignore[reportGeneralTypeIssues]
+        model.input(0).get_tensor().set_names({"input_ids"})
+    if network == "unet":
+        model.input("context").get_tensor().set_names({"encoder_hidden_states"})
+        steps = PrePostProcessor(model)
+        steps.input("timestep").tensor().set_element_type(ov.Type.i64)
+        model = steps.build()
+    return model
+
+
+def run(python: str, folder: Path, side: int) -> dict[str, Any]:
+    """Load, compile and draw a picture of one step in a process of its own; what genai_run.py prints."""
+    script = str(Path(__file__).with_name("genai_run.py"))
+    words = [python, script, str(folder), str(side), str(time.monotonic())]
+    return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])

@@ -1,0 +1,51 @@
+"""OpenVINO GenAI's side of benchmarks.loading, run by an interpreter that has it: FOLDER SIDE START, figures as JSON.
+
+START is time.monotonic() when the process was started. Nothing of latentd is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+
+
+def memory() -> dict[str, float]:
+    status = Path("/proc/self/status").read_text()
+    return {name: int(kb) * 1024 / 1e6 for name, kb in re.findall(r"^(VmHWM|RssAnon|RssFile):\s+(\d+)", status, re.M)}
+
+
+def main() -> None:
+    folder, side, start = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    os.environ["CI"] = "1"  # openvino_telemetry posts and writes to HOME without it
+    import openvino_genai  # pyright: ignore[reportMissingImports] - of the other interpreter
+
+    imported = time.monotonic()
+    pipeline = openvino_genai.Text2ImagePipeline(folder)
+    pipeline.reshape(1, side, side, 1.0)  # one picture, guidance 1: the UNet gets one row
+    pipeline.compile("CPU", INFERENCE_PRECISION_HINT="bf16")
+    compiled = time.monotonic()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    loaded = memory()
+    pipeline.generate("red apple", num_inference_steps=1, guidance_scale=1.0, width=side, height=side)
+    pictured = time.monotonic()
+    figures = {
+        "version": openvino_genai.__version__,
+        "whole": compiled - start,
+        "compile": compiled - imported,
+        "cpu": used.ru_utime + used.ru_stime,
+        "picture": pictured - compiled,
+        "loaded_peak": loaded["VmHWM"],
+        "peak": memory()["VmHWM"],
+        "anonymous": memory()["RssAnon"],
+        "file": memory()["RssFile"],
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import genai
+from benchmarks.health import longest_gap
 from benchmarks.memory import export_libraries, memory_of
 from benchmarks.random_checkpoint import write_folder, write_single_file
 from benchmarks.rows import Rows
@@ -38,6 +39,7 @@ _UNITS = {
     "files": "files",
     "libraries": "files",
     "over": "ratio",
+    "gap": "ms",
 }
 
 
@@ -57,6 +59,7 @@ def serve(model: Path, scratch: Path, figures: Figures) -> None:
     with server(model, places.environment) as (_, again, _):
         figures["second start to SERVING"].append(again)
         figures["second start over first"].append(again / seconds)
+    figures["longest gap between answers of health, loading"].append(longest_gap(model, places.environment, ROOT))
     if written := places.written():
         print(f"{model.name}: written or changed: {', '.join(written)}", file=sys.stderr)
     figures["files written or changed"].append(len(written))

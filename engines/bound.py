@@ -42,7 +42,7 @@ def bound(core: ov.Core, checkpoint: Checkpoint, network: str) -> ov.Model:
             tensor = ov.Tensor(array, ov.Shape(array.shape), ov.Type.bf16)
         else:
             tensor = ov.Tensor(array, shared_memory=True)
-        shared = array.nbytes > small and not array.flags.owndata and not (text and "embedding" in name)
+        shared = array.nbytes > small and weights.is_mapped(part, name) and not (text and "embedding" in name)
         value = ops.constant(tensor, shared_memory=shared)
         value.set_friendly_name(name)
         if array.dtype != np.float32:

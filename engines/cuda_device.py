@@ -93,10 +93,6 @@ class CudaDevice:
             decoder.replay()
             return self._decoding.fetch(decoder.picture[0]).floats()
 
-    def making(self, width: int, height: int, chunks: int) -> float | None:
-        """See Backend.making; captures of one process take about the same."""
-        return None
-
     def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
         """See Backend.row_seconds; a capture takes no time, a step does."""
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checkpoint.header import StoredTensor, read_header
+from pipeline.checkpoint.header import BYTES, StoredTensor, read_header
 from pipeline.checkpoint.mapping import Mapping as MappedFile
 from pipeline.checkpoint.parts import STEMS, known_name, weight_files
 from pipeline.checkpoint.soundness import check_types, digest_of
@@ -87,7 +87,7 @@ class Weights:
         flat = self._files[tensor.path].array(tensor)
         if tensor.dtype == "F64":
             flat = flat.astype(np.float32)
-        elif not flat.flags.aligned:
+        elif not self.is_mapped(part, name):
             flat = flat.copy()
         return flat.reshape(shape)
 
@@ -95,6 +95,11 @@ class Weights:
         """Read a tensor's bytes as they are stored, at most `size` at once. Errors: CheckpointError."""
         tensor = self._parts[part][name]
         return self._files[tensor.path].pieces(tensor, size)
+
+    def is_mapped(self, part: str, name: str) -> bool:
+        """Tell whether `array` gives a view of the file, which stays, rather than a copy that goes with its user."""
+        tensor = self._parts[part][name]
+        return tensor.dtype != "F64" and tensor.offset % BYTES[tensor.dtype] == 0
 
     def is_bfloat16(self, part: str, name: str) -> bool:
         return self._parts[part][name].dtype == "BF16"

@@ -26,6 +26,7 @@ _SMALL, _SMALL_OF_TEXT = 16 << 10, 300 << 10
 def bound(core: ov.Core, checkpoint: Checkpoint, network: str) -> ov.Model:
     """Read the graph of `network` and bind the weights of its part: float32 arithmetic over the types as stored.
 
+    The checkpoint must live as long as the model and what is compiled of it: they read its mapped files.
     Errors: those of engines.graphs.graph_of.
     """
     data, part = graph_of(network, checkpoint.spec), graphs.part_of(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -189,3 +190,23 @@ def child(code: str, *arguments: str) -> str:
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr)
     return done.stdout
+
+
+@pytest.mark.parametrize("kind", ["float64", "odd offsets"])
+def test_a_copy_of_a_weight_outlives_its_binding(tmp_path: Path, kind: str) -> None:
+    """What is no view of the file (F64, or of an old writer's odd header) must not be shared with the engine."""
+    plain = make_checkpoint(tmp_path / "plain", dtype=torch.float32)
+    other = make_checkpoint(tmp_path / "other", dtype=torch.float64 if kind == "float64" else torch.float32)
+    if kind != "float64":
+        for path in other.rglob("*.safetensors"):
+            data = path.read_bytes()
+            size = int.from_bytes(data[:8], "little")
+            path.write_bytes((size + 1).to_bytes(8, "little") + data[8 : 8 + size] + b" " + data[8 + size :])
+    results = []
+    for checkpoint in (open_checkpoint(plain), open_checkpoint(other)):
+        model = bound(ov.Core(), checkpoint, "unet")
+        gc.collect()
+        taken = [np.full(1 << 18, 7.0, np.float32) for _ in range(64)]  # whoever frees too early finds sevens
+        results.append(outputs(model, SHAPES["unet"], "f32"))
+        del taken
+    assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))

@@ -13,6 +13,7 @@ from export.committed import SHIPPED, TESTS, committed, published, under_test
 from pipeline.checkpoint.single_file.configs import configs
 from pipeline.checkpoint.single_file.kinds import SD1, SD2, Family
 from pipeline.checkpoint.single_file.layout import TextLayout, UnetLayout, VaeLayout
+from pipeline.checkpoint.single_file.marks import Trained
 from pipeline.source import InMemory
 from pipeline.spec import Spec, UnetSpec, read_spec
 from tests.graphs.specs import SPECS, made, text_of
@@ -118,6 +119,6 @@ def test_a_single_file_finds_those_of_its_folder(family: Family, model: str, gui
     )
     vae = VaeLayout(3, 4, (128, 256, 512, 512), 2, True, True, True)
     text = TextLayout(49408, 77, width, 4 * width, 12 if old else 23)
-    files = configs(Path("model.safetensors"), family, unet, vae, text, "epsilon")
+    files = configs(Path("model.safetensors"), family, unet, vae, text, Trained("epsilon", zero_snr=False))
     source = InMemory(Path("model.safetensors"), {name: json.dumps(value).encode() for name, value in files.items()})
     assert names(read_spec(source)) == names(PUBLISHED[model])

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,13 +26,15 @@ def longest_gap(model: Path, environment: Mapping[str, str], clone: Path) -> flo
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "latentd", "serve", str(model), "--grpc-port", str(port), "--metrics-port", "0"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with (
-        subprocess.Popen(command, cwd=clone, env=dict(environment), **quiet) as process,
+        subprocess.Popen(
+            command, cwd=clone, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process,
         grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.initial_reconnect_backoff_ms", 20)]) as channel,
     ):
         try:
-            health, last, longest = health_pb2_grpc.HealthStub(channel), 0.0, 0.0
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            last = longest = 0.0
             while process.poll() is None:
                 answer = None
                 with contextlib.suppress(grpc.RpcError):

@@ -17,7 +17,7 @@ import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
 import graphs
-from engines.bound import bound
+from engines.cpu.bound import bound
 from pipeline.checkpoint.opened import open_checkpoint
 
 # With the tokenizer's own converter, which needs transformers, and no torch.

@@ -24,13 +24,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu import summary
-from benchmarks.gpu.check import WRONG, read_rows, write_row
-from benchmarks.gpu.sections import ALONE, DEFAULT, TOTAL, Section, chosen
-from engines import gpu
+from benchmarks.gpu.frame import summary
+from benchmarks.gpu.frame.report import WRONG, read_rows, write_row
+from benchmarks.gpu.frame.sections import ALONE, DEFAULT, TOTAL, Section, chosen
+from engines.cuda import gpu
 
 ROOT = Path(__file__).parent.parent
-POISONED = 17  # benchmarks.gpu.child's word for: begin again after the case that failed
+POISONED = 17  # benchmarks.gpu.frame.child's word for: begin again after the case that failed
 _RESTARTS = 6  # of one section
 _START = 90.0  # seconds until the first case: a cold disk, an import of torch, a context
 
@@ -64,7 +64,7 @@ class Run:
 
     def _child(self, section: Section, state: Path, until: float, skip: int) -> str:
         """The exit code, or why it was ended."""
-        command = [sys.executable, "-u", "-m", "benchmarks.gpu.child", section.name, "--until", str(until)]
+        command = [sys.executable, "-u", "-m", "benchmarks.gpu.frame.child", section.name, "--until", str(until)]
         command += ["--stamp", json.dumps(self.stamp), "--state", str(state), "--skip", str(skip)]
         command += ["--parent", str(os.getpid())]
         command += [word for path in self.files for word in ("--file", str(path))] + ["--dry-run"] * self.dry
@@ -138,12 +138,12 @@ def environment(dry: bool) -> dict[str, str]:
     try:
         import torch
 
-        from engines import cuda_ready
+        from engines.cuda import ready
     except ModuleNotFoundError:
         print("gpu-check needs torch, which this Python does not have", file=sys.stderr)
         raise SystemExit(2) from None
-    # torch is the judge: a driver may be where engines/gpu.py does not look for it.
-    why_not = "" if dry else cuda_ready.why_not() if torch.cuda.is_available() else gpu.why_not() or "torch sees none"
+    # torch is the judge: a driver may be where engines/cuda/gpu.py does not look for it.
+    why_not = "" if dry else ready.why_not() if torch.cuda.is_available() else gpu.why_not() or "torch sees none"
     if why_not:
         print(f"gpu-check measures nothing but an NVIDIA GPU: {why_not}", file=sys.stderr)
         raise SystemExit(2)

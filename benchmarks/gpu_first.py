@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from benchmarks import gpu_check
-from benchmarks.gpu.sections import FIRST, FIRST_TOTAL
+from benchmarks.gpu.frame.sections import FIRST, FIRST_TOTAL
 
 
 def main(argv: list[str] | None = None) -> int:

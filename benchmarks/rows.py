@@ -7,7 +7,7 @@ import datetime
 import importlib.metadata
 from pathlib import Path
 
-from engines.cores import available_cores
+from engines.machine.cores import available_cores
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ["what", "shape", "unit", "p20", "p50", "p80", "runs", "device", "versions", "date"]

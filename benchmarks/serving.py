@@ -21,14 +21,14 @@ from pathlib import Path
 
 from benchmarks.memory import memory_of
 from benchmarks.rows import Rows
-from engines.backend import to_pixels
+from engines.cpu.stepper import HostStepper
 from engines.model import Model, load
-from engines.stepper import HostStepper
 from latentd import AsyncClient
+from pipeline.arrays import to_pixels
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
-from server.pictures import encode
+from server.device.pictures import encode
 
 ROOT = Path(__file__).parent.parent
 IN_FLIGHT = 8

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import Rows
-from engines.artifact import Artifact, open_artifact
-from engines.builder import Order
-from engines.tensorrt_build import TensorRtBuilder
-from engines.tensorrt_islands import METHOD, NoNotes, study
+from engines.artifact.opened import Artifact, open_artifact
+from engines.build.builder import Order
+from engines.tensorrt.build.builder import TensorRtBuilder
+from engines.tensorrt.types.islands import METHOD, NoNotes, study
 
 MB = 1e6
 

@@ -40,14 +40,14 @@ def _missing(error: ModuleNotFoundError) -> int:
 
 def _command(name: str) -> Callable[[argparse.Namespace], int]:
     if name == "check":
-        from engines.check_command import check
+        from engines.commands.check import check
 
         return check
     if name == "trt-check":
-        from engines.tensorrt_check import trt_check
+        from engines.tensorrt.ladder.climb import trt_check
 
         return lambda options: trt_check(options.model, options.log, options.limit)
-    from engines.command import build, clean
+    from engines.commands.build import build, clean
 
     return build if name == "build" else lambda _: clean()
 

@@ -9,38 +9,13 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.inpaint import Inpaint
-from pipeline.errors import LatentdError
+from pipeline.arrays import F32, Pixels
+from pipeline.conditions.mask import Inpaint
 from pipeline.samplers import Table
 from pipeline.spec import Spec
 
-F32 = NDArray[np.float32]
-Pixels = NDArray[np.uint8]  # [H, W, 3]
-
 _Made = TypeVar("_Made")
 _Given = TypeVar("_Given", covariant=True)
-
-
-class BackendError(LatentdError):
-    """A backend that cannot be had or built here; the message says what to install or run."""
-
-    code = "FAILED_PRECONDITION"
-
-
-class NoEngine(BackendError):  # noqa: N818 (what is the matter, and what to run, for whoever asked)
-    """An engine that must be built ahead is not there, or damaged; the message says which, and the command."""
-
-
-class OutOfMemory(BackendError):  # noqa: N818 (as above)
-    """The device has no room for what was asked; it is intact, and so is all that it holds."""
-
-    code = "RESOURCE_EXHAUSTED"
-
-
-class DeviceError(LatentdError):
-    """The device failed while it served. Live requests fail and the process ends: its supervisor restarts it."""
-
-    code = "UNAVAILABLE"
 
 
 class Denoiser(Protocol):
@@ -171,7 +146,7 @@ class Backend(Protocol):
     def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> Stepper:
         """Seats for pictures of this size and prompts of `chunks` times the encoder's length, of up to `steps` steps.
 
-        This is how a backend steps: on the host over its `denoiser` (engines/host.py), or all on its device.
+        This is how a backend steps: on the host over its `denoiser` (engines/cpu/host.py), or all on its device.
         """
         ...
 
@@ -185,9 +160,3 @@ class Backend(Protocol):
     def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
         """A stepper's latents to pixels; None where they, or the picture, are not numbers."""
         ...
-
-
-def to_pixels(picture: F32) -> Pixels:
-    """[3, H, W] in -1..1 to uint8 [H, W, 3], rounded half to even as diffusers does."""
-    unit = np.clip(picture * np.float32(0.5) + np.float32(0.5), 0, 1)
-    return np.ascontiguousarray((unit * np.float32(255)).round().astype(np.uint8).transpose(1, 2, 0))

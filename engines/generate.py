@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import F32, to_pixels
-from engines.context import context_of
-from engines.inpaint import Inpaint
 from engines.model import Model
-from engines.update import combine, guide, keep
+from pipeline.arrays import F32, to_pixels
+from pipeline.conditions.mask import Inpaint
+from pipeline.conditions.text import context_of
 from pipeline.noise import standard_normal
 from pipeline.prompt import read_prompts
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
+from pipeline.update import combine, guide, keep
 
 
 def generate(model: Model, prompt: str, negative_prompt: str = "", **options: Any) -> NDArray[np.uint8]:

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import graphs
-from engines import cache, disk, lock
-from engines.exporting import check_extra, run_export
+from engines.cache import disk, entries, lock
+from engines.process.exporting import check_extra, run_export
 from graphs import wire
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
@@ -60,7 +60,7 @@ def check_fit(checkpoint: Checkpoint) -> None:
 
 
 def _place(network: str, spec: Spec) -> Path:
-    return cache.cache_folder() / "graphs" / graphs.name_of(network, spec)
+    return entries.cache_folder() / "graphs" / graphs.name_of(network, spec)
 
 
 def _traced(network: str, spec: Spec) -> bytes:

@@ -8,23 +8,26 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from engines import gpu, toolchain
-from engines.backend import Backend, BackendError
+from engines.backend import Backend
+from engines.cuda import gpu
+from engines.errors import BackendError
+from engines.machine import toolchain
+from engines.machine.driver import driver_here
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.spec import Spec
 from pipeline.tokenizer import ClipTokenizer
 
 # Name: the module and class, imported only when asked for, and the extra that installs what it needs.
 BACKENDS = {
-    "openvino": ("engines.openvino", "OpenVinoBackend", "cpu"),
-    "onnxruntime": ("engines.onnxruntime", "OnnxRuntimeBackend", "cpu"),
-    "torch": ("engines.torch", "TorchBackend", "export"),
+    "openvino": ("engines.cpu.openvino", "OpenVinoBackend", "cpu"),
+    "onnxruntime": ("engines.cpu.onnxruntime", "OnnxRuntimeBackend", "cpu"),
+    "torch": ("engines.cpu.torch", "TorchBackend", "export"),
 }
-CUDA = ("engines.cuda", "CudaBackend", "kernels")  # backend torch on a GPU
+CUDA = ("engines.cuda.backend", "CudaBackend", "kernels")  # backend torch on a GPU
 # Plans, which only an NVIDIA GPU runs.
 PLANS = {
-    "tensorrt": ("engines.cuda_tensorrt", "TensorRtBackend", "gpu"),
-    "tensorrt_rtx": ("engines.cuda_tensorrt", "TensorRtRtxBackend", "export,kernels,rtx"),
+    "tensorrt": ("engines.tensorrt.serve.backend", "TensorRtBackend", "gpu"),
+    "tensorrt_rtx": ("engines.tensorrt.serve.backend", "TensorRtRtxBackend", "export,kernels,rtx"),
 }
 BACKENDS |= PLANS
 DEVICES = ("auto", "cpu", "cuda")
@@ -70,7 +73,7 @@ def load(
     weights that do not fit or are not finite; NoEngine; OutOfMemory.
     """
     cuda = on_gpu(backend, device, pixels, attention)
-    if not cuda and device == "auto" and backend in ("auto", "torch") and gpu.driver_here():
+    if not cuda and device == "auto" and backend in ("auto", "torch") and driver_here():
         log.warning("serving on the CPU, though there is an NVIDIA driver: %s", gpu.why_not())
     name = ("torch" if cuda else "openvino") if backend == "auto" else backend
     module, kind, extra = CUDA if cuda and name == "torch" else BACKENDS[name]

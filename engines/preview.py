@@ -14,7 +14,8 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import F32, Backend
+from engines.backend import Backend
+from pipeline.arrays import F32
 
 # Twelve pictures explain 73.8% of the colours' variance on the demo model, thirty-two of four times the side 74.1%.
 _PICTURES, _SIDE = 12, 64

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from engines.tether import end_with_parent
+from engines.process.tether import end_with_parent
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.checkpoint.single_file import PREDICTIONS
 from pipeline.errors import CheckpointError, LatentdError

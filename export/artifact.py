@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engines import disk, lock
-from engines.artifact import FORMAT, MANIFEST, Artifact, digests, open_artifact, strange_file
+from engines.artifact.opened import FORMAT, MANIFEST, Artifact, digests, open_artifact, strange_file
+from engines.cache import disk, lock
+from engines.cache.sealed import sealed
 from engines.graphs import known_graph
-from engines.sealed import sealed
 from export import check
 from export.graph import OPSET, trace
 from export.layout import lay_out

@@ -12,13 +12,13 @@ import onnxruntime
 import torch
 from torch import nn
 
-from engines.backend import F32
-from engines.update import combine, guide
 from export.networks import Network
+from pipeline.arrays import F32
 from pipeline.errors import LatentdError
 from pipeline.noise import standard_normal
 from pipeline.samplers import OUT_COLUMN, STATE, table
 from pipeline.spec import Spec
+from pipeline.update import combine, guide
 
 # Of the largest absolute value. Both sides compute in float32 with other orders of summation; measured 1e-6 a
 # network and 4e-6 a trajectory on the demo model, so these leave room for depth but none for a wrong graph.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import onnx
 import onnxruntime
 
-from engines import disk
+from engines.cache import disk
 from export.check import network_error
 from export.committed import SHIPPED, TESTS, committed
 from export.graph import trace

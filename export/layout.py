@@ -9,7 +9,7 @@ import json
 import struct
 from pathlib import Path
 
-from engines import disk
+from engines.cache import disk
 from pipeline.checkpoint.header import BYTES, StoredTensor
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.checkpoint.parts import STEMS

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import graphs
-from engines.artifact import GRAPHS
+from engines.artifact.opened import GRAPHS
 from model import weights
 from model.clip import ClipText
 from model.unet import Unet

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from engines import disk
+from engines.cache import disk
 from graphs import NETWORKS
 from pipeline.errors import CheckpointError, LatentdError
 from pipeline.files import parse_json, read_file

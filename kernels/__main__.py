@@ -17,7 +17,7 @@ except ModuleNotFoundError:
     sys.exit("kernels need triton, which this Python does not have: make kernels in a clone installs it")
 
 from kernels.aot import ARCHITECTURES
-from kernels.compiled import rows, write
+from kernels.rows import rows, write
 
 LINE = (
     "{kernel:16} {variant:58} {arch:6} {registers:>3} registers {spills:>3} spilled {shared:>6} B shared"

@@ -311,7 +311,7 @@ def _listed() -> Iterator[Variant]:
         for dtype in ("fp16", "bf16"):
             yield from _variants(positions, width, dtype, shift=False, silu=True)
     # With the time embedding before it (a resnet's second), and without SiLU behind it (a transformer's, whose shift
-    # is a bias that the picture has ahead: engines/cuda_folds.py).
+    # is a bias that the picture has ahead: engines/cuda/folds.py).
     for positions, width in ((4096, 320), (1024, 640), (256, 1280), (64, 1280)):
         yield from _variants(positions, width, "fp16", shift=True, silu=True)
         yield from _variants(positions, width, "fp16", shift=False, silu=False)

@@ -4,7 +4,7 @@
     [x, h1..h4, x0] = M[step] [x, h1..h4, out, noise]               docs/design.md: a sampler is a table
     x = m x + (1 - m) (b0 original + b1 first noise)                Lugmayr et al. 2022, eq. 8: of masked seats, m < 1
 
-The order of operations is engines/update.py's, term by term, and the launcher forbids fused multiply-adds: the bits
+The order of operations is pipeline/update.py's, term by term, and the launcher forbids fused multiply-adds: the bits
 are the host's. A term whose coefficient is zero is neither loaded nor added, so nothing of a former tenant enters;
 of a seat that is not masked neither mask nor picture nor first noise is loaded.
 

@@ -2,7 +2,7 @@
 
     y = (x - mean) / sqrt(variance + eps) * weight + bias          Ba, Kiros and Hinton 2016, eq. 3 and 4
 
-of x, or of x + shift where a stream of residuals lacks a constant vector (engines/cuda_folds.py).
+of x, or of x + shift where a stream of residuals lacks a constant vector (engines/cuda/folds.py).
 A warp holds a few positions whole, in registers, as float32: the mean first, then the centred squares, so that a
 large mean costs no digits of a small variance. No barrier, no shared memory, one read, one write. How a position
 is summed depends on its width alone, so its bits do not depend on its company.

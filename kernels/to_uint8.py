@@ -1,6 +1,6 @@
 """Pictures in -1..1 to bytes, channels side by side, and whether a picture holds what is no number.
 
-    out = round(255 clip(x / 2 + 1 / 2, 0, 1)), half to even        as diffusers and engines/backend.py round
+    out = round(255 clip(x / 2 + 1 / 2, 0, 1)), half to even        as diffusers and pipeline/arrays.py round
 
 A program has some bytes of one picture. From channels-last memory it is a copy; from planes each byte gathers its own
 number, from the cache. A NaN becomes 0 and an infinity 0 or 255; either sets the picture's flag.

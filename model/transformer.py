@@ -85,7 +85,7 @@ class _Layer(nn.Module):
         ops = self.ops
         x = self.attn1.to_itself(ops.layer_norm(x, self.norm1), residual=x)
         # Of twins the query is computed once. The residual is the one tensor that is spread: onto it a product may be
-        # added (engines/cuda_folds.py). At 512x512 that reads 2.6 MB twice and writes 5.2 a picture, in float16.
+        # added (engines/cuda/folds.py). At 512x512 that reads 2.6 MB twice and writes 5.2 a picture, in float16.
         x = self.attn2.to_text(ops.layer_norm(x, self.norm2), text, residual=spread(x, text.copies))
         return self.ff(ops.layer_norm(x, self.norm3), residual=x)
 

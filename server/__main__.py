@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m server") -> int:
         import asyncio
         import logging
 
-        from engines.backend import DeviceError
+        from engines.errors import DeviceError
         from latentd.variables import strangers
         from pipeline.errors import LatentdError
         from server.app import serve

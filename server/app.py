@@ -12,19 +12,19 @@ import sys
 import time
 from collections.abc import Callable
 
-from engines.cores import available_cores
-from engines.exporting import stop_exports
+from engines.machine.cores import available_cores
 from engines.model import Model, load, on_gpu
+from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint
 from server.address import joined
-from server.admission import Admission
-from server.device import Device
+from server.batching.admission import Admission
+from server.device.loop import Device
+from server.device.watchdog import watch
 from server.doors.grpc import GrpcDoor
 from server.limits import Limits
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings, SettingsError
-from server.watchdog import watch
 
 log = logging.getLogger("latentd.server")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from latentd.v1 import images_pb2 as pb
 from pipeline.errors import LatentdError
-from server.device import Device
+from server.device.loop import Device
 from server.errors import NotServing, UnknownModel
 from server.events import Done, Event, Failed, Image
 from server.job import Job, Wish

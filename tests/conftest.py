@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engines.artifact import Artifact
+from engines.artifact.opened import Artifact
 from engines.model import Model
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 
@@ -58,7 +58,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A checkpoint whose numbers are not Stable Diffusion's: epsilon, 16 tokens, 3 latent channels."""
-    from tests.checkpoints import make_checkpoint
+    from tests.support.checkpoints import make_checkpoint
 
     return open_checkpoint(make_checkpoint(tmp_path_factory.mktemp("models") / "tiny"))
 
@@ -66,7 +66,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="session")
 def v_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Another one, with what Stable Diffusion 2 has: velocity, linear projections, as many heads as a block likes."""
-    from tests.checkpoints import VELOCITY, make_checkpoint
+    from tests.support.checkpoints import VELOCITY, make_checkpoint
 
     return open_checkpoint(make_checkpoint(tmp_path_factory.mktemp("models") / "velocity", **VELOCITY))
 
@@ -74,7 +74,7 @@ def v_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="session")
 def sd1_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Stable Diffusion 1.5's topology at a fifth of its width."""
-    from tests.topologies import make_topology
+    from tests.support.topologies import make_topology
 
     return open_checkpoint(make_topology("sd1", tmp_path_factory.mktemp("models") / "sd1"))
 

@@ -114,7 +114,7 @@ def test_a_client_imports_none_of_the_rooms(environment: Path, tmp_path: Path) -
 
 
 def test_its_children_run(environment: Path, tmp_path: Path) -> None:
-    """The export stage, as engines/exporting.py starts it for an architecture that ships without a graph."""
+    """The export stage, as engines/process/exporting.py starts it for an architecture that ships without a graph."""
     (site,) = environment.parent.glob("lib/python*/site-packages")
     rooms = site / "latentd/rooms"
     code = f"""

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu import captured, company, summary
-from benchmarks.gpu.attention import shapes
-from benchmarks.gpu.check import COLUMNS, Check, read_rows, write_row
-from benchmarks.gpu.sections import DEFAULT, FIRST, LABORATORY, SECTIONS, TOTAL, Section, chosen
-from benchmarks.gpu.targets import TARGETS, verdict
-from engines import gpu
+from benchmarks.gpu.frame import summary
+from benchmarks.gpu.frame.report import COLUMNS, Check, read_rows, write_row
+from benchmarks.gpu.frame.sections import DEFAULT, FIRST, LABORATORY, SECTIONS, TOTAL, Section, chosen
+from benchmarks.gpu.frame.targets import TARGETS, verdict
+from benchmarks.gpu.sections import captured, company
+from benchmarks.gpu.sections.attention import shapes
+from engines.cuda import gpu
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -49,7 +50,10 @@ def test_the_default_sections_are_meant_to_fit_into_eight_minutes() -> None:
 def test_what_a_first_card_must_tell_comes_first(tmp_path: Path) -> None:
     assert DEFAULT[:7] == ("captured", "unet", "profile", "attention", "budget", "kernels", "vae")
     check = Check("captured", torch.device("cuda"), torch.float16, [tmp_path / "x.csv"], {"device": "x"}, until=0.0)
-    names = [[case.name for case in importlib.import_module(f"benchmarks.gpu.{name}").cases(check)] for name in DEFAULT]
+    names = [
+        [case.name for case in importlib.import_module(f"benchmarks.gpu.sections.{name}").cases(check)]
+        for name in DEFAULT
+    ]
     captured, unet, profile, attention, *_ = names
     steps = [f"SD 1.5 step {n}" for n in (1, 4, 16)]
     assert captured[:5] == ["compile ahead", *steps, "SD 1.5 gap"]
@@ -69,7 +73,9 @@ def test_what_makes_a_laboratory_has_a_limit_of_its_own(tmp_path: Path) -> None:
 
 
 def test_every_section_has_a_file_and_no_other_file_claims_to_be_one() -> None:
-    files = {path.stem for path in (ROOT / "benchmarks/gpu").glob("*.py") if "\ndef cases(" in path.read_text()}
+    files = {
+        path.stem for path in (ROOT / "benchmarks/gpu/sections").glob("*.py") if "\ndef cases(" in path.read_text()
+    }
     assert files - {"pixels"} == set(SECTIONS) | {stage.name for stage in FIRST}, "a part of kernels"
 
 
@@ -104,12 +110,12 @@ def test_no_gpu_no_measurement(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert gpu_check.main(["--sections", "nothing"]) == 2
 
 
-# What a child does, instead of measuring: argv as benchmarks.gpu.child has it.
+# What a child does, instead of measuring: argv as benchmarks.gpu.frame.child has it.
 CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
-from benchmarks.gpu.child import *
-import benchmarks.gpu.vae as section
+from benchmarks.gpu.frame.child import *
+import benchmarks.gpu.sections.vae as section
 def hang(): time.sleep(600)
 def die(): os.kill(os.getpid(), signal.SIGSEGV)
 def poison(): raise RuntimeError("CUDA error: an illegal memory access")
@@ -125,7 +131,7 @@ def cases(check):
 def settle(check):
     if "illegal" in str(sys.exc_info()[1]): raise RuntimeError("CUDA error: poisoned")
 from benchmarks.gpu import child
-from benchmarks.gpu.check import Case
+from benchmarks.gpu.frame.report import Case
 section.cases, child._settle = cases, settle
 sys.exit(child.main(sys.argv[1:]))
 """
@@ -139,7 +145,7 @@ def test_a_case_that_poisons_dies_or_hangs_does_not_stop_the_next(
     popen = subprocess.Popen
 
     def started(command: list[str], **options):
-        at = command.index("benchmarks.gpu.child")
+        at = command.index("benchmarks.gpu.frame.child")
         environment = options.pop("env") | {"PYTHONPATH": str(ROOT)}
         return popen([sys.executable, "-u", str(script), *command[at + 1 :]], env=environment, **options)
 
@@ -168,7 +174,7 @@ def test_a_case_that_poisons_dies_or_hangs_does_not_stop_the_next(
 
 
 def test_time_that_is_up_is_told_of_every_case(tmp_path: Path) -> None:
-    from benchmarks.gpu import child
+    from benchmarks.gpu.frame import child
 
     check = Check("vae", torch.device("cpu"), torch.float32, [tmp_path / "rows.csv"], {"date": "x"}, until=0.0)
     assert child.run(check, tmp_path / "state") == 0
@@ -200,7 +206,9 @@ def test_every_target_is_about_rows_that_a_section_writes() -> None:
     """Its section exists, and what and mode are words of that section's file."""
     for target in TARGETS:
         section, what, case, mode = target.rows
-        source = "".join((ROOT / f"benchmarks/gpu/{name}.py").read_text() for name in (section, "networks"))
+        source = "".join(
+            (ROOT / f"benchmarks/gpu/{name}.py").read_text() for name in (f"sections/{section}", "subjects/networks")
+        )
         for word in (what.removesuffix(" step").removesuffix(" picture"), mode.removesuffix("*")):
             assert word in source, f"{target.name}: {word!r}"
         assert case

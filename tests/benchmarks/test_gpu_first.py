@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import gpu_check, gpu_first
-from benchmarks.gpu.check import read_rows
-from benchmarks.gpu.first_picture import png
-from benchmarks.gpu.sections import FIRST, FIRST_TOTAL
+from benchmarks.gpu.frame.report import read_rows
+from benchmarks.gpu.frame.sections import FIRST, FIRST_TOTAL
+from benchmarks.gpu.sections.first_picture import png
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -47,11 +47,11 @@ def test_a_png(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), pixels)
 
 
-# What a stage does instead of measuring, by its name: argv as benchmarks.gpu.child has it.
+# What a stage does instead of measuring, by its name: argv as benchmarks.gpu.frame.child has it.
 STAGE = """
 import faulthandler, os, signal, sys
 from pathlib import Path
-from benchmarks.gpu.check import COLUMNS, stamp_of, write_row
+from benchmarks.gpu.frame.report import COLUMNS, stamp_of, write_row
 faulthandler.register(signal.SIGUSR1)
 name, words = sys.argv[1], sys.argv[2:]
 word = lambda flag: words[words.index(flag) + 1]
@@ -78,7 +78,7 @@ def test_a_stage_that_crashes_and_one_that_hangs(
     popen = subprocess.Popen
 
     def started(command: list[str], **options):
-        at = command.index("benchmarks.gpu.child")
+        at = command.index("benchmarks.gpu.frame.child")
         environment = options.pop("env") | {"PYTHONPATH": str(ROOT)}
         return popen([sys.executable, "-u", str(script), *command[at + 1 :]], env=environment, **options)
 

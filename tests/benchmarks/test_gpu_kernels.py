@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_check
-from benchmarks.gpu.attention import shapes
-from benchmarks.gpu.check import read_rows
-from benchmarks.gpu.targets import TARGETS
+from benchmarks.gpu.frame.report import read_rows
+from benchmarks.gpu.frame.targets import TARGETS
+from benchmarks.gpu.sections.attention import shapes
 
 
 def test_kernels_are_compared_with_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

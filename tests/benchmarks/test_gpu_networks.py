@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.gpu.check import Check
-from benchmarks.gpu.networks import ours, unet, vae
+from benchmarks.gpu.frame.report import Check
+from benchmarks.gpu.subjects.networks import ours, unet, vae
 
 
 @pytest.fixture

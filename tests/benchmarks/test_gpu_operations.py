@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 
-from benchmarks.gpu.networks import SD15, SD21
-from benchmarks.gpu.operations import Operation, operations
+from benchmarks.gpu.subjects.networks import SD15, SD21
+from benchmarks.gpu.subjects.operations import Operation, operations
 
 # Dense bf16 FLOP/s and bytes/s of an H200, as the table has them.
 MATRIX, MEMORY = 790e12, 4.3e12

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import child
-from benchmarks.gpu.check import COLUMNS, WRONG, Check, read_rows
-from benchmarks.gpu.targets import TARGETS
+from benchmarks.gpu.frame import child
+from benchmarks.gpu.frame.report import COLUMNS, WRONG, Check, read_rows
+from benchmarks.gpu.frame.targets import TARGETS
 
 # The kernels' own sections run in Triton's interpreter, in a process of its own: test_gpu_kernels.py.
 # compiled and peer compile, serving starts a server: seconds each, and little else than what these have.

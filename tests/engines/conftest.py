@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from engines.artifact import Artifact
+from engines.artifact.opened import Artifact
+from engines.cpu.torch import TorchBackend
 from engines.model import Model
-from engines.torch import TorchBackend
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.tokenizer import ClipTokenizer
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 
 @pytest.fixture(scope="session")

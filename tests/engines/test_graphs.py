@@ -15,14 +15,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import graphs as shipped_graphs
-from engines import exporting, graphs
-from engines.backend import BackendError
+from engines import graphs
+from engines.errors import BackendError
 from engines.graphs import check_fit, graph_of, known_graph
+from engines.process import exporting
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
 from pipeline.spec_json import spec_from_json
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TRACED = next(Path(shipped_graphs.__file__).parent.glob("vae_encoder-*.onnx")).read_bytes()  # any graph

@@ -9,13 +9,13 @@ import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline
 
-from engines.check import psnr
+from engines.commands.compare import psnr
 from engines.generate import generate
 from engines.model import load
 from latentd import Client
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
-from tests.checkpoints import make_checkpoint
-from tests.serving import address, serving
+from tests.support.checkpoints import make_checkpoint
+from tests.support.serving import address, serving
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engines.backend import BackendError
+from engines.errors import BackendError
 from engines.model import load
 from pipeline.checkpoint.opened import Checkpoint
 

@@ -10,14 +10,14 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from numpy.typing import NDArray
 
-from engines.backend import to_pixels
+from engines.cpu.stepper import HostStepper
 from engines.generate import generate
 from engines.model import Model, load
-from engines.stepper import HostStepper
+from pipeline.arrays import to_pixels
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, table
-from tests.pipeline.trajectories import THEIRS
+from tests.support.trajectories import THEIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

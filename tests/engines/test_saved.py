@@ -22,17 +22,17 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextModelWithProjection
 
-from engines.check import psnr
+from engines.commands.compare import psnr
+from engines.cpu.torch import TorchBackend
 from engines.generate import generate
 from engines.model import Model
-from engines.torch import TorchBackend
 from model.weights import check_weights
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.checkpoint.weights import folder_weights
 from pipeline.noise import standard_normal
 from pipeline.spec import read_spec
 from pipeline.tokenizer import ClipTokenizer
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 EXACT, OTHER = 55.0, 40.0  # dB
 PROMPT = "the blue cat"

@@ -16,7 +16,7 @@ from engines.generate import generate
 from engines.model import load
 from pipeline.checkpoint.opened import model_id, open_checkpoint
 from pipeline.errors import CheckpointError
-from tests.export.original import make_folder, write_original
+from tests.support.original import make_folder, write_original
 
 DRAWN = {"steps": 3, "guidance": 3.0, "sampler": "ddim", "width": 32, "height": 32}
 

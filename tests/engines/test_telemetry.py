@@ -100,10 +100,10 @@ def test_onnxruntime_knows_the_variable() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import engines.openvino",
-        "import engines.bound",
-        "from engines.builders import BUILDERS; import openvino",
-        "import engines.onnxruntime, onnxruntime" + SESSION,
+        "import engines.cpu.openvino",
+        "import engines.cpu.bound",
+        "from engines.build.makers import BUILDERS; import openvino",
+        "import engines.cpu.onnxruntime, onnxruntime" + SESSION,
         "import export.check, onnxruntime" + SESSION,
         "import tokenizers, grpc, grpc.aio, PIL.Image, prometheus_client, yaml",
     ],
@@ -118,7 +118,7 @@ def test_the_users_own_word_does_not_switch_it_on(watched: Watched) -> None:
     (watched.home / "intel").mkdir()
     (watched.home / "intel" / "openvino_telemetry").write_text("1")  # consent, given to other programs
     before = watched.written
-    watched.run("import engines.openvino, engines.onnxruntime, onnxruntime" + SESSION)
+    watched.run("import engines.cpu.openvino, engines.cpu.onnxruntime, onnxruntime" + SESSION)
     assert (watched.sent, watched.written) == ([], before)
 
 
@@ -146,6 +146,6 @@ def test_a_server_and_its_children_send_and_write_nothing(backend: str, watched:
 
 
 def test_a_child_of_the_server_begins_with_the_fence(watched: Watched) -> None:
-    """As `python -m engines.apart` does, which compiles large networks."""
-    watched.run("import engines.apart, openvino")
+    """As `python -m engines.process.apart` does, which compiles large networks."""
+    watched.run("import engines.process.apart, openvino")
     assert (watched.sent, watched.written) == ([], [])

@@ -15,14 +15,14 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from engines.backend import F32, to_pixels
-from engines.check import psnr
+from engines.commands.compare import psnr
 from engines.generate import latents_of
 from engines.model import Model, load
+from pipeline.arrays import F32, to_pixels
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.samplers import SAMPLERS
-from tests.pipeline.trajectories import THEIRS
-from tests.topologies import TOPOLOGIES, make_topology
+from tests.support.topologies import TOPOLOGIES, make_topology
+from tests.support.trajectories import THEIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

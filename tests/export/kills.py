@@ -26,12 +26,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.artifact import MANIFEST, open_artifact
+from engines.artifact.opened import MANIFEST, open_artifact
 from pipeline.errors import CheckpointError
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 _RUNS = 5  # kills between two whole runs
-_FIRST_USE = "import sys; from pathlib import Path; from engines.first_use import artifact_of; "
+_FIRST_USE = "import sys; from pathlib import Path; from engines.artifact.first_use import artifact_of; "
 _FIRST_USE += "from pipeline.checkpoint.opened import open_checkpoint; artifact_of(open_checkpoint(Path(sys.argv[1])))"
 
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import export.artifact as stage
-from engines import disk
-from engines.artifact import FORMAT, GRAPHS, MANIFEST, Artifact, is_artifact, open_artifact
-from engines.disk import DiskError
+from engines.artifact.opened import FORMAT, GRAPHS, MANIFEST, Artifact, is_artifact, open_artifact
+from engines.cache import disk
+from engines.cache.disk import DiskError
 from engines.model import load
 from export.__main__ import main
 from export.artifact import export
@@ -30,8 +30,8 @@ from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.checkpoint.weights import Weights
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
-from tests.checkpoints import make_checkpoint
-from tests.pipeline.checkpoint.layouts import PATHS, TEXT, UNET, files, hub_cache, state
+from tests.support.checkpoints import make_checkpoint
+from tests.support.layouts import PATHS, TEXT, UNET, files, hub_cache, state
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from engines.artifact import Artifact
+from engines.artifact.opened import Artifact
 from export.check import ExportError, network_error, relative_error, session, trajectory_error
 from export.networks import NETWORKS, Network
 from pipeline.checkpoint.opened import Checkpoint

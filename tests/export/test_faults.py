@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 
 import export.artifact as stage
-from engines import disk
-from engines.artifact import MANIFEST, Artifact, open_artifact
-from engines.disk import DiskError
+from engines.artifact.opened import MANIFEST, Artifact, open_artifact
+from engines.cache import disk
+from engines.cache.disk import DiskError
 from export.artifact import export
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.checkpoint.weights import Weights
-from tests.pipeline.checkpoint.layouts import files, state
+from tests.support.layouts import files, state
 
 Before = Callable[[str, Path], None]
 ENDED = 77  # the status of a process that an injected exit ended

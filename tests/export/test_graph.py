@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from engines.artifact import Artifact
+from engines.artifact.opened import Artifact
 from export.check import relative_error
 from export.graph import OPSET
 from export.networks import NETWORKS, Network

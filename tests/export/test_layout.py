@@ -17,9 +17,9 @@ from export.networks import NETWORKS
 from export.point import point
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import CheckpointError
-from tests.checkpoints import make_checkpoint
-from tests.export.original import make_folder, write_original
-from tests.pipeline.checkpoint.layouts import PATHS, UNET, shard
+from tests.support.checkpoints import make_checkpoint
+from tests.support.layouts import PATHS, UNET, shard
+from tests.support.original import make_folder, write_original
 
 
 @pytest.fixture

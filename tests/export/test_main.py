@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import export.artifact
-from engines.artifact import Artifact
+from engines.artifact.opened import Artifact
 from export.__main__ import main
 from pipeline.checkpoint.opened import Checkpoint
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 
 @pytest.mark.parametrize(

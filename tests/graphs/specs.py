@@ -12,9 +12,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 from pipeline.spec import Spec, read_spec
-from tests.checkpoints import VELOCITY, make_checkpoint
-from tests.export.original import make_folder
-from tests.topologies import TOPOLOGIES, VAE
+from tests.support.checkpoints import VELOCITY, make_checkpoint
+from tests.support.original import make_folder
+from tests.support.topologies import TOPOLOGIES, VAE
 
 SPECS = Path(__file__).with_name("specs.json")
 # Each writes a checkpoint into the folder that it is given.
@@ -37,7 +37,7 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
 def made() -> dict[str, Spec]:
     """Return the spec of each of CHECKPOINTS, read from its configs; its weights are not written."""
     specs = {}
-    with patch("tests.checkpoints._write_weights"), patch("tests.export.original._stir"):
+    with patch("tests.support.checkpoints._write_weights"), patch("tests.support.original._stir"):
         for name, make in CHECKPOINTS.items():
             with tempfile.TemporaryDirectory() as folder:
                 make(Path(folder))

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from kernels.geglu import choose, cost, geglu, geglu_linear, interleave, linear_cost, reference
-from tests.kernels.ahead import compiled
-from tests.kernels.comparing import HALF, SINGLE, assert_close, normal, poisoned
+from tests.support.ahead import compiled
+from tests.support.comparing import HALF, SINGLE, assert_close, normal, poisoned
 
 DTYPES = [torch.float32, torch.float16]
 

@@ -10,8 +10,8 @@ import kernels.group_norm_silu as module
 import kernels.group_norm_tiles as group_norm_tiles
 from kernels.group_norm_silu import DECODER, LARGE, UNET, cost, group_norm_silu, reference
 from kernels.group_norm_tiles import Held, Parts, needs_64_bits, plan_of
-from tests.kernels.ahead import compiled
-from tests.kernels.comparing import HALF, SINGLE, assert_close, normal, poisoned
+from tests.support.ahead import compiled
+from tests.support.comparing import HALF, SINGLE, assert_close, normal, poisoned
 
 DTYPES = [torch.float32, torch.float16]
 # c, h, w, groups: held, of one block and of several, and of ragged positions; in parts, a ragged last one, groups

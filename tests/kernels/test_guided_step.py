@@ -15,13 +15,13 @@ import torch
 import triton.runtime.interpreter as interpreter
 from torch import Tensor
 
-from engines.inpaint import Inpaint
-from engines.update import combine, guide, keep
 from kernels.guided_step import cost, guided_step, reference
+from pipeline.conditions.mask import Inpaint
 from pipeline.samplers import SAMPLERS, STATE, table
 from pipeline.schedule import ScheduleSpec
-from tests.kernels.ahead import ROOT, compiled
-from tests.kernels.comparing import SINGLE, assert_close, normal
+from pipeline.update import combine, guide, keep
+from tests.support.ahead import ROOT, compiled
+from tests.support.comparing import SINGLE, assert_close, normal
 
 E, D = 6, 3
 SCHEDULE = ScheduleSpec(1000, 0.00085, 0.012, "scaled_linear", "epsilon", "leading", 1, False)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kernels.layer_norm import cost, layer_norm, reference
-from tests.kernels.ahead import compiled
-from tests.kernels.comparing import HALF, SINGLE, assert_close, normal, poisoned
+from tests.support.ahead import compiled
+from tests.support.comparing import HALF, SINGLE, assert_close, normal, poisoned
 
 DTYPES = [torch.float32, torch.float16]
 

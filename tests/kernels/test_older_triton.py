@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.ahead import compiled
+from tests.support.ahead import compiled
 
 OLDER = Path(sys.prefix, "triton-3.6")  # `make test` puts it there
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from engines.backend import to_pixels
 from kernels.to_uint8 import cost, reference, to_uint8
-from tests.kernels.ahead import compiled
-from tests.kernels.comparing import normal
+from pipeline.arrays import to_pixels
+from tests.support.ahead import compiled
+from tests.support.comparing import normal
 
 LAYOUTS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
 

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.latentd.fake import FakeServer
+from tests.support.fake import FakeServer
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from latentd import ServerError, errors
 from latentd.__main__ import main
 from latentd.channel import server_address
-from tests.latentd.fake import FakeServer
 from tests.latentd.test_client import PATIENCE, both, plain
+from tests.support.fake import FakeServer
 
 
 @both

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from latentd import AsyncClient, Client, ServerError
 from latentd.events import Done, Event, Image, Preview, Queued, Started, Step
 from latentd.v1 import images_pb2 as pb
-from tests.latentd.fake import FakeServer
+from tests.support.fake import FakeServer
 
 PATIENCE = 30  # seconds until a test that would hang fails
 

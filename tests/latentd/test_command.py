@@ -15,7 +15,7 @@ from PIL import Image
 from latentd.__main__ import main
 from latentd.options import parse
 from latentd.v1 import images_pb2 as pb
-from tests.latentd.fake import FakeServer
+from tests.support.fake import FakeServer
 
 PATIENCE = 30
 # SIGINT may be ignored where the tests were started (a shell's background job), and a child inherits that.

@@ -21,7 +21,7 @@ from latentd.picture import Picture
 from latentd.progress import Tally, title
 from latentd.terminal import half_blocks
 from latentd.v1 import images_pb2 as pb
-from tests.latentd.fake import TIMINGS, file_of, retry_status
+from tests.support.fake import TIMINGS, file_of, retry_status
 
 
 def picture(format: str = "png") -> Picture:

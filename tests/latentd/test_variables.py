@@ -12,7 +12,7 @@ from latentd.__main__ import main as command
 from latentd.options import parse
 from latentd.variables import NAMES, is_service_link, strangers
 from server.settings import Settings
-from tests.latentd.fake import FakeServer
+from tests.support.fake import FakeServer
 
 ROOT = Path(__file__).parent.parent.parent
 

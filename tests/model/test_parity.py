@@ -20,7 +20,7 @@ from model.unet import Unet
 from model.weights import load_text, load_unet, load_vae_decoder, load_vae_encoder
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.spec import read_spec
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 # Of the norm of the result. Both sides add the same float32 products, but not always in the same order (memory
 # format, batched or single matrix products): 3e-6 was the most seen, on the UNet; a wrong constant gives 1e-3 or more,

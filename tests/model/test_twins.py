@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu import networks
-from benchmarks.gpu.operations import operations, step_floor
+from benchmarks.gpu.subjects import networks
+from benchmarks.gpu.subjects.operations import operations, step_floor
 from model.ops import spread
 from model.random import init_random
 from model.unet import Unet

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from model.weights import load_text, load_unet, load_vae_decoder, load_vae_encoder, load_vae_moments
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import CheckpointError
-from tests.checkpoints import make_checkpoint
-from tests.export.original import make_folder, write_original
+from tests.support.checkpoints import make_checkpoint
+from tests.support.original import make_folder, write_original
 
 LOADS = {
     load_text: "text_encoder/model",

@@ -11,7 +11,7 @@ import pytest
 from pipeline.checkpoint import index
 from pipeline.errors import CheckpointError
 from pipeline.spec import read_spec
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 INDEX = "model_index.json"
 

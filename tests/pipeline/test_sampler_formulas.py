@@ -11,7 +11,7 @@ import torch
 from pipeline.errors import InvalidRequest
 from pipeline.samplers import HISTORY, NOISE_COLUMN, OUT_COLUMN, SAMPLERS, STATE, table
 from pipeline.schedule import alphas_cumprod
-from tests.pipeline.trajectories import SD, difference, draws, network, ours, theirs
+from tests.support.trajectories import SD, difference, draws, network, ours, theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import InvalidRequest
 from pipeline.samplers import SAMPLERS
 from pipeline.schedule import ScheduleSpec
-from tests.pipeline.trajectories import OTHER, SD, THEIRS, difference, ours, theirs
+from tests.support.trajectories import OTHER, SD, THEIRS, difference, ours, theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

@@ -22,8 +22,8 @@ from pipeline.checkpoint import sampling
 from pipeline.errors import CheckpointError
 from pipeline.samplers import SAMPLERS
 from pipeline.spec import Spec, read_spec
-from tests.checkpoints import make_checkpoint
-from tests.pipeline.trajectories import Run, difference, ours, run
+from tests.support.checkpoints import make_checkpoint
+from tests.support.trajectories import Run, difference, ours, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import CheckpointError
 from pipeline.spec import Defaults, read_spec
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 DEMO = Path(__file__).parents[2] / "demo" / "small-things"
 INDEX = "model_index.json"

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from pipeline.errors import CheckpointError
 from pipeline.spec import read_spec
 from pipeline.tokenizer import ClipTokenizer
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 DEMO = Path(__file__).parents[2] / "demo" / "small-things"
 TOKENS = 40

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu import networks, warm
-from benchmarks.gpu.check import Check, read_rows
-from benchmarks.gpu.child import run
-from engines.cuda import CudaBackend
-from engines.cuda_stepper import CudaStepper, evaluate
+from benchmarks.gpu import warm
+from benchmarks.gpu.frame.child import run
+from benchmarks.gpu.frame.report import Check, read_rows
+from benchmarks.gpu.subjects import networks
+from engines.cuda.backend import CudaBackend
+from engines.cuda.stepper import CudaStepper, evaluate
 from model import weights
 from model.clip import ClipText
 from model.unet import Unet

@@ -9,8 +9,8 @@ import pytest
 from engines.model import Model
 from server.app import Server
 from server.job import Size
-from tests.server.held import Held, wrapped
-from tests.serving import serving
+from tests.support.held import Held, wrapped
+from tests.support.serving import serving
 
 
 @pytest.fixture(scope="session", autouse=True)

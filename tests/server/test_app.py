@@ -15,9 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from engines import model as models
-from engines.backend import DeviceError
+from engines.cpu.openvino import OpenVinoBackend
+from engines.errors import DeviceError
 from engines.model import Model
-from engines.openvino import OpenVinoBackend
 from latentd import AsyncClient, Client, ServerError
 from latentd.events import Queued
 from pipeline.errors import LatentdError
@@ -25,9 +25,9 @@ from pipeline.samplers import SAMPLERS
 from server.app import Server, load_model
 from server.job import Size
 from server.settings import Settings, SettingsError
-from tests.server import wire
-from tests.server.held import PATIENCE, Held, raising
-from tests.serving import address, serving
+from tests.support import wire
+from tests.support.held import PATIENCE, Held, raising
+from tests.support.serving import address, serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

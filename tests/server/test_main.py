@@ -20,7 +20,7 @@ from latentd import Client, ServerError
 from latentd.events import Done, Image, Queued, Started
 from pipeline.checkpoint.opened import Checkpoint
 from server.app import Server
-from tests.server.held import PATIENCE
+from tests.support.held import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent
 FREE = ("--grpc-port", "0", "--metrics-port", "0", "--precision", "f32")
@@ -44,7 +44,7 @@ def load_held(settings):
             while gate.exists():
                 time.sleep(0.005)
             if fault.exists():
-                from engines.backend import DeviceError
+                from engines.errors import DeviceError
                 raise DeviceError("lost")
             run(own)
         made.run = held
@@ -389,9 +389,9 @@ held = AtExit()  # as torch's tensors are, which may abort then
 
 def load(settings):
     if sys.argv[1] == "DeviceError":
-        from engines.backend import DeviceError
+        from engines.errors import DeviceError
         raise DeviceError("cuda failed: an illegal memory access was encountered")
-    from engines.backend import OutOfMemory
+    from engines.errors import OutOfMemory
     raise OutOfMemory("8 seats of 512x512: the GPU's memory is full: lower --seats")
 
 app.load_model = load

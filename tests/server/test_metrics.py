@@ -12,8 +12,8 @@ from latentd import Client, ServerError
 from pipeline.errors import LatentdError
 from server.app import Server
 from server.metrics import Metrics
-from tests.server.held import eventually
-from tests.serving import address, serving
+from tests.support.held import eventually
+from tests.support.serving import address, serving
 
 NAMES = {
     "requests_total": {"door", "code"},

@@ -12,7 +12,7 @@ from engines.generate import generate
 from engines.model import Model
 from latentd import AsyncClient, Client, ServerError
 from latentd.v1 import images_pb2 as pb
-from tests.serving import address, serving
+from tests.support.serving import address, serving
 
 LONG = "red apple blue cat the photo of " * 5
 ASKED: list[tuple[str, dict[str, Any]]] = [

@@ -8,7 +8,7 @@ import pytest
 from engines.model import Model
 from pipeline.errors import InvalidRequest
 from server.events import Done, Preview, Step
-from tests.server.jobs import alone, box_of, job_of, running
+from tests.support.jobs import alone, box_of, job_of, running
 
 APPLE = {"prompt": "a red apple", "seed": 3}
 

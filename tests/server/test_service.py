@@ -15,7 +15,7 @@ from server.limits import Limits
 from server.mailbox import Mailbox
 from server.metrics import Metrics
 from server.service import Service, collect
-from tests.server.jobs import wish
+from tests.support.jobs import wish
 
 DONE = Done(Timings())
 

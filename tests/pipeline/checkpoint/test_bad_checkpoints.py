@@ -24,10 +24,10 @@ from pipeline.checkpoint.parts import weight_files
 from pipeline.config import read_object
 from pipeline.errors import CheckpointError
 from pipeline.source import Folder
-from tests.checkpoints import make_checkpoint
-from tests.export.original import make_folder, write_original
-from tests.pipeline.checkpoint.layouts import TEXT, UNET, VAE, state
-from tests.pipeline.checkpoint.mutations import read
+from tests.support.checkpoints import make_checkpoint
+from tests.support.layouts import TEXT, UNET, VAE, state
+from tests.support.mutations import read
+from tests.support.original import make_folder, write_original
 
 ROOT = Path(__file__).parents[3]
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.checkpoint.header import read_header
 from pipeline.errors import CheckpointError
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).parents[3]
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

@@ -14,7 +14,7 @@ import pytest
 from pipeline.checkpoint.header import read_header
 from pipeline.checkpoint.mapping import Mapping
 from pipeline.errors import CheckpointError
-from tests.pipeline.checkpoint.layouts import write_tensors
+from tests.support.layouts import write_tensors
 
 NUMBERS = np.arange(1 << 20, dtype=np.float32)
 

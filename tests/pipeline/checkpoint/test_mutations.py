@@ -1,10 +1,10 @@
-"""A few hundred of the random damages of tests/pipeline/checkpoint/mutations.py, the same ones in every run."""
+"""A few hundred of the random damages of tests/support/mutations.py, the same ones in every run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.pipeline.checkpoint.mutations import run
+from tests.support.mutations import run
 
 
 def test_random_damage_is_refused_in_a_sentence_or_harmless(tmp_path: Path) -> None:

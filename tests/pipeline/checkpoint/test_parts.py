@@ -13,8 +13,8 @@ from model.weights import check_weights, load_text, load_vae_decoder, load_vae_e
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.checkpoint.parts import weight_files
 from pipeline.errors import CheckpointError
-from tests.checkpoints import make_checkpoint
-from tests.pipeline.checkpoint.layouts import TEXT, UNET, VAE, shard
+from tests.support.checkpoints import make_checkpoint
+from tests.support.layouts import TEXT, UNET, VAE, shard
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from pipeline.checkpoint.single_file.kinds import SD1, SD2, UNET, VAE, recognise
 from pipeline.checkpoint.single_file.layout import Shapes, text_layout, unet_layout, vae_layout
 from pipeline.checkpoint.single_file.marks import Trained
 from pipeline.spec import read_spec
-from tests.export.original import PARTS, Weights, folder_weights, make_folder, original_weights, write_original
+from tests.support.original import PARTS, Weights, folder_weights, make_folder, original_weights, write_original
 
 PREDICTION = {"sd1": "epsilon", "sd2": "v_prediction"}
 

@@ -20,9 +20,9 @@ from pipeline.checkpoint.single_file.marks import Trained, trained
 from pipeline.errors import CheckpointError
 from pipeline.schedule import alphas_cumprod
 from pipeline.spec import Spec, read_spec
-from tests.export.original import Weights, folder_weights, make_folder, write_original
 from tests.pipeline.conftest import rounded_roots  # noqa: F401 (a fixture)
-from tests.pipeline.trajectories import difference, ours, run
+from tests.support.original import Weights, folder_weights, make_folder, write_original
+from tests.support.trajectories import difference, ours, run
 
 UNET, CLIP, OPENCLIP = "model.diffusion_model.", "cond_stage_model.transformer.", "cond_stage_model.model."
 EMPTY = torch.zeros(0)

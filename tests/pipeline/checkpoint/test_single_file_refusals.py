@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from export.__main__ import main
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import CheckpointError
-from tests.export.original import Weights, make_folder, write_original
-from tests.pipeline.checkpoint.layouts import state
+from tests.support.layouts import state
+from tests.support.original import Weights, make_folder, write_original
 
 UNET = "model.diffusion_model."
 

@@ -12,7 +12,7 @@ from pipeline.checkpoint.mapping import Mapping
 from pipeline.checkpoint.soundness import check_types, digest_of
 from pipeline.checkpoint.weights import named_tensors
 from pipeline.errors import CheckpointError
-from tests.pipeline.checkpoint.layouts import write_tensors
+from tests.support.layouts import write_tensors
 
 COUNT = 300_000  # more than is read at once
 KINDS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}

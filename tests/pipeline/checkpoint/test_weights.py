@@ -18,9 +18,9 @@ from pipeline.checkpoint.mapping import Mapping as MappedFile
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.checkpoint.weights import Weights, named_tensors
 from pipeline.errors import CheckpointError
-from tests.checkpoints import make_checkpoint
-from tests.export.original import make_folder, write_original
-from tests.pipeline.checkpoint.layouts import PATHS, UNET, hub_cache, shard, state, write_tensors
+from tests.support.checkpoints import make_checkpoint
+from tests.support.layouts import PATHS, UNET, hub_cache, shard, state, write_tensors
+from tests.support.original import make_folder, write_original
 
 ROOT = Path(__file__).parents[3]
 FOUR = np.arange(4, dtype=np.float32)

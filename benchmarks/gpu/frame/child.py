@@ -1,0 +1,116 @@
+"""One section in a process of its own: `python -m benchmarks.gpu.frame.child NAME ...`, started by gpu_check.
+
+A CUDA error may poison the process: it then ends with POISONED, and gpu_check starts another one after the case that
+failed. The state file says which case is under way, so that one that hangs can be ended from outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import gc
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.frame.report import AbsentError, Check, stamp_of
+from engines.cuda.errors import translated
+from engines.cuda.ops import sum_in_float32
+from engines.errors import BackendError
+
+POISONED = 17
+
+
+def run(check: Check, state: Path, skip: int = 0) -> int:
+    """The section's cases after the first `skip`; returns the exit code."""
+    section = importlib.import_module(f"benchmarks.gpu.sections.{check.section}")
+    sum_in_float32(check.section != "compiled")  # as we serve, and torch's own as torch has it
+    gc.freeze()  # what is imported stays; every capture of a graph collects garbage, and would look at all of it
+    late: list[str] = []
+    found = section.cases(check)
+    for index, case in enumerate(found):
+        if index < skip:
+            continue
+        if check.seconds_left <= 0:
+            late.append(case.name)
+            continue
+        state.write_text(f"{index}\n{case.seconds or ''}\n{case.name}")
+        try:
+            case.run()
+            _settle(check)
+        except AbsentError as absent:
+            check.tell("wrong" if absent.wrong else "absent", case.name, str(absent))
+        except Exception as error:
+            told = translated(error)
+            if not isinstance(told, BackendError):  # of the machine: no line of ours is at fault
+                traceback.print_exc()
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(last.filename).name}:{last.lineno}"
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            check.tell("failed", case.name, f"{told or f'{type(error).__name__}: {first_line}'} (at {where})")
+            del error, told
+            try:
+                _settle(check)
+            except RuntimeError:
+                print(f"{check.section}: the device is poisoned; a new process goes on", flush=True)
+                found.close()
+                return POISONED
+    for name in late:
+        check.tell("skipped", name, "skipped: time")
+    state.write_text("")  # no case is under way
+    return 0
+
+
+def _settle(check: Check) -> None:
+    """Waits for the device, so that an error is told of the case that made it; gives its memory back."""
+    if not check.dry:
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu.frame.child")
+    parser.add_argument("section")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--file", type=Path, action="append", required=True)
+    parser.add_argument("--stamp", required=True)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--until", type=float, required=True, help="time.time() after which no case begins")
+    parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--parent", type=int, help="process id; ends when that has ended")
+    options = parser.parse_args(argv)
+    faulthandler.enable()  # a crash says where; so does SIGUSR1, which gpu_check sends before it ends what hangs
+    faulthandler.register(signal.SIGUSR1)
+    if options.parent:
+        threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
+    device = torch.device("cpu" if options.dry_run else "cuda")
+    until = time.monotonic() + options.until - time.time()
+    dtype = torch.float32 if options.dry_run else torch.float16
+    if options.dry_run:
+        torch.set_num_threads(1)
+    check = Check(options.section, device, dtype, options.file, stamp_of(options.stamp), until)
+    return run(check, options.state, options.skip)
+
+
+def _end_with(parent: int) -> None:
+    """A session of its own outlives whoever started it, and would hold the card; nobody waits for its rows then."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # all rows are on disk, and what a library does wrong while it unloads is nobody's finding

@@ -1,0 +1,120 @@
+"""python -m engines build and clean: what is said, asked and answered around engines/build/building.py."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from engines.artifact.first_use import artifact_of
+from engines.artifact.opened import Artifact
+from engines.build.builder import Builder, Order
+from engines.build.building import apart_from, build_all
+from engines.build.makers import GPU_ROWS, maker_of
+from engines.build.words import amount, row, table
+from engines.cache import entries, eviction
+from engines.errors import BackendError
+from engines.graphs import check_fit
+from pipeline.checkpoint.opened import open_checkpoint
+from pipeline.prompt import MOST_CHUNKS
+from pipeline.spec import Spec
+
+_MOST_ROWS, _MOST_SIDE = 64, 4096
+COMPILED_AT_START = ("openvino", "onnxruntime", "torch")
+_PRECISIONS = ("auto", "f32", "bf16", "f16")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def build(options: argparse.Namespace) -> int:
+    """Build every plan that was asked for into the store; 0 when all are there. Errors: LatentdError."""
+    for check in (_rows, _chunks):
+        check(options)
+    if options.backend in ("auto", *COMPILED_AT_START):
+        return _nothing_to_build(options)
+    maker = maker_of(options.backend, options.attention)
+    maker.check_library()
+    eviction.limit()  # a wrong one is told before the work, not after the first engine
+    checkpoint = open_checkpoint(options.model)
+    _sizes(options.sizes, checkpoint.spec)
+    artifact = artifact_of(checkpoint)
+    builder = maker.make(artifact, options.target or None, options.precision)
+    orders = ordered(options, artifact, builder)
+    compile = apart_from(artifact, maker, options.target or None, options.precision)
+    built = build_all(artifact, builder, orders, compile, say)
+    say("")
+    for line in table([row(each.order, builder.target, each.manifest) for each in built]):
+        say(line)
+    say(f"\nengines are in {entries.cache_folder() / 'engines'}")
+    say(f"their bytes are vouched for; that they run, and how fast, is for a card of {builder.target} to show")
+    failed = [each.why for each in built if each.why]
+    for why in failed:
+        say(why)
+    return 1 if failed else 0
+
+
+def _nothing_to_build(options: argparse.Namespace) -> int:
+    """Say so, once it is known that the checkpoint can be served: its weights fit, and its graphs are at hand."""
+    backend = "openvino" if options.backend == "auto" else options.backend
+    for what, value, neutral in (("ARCH", options.target, ("", "cpu")), ("ATTENTION", options.attention, ("native",))):
+        if value not in neutral:
+            raise BackendError(f"{what}={value} is for TensorRT's plans; leave it away with backend {backend}")
+    if options.precision not in _PRECISIONS:
+        raise BackendError(f"precision {options.precision!r} is unknown; there are: {', '.join(_PRECISIONS)}")
+    checkpoint = open_checkpoint(options.model)
+    _sizes(options.sizes, checkpoint.spec)
+    check_fit(checkpoint)
+    say(f"{checkpoint.id}: {backend} compiles from memory at every start, so nothing needs building ahead")
+    return 0
+
+
+def ordered(options: argparse.Namespace, artifact: Artifact, builder: Builder) -> list[Order]:
+    """Return all that was asked for, each once. Errors: BackendError."""
+    rows, sizes = _rows(options), _sizes(options.sizes, artifact.spec)
+    every = [order for chunks in _chunks(options) for order in builder.orders(rows, sizes, chunks)]
+    return [order for number, order in enumerate(every) if order not in every[:number]]
+
+
+def clean() -> int:
+    """Empty the cache, and say what went."""
+    removed, stayed = eviction.clean()
+    for kind in entries.KINDS:
+        if own := [entry for entry in removed if entry.path.parent.name == kind]:
+            one = kind if len(own) > 1 else kind.removesuffix("s")
+            say(f"removed {len(own)} {one} ({amount(sum(entry.bytes for entry in own))}) from {entries.cache_folder()}")
+    for entry in stayed:
+        say(f"kept {entry.path}: a live process uses it")
+    if not removed and not stayed:
+        say(f"nothing to remove in {entries.cache_folder()}")
+    return 0
+
+
+def _rows(options: argparse.Namespace) -> tuple[int, ...]:
+    return _numbers("ROWS", options.rows, GPU_ROWS, _MOST_ROWS)
+
+
+def _chunks(options: argparse.Namespace) -> tuple[int, ...]:
+    return _numbers("CHUNKS", options.chunks, (1,), MOST_CHUNKS)
+
+
+def _numbers(name: str, text: str, default: tuple[int, ...], most: int) -> tuple[int, ...]:
+    if not text:
+        return default
+    found = [int(part) for part in text.split(",") if re.fullmatch(r"\d{1,3}", part.strip())]
+    if len(found) != text.count(",") + 1 or not all(1 <= number <= most for number in found):
+        raise BackendError(f"{name}={text}: it takes numbers from 1 to {most}, separated by commas, such as 1,2")
+    return tuple(sorted(set(found)))
+
+
+def _sizes(text: str, spec: Spec) -> list[tuple[int, int]]:
+    default, unit = spec.defaults, spec.size_multiple
+    if not text:
+        return [(default.width, default.height)]
+    matches = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", part.strip()) for part in text.split(",")]
+    found = [(int(match[1]), int(match[2])) for match in matches if match]
+    if len(found) != len(matches) or any(not 0 < side <= _MOST_SIDE or side % unit for size in found for side in size):
+        raise BackendError(
+            f"SIZES={text}: it takes WIDTHxHEIGHT, multiples of {unit} up to {_MOST_SIDE}, separated by commas"
+        )
+    return list(dict.fromkeys(found))

@@ -1,0 +1,84 @@
+"""python -m engines check: what is compared, printed as it is found."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from engines.artifact.first_use import artifact_of
+from engines.artifact.opened import Artifact
+from engines.build.makers import command
+from engines.cache import store
+from engines.cache.sealed import Damaged
+from engines.commands.compare import Finding
+from engines.commands.compare import check as compare
+from engines.cuda import gpu
+from engines.errors import BackendError
+from engines.model import PLANS, load, on_gpu
+from pipeline.checkpoint.opened import open_checkpoint
+from pipeline.samplers import SAMPLERS
+from pipeline.spec import Spec
+
+
+def check(options: argparse.Namespace) -> int:
+    """0 when everything is within its tolerance. Errors: LatentdError."""
+    if options.backend not in PLANS:
+        on_gpu(options.backend, options.device, options.pixels, options.attention)  # before the seconds of a load
+    checkpoint = open_checkpoint(options.model)
+    width, height = _size(options.size, checkpoint.spec)
+    samplers, steps = _samplers(options.samplers), _steps(options.steps)
+    if options.backend in PLANS and not gpu.cuda_here():
+        return _plans(artifact_of(checkpoint), options.backend)
+    model = load(
+        checkpoint, options.backend, options.precision, None, options.device, options.pixels, options.attention
+    )
+    reference = load(checkpoint, "torch", device="cpu")
+    print(f"{checkpoint.id} {width}x{height}: {model.backend.name} {model.backend.precision} against torch f32")
+
+    def say(finding: Finding) -> None:
+        mark = "ok   " if finding.good else "WRONG"
+        print(f"  {mark} {finding.what:38} {finding.figure:>9}   (tolerance {finding.tolerance})", flush=True)
+
+    return 0 if compare(model, reference, (width, height), samplers, steps, say) else 1
+
+
+def _plans(artifact: Artifact, backend: str) -> int:
+    """What can be said of plans without their card: whether they are whole. 1: nothing was compared."""
+    own = [
+        manifest["identity"]
+        for _, manifest in store.manifests()
+        if (manifest["identity"].get("artifact"), manifest["identity"].get("backend")) == (artifact.digest, backend)
+    ]
+    for identity in own:
+        try:
+            store.verify(identity)
+            found = "whole, its SHA-256 is the one in its manifest"
+        except Damaged as error:
+            found = f"{error}; run `{command(artifact, identity)}` to build it again"
+        print(f"  {identity.get('network')} for {identity.get('target')}: {found}")
+    print(
+        f"nothing was compared: plans of {backend} run on NVIDIA GPUs, and none runs them here; "
+        f"{len(own)} plan{'' if len(own) == 1 else 's'} of {artifact.id} in the cache ({gpu.why_not()})"
+    )
+    return 1
+
+
+def _size(text: str, spec: Spec) -> tuple[int, int]:
+    default, unit = spec.defaults, spec.size_multiple
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text or f"{default.width}x{default.height}")
+    if match is None or any(int(side) < 1 or int(side) % unit for side in match.groups()):
+        raise BackendError(f"--size is {text!r}; it takes WIDTHxHEIGHT, multiples of {unit}")
+    return int(match[1]), int(match[2])
+
+
+def _samplers(text: str) -> list[str]:
+    samplers = list(SAMPLERS) if text == "all" else text.split(",")
+    if unknown := [name for name in samplers if name not in SAMPLERS]:
+        raise BackendError(f"--samplers has {unknown[0]!r}; there are {', '.join(SAMPLERS)}")
+    return samplers
+
+
+def _steps(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text) or not 1 <= int(text) <= 150:
+        raise BackendError(f"--steps is {text}; it takes 1 to 150")
+    return int(text)

@@ -1,0 +1,112 @@
+"""ONNX Runtime on the CPU, float32: the portable backend, and the proof that the graph alone makes the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from engines.cpu.host import HostBackend
+from engines.errors import BackendError, DeviceError
+from engines.graphs import check_fit, graph_of
+from engines.machine.cores import available_cores
+from graphs import part_of, wire
+from pipeline.arrays import F32
+from pipeline.checkpoint.opened import Checkpoint
+
+
+class OnnxRuntimeBackend(HostBackend):
+    """Sessions of one checkpoint's graphs, with the weights as external initializers in memory."""
+
+    name = "onnxruntime"
+    makes_beside = True  # a denoiser is arrays over the one session, which any threads may run
+
+    def __init__(self, checkpoint: Checkpoint, precision: str = "auto", threads: int | None = None) -> None:
+        if precision not in ("auto", "f32"):
+            raise BackendError(f"precision {precision!r}: backend onnxruntime computes in f32; use auto or f32")
+        check_fit(checkpoint)
+        self.precision = "f32"
+        self.spec = checkpoint.spec
+        self._checkpoint = checkpoint
+        self._threads = threads or available_cores()
+        self._encoder = self._session("text_encoder")
+        self._unet = self._session("unet")
+        self._decoder = self._session("vae_decoder")
+
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        context, *skipped = _run(self._encoder, ids=ids[None])
+        return skipped[0][skip - 1] if skip else context
+
+    def decode(self, latents: F32) -> F32:
+        return _run(self._decoder, latents=latents[None])[0]
+
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> OnnxRuntimeDenoiser:
+        shape = self.spec.latent_shape(width, height)
+        return OnnxRuntimeDenoiser(self._unet, shape, chunks * self.spec.text.tokens, rows)
+
+    def moments(self, picture: F32) -> F32:
+        """See Backend.moments. The session is made for the call: few ask."""
+        return _run(self._session("vae_encoder"), picture=picture[None])[0]
+
+    def _session(self, network: str) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        # Idle threads would spin between calls, on the cores that the event loop needs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        graph, part = graph_of(network, self.spec), part_of(network)
+        shapes = wire.weights(graph)
+        with self._checkpoint.weights.letting_go():
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(self._float32(part, n, s)) for n, s in shapes.items()]
+            options.add_external_initializers(list(shapes), values)
+            try:
+                return onnxruntime.InferenceSession(
+                    wire.with_initializers(graph), options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # pybind classes without a common base
+                raise BackendError(f"onnxruntime cannot load {network} of {self._checkpoint.path}: {error}") from error
+
+    def _float32(self, part: str, name: str, shape: tuple[int, ...]) -> F32:
+        """A view of the file where it holds float32, else a copy: what it computes in."""
+        array = self._checkpoint.weights.array(part, name, shape)
+        if self._checkpoint.weights.is_bfloat16(part, name):  # the upper half of a float32
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32, copy=False)
+
+
+class OnnxRuntimeDenoiser:
+    """A row is a call, so that its bits do not depend on its company."""
+
+    def __init__(
+        self, unet: onnxruntime.InferenceSession, latents: tuple[int, int, int], tokens: int, rows: int
+    ) -> None:
+        self._unet = unet
+        self._inputs = [port.name for port in unet.get_inputs()]  # an LCM's has one more: the guidance
+        width = unet.get_inputs()[self._inputs.index("context")].shape[-1]
+        self.samples = np.zeros((rows, *latents), np.float32)
+        self.timesteps = np.zeros(rows, np.float32)
+        self.contexts = np.zeros((rows, tokens, width), np.float32)
+        self.guidance = np.ones(rows, np.float32)
+        self.outputs = np.zeros((rows, *latents), np.float32)
+
+    def run(self, rows: Sequence[int]) -> None:
+        buffers = {
+            "sample": self.samples,
+            "timestep": self.timesteps,
+            "context": self.contexts,
+            "guidance": self.guidance,
+        }
+        for row in rows:
+            inputs = {name: buffers[name][row : row + 1] for name in self._inputs}
+            self.outputs[row] = _run(self._unet, **inputs)[0]
+
+
+def _run(session: onnxruntime.InferenceSession, **inputs: NDArray[Any]) -> list[F32]:
+    """The outputs for a batch of one, without the batch. Errors: DeviceError."""
+    try:
+        return [np.asarray(output)[0] for output in session.run(None, inputs)]
+    except Exception as error:
+        raise DeviceError(f"onnxruntime failed: {error}") from error

@@ -1,0 +1,231 @@
+"""OpenVINO on the CPU: networks compiled from memory at every start, rows as concurrent calls.
+
+On a CPU a batch gains nothing at real sizes, so an engine has one row, and each row of a denoiser is an inference
+request bound to its slice of the fixed buffers: nothing is copied, and a row's bits cannot depend on its company.
+
+A compiled engine packs a copy of its weights. A large network therefore has one engine for every size and length of
+prompt, 2% slower than an engine of one size and with bits that do not depend on which sizes came before. A small one
+has an engine a size, because there a millisecond is 10% of a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+import graphs
+from engines.backend import Stepper
+from engines.cpu.bound import bound
+from engines.cpu.host import HostBackend
+from engines.errors import BackendError, DeviceError
+from engines.graphs import check_fit
+from engines.machine.cores import available_cores
+from pipeline.arrays import F32
+from pipeline.checkpoint.opened import Checkpoint
+from pipeline.errors import CheckpointError
+
+# Bytes of a network's weights as they are stored; the demo model's have 5 to 14 MB, SD 1.5's UNet 1.7 GB.
+_SMALL = 32 << 20
+
+Shape = tuple[int, ...]  # -1 where an engine takes any
+
+
+class OpenVinoBackend(HostBackend):
+    """The networks of one checkpoint. `precision` "auto" is bf16 where the CPU multiplies it natively, else f32."""
+
+    name = "openvino"
+    # A Core compiles for any thread, without Python's lock, and requests of other engines run meanwhile.
+    makes_beside = True
+
+    def __init__(self, checkpoint: Checkpoint, precision: str = "auto", threads: int | None = None) -> None:
+        check_fit(checkpoint)
+        self.spec = checkpoint.spec
+        self._checkpoint = checkpoint
+        self._core = ov.Core()
+        bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision not in ("auto", "bf16", "f32"):
+            raise BackendError(f"precision {precision!r} is unknown; openvino does auto, bf16 and f32")
+        if precision == "bf16" and not bf16:
+            raise BackendError("precision bf16: this CPU has no bf16 instructions; use f32 or auto")
+        self.precision = ("bf16" if bf16 else "f32") if precision == "auto" else precision
+        self._threads = threads or available_cores()
+        any_size = {
+            "unet": self._unet_shapes(-1, -1, -1),
+            "vae_decoder": {"latents": (1, self.spec.vae.latent_channels, -1, -1)},
+        }
+        stored = checkpoint.weights.bytes
+        self._any_size = {name: each for name, each in any_size.items() if stored(graphs.part_of(name)) > _SMALL}
+        self._engines: dict[tuple[str, tuple[Shape, ...]], ov.CompiledModel] = {}
+        self._ready: set[tuple[str, tuple[Shape, ...]]] = set()  # shapes that an engine has been run with
+        self._row_seconds: dict[tuple[int, int, int], float] = {}  # of that run, by size and chunks
+        self._decoders: dict[Shape, ov.InferRequest] = {}
+        self._compiling: dict[tuple[str, tuple[Shape, ...]], threading.Lock] = {}
+        self._encoder = self._engine("text_encoder", {"ids": (1, self.spec.text.tokens)}).create_infer_request()
+        for network, shapes in self._any_size.items():
+            self._engine(network, shapes)
+
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        _infer(self._encoder, ids[None])
+        if skip:
+            return self._encoder.get_output_tensor(1).data[0, skip - 1].copy()
+        return self._encoder.get_output_tensor(0).data[0].copy()
+
+    def decode(self, latents: F32) -> F32:
+        shapes = {"latents": (1, *latents.shape)}
+        with self._first_run("vae_decoder", shapes):
+            if latents.shape not in self._decoders:
+                self._decoders[latents.shape] = self._engine("vae_decoder", shapes).create_infer_request()
+            decoder = self._decoders[latents.shape]
+            _infer(decoder, latents[None])
+        return decoder.get_output_tensor(0).data[0].copy()
+
+    def moments(self, picture: F32) -> F32:
+        """See Backend.moments. The engine is made for the call: few ask, and it would hold a copy of its weights."""
+        engine = self._compiled("vae_encoder", {"picture": (1, *picture.shape)})
+        return np.asarray(engine.create_infer_request().infer([picture[None]])[0])[0]
+
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> OpenVinoDenoiser:
+        _, h, w = self.spec.latent_shape(width, height)
+        shapes = self._unet_shapes(h, w, chunks * self.spec.text.tokens)
+        with self._first_run("unet", shapes):
+            denoiser = OpenVinoDenoiser(self._engine("unet", shapes), shapes, rows)
+            if "unet" in self._any_size and (width, height, chunks) not in self._row_seconds:
+                start = time.monotonic()
+                denoiser.run([0])
+                self._row_seconds[width, height, chunks] = time.monotonic() - start
+        return denoiser
+
+    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> Stepper:
+        """See Backend.stepper. The size's decoder is compiled beside the UNet: 0.1 of the demo model's 0.5 s."""
+        with ThreadPoolExecutor(1, "decoder") as pool:
+            decoder = pool.submit(self._engine, "vae_decoder", {"latents": (1, *self.spec.latent_shape(width, height))})
+            stepper = super().stepper(width, height, seats, chunks, steps)
+            decoder.result()
+        return stepper
+
+    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+        """See Backend.row_seconds: a large network has run at this size once before its stepper is there."""
+        return self._row_seconds.get((width, height, chunks))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what every bit depends on, whatever the network and its shapes."""
+        return {
+            "version": ov.get_version(),
+            "device": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
+            "threads": self._threads,
+        }
+
+    def _unet_shapes(self, h: int, w: int, tokens: int) -> dict[str, Shape]:
+        spec = self.spec
+        shapes: dict[str, Shape] = {
+            "sample": (1, spec.unet.in_channels, h, w),
+            "timestep": (1,),
+            "context": (1, tokens, spec.unet.context_width),
+        }
+        return shapes | ({"guidance": (1,)} if spec.unet.guidance_width else {})
+
+    def _engine(self, network: str, shapes: dict[str, Shape]) -> ov.CompiledModel:
+        """Return the engine that takes `shapes`, compiled now where there is none."""
+        shapes = self._any_size.get(network, shapes)
+        key = network, tuple(shapes.values())
+        with self._compiling.setdefault(key, threading.Lock()):  # setdefault is atomic
+            if key not in self._engines:
+                self._engines[key] = self._compiled(network, shapes)
+            return self._engines[key]
+
+    def _compiled(self, network: str, shapes: dict[str, Shape]) -> ov.CompiledModel:
+        weights = self._checkpoint.weights
+        try:
+            with weights.letting_go() if weights.bytes(graphs.part_of(network)) > _SMALL else contextlib.nullcontext():
+                model = bound(self._core, self._checkpoint, network)
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
+                engine = self._core.compile_model(model, "CPU", self._config(network))
+                if network in self._any_size:
+                    # It packs its weights when it first runs, at whatever size. Not at the smallest one, where the
+                    # deepest level has a single position: packed for that, larger pictures came out wrong altogether
+                    # (openvino 2026.4.1). At twice its sides all are right, the smallest too.
+                    side = 2 * self.spec.size_multiple // self.spec.vae.factor
+                    small = {name: [side if n < 0 else n for n in shape] for name, shape in shapes.items()}
+                    engine.create_infer_request().infer({name: np.zeros(n, np.float32) for name, n in small.items()})
+                return engine
+        except RuntimeError as error:
+            raise BackendError(f"openvino cannot compile {network} of {self._checkpoint.path}: {error}") from error
+
+    @contextlib.contextmanager
+    def _first_run(self, network: str, shapes: dict[str, Shape]) -> Iterator[None]:
+        """Run with `shapes` for the first time: an engine of any size reads its weights from the file once more then.
+
+        Errors: BackendError where somebody has written to the file meanwhile.
+        """
+        key = network, tuple(shapes.values())
+        if key in self._ready or network not in self._any_size:
+            yield
+            return
+        try:
+            self._checkpoint.weights.check_unchanged()
+        except CheckpointError as error:
+            raise BackendError(str(error)) from None
+        with self._checkpoint.weights.letting_go():
+            yield
+        self._ready.add(key)
+
+    def _config(self, network: str) -> dict[str, Any]:
+        # The text encoder runs once a prompt, and its error reaches every step: always f32.
+        precision = "f32" if network == "text_encoder" else self.precision
+        # Two streams halve the time of a small step, and cost a large one its latency: SD 1.5 takes 2.11 s a row on one
+        # stream of 2 threads, 4.24 s on two, and two rows take 4.2 s on either. The number changes the bits, so it
+        # follows from the weights' size and not from a stopwatch.
+        streams = min(2, self._threads) if network == "unet" and "unet" not in self._any_size else 1
+        return {
+            "INFERENCE_PRECISION_HINT": precision,
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": self._threads,
+            # Fixed cores lose to the operating system wherever anything else runs, our own event loop included.
+            "ENABLE_CPU_PINNING": False,
+        }
+
+
+def _infer(request: ov.InferRequest, value: NDArray[Any]) -> None:
+    try:
+        request.set_input_tensor(ov.Tensor(np.ascontiguousarray(value)))
+        request.infer()
+    except RuntimeError as error:
+        raise DeviceError(f"openvino failed: {error}") from error
+
+
+class OpenVinoDenoiser:
+    """Fixed buffers; row r is one inference request bound to their r-th slices."""
+
+    def __init__(self, engine: ov.CompiledModel, shapes: dict[str, Shape], rows: int) -> None:
+        """`shapes`: of each input of one row; the engine takes these, and perhaps others."""
+        self._inputs = {name: np.zeros((rows, *shape[1:]), np.float32) for name, shape in shapes.items()}
+        self.samples, self.timesteps, self.contexts = (self._inputs[name] for name in ("sample", "timestep", "context"))
+        self.guidance = self._inputs.get("guidance", np.ones(rows, np.float32))
+        self.guidance[:] = 1
+        self.outputs = np.zeros_like(self.samples)
+        self._requests = [self._bound(engine, slice(row, row + 1)) for row in range(rows)]
+
+    def _bound(self, engine: ov.CompiledModel, own: slice) -> ov.InferRequest:
+        request = engine.create_infer_request()
+        for name, buffer in self._inputs.items():
+            request.set_tensor(name, ov.Tensor(buffer[own], shared_memory=True))
+        request.set_output_tensor(ov.Tensor(self.outputs[own], shared_memory=True))
+        return request
+
+    def run(self, rows: Sequence[int]) -> None:
+        """See Denoiser.run. All are started before the first is awaited: the streams share them out."""
+        try:
+            for row in rows:
+                self._requests[row].start_async()
+            for row in rows:
+                self._requests[row].wait()
+        except RuntimeError as error:
+            raise DeviceError(f"openvino failed: {error}") from error

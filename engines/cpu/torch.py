@@ -1,0 +1,86 @@
+"""The networks in plain torch, float32 on the CPU: slow, and what every other backend is measured against."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.cpu.host import HostBackend
+from engines.errors import BackendError
+from engines.machine.cores import available_cores
+from model import weights
+from model.unet import Unet
+from model.vae import VaeMoments
+from pipeline.arrays import F32
+from pipeline.checkpoint.opened import Checkpoint
+
+
+class TorchBackend(HostBackend):
+    name = "torch"
+    makes_beside = True  # a denoiser is arrays over modules that nobody writes to
+
+    def __init__(self, checkpoint: Checkpoint, precision: str = "auto", threads: int | None = None) -> None:
+        if precision not in ("auto", "f32"):
+            raise BackendError(f"precision {precision!r}: backend torch is the f32 oracle")
+        self.precision = "f32"
+        self.spec = checkpoint.spec
+        torch.set_num_threads(threads or available_cores())
+        self._text = weights.load_text(self.spec, checkpoint.weights)
+        self._unet = weights.load_unet(self.spec, checkpoint.weights)
+        self._decoder = weights.load_vae_decoder(self.spec, checkpoint.weights)
+        self.moments = Moments(checkpoint)
+
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        context, *skipped = _run(self._text, ids[None])
+        return skipped[0][skip - 1] if skip else context
+
+    def decode(self, latents: F32) -> F32:
+        return _run(self._decoder, latents[None])[0]
+
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> TorchDenoiser:
+        return TorchDenoiser(self._unet, self.spec.latent_shape(width, height), chunks * self.spec.text.tokens, rows)
+
+
+class Moments:
+    """The VAE's encoder on the host, loaded when it is first asked for: see Backend.moments."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def __call__(self, picture: F32) -> F32:
+        return _run(self._encoder, picture[None])[0]
+
+    @functools.cached_property
+    def _encoder(self) -> VaeMoments:
+        return weights.load_vae_moments(self._checkpoint.spec, self._checkpoint.weights)
+
+
+class TorchDenoiser:
+    """A row is a call, so that its bits do not depend on its company."""
+
+    def __init__(self, unet: Unet, latents: tuple[int, int, int], tokens: int, rows: int) -> None:
+        self._unet = unet
+        self.samples = np.zeros((rows, *latents), np.float32)
+        self.timesteps = np.zeros(rows, np.float32)
+        self.contexts = np.zeros((rows, tokens, unet.spec.context_width), np.float32)
+        self.guidance = np.ones(rows, np.float32)
+        self.outputs = np.zeros((rows, *latents), np.float32)
+
+    def run(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            own = slice(row, row + 1)
+            inputs = [self.samples[own], self.timesteps[own], self.contexts[own]]
+            if self._unet.spec.guidance_width:
+                inputs.append(self.guidance[own])
+            (self.outputs[row],) = _run(self._unet, *inputs)
+
+
+def _run(net: torch.nn.Module, *inputs: NDArray[np.generic]) -> list[F32]:
+    """The network's outputs for a batch of one, without the batch."""
+    with torch.inference_mode():
+        told = net(*(torch.from_numpy(value) for value in inputs))
+    return [tensor[0].numpy() for tensor in (told if isinstance(told, tuple) else (told,))]

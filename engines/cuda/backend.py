@@ -1,0 +1,104 @@
+"""Backend torch on an NVIDIA GPU: our modules with our kernels."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from engines.cpu.torch import Moments
+from engines.cuda.choices import CHOSEN
+from engines.cuda.device import CudaDevice
+from engines.cuda.errors import device_errors, with_room
+from engines.cuda.kernels import Kernels, triton_kernels
+from engines.cuda.network import TorchNetwork
+from engines.cuda.ops import KernelOps, fold_biases, sum_in_float32
+from engines.errors import BackendError
+from model import weights
+from model.ops import PLAIN, Ops
+from pipeline.checkpoint.opened import Checkpoint
+
+_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+_FREE = "free the card (nvidia-smi shows who holds it) or take a larger one"
+
+log = logging.getLogger("latentd.cuda")
+
+
+def device_named(name: str) -> torch.device:
+    """ "cuda" is the one that torch has chosen."""
+    return torch.device(name, torch.cuda.current_device()) if name != "cpu" else torch.device(name)
+
+
+class CudaBackend(CudaDevice):
+    """See engines.backend.Backend. `device` and `kernels` are others than a GPU and Triton's in tests only.
+
+    `fast`: cuDNN measures its algorithms; `exact`: it does not.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        precision: str = "auto",
+        threads: int | None = None,
+        *,
+        pixels: str = "fast",
+        device: str = "cuda",
+        kernels: Kernels | None = None,
+    ) -> None:
+        begin = time.monotonic()
+        if precision not in ("auto", *_DTYPES):
+            raise BackendError(f"precision {precision!r} is unknown; torch on a GPU does auto, {', '.join(_DTYPES)}")
+        self.precision = "f16" if precision == "auto" else precision
+        with device_errors():
+            dtype, place = _DTYPES[self.precision], device_named(device)
+        if place.type == "cuda":
+            sum_in_float32()
+            torch.backends.cudnn.benchmark = pixels == "fast"
+            torch.backends.cudnn.benchmark_limit = CHOSEN.algorithms
+            torch.backends.cudnn.deterministic = pixels == "exact"
+            if dtype == torch.float32:
+                torch.backends.cudnn.allow_tf32 = False
+        own = kernels or triton_kernels()
+        ops = KernelOps(own) if kernels or dtype != torch.float32 else PLAIN
+        networks = with_room(lambda: _Modules(checkpoint, dtype, ops, place), f"the weights in {self.precision}", _FREE)
+        log.info("weights are on the device after %.1f s", time.monotonic() - begin)
+        self.moments = Moments(checkpoint)  # on the host: a preview's map is fitted once
+        super().__init__(checkpoint.spec, networks, own, place, pixels)
+
+
+class _Modules:
+    """The networks as torch's modules: see engines.cuda.device.Networks."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, ops: Ops, device: torch.device) -> None:
+        spec, stored, self._dtype = checkpoint.spec, checkpoint.weights, dtype
+        like = {"device": device, "memory_format": torch.channels_last}
+        # The text encoder stays in float32, as on a CPU: its 77 tokens cost little, and every row rests on them.
+        self._text = weights.load_text(spec, stored).to(device)
+        self._unet = weights.load_unet(spec, stored, dtype, ops).to(**like)
+        self._decoder = weights.load_vae_decoder(spec, stored, dtype, ops).to(**like)
+        if ops is not PLAIN:
+            fold_biases(self._unet)
+            fold_biases(self._decoder)
+        self._tokens = spec.text.tokens
+        self._networks: dict[int, TorchNetwork] = {}
+
+    def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
+        return self._text
+
+    def unet(self, width: int, height: int, chunks: int) -> TorchNetwork:
+        """Of any size."""
+        if chunks not in self._networks:
+            self._networks[chunks] = TorchNetwork(self._unet, chunks * self._tokens)
+        return self._networks[chunks]
+
+    def decoder(self, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+        like = {"dtype": self._dtype, "memory_format": torch.channels_last}
+        return lambda latents: self._decoder(latents.to(**like))
+
+    def captured(self) -> None:
+        """Modules keep nothing."""

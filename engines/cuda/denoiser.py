@@ -1,0 +1,53 @@
+"""The UNet of the step over host arrays, for `generate` and `make check`; what serves is the stepper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from engines.cuda.network import Network
+from engines.cuda.stream import Stream
+
+
+class CudaDenoiser:
+    """See engines.backend.Denoiser. Not exact: rows are one batch, in the bucket that the stepper would take.
+
+    Never twins, whatever the stepper would take: nobody says here which rows belong together.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        stream: Stream,
+        latents: tuple[int, int, int],
+        context: tuple[int, int],
+        rows: int,
+        *,
+        exact: bool,
+    ) -> None:
+        """`context`: tokens and width of a prompt."""
+        self._network, self._stream, self._exact = network, stream, exact
+        self.samples = np.zeros((rows, *latents), np.float32)
+        self.timesteps = np.zeros(rows, np.float32)
+        self.contexts = np.zeros((rows, *context), np.float32)
+        self.guidance = np.ones(rows, np.float32)
+        self.outputs = np.zeros((rows, *latents), np.float32)
+
+    def run(self, rows: Sequence[int]) -> None:
+        """See Denoiser.run."""
+        for batch in [[row] for row in rows] if self._exact else [list(rows)] if rows else []:
+            self._run(batch)
+
+    def _run(self, rows: list[int]) -> None:
+        network, new, most = self._network, self._stream.new, len(self.samples)
+        size = 1 if self._exact else min(bucket for bucket in network.buckets(most) if bucket >= len(rows))
+        padded = rows + rows[:1] * (size - len(rows))
+        with self._stream.here():
+            samples = new(self.samples[padded]).to(network.sample_dtype)
+            times = network.time(new(self.timesteps[padded]), new(self.guidance[padded]))
+            texts = torch.stack([network.text(new(self.contexts[row])) for row in padded])
+            outputs = network.denoise(samples.contiguous(memory_format=torch.channels_last), times, texts)
+            fetched = self._stream.fetch(outputs[: len(rows)].float())  # numpy has no bfloat16
+        self.outputs[rows] = fetched.floats()

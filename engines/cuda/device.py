@@ -1,0 +1,236 @@
+"""Texts, seats and pictures on one NVIDIA GPU, whatever computes the networks: torch's modules, or TensorRT's plans.
+
+Text encoding, stepping and decoding each have a stream. `exact`: a seat's rows are evaluated by themselves and
+nothing is chosen by a stopwatch, so the same request has the same bits in any company and after a restart. `fast`: all
+rows share a bucket.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engines.backend import Pending
+from engines.cache import devices
+from engines.cuda.denoiser import CudaDenoiser
+from engines.cuda.errors import device_errors, with_room
+from engines.cuda.kernels import Kernels
+from engines.cuda.network import Network
+from engines.cuda.stepper import CudaStepper
+from engines.cuda.stream import Fetched, OnDevice, Stream
+from engines.machine.driver import driver_version
+from pipeline.arrays import F32, Pixels
+from pipeline.spec import Spec
+
+log = logging.getLogger("latentd.cuda")
+
+
+def key_of(device: torch.device) -> str:
+    """A device's name in engines/cache/devices.py: what is measured on one driver or torch says nothing of another."""
+    if device.type != "cuda":
+        return devices.this_cpu()
+    return f"{torch.cuda.get_device_name(device)}, driver {driver_version()}, torch {torch.__version__}"
+
+
+class Networks(Protocol):
+    """The networks of one model on one device. What each gives is called within the stream that it was asked in."""
+
+    def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
+        """ids int64 [1, tokens] -> context [1, tokens, width], and where there are any skipped [1, skips, ...]."""
+        ...
+
+    def unet(self, width: int, height: int, chunks: int) -> Network:
+        """Errors: NoEngine."""
+        ...
+
+    def decoder(self, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+        """latents float32 [1, C, h, w], `shape` without the 1, -> picture [1, 3, H, W]."""
+        ...
+
+    def captured(self) -> None:
+        """Called when what was asked for has run, and has been captured."""
+        ...
+
+
+class CudaDevice:
+    """See engines.backend.Backend; who inherits has `name` and `precision`, and `networks` made."""
+
+    name: str
+    precision: str
+    # A lane is captured on the stream that all lanes step on: a replay that another thread launched there meanwhile
+    # would become a part of the capture. A stream and a memory pool of its own were never tried.
+    makes_beside = False
+
+    def __init__(self, spec: Spec, networks: Networks, kernels: Kernels, device: torch.device, pixels: str) -> None:
+        self.spec, self.pixels = spec, pixels
+        self._networks, self._kernels, self._device = networks, kernels, device
+        with device_errors():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # the streams below do not wait for the one that loaded
+            self._encoding, self._stepping, self._decoding, self._side = (Stream(device) for _ in range(4))
+        self._unets: dict[tuple[int, int, int], Network] = {}
+        self._decoders: dict[tuple[int, ...], _Decoder] = {}
+        mend, begin = "free the card (nvidia-smi shows who holds it) or take a larger one", time.monotonic()
+        self._ids, self._contexts, self._encode = with_room(self._captured_encoder, "the text encoder", mend)
+        log.info("captured the text encoder in %.1f s", time.monotonic() - begin)
+        networks.captured()
+
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        with self._encoding.here():
+            self._encoding.upload(self._ids, ids[None])
+            self._encode()
+            return self._encoding.fetch(self._contexts[skip]).floats()
+
+    def decode(self, latents: F32) -> F32:
+        decoder = self._decoder_of(latents.shape)
+        with self._decoding.here():
+            self._decoding.upload(decoder.latents, latents[None])
+            decoder.replay()
+            return self._decoding.fetch(decoder.picture[0]).floats()
+
+    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+        """See Backend.row_seconds; a capture takes no time, a step does."""
+        return None
+
+    def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
+        """On a stream of its own, beside the steps; latents of a stepper of ours never leave the device."""
+        own = latents if isinstance(latents, OnDevice) else None
+        host = np.empty(0, np.float32) if own else latents.get()
+        decoder = self._decoder_of(own.tensor.shape if own else host.shape)
+        stream = self._decoding
+        with stream.here():
+            if own:
+                stream.after(own.mark, own.tensor)
+                decoder.latents[0].copy_(own.tensor)
+            else:
+                stream.upload(decoder.latents, host[None])
+            decoder.replay()
+            return _Picture(stream.fetch(decoder.pixels[0], decoder.broken))
+
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> CudaDenoiser:
+        return self.together(width, height, rows, chunks, exact=self.pixels == "exact")
+
+    def together(self, width: int, height: int, rows: int, chunks: int = 1, *, exact: bool = False) -> CudaDenoiser:
+        """A denoiser whose rows are one batch whatever `pixels` says, so that each bucket can be checked."""
+        context = chunks * self.spec.text.tokens, self.spec.text.width
+        shape, network = self.spec.latent_shape(width, height), self._unet(width, height, chunks)
+        return CudaDenoiser(network, self._stepping, shape, context, rows, exact=exact)
+
+    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> CudaStepper:
+        def make() -> CudaStepper:
+            return CudaStepper(
+                self._unet(width, height, chunks),
+                self._kernels,
+                self.spec.latent_shape(width, height),
+                seats,
+                steps,
+                self._stepping,
+                self._side,
+                exact=self.pixels == "exact",
+            )
+
+        def drop() -> None:
+            if lane not in known:
+                self._unets.pop(lane, None)
+            self._networks.captured()
+
+        lane, known = (width, height, chunks), set(self._unets)
+        long = f" and prompts of {chunks} x {self.spec.text.tokens} tokens" if chunks > 1 else ""
+        what = f"{seats} seat{'s' if seats > 1 else ''} of {width}x{height}{long}, jobs of up to {steps} steps"
+        mend = f"lower --seats (it is {seats}), --max-steps ({steps}) or --sizes, or free the card (nvidia-smi)"
+        log.info("capturing the step of %s", what)
+        made = with_room(make, what, mend, drop)
+        self._networks.captured()
+        return made
+
+    def identity(self) -> dict[str, str]:
+        """What else a row's bits depend on."""
+        card = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+        return {"device": card, "torch": torch.__version__, "pixels": self.pixels}
+
+    def device_key(self) -> str:
+        """Of what is measured here."""
+        return key_of(self._device)
+
+    def _unet(self, width: int, height: int, chunks: int) -> Network:
+        if (lane := (width, height, chunks)) not in self._unets:
+            with self._stepping.here():
+                self._unets[lane] = self._networks.unet(*lane)
+        return self._unets[lane]
+
+    def _decoder_of(self, shape: Sequence[int]) -> _Decoder:
+        if (key := tuple(shape)) not in self._decoders:
+            width, height = (side * self.spec.vae.factor for side in (key[2], key[1]))
+
+            def make() -> _Decoder:
+                with self._decoding.here():
+                    net = self._networks.decoder(key)
+                return _Decoder(net, self._kernels, self.spec, key, self._decoding)
+
+            mend = "lower --seats, --max-steps or --sizes, or free the card (nvidia-smi)"
+            begin = time.monotonic()
+            made = with_room(make, f"decoding {width}x{height}", mend, self._networks.captured)
+            self._decoders[key] = made
+            log.info("captured the decoder of %dx%d in %.1f s", width, height, time.monotonic() - begin)
+            self._networks.captured()
+        return self._decoders[key]
+
+    def _captured_encoder(self) -> tuple[Tensor, Tensor, Callable[[], None]]:
+        """Ids [1, tokens], contexts [1 + skips, tokens, width], and what makes these of those."""
+        text = self.spec.text
+        with self._encoding.here():
+            net = self._networks.text()
+            ids = torch.zeros(1, text.tokens, dtype=torch.int64, device=self._device)
+            contexts = torch.zeros(1 + text.skips, text.tokens, text.width, device=self._device)
+
+            def run() -> None:
+                context, *skipped = net(ids)
+                contexts[0] = context[0]
+                if skipped:
+                    contexts[1:] = skipped[0][0]
+
+            return ids, contexts, self._encoding.captured(run)
+
+
+class _Decoder:
+    """One picture of one size at a time, over fixed buffers."""
+
+    def __init__(
+        self, net: Callable[[Tensor], Tensor], kernels: Kernels, spec: Spec, shape: tuple[int, ...], stream: Stream
+    ) -> None:
+        channels, sides = spec.vae.image_channels, (shape[1] * spec.vae.factor, shape[2] * spec.vae.factor)
+        with stream.here():
+            self.latents = latents = torch.zeros(1, *shape, device=stream.device)
+            self.picture = picture = torch.zeros(1, channels, *sides, device=stream.device)
+            self.pixels = pixels = torch.zeros(1, *sides, channels, dtype=torch.uint8, device=stream.device)
+            self.broken = broken = torch.zeros(1, dtype=torch.int32, device=stream.device)
+
+            def run() -> None:
+                made = net(latents)
+                bytes_of_it, flags = kernels.to_uint8(made)
+                picture.copy_(made)
+                pixels.copy_(bytes_of_it)
+                broken.copy_(flags)
+
+            self.replay = stream.captured(run)
+
+
+class _Picture:
+    """Pixels on their way to the host; None if they are not numbers."""
+
+    def __init__(self, fetched: Fetched) -> None:
+        self._fetched = fetched
+
+    def ready(self) -> bool:
+        return self._fetched.ready()
+
+    def get(self) -> Pixels | None:
+        pixels, broken = self._fetched.arrays()
+        return None if broken.any() else pixels.astype(np.uint8, copy=False)

@@ -1,0 +1,32 @@
+"""Is there an NVIDIA GPU that torch can use? Asked without loading torch where there is no driver."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from engines.machine.driver import driver_here
+
+
+def cuda_here() -> bool:
+    """A driver, an installed torch, and a GPU that this torch can use."""
+    return not why_not()
+
+
+def why_not() -> str:
+    """Why there is no GPU to be used, and what mends it, as the rest of a sentence; "" where there is one."""
+    if not driver_here():
+        return (
+            "there is no NVIDIA driver here: install it, or start the container with --gpus all (nvidia-smi shows it)"
+        )
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed: pip install -e '.[export,kernels]' in a clone"
+    try:
+        return str(importlib.import_module("engines.cuda.ready").why_not())
+    except (ImportError, OSError) as error:  # a library of CUDA's that its wheel brings, missing or of another version
+        return f"torch cannot be loaded ({(str(error).splitlines() or ['?'])[0]}): install it again"
+
+
+def check_kernels() -> None:
+    """Will our kernels run on the GPU that is here? Errors: BackendError."""
+    importlib.import_module("engines.cuda.ready").check_kernels()

@@ -1,0 +1,105 @@
+"""The UNet as a step sees it: what it keeps of a prompt and of a timestep, and the rest, which a step computes.
+
+This is where another way to run the UNet enters the captured step: a TensorRT plan keeps the context itself of a
+prompt, and of a timestep the timestep and the guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engines.cuda.choices import CHOSEN
+from model.unet import Unet
+
+
+class Network(Protocol):
+    """All tensors are on one device. Rows do not depend on each other, but for the last bits where buckets differ."""
+
+    text_width: int  # numbers kept of a prompt
+    text_dtype: torch.dtype
+    time_width: int  # numbers kept of a timestep
+    time_dtype: torch.dtype
+    sample_dtype: torch.dtype
+    # Whether `denoise` takes twins: samples of n rows for times and texts of 2n, rows 2k and 2k + 1 of which share row
+    # k of the samples. False also where no picture has two rows.
+    twins: bool
+
+    def text(self, context: Tensor) -> Tensor:
+        """context float32 [T, D] -> [text_width]; once a prompt, outside the step."""
+        ...
+
+    def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:
+        """timesteps, guidance float32 [n] -> [n, time_width]; once a table, outside the step."""
+        ...
+
+    def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
+        """samples [R, C, h, w], channels_last, times [R, time_width], texts [R, text_width] -> [R, C, h, w].
+
+        Of twins samples [R / 2, C, h, w]. Inside the capture: it may allocate, and may depend on no value.
+        """
+        ...
+
+    def buckets(self, rows: int) -> Sequence[int]:
+        """The numbers of rows, rising up to `rows`, that it is to run."""
+        ...
+
+
+class TorchNetwork:
+    """Our modules: of a prompt the keys and values of every cross-attention, of a timestep every resnet's shift."""
+
+    def __init__(self, unet: Unet, tokens: int, *, twins: bool = CHOSEN.twins) -> None:
+        """`tokens` of a context, all its chunks. Projects nothing, once, to learn the widths.
+
+        `twins`: let guided rows be computed once until they differ, where the model has them.
+        """
+        self._unet, self._tokens = unet, tokens
+        parameter = unet.conv_in.weight
+        self.sample_dtype = self.text_dtype = self.time_dtype = parameter.dtype
+        device = parameter.device
+        context = torch.zeros(1, tokens, unet.spec.context_width, dtype=parameter.dtype, device=device)
+        self._text_widths = [kv.shape[2] for kv in unet.context_kv(context)]
+        self._time_widths = [shift.shape[1] for shift in self._shifts(torch.ones(1, device=device))]
+        self.text_width, self.time_width = tokens * sum(self._text_widths), sum(self._time_widths)
+        # A distilled network is given its guidance, and has one row; without attention to the text nothing has twins.
+        self.twins = twins and not unet.spec.guidance_width and bool(self._text_widths)
+
+    def text(self, context: Tensor) -> Tensor:
+        kept = self._unet.context_kv(context[None].to(self.text_dtype))
+        return torch.cat([kv.flatten() for kv in kept]) if kept else context.new_zeros(0, dtype=self.text_dtype)
+
+    def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:
+        return torch.cat(self._shifts(timesteps, guidance), dim=1)
+
+    def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
+        kept = texts.split([self._tokens * width for width in self._text_widths], dim=1)
+        kv = [part.unflatten(1, (self._tokens, -1)) for part in kept] if self._text_widths else []
+        return self._unet.denoise(samples, times.split(self._time_widths, dim=1), kv, len(texts) // len(samples))
+
+    def buckets(self, rows: int) -> list[int]:
+        return bucket_sizes(rows)
+
+    def _shifts(self, timesteps: Tensor, guidance: Tensor | None = None) -> list[Tensor]:
+        if self._unet.spec.guidance_width:
+            return self._unet.time_shifts(timesteps, timesteps if guidance is None else guidance)
+        return self._unet.time_shifts(timesteps)
+
+
+def bucket_sizes(rows: int) -> list[int]:
+    """1, 2, 4, .. 16, 20, .. 32, 40, .. 64, 80, ..: four to a doubling, from eight rows on.
+
+    Of three rows a quarter of the bucket is idle, of more at most a fifth. Each bucket is run three times and captured
+    when the server starts: 9 buckets of 73 rows in all for 8 seats (16 rows), 13 of 177 for 16, 21 of 801 for 64, 29
+    of 3,297 for 256; where there are twins, all but the first once more, so that whoever is guided finds one no larger.
+    Steps that stayed at 8 rows beyond 64 would leave a tenth idle there, but start-up would grow with the square of the
+    seats: 25 buckets of 1,185 rows for 64, 73 of 16,737 for 256.
+    """
+    sizes = [1]
+    while sizes[-1] < rows:
+        size = sizes[-1]
+        quarter = (1 << size.bit_length() - 1) // 4
+        sizes.append(min(rows, size + (1 if size == 1 else max(2, quarter))))
+    return sizes

@@ -1,0 +1,272 @@
+"""The CUDA stepper: the seats of one lane on the device, and one evaluation over whoever sits, captured.
+
+A bucket's evaluation is one CUDA graph: gather -> UNet -> guide and update -> step index. It reads and writes fixed
+buffers, so n evaluations are n replays: nothing is read back, and the host, which counts along, computes nothing
+in between. What a step would repeat is done when a picture sits down: keys and values of its text, its table's time
+embeddings, its noise. Over CPU tensors the same evaluation runs uncaptured, and is what the tests compare.
+
+A guided seat's two rows are twins: equal until the UNet first attends to the text. Where all who step are guided, and
+the network has that form, a graph is replayed that computes them once until then.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.backend import Pending
+from engines.cuda.kernels import Kernels
+from engines.cuda.network import Network
+from engines.cuda.seats import Seats, empty_seats
+from engines.cuda.stream import Mark, OnDevice, Stream
+from pipeline.arrays import F32
+from pipeline.conditions.mask import Inpaint
+from pipeline.samplers import Table
+
+_AHEAD = 1  # replays that may be under way when another is begun
+
+log = logging.getLogger("latentd.cuda")
+
+
+class _Key(NamedTuple):
+    """Of a captured evaluation."""
+
+    seat: int  # whose it is; 0 where rows are packed
+    rows: int
+    twins: bool  # of rows 2k and 2k + 1 of one seat, for every k
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """R rows that are evaluated together, and the seats that they may be of."""
+
+    seats: Seats
+    seat: Tensor  # int32 [R]: whose each row is, counted in `seats`
+    place: Tensor  # int32 [R]: where that seat's table begins, in rows of `scales` and `times`
+    texts: Tensor  # [R, text width]
+    twins: bool
+
+
+def evaluate(network: Network, kernels: Kernels, bucket: _Bucket) -> None:
+    """One evaluation of a bucket: all that a graph holds. Fixed shapes, no branch on a value, nothing read back."""
+    seats, each = bucket.seats, slice(None, None, 2 if bucket.twins else 1)
+    place = bucket.place + seats.step.index_select(0, bucket.seat)  # [R]
+    x = seats.state[:, 0].index_select(0, bucket.seat[each])  # [R, C, h, w], of twins half of them
+    scale = seats.scales.flatten().index_select(0, place[each])[:, None, None, None]
+    like = {"dtype": network.sample_dtype, "memory_format": torch.channels_last}
+    samples = torch.mul(x, scale, out=torch.empty_like(x, **like))
+    times = seats.times.flatten(0, 1).index_select(0, place)  # [R, time width]
+    outputs = network.denoise(samples, times, bucket.texts)  # [R, C, h, w]
+    kernels.guided_step(seats, outputs)
+    seats.step.copy_(seats.step_next)
+
+
+class CudaStepper:
+    """Seats 0..seats-1 for latents of `shape`. See engines.backend.Stepper.
+
+    `exact`: each seat's rows are a bucket of their own, so its bits cannot depend on its company. Otherwise the rows
+    of all who step are packed into the smallest bucket that holds them: of twins where all of them are guided.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        kernels: Kernels,
+        shape: tuple[int, int, int],
+        seats: int,
+        steps: int,
+        stream: Stream,
+        side: Stream,
+        *,
+        exact: bool,
+    ) -> None:
+        """`stream`: of all steps of the device, one after the other; `side`: of what is fetched beside them."""
+        self.seats, self._exact = seats, exact
+        self._network, self._kernels = network, kernels
+        self._stream, self._side = stream, side
+        self._marks: deque[Mark] = deque()
+        self._tables: list[Table | None] = [None] * seats
+        self._rows = [1] * seats
+        self._reached = [0] * seats
+        self._arranged: tuple[int, ...] = ()  # whose rows are packed,
+        self._live = _Key(0, 0, twins=False)  # and the bucket that holds them
+        time, text = (network.time_width, network.time_dtype), (network.text_width, network.text_dtype)
+        together = 1 if exact else seats
+        with stream.here():
+            self._groups = [
+                empty_seats(shape, together, steps, time, text, stream.device) for _ in range(seats // together)
+            ]
+            buckets = self._one_a_seat() if exact else self._packed()
+            self._replays = self._captured(buckets)
+
+    def sit(
+        self,
+        seat: int,
+        table: Table,
+        noise: F32,
+        context: F32,
+        negative: F32 | None,
+        guidance: float,
+        *,
+        start: int = 0,
+        x: F32 | None = None,
+        inpaint: Inpaint | None = None,
+    ) -> None:
+        """See Stepper.sit. Everything is copied before this returns, and written between two steps."""
+        (at, own), run, upload = self._at(seat), table.evaluations, self._stream.upload
+        assert run <= at.matrices.shape[1], f"{run} evaluations in seats for {at.matrices.shape[1]}"
+        texts = [context] if negative is None or guidance <= 1 else [context, negative]
+        with self._stream.here():
+            upload(at.state[own, 0], noise[0] * np.float32(table.initial_scale) if x is None else x)
+            at.state[own, 1:].zero_()  # the history of the last tenant
+            upload(at.matrices[own, :run], table.matrices.astype(np.float32))
+            upload(at.draw[own, :run], table.noise.astype(np.int32))
+            if table.draws:
+                upload(at.noise[own, : table.draws], noise[1:])
+            upload(at.scales[own, :run], table.input_scales.astype(np.float32))
+            timesteps = self._stream.new(table.timesteps.astype(np.float32))
+            at.times[own, :run] = self._network.time(timesteps, torch.full_like(timesteps, guidance))
+            for sign, text in enumerate(texts):
+                at.texts[own, sign] = self._network.text(self._stream.new(text))
+            at.masked[own].fill_(inpaint is not None)
+            if inpaint is not None:
+                upload(at.mask[own], inpaint.mask)
+                upload(at.original[own], inpaint.original)
+                upload(at.first_noise[own], noise[0])
+                upload(at.blend[own, :run], table.levels[1:].astype(np.float32))
+            at.guidance[own].fill_(guidance)
+            at.step[own].fill_(start)
+            at.last[own].fill_(run)
+            if self._exact:
+                upload(at.row[own], np.array([0, 1 if len(texts) == 2 else -1], np.int32))
+        self._tables[seat], self._rows[seat], self._reached[seat] = table, len(texts), start
+        self._arranged = ()  # the rows' texts have changed
+
+    def leave(self, seat: int) -> None:
+        self._tables[seat] = None
+
+    def rows(self, seat: int) -> int:
+        """UNet rows that the seat's tenant takes: two when guided."""
+        return self._rows[seat]
+
+    def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
+        """See Stepper.step. x0 is kept at every step, asked for or not: the update has it in registers."""
+        for seat in seats:
+            assert self._reached[seat] < self._table(seat).evaluations, f"seat {seat} is finished"
+        if not seats:
+            return
+        ordered = tuple(sorted(seats))
+        while len(self._marks) > _AHEAD:
+            self._marks.popleft().wait()
+        with self._stream.here():
+            for replay in self._due(ordered):
+                replay()
+            self._marks.append(self._stream.mark())
+        for seat in seats:
+            self._reached[seat] += 1
+
+    def reached(self, seat: int) -> int:
+        return self._reached[seat]
+
+    def finished(self, seat: int) -> bool:
+        return self._reached[seat] == self._table(seat).evaluations
+
+    def pending_latents(self, seat: int) -> OnDevice:
+        """See Stepper. The copy is a step's neighbour in its stream, so whoever sits next cannot be in it."""
+        at, own = self._at(seat)
+        return self._copied(at.state[own, 0])
+
+    def pending_prediction(self, seat: int) -> Pending[F32]:
+        """See Stepper. It leaves the device on a stream of its own, beside the next step."""
+        at, own = self._at(seat)
+        return self._copied(at.predictions[own]).fetched()
+
+    def latents(self, seat: int) -> F32:
+        return self.pending_latents(seat).get()
+
+    def prediction(self, seat: int) -> F32:
+        return self.pending_prediction(seat).get()
+
+    def _copied(self, tensor: Tensor) -> OnDevice:
+        with self._stream.here():
+            return OnDevice(tensor.clone(), self._stream.mark(), self._side)
+
+    def _due(self, seats: tuple[int, ...]) -> list[Callable[[], None]]:
+        """The replays that step these seats; where rows are packed, their places are written first if they changed."""
+        if self._exact:
+            return [self._replays[self._own(seat, self.rows(seat))] for seat in seats]
+        if seats != self._arranged:
+            self._live = self._arrange(seats)
+            self._arranged = seats
+        return [self._replays[self._live]]
+
+    def _arrange(self, seats: tuple[int, ...]) -> _Key:
+        """Give each of these seats its rows, one after the other, and all others none; returns the bucket's key."""
+        most, (everyone,) = 2 * self.seats, self._groups
+        row = np.full((self.seats, 2), -1, np.int32)
+        seat, text = np.zeros(most, np.int32), np.zeros(most, np.int32)  # what is nobody's computes the first seat's
+        used = 0
+        for own in seats:
+            for sign in range(self.rows(own)):
+                row[own, sign], seat[used], text[used] = used, own, 2 * own + sign
+                used += 1
+        size = min(key.rows for key in self._replays if key.rows >= used)
+        live = _Key(0, size, twins=used == 2 * len(seats))  # what is nobody's is in pairs too
+        stride = everyone.scales.shape[1]
+        self._stream.upload(self._layout, np.concatenate([seat, seat * stride, text, row.ravel()]))
+        everyone.row.copy_(self._layout[3 * most :].view(self.seats, 2))
+        # Copied when rows move and not gathered in every step: 3.8 MB a row of SD 1.5.
+        chosen = self._layout[2 * most : 2 * most + size]
+        torch.index_select(everyone.texts.flatten(0, 1), 0, chosen, out=self._row_texts[:size])
+        return live if live in self._replays else _Key(0, size, twins=False)
+
+    def _captured(self, buckets: dict[_Key, _Bucket]) -> dict[_Key, Callable[[], None]]:
+        """Largest first: see Stream.captured. In exact order: two rows of every seat, then one.
+
+        Whoever waits sees it move: the first one compiles kernels, and with `fast` each has its convolutions measured.
+        """
+        replays, network, kernels = {}, self._network, self._kernels
+        for number, key in enumerate(sorted(buckets, key=lambda key: (-key.rows, key.twins)), 1):
+            begin, bucket = time.monotonic(), buckets[key]
+            replays[key] = self._stream.captured(lambda bucket=bucket: evaluate(network, kernels, bucket))
+            took = time.monotonic() - begin
+            what = f"rows={key.rows}{', twins' if key.twins else ''}"
+            log.info("captured bucket %d of %d (%s) in %.1f s", number, len(buckets), what, took)
+        return replays
+
+    def _packed(self) -> dict[_Key, _Bucket]:
+        """The first n rows, for every n of the network's buckets, and for every even n as twins."""
+        most, (everyone,) = 2 * self.seats, self._groups
+        self._layout = torch.zeros(3 * most + 2 * self.seats, dtype=torch.int32, device=self._stream.device)
+        self._row_texts = torch.zeros_like(everyone.texts.flatten(0, 1))
+        seat, place, texts = self._layout[:most], self._layout[most : 2 * most], self._row_texts
+        keys = [_Key(0, n, twins=False) for n in self._network.buckets(most)]
+        keys += [key._replace(twins=True) for key in keys if self._network.twins and key.rows % 2 == 0]
+        return {key: _Bucket(everyone, *(x[: key.rows] for x in (seat, place, texts)), twins=key.twins) for key in keys}
+
+    def _one_a_seat(self) -> dict[_Key, _Bucket]:
+        """Two rows and one row of every seat."""
+        zeros = torch.zeros(2, dtype=torch.int32, device=self._stream.device)
+        numbered = [(self._own(seat, n), own, n) for seat, own in enumerate(self._groups) for n in (2, 1)]
+        return {key: _Bucket(own, zeros[:n], zeros[:n], own.texts[0, :n], key.twins) for key, own, n in numbered}
+
+    def _own(self, seat: int, rows: int) -> _Key:
+        """Of a seat by itself, which is always evaluated in the same form."""
+        return _Key(seat, rows, self._network.twins and rows == 2)
+
+    def _at(self, seat: int) -> tuple[Seats, int]:
+        """Where a seat is: its group of buffers, and its place in it."""
+        return (self._groups[seat], 0) if self._exact else (self._groups[0], seat)
+
+    def _table(self, seat: int) -> Table:
+        table = self._tables[seat]
+        assert table is not None, f"seat {seat} is empty"
+        return table

@@ -1,0 +1,62 @@
+"""The export stage as a child process: whatever needs torch and onnx, for a process that has neither imported.
+
+It ends with its parent, however that ends: an orphan would work on for minutes, for nobody.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from engines.errors import BackendError
+from engines.process.tether import tether
+from pipeline.errors import CheckpointError
+
+_ROOT = Path(__file__).parents[2]
+_running: list[subprocess.Popen[bytes]] = []
+
+
+def check_extra(why: str) -> None:
+    """Errors: BackendError that begins with `why` and names the extra, where the export stage is not installed."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
+        raise BackendError(
+            f"{why} needs the extra `export`: pip install 'latentd[export]', or -e '.[export]' in a clone"
+        )
+
+
+def run_export(arguments: Sequence[str], held: Sequence[int] = ()) -> None:
+    """Run `python -m export` with `arguments`; the child inherits the descriptors `held`, locks on what it writes.
+
+    Its output goes to ours. Errors: CheckpointError with its last word when it fails.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "export", *arguments]
+    with (
+        tether() as (end, environment),
+        subprocess.Popen(
+            command,
+            cwd=_ROOT,
+            env=environment,
+            stdout=sys.stderr,
+            stderr=subprocess.PIPE,
+            pass_fds=[*held, end],
+        ) as process,
+    ):
+        _running.append(process)
+        try:
+            assert process.stderr
+            lines = process.stderr.read().decode(errors="replace").strip().splitlines()
+        finally:
+            _running.remove(process)
+    if process.returncode:
+        # 1 is an error in words; anything else (a signal) left none.
+        ended = f"the export ended with status {process.returncode}"
+        raise CheckpointError(lines[-1] if lines and process.returncode == 1 else ended)
+
+
+def stop_exports() -> None:
+    """End exports that are under way: the server was told to stop while it loaded."""
+    for process in _running:
+        process.terminate()

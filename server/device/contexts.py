@@ -1,0 +1,34 @@
+"""Encoded prompts, the latest of them remembered: many requests share a prompt, nearly all the negative one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.backend import Backend
+from pipeline.arrays import F32
+
+_KEPT = 128  # chunks: 30 MB at 77 tokens of width 768
+
+
+class Contexts:
+    """Used by the device thread."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._known: OrderedDict[tuple[bytes, int], F32] = OrderedDict()
+        self.computed = 0  # chunks that were not remembered
+
+    def of(self, ids: NDArray[np.int64], skip: int) -> F32:
+        """Context [tokens, width] of a chunk, remembered or computed. Errors: those of Backend.encode."""
+        key = ids.tobytes(), skip
+        if (known := self._known.get(key)) is not None:
+            self._known.move_to_end(key)
+            return known
+        context = self._known[key] = self._backend.encode(ids, skip)
+        self.computed += 1
+        if len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+        return context

@@ -1,0 +1,100 @@
+"""From pixels to the client: files and previews are made in a thread pool; every job ends once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.backend import Pending
+from engines.preview import Preview as PreviewMap
+from pipeline.arrays import F32
+from pipeline.errors import LatentdError
+from server.device import pictures
+from server.errors import PictureFailed
+from server.events import Done, Failed, Image, Preview
+from server.job import Job, Picture
+from server.metrics import Metrics
+
+log = logging.getLogger("latentd.delivery")
+
+
+class Delivery:
+    """`ended` is called with each job, before its client is told."""
+
+    def __init__(self, workers: int, preview: PreviewMap, metrics: Metrics, ended: Callable[[Job], object]) -> None:
+        self._map = preview
+        self._metrics = metrics
+        self._ended = ended
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+
+    def picture(self, picture: Picture, pixels: NDArray[np.uint8], start: float) -> None:
+        """Pixels [H, W, 3] to a file, and on its way. Its decoding began at `start`, monotonic seconds."""
+        self._pool.submit(self._write, picture, pixels, start)
+
+    def preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
+        """x0 [C, h, w] to colours, and on its way; the pool waits for it."""
+        with picture.job.lock:
+            picture.previews_under_way += 1
+        self._pool.submit(self._preview, picture, step, prediction)
+
+    def settle(self, picture: Picture, outcome: Image | PictureFailed) -> None:
+        """A picture is delivered or failed; the last one ends its job."""
+        job = picture.job
+        with job.lock:
+            picture.settled = True
+            job.left -= 1
+            last = job.left == 0
+            if isinstance(outcome, PictureFailed):
+                job.failures.append(outcome)
+            elif not job.over:
+                job.mailbox.post(outcome)
+                self._metrics.images_total.inc()
+        if last:
+            self.end(job, PictureFailed("; ".join(map(str, job.failures))) if job.failures else None)
+
+    def end(self, job: Job, error: LatentdError | None) -> None:
+        """The first end of a job is the one that its client is told."""
+        with job.lock:
+            first, job.over = not job.over, True
+        if first:
+            self._ended(job)
+            job.mailbox.post(Failed(error) if error else Done(job.timings))
+
+    def close(self) -> None:
+        """Returns when all that was handed in has been delivered. May be called twice."""
+        self._pool.shutdown(wait=True)
+
+    def _write(self, picture: Picture, pixels: NDArray[np.uint8], start: float) -> None:
+        job, wish = picture.job, picture.job.wish
+        try:
+            data = pictures.encode(pixels, wish.format)
+        except Exception:
+            log.exception("image %d cannot be written", picture.index, extra={"request": job.id})
+            self.settle(picture, PictureFailed(f"image {picture.index} cannot be written as {wish.format}"))
+            return
+        with job.lock:
+            job.timings.decode_ms += 1e3 * (time.monotonic() - start)
+        self.settle(picture, Image(picture.index, data, wish.picture_seed(picture.index)))
+
+    def _preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
+        job, jpeg = picture.job, b""
+        try:
+            if (matrix := self._map.known) is not None:  # see Service.previews
+                jpeg = pictures.preview(prediction.get(), matrix, *job.wish.size)
+        except Exception:
+            log.exception("preview of image %d failed", picture.index, extra={"request": job.id})
+        with job.lock:
+            picture.previews_under_way -= 1
+            # The pool has several threads: an older preview, or one after its picture, is of no use.
+            if not jpeg or picture.settled or step < picture.previewed:
+                return
+            picture.previewed = step
+            first, job.previewed = not job.previewed, True
+            job.mailbox.post(Preview(picture.index, step, jpeg))
+        if first:
+            self._metrics.preview_first_seconds.observe(time.monotonic() - job.arrived)

@@ -1,0 +1,171 @@
+"""The lanes' steppers, and how a missing one comes to be while others step.
+
+Making one takes from milliseconds to minutes: an engine is compiled or captured, buffers are laid out. Where the
+backend allows it a thread of its own does that, one lane at a time, and the device thread goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from engines.backend import Stepper
+from engines.errors import NoEngine, OutOfMemory
+from engines.model import Model
+from pipeline.errors import LatentdError
+from pipeline.samplers import STATE, Table
+from server.batching.forecast import Making
+from server.errors import PictureFailed
+from server.job import LaneKey, engine_of
+from server.metrics import Metrics
+
+log = logging.getLogger("latentd.lanes")
+
+
+class Lanes:
+    """Used by the device thread, and before it starts by whoever makes the device."""
+
+    def __init__(self, model: Model, seats: int, steps: int, metrics: Metrics, ended: Callable[[], object]) -> None:
+        """`seats` of a lane, `steps` of the longest job. `ended` is called, by any thread, when `end` has something."""
+        self._model, self._seats, self._steps = model, seats, steps
+        self._metrics = metrics
+        self._ended = ended
+        self._steppers: dict[LaneKey, Stepper] = {}
+        self._making: LaneKey | None = None  # begun, and its end not yet taken
+        self._end: Stepper | BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._begun = 0.0  # when
+        self._quickest: float | None = None  # of those that were made so far, in seconds
+        self._expected: dict[LaneKey, float] = {}  # seconds that others will take
+
+    def __contains__(self, lane: LaneKey) -> bool:
+        return lane in self._steppers
+
+    def __getitem__(self, lane: LaneKey) -> Stepper:
+        return self._steppers[lane]
+
+    def warm(self, lane: LaneKey) -> float:
+        """Make a lane here and now. Errors: those of Backend.stepper.
+
+        Returns seconds a row, as the backend knows them, or measured on the second of two steps of two rows; the first
+        one warms the engine up. A large model on a CPU is SERVING 8 s earlier for what it need not run again.
+        """
+        self._keep(lane, self._made(lane))
+        backend, stepper, spec = self._model.backend, self._steppers[lane], self._model.spec
+        if (known := backend.row_seconds(*lane)) is not None:
+            return known
+        width, height, chunks = lane
+        shape = spec.latent_shape(width, height)
+        context = np.zeros((chunks * spec.text.tokens, spec.text.width), np.float32)
+        stepper.sit(0, _still(2), np.zeros((1, *shape), np.float32), context, context, guidance=2.0)
+        took = 0.0
+        for _ in range(2):
+            start = time.monotonic()
+            stepper.step([0])
+            stepper.pending_latents(0).get()
+            took = time.monotonic() - start
+        if chunks == 1:  # a size has one decoder
+            backend.picture(stepper.pending_latents(0)).get()
+        stepper.leave(0)
+        return took / 2
+
+    def expect(self, lane: LaneKey) -> None:
+        """Expect a lane that is not made to take what the quickest one did: others took what is done once, too.
+
+        Called by any thread, one at a time.
+        """
+        self._expected.setdefault(lane, self._quickest or 0.0)
+
+    def making(self, now: float) -> Making:
+        """What is known of those that are not made. Called by any thread."""
+        return Making(self._expected, self._making, now - self._begun)
+
+    @property
+    def free(self) -> bool:
+        """May a lane be begun?"""
+        return self._making is None
+
+    @property
+    def over(self) -> bool:
+        """Has `end` something?"""
+        return self._end is not None
+
+    @property
+    def at_work(self) -> bool:
+        """Is the other thread making one, for whomever?"""
+        return self._thread is not None and self._thread.is_alive()
+
+    def begin(self, lane: LaneKey) -> None:
+        """Make a lane: beside the caller, or by it where the backend wants that. How it went, `end` tells."""
+        assert self.free and lane not in self._steppers
+        self._begun, self._making = time.monotonic(), lane
+        if not self._model.backend.makes_beside:
+            self._run(lane)
+            return
+        # A daemon: whoever stops the server waits for no compiler.
+        self._thread = threading.Thread(target=self._run, args=(lane,), name="lane {}x{}x{}".format(*lane), daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads for this process
+            self._thread, self._end = None, error
+
+    def end(self) -> tuple[LaneKey, BaseException | None] | None:
+        """What was begun and is over: a lane that is there from now on, or why it cannot be. Then another may begin."""
+        lane, end = self._making, self._end
+        if lane is None or end is None:
+            return None
+        self._making = self._end = None
+        if isinstance(end, BaseException):
+            self._expected[lane] = 0.0  # the next is let in, to be told what is the matter
+            return lane, end
+        self._keep(lane, end)
+        return lane, None
+
+    def _run(self, lane: LaneKey) -> None:
+        try:
+            self._end = self._made(lane)
+        except BaseException as error:  # whatever it is, jobs wait for an answer
+            self._end = error
+        self._ended()
+
+    def _made(self, lane: LaneKey) -> Stepper:
+        width, height, chunks = lane
+        start = time.monotonic()
+        stepper = self._model.backend.stepper(width, height, self._seats, chunks, self._steps)
+        took = time.monotonic() - start
+        self._quickest = min(took, self._quickest or took)
+        log.info("lane=%dx%dx%d made_in_s=%.2f", width, height, chunks, took)
+        return stepper
+
+    def _keep(self, lane: LaneKey, stepper: Stepper) -> None:
+        self._steppers[lane] = stepper
+        self._metrics.rows_capacity.set(2 * self._seats * len(self._steppers))
+
+
+def refusal(lane: LaneKey, error: BaseException, requests: list[str]) -> LatentdError:
+    """What those are told who wait for a lane that cannot be made; the log has it all, under their requests' ids."""
+    told: LatentdError
+    if isinstance(error, NoEngine | OutOfMemory):  # whoever runs the server, or asks for less, can mend it
+        told = error
+        log.warning("%s", error, extra={"request": ",".join(requests)})
+    else:
+        told = PictureFailed(f"{engine_of(lane)} cannot be made")
+        log.error("%s", told, exc_info=error, extra={"request": ",".join(requests)})
+    return told
+
+
+def _still(evaluations: int) -> Table:
+    """A run that leaves nothing of x: no model's schedule need have room for it."""
+    return Table(
+        matrices=np.zeros((evaluations, STATE + 1, STATE + 2)),
+        timesteps=np.ones(evaluations),
+        input_scales=np.ones(evaluations),
+        steps_done=np.arange(1, evaluations + 1),
+        noise=np.full(evaluations, -1),
+        levels=np.zeros((evaluations + 1, 2)),
+        initial_scale=1.0,
+    )

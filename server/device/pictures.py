@@ -1,0 +1,33 @@
+"""Pixels to picture files, and latents to previews: what the thread pool does."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.arrays import F32
+
+# Level 1 takes a fifth of the default level's time (20 ms against 100 ms for 512x512) for a slightly larger file.
+_OPTIONS = {"png": {"compress_level": 1}, "jpeg": {"quality": 95}, "webp": {"quality": 90, "method": 2}}
+
+
+def encode(pixels: NDArray[np.uint8], format: str) -> bytes:
+    """uint8 [H, W, 3] to a file of `format`: "png", "jpeg" or "webp"."""
+    return _file(Image.fromarray(pixels), format, **_OPTIONS[format])
+
+
+def preview(latents: F32, matrix: F32, width: int, height: int) -> bytes:
+    """Latents [C, h, w] through the linear map [3, C + 1] to a JPEG of width x height."""
+    colours = np.tensordot(matrix[:, :-1], latents, axes=1) + matrix[:, -1:, None]  # [3, h, w]
+    pixels = (np.nan_to_num(colours).clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    small = Image.fromarray(np.ascontiguousarray(pixels))
+    return _file(small.resize((width, height), Image.Resampling.BICUBIC), "jpeg", quality=80)
+
+
+def _file(image: Image.Image, format: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()

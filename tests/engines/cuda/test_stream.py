@@ -1,0 +1,229 @@
+"""What is asked of CUDA, and in which order, on a CUDA that only takes notes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engines.cuda.backend import CudaBackend
+from engines.cuda.kernels import plain_kernels
+from engines.cuda.stepper import CudaStepper
+from engines.cuda.stream import Fetched, Mark, OnDevice, Stream
+from engines.errors import DeviceError, OutOfMemory
+from engines.model import Model
+from pipeline.checkpoint.opened import Checkpoint
+from tests.engines.cpu.test_stepper import Request
+from tests.engines.cuda.test_stepper import SEATS, SHAPE, STEPS, Toy, toy_sit
+
+CPU = torch.device("cpu")
+
+
+class Notes:
+    """A CUDA of CPU tensors: a graph's replay is the function that was captured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[str] = []
+        self.pools: list[object] = []
+        self.events = 0
+        notes = self
+
+        class FakeStream:
+            name = ""
+
+            def synchronize(self) -> None:
+                notes.said.append(f"{self.name} synchronized")
+
+            def wait_event(self, event: FakeEvent) -> None:
+                notes.said.append(f"{self.name} waits for {event.number}")
+
+        class FakeEvent:
+            def __init__(self, blocking: bool = False) -> None:
+                assert blocking, "the host sleeps and does not spin"
+                notes.events += 1
+                self.number = notes.events
+
+            def record(self, stream: FakeStream) -> None:
+                notes.said.append(f"event {self.number} on {stream.name}")
+
+            def synchronize(self) -> None:
+                notes.said.append(f"host waits for {self.number}")
+
+            def query(self) -> bool:
+                return False
+
+        class FakeGraph:
+            def replay(self) -> None:
+                notes.said.append("replay")
+
+        @contextlib.contextmanager
+        def capturing(graph: FakeGraph, pool: object, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
+            assert capture_error_mode == "thread_local"
+            notes.pools.append(pool)
+            notes.said.append("capture")
+            yield
+            notes.said.append("captured")
+
+        self.stream_class = FakeStream
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+        monkeypatch.setattr(torch.cuda, "graph", capturing)
+        self.reserved, self.room = 0, (8 << 30, 24 << 30)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: self.reserved)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: self.room)
+        # Pinned memory is CUDA's too.
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: self._said("pinned", tensor))
+        monkeypatch.setattr(
+            torch.Tensor, "record_stream", lambda tensor, stream: self.said.append("kept for " + stream.name)
+        )
+        empty = torch.empty
+        monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: empty(*a, **k))
+
+    def stream(self, name: str) -> Stream:
+        made = Stream(CPU)
+        fake: Any = self.stream_class()
+        fake.name = name
+        made._cuda, made._pool = fake, object()
+        return made
+
+    def _said(self, what: str, value: Any) -> Any:
+        self.said.append(what)
+        return value
+
+    def clear(self) -> None:
+        self.said.clear()
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
+    return Notes(monkeypatch)
+
+
+def test_a_capture_is_warmed_up_first(notes: Notes) -> None:
+    stream = notes.stream("steps")
+    replay = stream.captured(lambda: notes.said.append("run"))
+    waited = "steps synchronized"
+    assert notes.said == ["run", "run", waited, "run", waited, "capture", "run", "captured"]
+    notes.clear()
+    replay()
+    assert notes.said == ["replay"]
+
+
+def test_a_graph_for_which_there_is_no_room_is_not_begun(notes: Notes) -> None:
+    """What a run takes is known by then; a smaller graph finds its room in what a larger one has left in the pool."""
+    stream = notes.stream("steps")
+
+    def taking(gigabytes: int) -> Callable[[], None]:
+        def run() -> None:
+            notes.reserved += gigabytes << 30
+
+        return run
+
+    stream.captured(taking(6))
+    notes.room = 1 << 30, 24 << 30
+    stream.captured(taking(5))
+    stream.captured(taking(7))
+    notes.clear()
+    with pytest.raises(OutOfMemory, match="full: a graph needs 2.00 GiB more, 1.00 GiB of 24.00 GiB is free$"):
+        stream.captured(taking(9))
+    assert "capture" not in notes.said
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
+def test_the_host_is_at_most_one_replay_ahead(notes: Notes, oracle: Model, exact: bool) -> None:
+    steps, side = notes.stream("steps"), notes.stream("side")
+    sizes: list[int] = []
+
+    class Network(Toy):
+        def denoise(self, samples: Any, times: Any, texts: Any) -> Any:
+            sizes.append(len(texts))
+            return super().denoise(samples, times, texts)
+
+    stepper = CudaStepper(Network(), plain_kernels(), SHAPE, SEATS, STEPS, steps, side, exact=exact)
+    assert sizes == sorted(sizes, reverse=True), "the largest first"
+    assert len(set(map(id, notes.pools))) == 1 and len(notes.pools) == (2 * SEATS if exact else 5 + 4), "one pool"
+    toy_sit(stepper, 1, oracle, Request("a", "b", 1, 8, 4.0, "euler"))
+    stepper.step([1])
+    notes.clear()
+    for _ in range(4):
+        stepper.step([1])
+    begin = notes.events - 3
+    expected = []
+    for event in range(begin, begin + 4):
+        expected += [f"host waits for {event - 2}"] if event > 2 else []
+        expected += ["replay", f"event {event} on steps"]
+    assert notes.said == expected, "a step is a replay and an event, and waits for the one before the last"
+
+
+def test_a_preview_leaves_on_the_side(notes: Notes, oracle: Model) -> None:
+    steps, side = notes.stream("steps"), notes.stream("side")
+    stepper = CudaStepper(Toy(), plain_kernels(), SHAPE, SEATS, STEPS, steps, side, exact=False)
+    toy_sit(stepper, 1, oracle, Request("a", "b", 1, 8, 4.0, "euler"))
+    stepper.step([1])
+    notes.clear()
+    pending = stepper.pending_prediction(1)
+    assert notes.said == ["event 2 on steps", "side waits for 2", "kept for side", "event 3 on side"]
+    assert not pending.ready()
+    notes.clear()
+    assert np.isfinite(pending.get()).all() and notes.said == ["host waits for 3"]
+
+
+def test_a_join_goes_through_pinned_memory_and_waits_for_nothing(notes: Notes, oracle: Model) -> None:
+    steps = notes.stream("steps")
+    stepper = CudaStepper(Toy(), plain_kernels(), SHAPE, SEATS, STEPS, steps, steps, exact=True)
+    notes.clear()
+    toy_sit(stepper, 1, oracle, Request("a", "b", 1, 8, 4.0, "euler_a"))
+    assert set(notes.said) == {"pinned"}
+
+
+def test_cudas_errors_are_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match="cuda failed: an illegal address"), Stream(CPU).here():
+        raise torch.AcceleratorError("an illegal address")
+
+    class Lost:
+        def synchronize(self) -> None:
+            raise torch.AcceleratorError("the card fell off the bus")
+
+        query = synchronize
+
+    lost: Any = Lost()
+    for call in (Mark(lost).wait, Mark(lost).done):
+        with pytest.raises(DeviceError, match="fell off the bus"):
+            call()
+    with pytest.raises(ValueError), Stream(CPU).here():
+        raise ValueError("somebody else's")
+
+
+def test_what_a_failed_device_was_to_write_is_not_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freeing pinned memory after an error that CUDA keeps is a throw from a destructor: the process would end."""
+
+    class Lost:
+        def synchronize(self) -> None:
+            raise torch.AcceleratorError("an illegal address")
+
+    lost: Any = Lost()
+    monkeypatch.setattr("engines.cuda.stream._lost", kept := [])
+    target = torch.zeros(1)
+    with pytest.raises(DeviceError):
+        Fetched(Mark(lost), [target]).arrays()
+    assert [tensor is target for (tensor,) in kept] == [True]
+
+
+def test_a_decode_waits_for_the_step_that_made_its_latents(notes: Notes, bare: Checkpoint) -> None:
+    """Beside later steps, which may give the seat on: it reads a copy, which is kept for it."""
+    backend = CudaBackend(bare, "f32", pixels="fast", device="cpu", kernels=plain_kernels())
+    backend._decoding = notes.stream("decodes")
+    steps = notes.stream("steps")
+    shape = bare.spec.latent_shape(bare.spec.defaults.width, bare.spec.defaults.height)
+    latents = OnDevice(torch.zeros(shape), steps.mark(), notes.stream("side"))
+    backend._decoder_of(shape)
+    notes.clear()
+    pending = backend.picture(latents)
+    assert notes.said == ["decodes waits for 1", "kept for decodes", "replay", "event 2 on decodes"]
+    assert not pending.ready()

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from server.device import pictures
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+
+
+def test_png_keeps_every_pixel() -> None:
+    image = PILImage.open(io.BytesIO(pictures.encode(PIXELS, "png")))
+    assert image.format == "PNG"
+    np.testing.assert_array_equal(np.asarray(image), PIXELS)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_other_formats_are_close(format: str) -> None:
+    smooth = np.broadcast_to(np.linspace(40, 200, 20).astype(np.uint8)[None, :, None], (12, 20, 3))
+    image = PILImage.open(io.BytesIO(pictures.encode(np.ascontiguousarray(smooth), format)))
+    assert image.format == format.upper() and image.size == (20, 12)
+    assert abs(np.asarray(image.convert("RGB")).astype(int) - smooth).max() <= 8, "of 255, at quality 90 and more"
+
+
+def test_a_preview_is_the_linear_map_at_full_size() -> None:
+    matrix = np.array([[1, 0, 0.5], [0, 1, 0.25], [0, 0, 1]], np.float32)  # two channels and 1 to red, green, blue
+    latents = np.stack([np.full((3, 5), 0.25), np.full((3, 5), -1)]).astype(np.float32)
+    image = PILImage.open(io.BytesIO(pictures.preview(latents, matrix, 40, 24)))
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (40, 24))
+    expected = [0.75 * 255, 0, 255]  # green is below black
+    assert abs(np.asarray(image).astype(int) - expected).max() <= 6, "of 255, at quality 80"
+
+
+def test_a_preview_of_nonsense_is_still_a_picture() -> None:
+    matrix = np.ones((3, 2), np.float32)
+    latents = np.array([[[np.nan, np.inf], [-np.inf, 0]]], np.float32)
+    assert PILImage.open(io.BytesIO(pictures.preview(latents, matrix, 8, 8))).size == (8, 8)

@@ -23,6 +23,7 @@ from benchmarks.memory import memory_of
 from benchmarks.rows import Rows
 from engines.cpu.stepper import HostStepper
 from engines.model import Model, load
+from engines.seat import Sitting
 from latentd import AsyncClient
 from pipeline.arrays import to_pixels
 from pipeline.checkpoint.opened import open_checkpoint
@@ -117,7 +118,7 @@ class BareLoop:
                     picture = waiting.pop(0)
                     context = backend.encode(tokenizer.encode(work.prompt(turn, picture)).ids)
                     noise = standard_normal(picture, spec.latent_shape(*self._size), draws=1 + run.draws)
-                    stepper.sit(seat, run, noise, context, negative, default.guidance)
+                    stepper.sit(seat, Sitting(run, noise, context, negative, default.guidance))
                     live.add(seat)
             stepper.step(sorted(live))
             for seat in [seat for seat in live if stepper.finished(seat)]:

@@ -9,9 +9,8 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
-from pipeline.conditions.mask import Inpaint
-from pipeline.samplers import Table
 from pipeline.spec import Spec
 
 _Made = TypeVar("_Made")
@@ -65,24 +64,8 @@ class Stepper(Protocol):
 
     seats: int
 
-    def sit(
-        self,
-        seat: int,
-        table: Table,
-        noise: F32,
-        context: F32,
-        negative: F32 | None,
-        guidance: float,
-        *,
-        start: int = 0,
-        x: F32 | None = None,
-        inpaint: Inpaint | None = None,
-    ) -> None:
-        """Seat a picture: noise [1 + table.draws, C, h, w], contexts [tokens, width]; `negative` None: unguided.
-
-        It begins at evaluation `start` of its table, from `x` [C, h, w]; without it, from the first noise, scaled.
-        `inpaint`: what of another picture is to stay.
-        """
+    def sit(self, seat: int, sitting: Sitting) -> None:
+        """Give a seat that nobody has to a picture of the lane's size and length of prompt."""
         ...
 
     def leave(self, seat: int) -> None: ...

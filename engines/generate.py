@@ -18,7 +18,7 @@ from pipeline.conditions.text import context_of
 from pipeline.noise import standard_normal
 from pipeline.prompt import read_prompts
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
-from pipeline.update import combine, guide, keep
+from pipeline.update import advance, guide, keep
 
 
 def generate(model: Model, prompt: str, negative_prompt: str = "", **options: Any) -> NDArray[np.uint8]:
@@ -76,7 +76,7 @@ def latents_of(
         terms[OUT_COLUMN] = guide(out[0], out[1], guidance) if guided else out[0]
         if draw >= 0:
             terms[NOISE_COLUMN] = draws[draw]
-        terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
+        advance(terms, matrix)
         if inpaint is not None:
             terms[0] = keep(terms[0], inpaint, first, level)
     return terms[0]

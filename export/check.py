@@ -18,7 +18,7 @@ from pipeline.errors import LatentdError
 from pipeline.noise import standard_normal
 from pipeline.samplers import OUT_COLUMN, STATE, table
 from pipeline.spec import Spec
-from pipeline.update import combine, guide
+from pipeline.update import advance, guide
 
 # Of the largest absolute value. Both sides compute in float32 with other orders of summation; measured 1e-6 a
 # network and 4e-6 a trajectory on the demo model, so these leave room for depth but none for a wrong graph.
@@ -89,7 +89,7 @@ def _trajectory(spec: Spec, unet: Unet, context: F32, steps: int = 8, guidance: 
         sample = np.repeat(terms[None, 0] * np.float32(scale), 2, axis=0)
         out = unet(sample, np.full(2, t, np.float32), context)
         terms[OUT_COLUMN] = guide(out[0], out[1], guidance)
-        terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
+        advance(terms, matrix)
     return terms[0]
 
 

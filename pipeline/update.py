@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.arrays import F32
 from pipeline.conditions.mask import Inpaint
+from pipeline.samplers import STATE
 
 
 def guide(positive: F32, negative: F32, guidance: float) -> F32:
@@ -28,6 +29,14 @@ def combine(coefficients: F32, terms: F32) -> F32:
         if coefficient:
             total += coefficient * term
     return total
+
+
+def advance(terms: F32, matrix: F32) -> None:
+    """Replace the state in `terms` [7, C, h, w] (x, h1..h4, out, noise) by the one after an evaluation.
+
+    matrix [6, 7]: the table's of that evaluation, whose last row predicts x0 and is not used here.
+    """
+    terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
 
 
 def keep(x: F32, inpaint: Inpaint, noise: F32, level: F32) -> F32:

@@ -12,10 +12,10 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from engines.backend import Denoiser, Ready
+from engines.seat import Sitting
 from pipeline.arrays import F32
-from pipeline.conditions.mask import Inpaint
-from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, Table
-from pipeline.update import combine, guide, keep
+from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE
+from pipeline.update import advance, combine, guide, keep
 
 
 class HostStepper:
@@ -29,52 +29,34 @@ class HostStepper:
         # [seats, S + out + noise, C, h, w]: what a table's matrix multiplies
         self._terms = np.zeros((seats, STATE + 2, *shape), np.float32)
         self._predictions = np.zeros((seats, *shape), np.float32)
-        self._tables: list[Table | None] = [None] * seats
+        self._sittings: list[Sitting | None] = [None] * seats
         self._matrices: list[F32] = [np.empty(0, np.float32)] * seats
-        self._noise: list[F32] = [np.empty(0, np.float32)] * seats  # [1 + draws, C, h, w]
-        self._inpaint: list[Inpaint | None] = [None] * seats
-        self._guidance = [1.0] * seats
         self._reached = [0] * seats  # evaluations done
 
-    def sit(
-        self,
-        seat: int,
-        table: Table,
-        noise: F32,
-        context: F32,
-        negative: F32 | None,
-        guidance: float,
-        *,
-        start: int = 0,
-        x: F32 | None = None,
-        inpaint: Inpaint | None = None,
-    ) -> None:
+    def sit(self, seat: int, sitting: Sitting) -> None:
         """See Stepper.sit."""
         terms = self._terms[seat]
         terms[:] = 0  # the history of the last tenant
-        terms[0] = noise[0] * np.float32(table.initial_scale) if x is None else x
-        self._noise[seat], self._inpaint[seat] = noise, inpaint
-        self.denoiser.contexts[2 * seat] = context
-        self.denoiser.guidance[2 * seat : 2 * seat + 2] = guidance
-        self._guidance[seat] = 1.0 if negative is None else guidance
-        if negative is not None:
-            self.denoiser.contexts[2 * seat + 1] = negative
-        self._tables[seat] = table
-        self._matrices[seat] = table.matrices.astype(np.float32)
-        self._reached[seat] = start
+        terms[0] = sitting.latents
+        self.denoiser.guidance[2 * seat : 2 * seat + 2] = sitting.guidance
+        for row, text in enumerate(sitting.texts, 2 * seat):
+            self.denoiser.contexts[row] = text
+        self._sittings[seat] = sitting
+        self._matrices[seat] = sitting.table.matrices.astype(np.float32)
+        self._reached[seat] = sitting.start
 
     def leave(self, seat: int) -> None:
-        self._tables[seat] = None
+        self._sittings[seat] = None
 
     def rows(self, seat: int) -> range:
-        """The UNet rows that a seat owns: two when guided."""
-        return range(2 * seat, 2 * seat + (2 if self._guidance[seat] > 1 else 1))
+        """Return the UNet rows that a seat's tenant takes: two when guided."""
+        return range(2 * seat, 2 * seat + (2 if self._sitting(seat).guided else 1))
 
     def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
         """One evaluation of each of `seats`, all of them unfinished; x0 is kept for those also in `predict`."""
         denoiser, rows = self.denoiser, []
         for seat in seats:
-            table, reached = self._table(seat), self._reached[seat]
+            table, reached = self._sitting(seat).table, self._reached[seat]
             assert reached < table.evaluations, f"seat {seat} is finished"
             for row in self.rows(seat):
                 np.multiply(self._terms[seat, 0], np.float32(table.input_scales[reached]), out=denoiser.samples[row])
@@ -85,20 +67,19 @@ class HostStepper:
             self._advance(seat, predict=seat in predict)
 
     def _advance(self, seat: int, *, predict: bool) -> None:
-        outputs, terms, own = self.denoiser.outputs, self._terms[seat], self.rows(seat)
-        table, reached = self._table(seat), self._reached[seat]
-        terms[OUT_COLUMN] = outputs[own[0]]
-        if len(own) == 2:
-            terms[OUT_COLUMN] = guide(outputs[own[0]], outputs[own[1]], self._guidance[seat])
+        sitting, terms, reached = self._sitting(seat), self._terms[seat], self._reached[seat]
+        table, (row, *others) = sitting.table, self.rows(seat)
+        out = self.denoiser.outputs
+        terms[OUT_COLUMN] = guide(out[row], out[others[0]], sitting.guidance) if others else out[row]
         if (draw := table.noise[reached]) >= 0:
-            terms[NOISE_COLUMN] = self._noise[seat][1 + draw]
+            terms[NOISE_COLUMN] = sitting.noise[1 + draw]
         matrix = self._matrices[seat][reached]  # [6, 7]
         if predict:
             self._predictions[seat] = combine(matrix[STATE], terms)
-        terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
-        if (inpaint := self._inpaint[seat]) is not None:
+        advance(terms, matrix)
+        if sitting.inpaint is not None:
             level = table.levels[reached + 1].astype(np.float32)
-            terms[0] = keep(terms[0], inpaint, self._noise[seat][0], level)
+            terms[0] = keep(terms[0], sitting.inpaint, sitting.noise[0], level)
         self._reached[seat] += 1
 
     def reached(self, seat: int) -> int:
@@ -106,7 +87,7 @@ class HostStepper:
         return self._reached[seat]
 
     def finished(self, seat: int) -> bool:
-        return self._reached[seat] == self._table(seat).evaluations
+        return self._reached[seat] == self._sitting(seat).table.evaluations
 
     def pending_latents(self, seat: int) -> Ready[F32]:
         return Ready(self.latents(seat))
@@ -122,7 +103,7 @@ class HostStepper:
         """x0 after the last step for which it was asked, [C, h, w]: a copy."""
         return self._predictions[seat].copy()
 
-    def _table(self, seat: int) -> Table:
-        table = self._tables[seat]
-        assert table is not None, f"seat {seat} is empty"
-        return table
+    def _sitting(self, seat: int) -> Sitting:
+        sitting = self._sittings[seat]
+        assert sitting is not None, f"seat {seat} is empty"
+        return sitting

@@ -27,8 +27,8 @@ from engines.cuda.kernels import Kernels
 from engines.cuda.network import Network
 from engines.cuda.seats import Seats, empty_seats
 from engines.cuda.stream import Mark, OnDevice, Stream
+from engines.seat import Sitting
 from pipeline.arrays import F32
-from pipeline.conditions.mask import Inpaint
 from pipeline.samplers import Table
 
 _AHEAD = 1  # replays that may be under way when another is begun
@@ -107,47 +107,35 @@ class CudaStepper:
             buckets = self._one_a_seat() if exact else self._packed()
             self._replays = self._captured(buckets)
 
-    def sit(
-        self,
-        seat: int,
-        table: Table,
-        noise: F32,
-        context: F32,
-        negative: F32 | None,
-        guidance: float,
-        *,
-        start: int = 0,
-        x: F32 | None = None,
-        inpaint: Inpaint | None = None,
-    ) -> None:
+    def sit(self, seat: int, sitting: Sitting) -> None:
         """See Stepper.sit. Everything is copied before this returns, and written between two steps."""
-        (at, own), run, upload = self._at(seat), table.evaluations, self._stream.upload
+        table, (at, own), upload = sitting.table, self._at(seat), self._stream.upload
+        run, inpaint = table.evaluations, sitting.inpaint
         assert run <= at.matrices.shape[1], f"{run} evaluations in seats for {at.matrices.shape[1]}"
-        texts = [context] if negative is None or guidance <= 1 else [context, negative]
         with self._stream.here():
-            upload(at.state[own, 0], noise[0] * np.float32(table.initial_scale) if x is None else x)
+            upload(at.state[own, 0], sitting.latents)
             at.state[own, 1:].zero_()  # the history of the last tenant
             upload(at.matrices[own, :run], table.matrices.astype(np.float32))
             upload(at.draw[own, :run], table.noise.astype(np.int32))
             if table.draws:
-                upload(at.noise[own, : table.draws], noise[1:])
+                upload(at.noise[own, : table.draws], sitting.noise[1:])
             upload(at.scales[own, :run], table.input_scales.astype(np.float32))
             timesteps = self._stream.new(table.timesteps.astype(np.float32))
-            at.times[own, :run] = self._network.time(timesteps, torch.full_like(timesteps, guidance))
-            for sign, text in enumerate(texts):
+            at.times[own, :run] = self._network.time(timesteps, torch.full_like(timesteps, sitting.guidance))
+            for sign, text in enumerate(sitting.texts):
                 at.texts[own, sign] = self._network.text(self._stream.new(text))
             at.masked[own].fill_(inpaint is not None)
             if inpaint is not None:
                 upload(at.mask[own], inpaint.mask)
                 upload(at.original[own], inpaint.original)
-                upload(at.first_noise[own], noise[0])
+                upload(at.first_noise[own], sitting.noise[0])
                 upload(at.blend[own, :run], table.levels[1:].astype(np.float32))
-            at.guidance[own].fill_(guidance)
-            at.step[own].fill_(start)
+            at.guidance[own].fill_(sitting.guidance)
+            at.step[own].fill_(sitting.start)
             at.last[own].fill_(run)
             if self._exact:
-                upload(at.row[own], np.array([0, 1 if len(texts) == 2 else -1], np.int32))
-        self._tables[seat], self._rows[seat], self._reached[seat] = table, len(texts), start
+                upload(at.row[own], np.array([0, 1 if sitting.guided else -1], np.int32))
+        self._tables[seat], self._rows[seat], self._reached[seat] = table, len(sitting.texts), sitting.start
         self._arranged = ()  # the rows' texts have changed
 
     def leave(self, seat: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from engines.backend import Stepper
 from engines.errors import NoEngine, OutOfMemory
 from engines.model import Model
+from engines.seat import Sitting
 from pipeline.errors import LatentdError
 from pipeline.samplers import STATE, Table
 from server.batching.forecast import Making
@@ -61,7 +62,7 @@ class Lanes:
         width, height, chunks = lane
         shape = spec.latent_shape(width, height)
         context = np.zeros((chunks * spec.text.tokens, spec.text.width), np.float32)
-        stepper.sit(0, _still(2), np.zeros((1, *shape), np.float32), context, context, guidance=2.0)
+        stepper.sit(0, Sitting(_still(2), np.zeros((1, *shape), np.float32), context, context, guidance=2.0))
         took = 0.0
         for _ in range(2):
             start = time.monotonic()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from engines.errors import DeviceError, OutOfMemory
 from engines.model import Model
 from engines.preview import Preview
+from engines.seat import Sitting
 from pipeline.conditions.text import context_of
 from pipeline.errors import LatentdError
 from pipeline.noise import standard_normal
@@ -308,7 +309,7 @@ class Device:
         encoded = contexts.computed > known
         shape = self.model.spec.latent_shape(*wish.size)
         noise = standard_normal(wish.picture_seed(picture.index), shape, draws=1 + wish.table.draws)
-        self._lanes[lane].sit(seat, wish.table, noise, context, negative, wish.guidance)
+        self._lanes[lane].sit(seat, Sitting(wish.table, noise, context, negative, wish.guidance))
         job.timings.queue_ms = max(job.timings.queue_ms, 1e3 * (start - job.arrived))
         job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
         self._metrics.queue_seconds.observe(start - job.arrived)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines.cpu.stepper import HostStepper
 from engines.generate import generate
 from engines.model import Model, load
+from engines.seat import Sitting
 from pipeline.arrays import to_pixels
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.noise import standard_normal
@@ -92,7 +93,7 @@ def test_a_seat_in_company_has_the_bits_of_the_picture_alone(tiny: Model) -> Non
                 asked[seat] = sampler, steps, seed = waiting.pop()
                 run = table(spec.schedule, sampler, steps)
                 noise = standard_normal(seed, spec.latent_shape(width, height), draws=1 + run.draws)
-                stepper.sit(seat, run, noise, contexts[0], contexts[1], GUIDANCE)
+                stepper.sit(seat, Sitting(run, noise, contexts[0], contexts[1], GUIDANCE))
         stepper.step(sorted(asked))
         for seat in [seat for seat in asked if stepper.finished(seat)]:
             sampler, steps, seed = asked.pop(seat)

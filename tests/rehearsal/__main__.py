@@ -30,6 +30,7 @@ from benchmarks.gpu.frame.report import Check, read_rows
 from benchmarks.gpu.subjects import networks
 from engines.cuda.backend import CudaBackend
 from engines.cuda.stepper import CudaStepper, evaluate
+from engines.seat import Sitting
 from model import weights
 from model.clip import ClipText
 from model.unet import Unet
@@ -62,8 +63,8 @@ def serve(name: str, pixels: str, precision: str, seats: int) -> None:
     noise = np.zeros((1 + noisy.draws, *shape), np.float32)
     for chunks in (1, 2):
         stepper, text = backend.stepper(512, 512, seats, chunks), np.concatenate([context] * chunks)
-        stepper.sit(0, noisy, noise, text, text, 7.5)
-        stepper.sit(seats - 1, noisy, noise, text, None, 1.0)
+        stepper.sit(0, Sitting(noisy, noise, text, text, 7.5))
+        stepper.sit(seats - 1, Sitting(noisy, noise, text, None, 1.0))
         stepper.step([0, seats - 1], predict=[0])
         stepper.step([0])
         assert stepper.pending_prediction(0).get().shape == shape

@@ -13,6 +13,7 @@ import torch
 
 from engines.cuda.backend import CudaBackend
 from engines.cuda.kernels import plain_kernels, triton_kernels
+from engines.seat import Sitting
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.conditions.mask import Inpaint
 from pipeline.noise import standard_normal
@@ -38,7 +39,7 @@ def main(folder: Path) -> None:
             run = table(spec.schedule, sampler, 2)
             noise = standard_normal(seat, shape, draws=1 + run.draws)
             negative = contexts[1] if guidance > 1 else None
-            stepper.sit(seat, run, noise, contexts[0], negative, guidance, inpaint=inpaint if seat else None)
+            stepper.sit(seat, Sitting(run, noise, contexts[0], negative, guidance, inpaint=inpaint if seat else None))
         for _ in range(2):
             stepper.step([0, 1])
         latents[name] = np.stack([stepper.latents(seat) for seat in (0, 1)])

@@ -19,6 +19,7 @@ from benchmarks.gpu.frame.timing import by_events
 from benchmarks.gpu.subjects.lab import Lab, Request
 from benchmarks.gpu.subjects.networks import SCHEDULE, TOKENS, our_kernels, ours, text, vae
 from benchmarks.gpu.subjects.operations import step_floor
+from engines.seat import Sitting
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
 
@@ -144,7 +145,7 @@ def _picture(check: Check, labs: Labs, seats: int) -> None:
     def picture() -> bool:
         made = encoder(ids)
         contexts = (made[0] if isinstance(made, tuple) else made).float().cpu().numpy()
-        lab.stepper.sit(0, run, noise, contexts[0], contexts[1], 7.5)
+        lab.stepper.sit(0, Sitting(run, noise, contexts[0], contexts[1], 7.5))
         for _ in range(steps):
             lab.stepper.step([0])
         latents = torch.from_numpy(lab.latents(0))[None].to(device, check.dtype)

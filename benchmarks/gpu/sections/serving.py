@@ -25,6 +25,7 @@ from benchmarks.gpu.frame import ahead
 from benchmarks.gpu.frame.here import needed
 from benchmarks.gpu.frame.report import Case, Check
 from benchmarks.gpu.subjects.networks import SCHEDULE, whole_spec
+from engines.seat import Sitting
 
 _ROOT = Path(__file__).parents[3]
 _START_SECONDS = 200.0  # thirteen graphs are captured, and libraries choose algorithms for each
@@ -133,7 +134,7 @@ class _Run:
                 for seat in set(range(seats)) - live if waiting else ():
                     if waiting:
                         context = backend.encode(model.tokenizer.encode(f"red apple number {waiting[0]}").ids)
-                        stepper.sit(seat, run, standard_normal(waiting.pop(0), shape), context, negative, 7.5)
+                        stepper.sit(seat, Sitting(run, standard_normal(waiting.pop(0), shape), context, negative, 7.5))
                         live.add(seat)
                 if live:
                     stepper.step(sorted(live))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu.frame.here import needed
 from benchmarks.gpu.frame.report import Check
 from benchmarks.gpu.subjects.networks import SCHEDULE, TOKENS, our_kernels, ours, unet, unet_spec
+from engines.seat import Sitting
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
 
@@ -83,7 +84,7 @@ class Lab:
         )
         noise = standard_normal(request.seed, self.shape, draws=1 + run.draws)
         guided = negative if request.guidance > 1 else None
-        self.stepper.sit(seat, run, noise, context, guided, request.guidance)
+        self.stepper.sit(seat, Sitting(run, noise, context, guided, request.guidance))
 
     def latents(self, seat: int) -> F32:
         return self.stepper.pending_latents(seat).get()

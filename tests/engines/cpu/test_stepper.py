@@ -15,6 +15,7 @@ from engines.backend import Denoiser
 from engines.cpu.stepper import HostStepper
 from engines.generate import generate
 from engines.model import Model
+from engines.seat import Sitting
 from pipeline.arrays import F32, to_pixels
 from pipeline.conditions.mask import Inpaint
 from pipeline.noise import standard_normal
@@ -108,7 +109,7 @@ def sit(stepper: HostStepper, seat: int, model: Model, request: Request) -> None
     noise = standard_normal(request.seed, shape, draws=1 + run.draws)
     negative = context(request.negative) if request.guidance > 1 else None
     inpaint = inpaint_of(request, shape)
-    stepper.sit(seat, run, noise, context(request.prompt), negative, request.guidance, inpaint=inpaint)
+    stepper.sit(seat, Sitting(run, noise, context(request.prompt), negative, request.guidance, inpaint=inpaint))
 
 
 def finish(stepper: HostStepper, seat: int) -> F32:
@@ -180,7 +181,7 @@ def test_a_tenant_that_is_not_a_number_leaves_no_trace(model: Model, stepper: Ho
     neighbour = Request("the cat", "", 7, 8, 2.0, "euler")
     sit(stepper, 1, model, neighbour)
     masked = Inpaint(np.full(shape[1:], 0.5, np.float32), nothing[0])
-    stepper.sit(0, run, nothing, context, context, 5.0, inpaint=masked)
+    stepper.sit(0, Sitting(run, nothing, context, context, 5.0, inpaint=masked))
     for _ in range(evaluations):
         stepper.step([0, 1], predict=[0])
     assert np.isnan(stepper.latents(0)).all() and np.isnan(stepper.prediction(0)).all()

@@ -21,6 +21,7 @@ from engines.errors import BackendError, OutOfMemory
 from engines.generate import latents_of
 from engines.machine import driver
 from engines.model import Model, load
+from engines.seat import Sitting
 from pipeline.arrays import to_pixels
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.noise import standard_normal
@@ -87,7 +88,8 @@ def test_a_stepper_s_latents_are_decoded_where_they_are(
     shape, text = oracle.spec.latent_shape(default.width, default.height), oracle.spec.text
     x = standard_normal(3, shape)[0]
     run = table(oracle.spec.schedule, "ddim", 1)
-    stepper.sit(0, run, standard_normal(1, shape), np.zeros((text.tokens, text.width), np.float32), None, 1.0, x=x)
+    context = np.zeros((text.tokens, text.width), np.float32)
+    stepper.sit(0, Sitting(run, standard_normal(1, shape), context, x=x))
     pending = stepper.pending_latents(0)
     wanted = backend.picture(Ready(x)).get()
     monkeypatch.setattr(type(pending), "get", None)

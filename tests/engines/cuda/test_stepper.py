@@ -30,6 +30,7 @@ from engines.cuda.seats import Seats
 from engines.cuda.stepper import CudaStepper
 from engines.cuda.stream import Stream
 from engines.model import Model
+from engines.seat import Sitting
 from model import weights
 from model.ops import spread
 from model.unet import Unet
@@ -154,13 +155,14 @@ def toy_sit(stepper: CudaStepper | HostStepper, seat: int, model: Model, request
     noise = standard_normal(request.seed, SHAPE, draws=1 + run.draws)
     negative = toy_context(request.negative + "-") if request.guidance > 1 else None
     inpaint = inpaint_of(request, SHAPE)
-    stepper.sit(seat, run, noise, toy_context(request.prompt), negative, request.guidance, inpaint=inpaint)
+    stepper.sit(seat, Sitting(run, noise, toy_context(request.prompt), negative, request.guidance, inpaint=inpaint))
 
 
 def poisoned_sit(stepper: CudaStepper, seat: int, run: Table, shape: tuple[int, ...], context: F32) -> None:
     noise = np.full((1 + run.draws, *shape), np.nan, np.float32)
     masked = Inpaint(np.full(shape[1:], 0.25, np.float32), noise[0]) if seat % 2 else None
-    stepper.sit(seat, run, noise, context * np.float32(np.nan), context * np.float32(np.nan), 5.0, inpaint=masked)
+    nothing = context * np.float32(np.nan)
+    stepper.sit(seat, Sitting(run, noise, nothing, nothing, 5.0, inpaint=masked))
 
 
 def crowd(
@@ -297,7 +299,7 @@ def test_a_distilled_unet_gets_its_guidance(tmp_path_factory: pytest.TempPathFac
         noise = standard_normal(3, model.spec.latent_shape(default.width, default.height), draws=1 + run.draws)
         context = model.backend.encode(model.tokenizer.encode("the red apple").ids)
         for each in (host, stepper):
-            each.sit(seat, run, noise, context, None, guidance)
+            each.sit(seat, Sitting(run, noise, context, None, guidance))
         assert stepper.rows(seat) == 1
     for _ in range(4):
         host.step([0, 1])
@@ -360,7 +362,7 @@ def test_start_x_and_predictions(oracle: Model) -> None:
     run = table(oracle.spec.schedule, "euler", 6)
     x, noise = standard_normal(9, SHAPE)[0], standard_normal(4, SHAPE)
     for each in (host, stepper):
-        each.sit(2, run, noise, toy_context("a"), toy_context("b"), 3.0, start=3, x=x)
+        each.sit(2, Sitting(run, noise, toy_context("a"), toy_context("b"), 3.0, start=3, x=x))
     assert stepper.reached(2) == 3 and np.array_equal(stepper.latents(2), x)
     before = stepper.pending_latents(2)
     for each in (host, stepper):
@@ -477,7 +479,8 @@ def test_our_own_bugs_are_assertions(oracle: Model) -> None:
     with pytest.raises(AssertionError, match="seat 1 is finished"):
         stepper.step([1])
     with pytest.raises(AssertionError, match="20 evaluations in seats for 16"):
-        stepper.sit(0, table(oracle.spec.schedule, "ddim", 20), standard_normal(1, SHAPE), toy_context(""), None, 1.0)
+        run = table(oracle.spec.schedule, "ddim", 20)
+        stepper.sit(0, Sitting(run, standard_normal(1, SHAPE), toy_context("")))
 
 
 def test_the_network_keeps_what_a_step_would_repeat(bare: Checkpoint) -> None:

@@ -26,6 +26,7 @@ from engines.cuda.kernels import plain_kernels
 from engines.cuda.stream import Stream
 from engines.generate import latents_of
 from engines.model import Model
+from engines.seat import Sitting
 from engines.tensorrt import api
 from engines.tensorrt.serve.backend import TensorRtRtxBackend
 from engines.tensorrt.serve.network import PlanNetwork
@@ -218,7 +219,7 @@ def test_a_long_prompt_has_plans_of_its_own(plain: Artifact, oracle: Model) -> N
     for each in (oracle.backend, backend):
         stepper = each.stepper(*size, 1, chunks=2, steps=2)
         noise = standard_normal(5, plain.spec.latent_shape(*size))
-        stepper.sit(0, table(plain.spec.schedule, "ddim", 2), noise, context, context * np.float32(0.5), 3.0)
+        stepper.sit(0, Sitting(table(plain.spec.schedule, "ddim", 2), noise, context, context * np.float32(0.5), 3.0))
         for _ in range(2):
             stepper.step([0])
         made.append(stepper.pending_latents(0).get())

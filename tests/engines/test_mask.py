@@ -16,6 +16,7 @@ from engines.cpu.stepper import HostStepper
 from engines.cpu.torch import TorchBackend
 from engines.generate import latents_of
 from engines.model import Model
+from engines.seat import Sitting
 from pipeline.arrays import F32
 from pipeline.conditions.mask import Inpaint
 from pipeline.noise import standard_normal
@@ -116,7 +117,7 @@ def told(stepper: Stepper, model: Model, sampler: str, inpaint: Inpaint | None, 
     run = table(model.spec.schedule, sampler, 5)
     noise, x = standard_normal(8, SHAPE, draws=1 + run.draws), []
     begun = {"start": start, "x": standard_normal(9, SHAPE)[0]} if start else {}
-    stepper.sit(1, run, noise, toy_context("a"), toy_context("b"), 3.0, inpaint=inpaint, **begun)
+    stepper.sit(1, Sitting(run, noise, toy_context("a"), toy_context("b"), 3.0, inpaint=inpaint, **begun))
     x0 = []
     while not stepper.finished(1):
         stepper.step([1], predict=[1])
@@ -173,7 +174,7 @@ def test_generate_starts_in_the_middle_too(oracle: Model) -> None:
     stepper = oracle.backend.stepper(oracle.spec.defaults.width, oracle.spec.defaults.height, SEATS)
     contexts = [oracle.backend.encode(oracle.tokenizer.encode(text).ids) for text in ASKED.values()]
     noise = standard_normal(4, shape, draws=1 + run.draws)
-    stepper.sit(2, run, noise, contexts[0], contexts[1], 4.0, start=2, x=x, inpaint=inpaint)
+    stepper.sit(2, Sitting(run, noise, contexts[0], contexts[1], 4.0, start=2, x=x, inpaint=inpaint))
     for _ in range(3):
         stepper.step([2])
     assert stepper.finished(2) and np.array_equal(stepper.pending_latents(2).get(), got)

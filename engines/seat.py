@@ -1,0 +1,40 @@
+"""What a picture brings to its seat: one value, so that a condition to come is a field here and nothing elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.arrays import F32
+from pipeline.conditions.mask import Inpaint
+from pipeline.samplers import Table
+
+
+@dataclass(frozen=True, eq=False)
+class Sitting:
+    """A picture that is to be denoised: how it is stepped, from which noise, and under which conditions."""
+
+    table: Table
+    noise: F32  # [1 + table.draws, C, h, w]
+    context: F32  # [tokens, width]
+    negative: F32 | None = None  # [tokens, width]; None: unguided
+    guidance: float = 1.0
+    start: int = 0  # the evaluation of the table that comes first
+    x: F32 | None = None  # [C, h, w] to begin from; None: the first noise, scaled
+    inpaint: Inpaint | None = None  # what of another picture is to stay
+
+    @property
+    def guided(self) -> bool:
+        """Is the picture evaluated twice a step, with and without its prompt?"""
+        return self.negative is not None and self.guidance > 1
+
+    @property
+    def texts(self) -> list[F32]:
+        """The contexts of its rows: one, or of a guided picture two."""
+        return [self.context, self.negative] if self.negative is not None and self.guided else [self.context]
+
+    @property
+    def latents(self) -> F32:
+        """Return x before the first evaluation, [C, h, w]."""
+        return self.noise[0] * np.float32(self.table.initial_scale) if self.x is None else self.x

@@ -23,7 +23,8 @@ from benchmarks.rows import Rows
 from engines.artifact.opened import Artifact, open_artifact
 from engines.build.builder import Order
 from engines.tensorrt.build.builder import TensorRtBuilder
-from engines.tensorrt.types.islands import METHOD, NoNotes, study
+from engines.tensorrt.notes import ProcessNotes
+from engines.tensorrt.types.islands import METHOD, study
 
 MB = 1e6
 
@@ -75,13 +76,13 @@ def _what(artifact: Artifact, network: str) -> dict[str, Any]:
 
 
 def _study(artifact: Artifact, network: str) -> Any:
-    notes = NoNotes()
+    notes = ProcessNotes()
     study(artifact, network, notes)
     return notes.recall(**_what(artifact, network))
 
 
 def _build(artifact: Artifact, target: str, order: Order, known: Any) -> dict[str, Any]:
-    notes = NoNotes()
+    notes = ProcessNotes()
     notes.remember(known, **_what(artifact, order.network))
     with tempfile.TemporaryDirectory() as folder:
         return TensorRtBuilder(artifact, target, notes=notes).build(order, Path(folder) / "plan", lambda line: None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,7 @@ class Backend(Protocol):
 
     name: str
     precision: str  # "f32", "bf16", ...
+    pixels: str  # "exact", or "fast" where a row's last bits may depend on its company
     spec: Spec
     # May one other thread call `stepper` while this one encodes, steps and decodes? For a size that has a stepper: what
     # a backend measures or makes once a size is then there, and is not measured beside steps that disturb it.
@@ -113,6 +114,10 @@ class Backend(Protocol):
 
         Its buffers have `rows` rows.
         """
+        ...
+
+    def together(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
+        """A denoiser whose rows are one engine's batch where the device has batches, whatever `pixels` says."""
         ...
 
     def decode(self, latents: F32) -> F32:
@@ -142,4 +147,19 @@ class Backend(Protocol):
 
     def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
         """A stepper's latents to pixels; None where they, or the picture, are not numbers."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return what else its bits depend on, beside the weights and the precision, as JSON values."""
+        ...
+
+    def identities(self, width: int, height: int) -> dict[str, dict[str, Any]]:
+        """Return what the store knows of the engines that pictures of this size use; none are kept where it is empty.
+
+        By name: "text_encoder", "vae_decoder", "unet", or of several "unet of 2 rows" and so on.
+        """
+        ...
+
+    def device_key(self) -> str:
+        """Return the name under which engines/cache/devices.py keeps what is measured here."""
         ...

@@ -45,7 +45,7 @@ def export(checkpoint: Checkpoint, out: Path, say: Callable[[str], None] = print
     DiskError; ExportError when a graph does not compute what its network computes. `out` is then as it was.
     """
     _check_place(checkpoint, out)
-    spec, tokenizer = checkpoint.spec, ClipTokenizer(checkpoint.source, checkpoint.spec.text)
+    spec = checkpoint.spec
     check_weights(spec, checkpoint.weights)
     checkpoint.weights.digest()  # which finds what is not finite
     if checkpoint.has_safety_checker:
@@ -54,25 +54,29 @@ def export(checkpoint: Checkpoint, out: Path, say: Callable[[str], None] = print
         stored = lay_out(checkpoint, folder)
         say(f"copied the weights and {len(checkpoint.small_files())} small files")
         errors: dict[str, float] = {}
-        context = None
         for network in NETWORKS:
             path, net = folder / network.graph, network.load(spec, checkpoint.weights)
             graph = onnx.load_from_string(_weightless(network, spec))
             point(graph, stored[network.part], path.parent)
             disk.write(path, graph.SerializeToString(deterministic=True))
-            running = check.session(path)
-            errors[network.name] = check.network_error(network, spec, net, running)
+            errors[network.name] = check.network_error(network, spec, net, check.session(path))
             say(f"{network.graph}: {path.stat().st_size / 1e3:.0f} kB, error {errors[network.name]:.1e}")
-            if network.name == "text_encoder":
-                ids = np.stack([tokenizer.encode(text).ids for text in ("a red apple", "")])
-                context = np.asarray(running.run(None, {"ids": ids})[0])
-            if network.name == "unet":
-                assert context is not None, "the text encoder comes first"
-                errors["trajectory"] = check.trajectory_error(spec, net, running, context)
-                say(f"trajectory of eight guided steps: error {errors['trajectory']:.1e}")
-            del net, running
+            del net  # before the next one is loaded
+        errors["trajectory"] = _trajectory_error(checkpoint, folder)
+        say(f"trajectory of eight guided steps: error {errors['trajectory']:.1e}")
         _vouch(folder, spec, errors)
     return open_artifact(out)
+
+
+def _trajectory_error(checkpoint: Checkpoint, folder: Path) -> float:
+    """See check.trajectory_error: of a prompt and of none, as the exported text encoder reads them."""
+    spec, by_name = checkpoint.spec, {network.name: network for network in NETWORKS}
+    tokenizer = ClipTokenizer(checkpoint.source, spec.text)
+    ids = np.stack([tokenizer.encode(text).ids for text in ("a red apple", "")])
+    context = np.asarray(check.session(folder / by_name["text_encoder"].graph).run(None, {"ids": ids})[0])
+    unet = by_name["unet"]
+    net = unet.load(spec, checkpoint.weights)
+    return check.trajectory_error(spec, net, check.session(folder / unet.graph), context)
 
 
 def _vouch(folder: Path, spec: Spec, errors: dict[str, float]) -> None:

@@ -52,11 +52,11 @@ def network_error(
 
     `weights` are those of a graph that takes them as inputs.
     """
-    ports = network.inputs(spec)
+    examples = network.inputs(spec)
     with torch.inference_mode():
-        results = net(*(port.example for port in ports))
+        results = net(*(example.value for example in examples))
     wanted = [tensor.numpy() for tensor in (results if isinstance(results, tuple) else (results,))]
-    got = running.run(None, {port.name: port.example.numpy() for port in ports} | dict(weights))
+    got = running.run(None, {example.name: example.value.numpy() for example in examples} | dict(weights))
     worst = max(relative_error(np.asarray(a), b) for a, b in zip(got, wanted, strict=True))
     return _within(worst, NETWORK_TOLERANCE, network.name)
 

@@ -20,6 +20,7 @@ import torch
 from onnxscript import ir, optimizer
 
 from export.networks import Network
+from graphs import ports
 from model.weights import empty
 from pipeline.spec import Spec
 
@@ -33,13 +34,13 @@ def trace(network: Network, spec: Spec) -> bytes:
     with _quiet():
         program = torch.onnx.export(
             net,
-            tuple(port.example for port in inputs),
+            tuple(example.value for example in inputs),
             dynamo=True,
             opset_version=OPSET,
             optimize=False,
-            input_names=[port.name for port in inputs],
-            output_names=network.outputs(spec),
-            dynamic_shapes=tuple(port.dynamic for port in inputs),
+            input_names=[example.name for example in inputs],
+            output_names=ports.outputs(network.name, spec),
+            dynamic_shapes=tuple(example.dynamic for example in inputs),
             verbose=False,
         )
     assert program is not None

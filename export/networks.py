@@ -5,7 +5,7 @@ Everything about a graph depends on its own network's part of the spec alone, as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from torch.export import Dim
 
 import graphs
 from engines.artifact.opened import GRAPHS
+from graphs import ports
+from graphs.ports import Port
 from model import weights
 from model.clip import ClipText
 from model.unet import Unet
@@ -25,11 +27,11 @@ _TOKENS = 7  # of an example's context; the dimension is dynamic
 
 
 @dataclass(frozen=True)
-class Port:
-    """An input: its name, an example, and the names of its dynamic dimensions by position."""
+class Example:
+    """An input with a value, which tracing takes, and its dynamic dimensions by position."""
 
     name: str
-    example: Tensor
+    value: Tensor
     dynamic: dict[int, Dim | int]
 
 
@@ -38,8 +40,18 @@ class Network:
     name: str  # one of graphs.NETWORKS
     build: Callable[[Spec], nn.Module]
     load: Callable[[Spec, Weights], nn.Module]  # with a checkpoint's weights
-    inputs: Callable[[Spec], list[Port]]
-    outputs: Callable[[Spec], list[str]]
+
+    def inputs(self, spec: Spec) -> list[Example]:
+        """Return two rows of everything that goes in."""
+        sides, dims = _sides(self.name, spec)
+        return [
+            Example(
+                port.name,
+                _value(port, spec, sides),
+                {i: dims[side] for i, side in enumerate(port.shape) if isinstance(side, str)},
+            )
+            for port in ports.inputs(self.name, spec)
+        ]
 
     @property
     def part(self) -> str:
@@ -52,50 +64,36 @@ class Network:
         return GRAPHS[self.name]
 
 
+# Two numbers differ, so that no graph takes one row for the other.
+_CHOSEN = {"timestep": torch.tensor([999.0, 1.0]), "guidance": torch.tensor([7.5, 1.5])}
+
+
 def example(*shape: int) -> Tensor:
     """Return normally distributed numbers, the same every time."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def _ids(spec: Spec) -> list[Port]:
-    ids = torch.arange(2 * spec.text.tokens).reshape(2, -1) % spec.text.vocab_size
-    return [Port("ids", ids, {0: Dim("rows")})]
+def _value(port: Port, spec: Spec, sides: Mapping[str, int]) -> Tensor:
+    if port.name == "ids":
+        return torch.arange(2 * spec.text.tokens).reshape(2, -1) % spec.text.vocab_size
+    return _CHOSEN[port.name] if port.name in _CHOSEN else example(*port.sized(sides))
 
 
-def _unet_inputs(spec: Spec) -> list[Port]:
-    unet, rows = spec.unet, Dim("rows")
-    unit = 2 ** (len(unet.channels) - 1)  # a side is a multiple of it: each block but the last halves it
-    sample = example(2, unet.in_channels, 3 * unit, 4 * unit)
-    return [
-        Port("sample", sample, {0: rows, 2: unit * Dim("h"), 3: unit * Dim("w")}),
-        Port("timestep", torch.tensor([999.0, 1.0]), {0: rows}),
-        Port("context", example(2, _TOKENS, unet.context_width), {0: rows, 1: Dim("tokens")}),
-        *([Port("guidance", torch.tensor([7.5, 1.5]), {0: rows})] if unet.guidance_width else []),
-    ]
-
-
-def _latents(spec: Spec) -> list[Port]:
-    latents = example(2, spec.vae.latent_channels, 6, 8)
-    return [Port("latents", latents, {0: Dim("rows"), 2: Dim("h"), 3: Dim("w")})]
-
-
-def _pictures(spec: Spec) -> list[Port]:
-    factor = spec.vae.factor
-    picture = example(2, spec.vae.image_channels, 6 * factor, 8 * factor)
-    return [Port("picture", picture, {0: Dim("rows"), 2: factor * Dim("h"), 3: factor * Dim("w")})]
-
-
-def _contexts(spec: Spec) -> list[str]:
-    return ["context", "skipped"] if spec.text.skips else ["context"]
-
-
-def _outputs(*names: str) -> Callable[[Spec], list[str]]:
-    return lambda _: list(names)
+def _sides(network: str, spec: Spec) -> tuple[dict[str, int], dict[str, Dim | int]]:
+    """Return the sides of an example, and what they are to the tracer: dimensions, or multiples of one."""
+    # Each block of the UNet but the last halves the latents, and the VAE's encoder all that its factor takes.
+    unit, factor = 2 ** (len(spec.unet.channels) - 1), spec.vae.factor
+    h, w = (3 * unit, 4 * unit) if network == "unet" else (6, 8)
+    sides = {"rows": 2, "tokens": _TOKENS, "h": h, "w": w, "height": 6 * factor, "width": 8 * factor}
+    dims: dict[str, Dim | int] = {name: Dim(name) for name in ("rows", "tokens", "h", "w")}
+    if network == "unet":
+        dims |= {"h": unit * Dim("h"), "w": unit * Dim("w")}
+    return sides, dims | {"height": factor * Dim("h"), "width": factor * Dim("w")}
 
 
 NETWORKS = [
-    Network("text_encoder", lambda spec: ClipText(spec.text), weights.load_text, _ids, _contexts),
-    Network("unet", lambda spec: Unet(spec.unet), weights.load_unet, _unet_inputs, _outputs("out")),
-    Network("vae_decoder", lambda spec: VaeDecoder(spec.vae), weights.load_vae_decoder, _latents, _outputs("picture")),
-    Network("vae_encoder", lambda spec: VaeMoments(spec.vae), weights.load_vae_moments, _pictures, _outputs("moments")),
+    Network("text_encoder", lambda spec: ClipText(spec.text), weights.load_text),
+    Network("unet", lambda spec: Unet(spec.unet), weights.load_unet),
+    Network("vae_decoder", lambda spec: VaeDecoder(spec.vae), weights.load_vae_decoder),
+    Network("vae_encoder", lambda spec: VaeMoments(spec.vae), weights.load_vae_moments),
 ]

@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 
+from engines.choice import Choice
 from engines.machine.cores import available_cores
-from engines.model import Model, load, on_gpu
+from engines.model import Model, load
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint
 from server.address import joined
@@ -144,12 +145,7 @@ async def serve(settings: Settings) -> int:
 
 def load_model(settings: Settings) -> Model:
     """Open and load the checkpoint that the settings name."""
-    on_gpu(settings.backend, settings.device, settings.pixels, settings.attention)  # before the seconds of a load
-    checkpoint = open_checkpoint(settings.model, settings.prediction)
-    if checkpoint.has_safety_checker:
-        log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")
-    return load(
-        checkpoint,
+    choice = Choice(
         settings.backend,
         settings.precision,
         settings.threads or None,
@@ -157,6 +153,10 @@ def load_model(settings: Settings) -> Model:
         settings.pixels,
         settings.attention,
     )
+    checkpoint = open_checkpoint(settings.model, settings.prediction)
+    if checkpoint.has_safety_checker:
+        log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")
+    return load(checkpoint, choice)
 
 
 def _device(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from latentd.variables import PREFIX, is_service_link, meant
 from pipeline.checkpoint.single_file import PREDICTIONS
 from pipeline.errors import LatentdError
 from pipeline.prompt import MOST_CHUNKS
+from pipeline.size import parse_sizes
 from server.flags import flag, read_flags
 
 
@@ -56,10 +56,7 @@ def _choice(*choices: str) -> tuple[Callable[[str], Any], str]:
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
-    matches = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", size.strip()) for size in text.split(",")]
-    if not all(matches):
-        raise ValueError
-    return tuple(dict.fromkeys((int(m[1]), int(m[2])) for m in matches if m))
+    return tuple(parse_sizes(text))
 
 
 def _most(number: tuple[Callable[[str], Any], str]) -> tuple[Callable[[str], Any], str]:

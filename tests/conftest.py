@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engines.artifact.opened import Artifact
+from engines.choice import Choice
 from engines.model import Model
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 
@@ -106,4 +107,4 @@ def model(checkpoint: Checkpoint) -> Model:
     """On OpenVINO in f32, which every CPU has."""
     from engines.model import load
 
-    return load(checkpoint, "openvino", "f32")
+    return load(checkpoint, Choice("openvino", "f32"))

@@ -79,28 +79,29 @@ def strange_file(folder: Path) -> str | None:
 
 def open_artifact(folder: Path) -> Artifact:
     """Read and verify. Errors: CheckpointError naming the file, the reason and the command that mends it."""
-    folder = folder.resolve()
+    try:
+        return _opened(folder.resolve())
+    except (CheckpointError, Damaged) as error:
+        raise CheckpointError(f"{error}; export it again with `make onnx MODEL=checkpoint OUT=dir`") from None
+
+
+def _opened(folder: Path) -> Artifact:
     path = folder / MANIFEST
-    mend = "export it again with `make onnx MODEL=checkpoint OUT=dir`"
     try:
         text = read_file(path, _LARGEST)
         if (number := parse_json(text)["format"]) != FORMAT:  # first, so that an older one is not called damaged
-            raise CheckpointError(f"{path} has format {number!r:.64}, not {FORMAT}; {mend}")
+            raise CheckpointError(f"{path} has format {number!r:.64}, not {FORMAT}")
         manifest = unsealed(text, path)
         vouched = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
-        told = manifest["spec"]
+        exported = manifest["spec"]
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); {mend}") from None
-    except Damaged as error:
-        raise CheckpointError(f"{error}; {mend}") from None
+        raise CheckpointError(f"{path} cannot be read ({error})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CheckpointError(f"{path} is damaged ({type(error).__name__}); {mend}") from None
-    except CheckpointError as error:
-        raise CheckpointError(str(error) if mend in str(error) else f"{error}; {mend}") from None
-    _check_files(folder, vouched, mend)
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__})") from None
+    _check_files(folder, vouched)
     spec = read_spec(folder)
-    if not _means(told, spec):
-        raise CheckpointError(f"{path} was made for another spec than its configs give; {mend}")
+    if not _means(exported, spec):
+        raise CheckpointError(f"{path} was made for another spec than its configs give")
     return Artifact(folder, hashlib.sha256(text).hexdigest(), spec)
 
 
@@ -121,35 +122,34 @@ def _means(told: object, now: Any) -> bool:
     )
 
 
-def _check_files(folder: Path, vouched: dict[str, str], mend: str) -> None:
-    """Every file that a server reads is named, in the folder, and has the SHA-256 of the manifest."""
+def _check_files(folder: Path, vouched: dict[str, str]) -> None:
+    """Check that every file that a server reads is named, lies in the folder, and has the SHA-256 of the manifest."""
     present = [name for name in SMALL_FILES if os.path.lexists(folder / name)]
     for name in (*GRAPHS.values(), *present):
         if name not in vouched:
-            raise CheckpointError(f"{folder / MANIFEST} does not name {name}; {mend}")
+            raise CheckpointError(f"{folder / MANIFEST} does not name {name}")
     for name in vouched:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{folder / MANIFEST} names {name!r}, which lies outside its folder; {mend}")
+            raise CheckpointError(f"{folder / MANIFEST} names {name!r}, which lies outside its folder")
         if not os.path.isfile(folder / name):
-            raise CheckpointError(f"{folder / name} is missing; {mend}")
+            raise CheckpointError(f"{folder / name} is missing")
         # What was hashed must be what a runtime opens, and readers of ONNX refuse links.
         if os.path.realpath(folder / name) != os.path.join(folder, name):
-            raise CheckpointError(f"{folder / name} is a link, or named in a roundabout way; {mend}")
+            raise CheckpointError(f"{folder / name} is a link, or named in a roundabout way")
     for (name, sha256), found in zip(vouched.items(), digests([folder / name for name in vouched]), strict=True):
         if sha256 != found:
             raise CheckpointError(
-                f"{folder / name} is not the file that the manifest vouches for; restore it, or where the change is "
-                f"meant {mend}"
+                f"{folder / name} is not the file that the manifest vouches for: restore it, unless the change is meant"
             )
     for graph in GRAPHS.values():
         try:
             places = external_files(read_file(folder / graph, _LARGEST_GRAPH))
         except (ValueError, CheckpointError) as error:
-            raise CheckpointError(f"{folder / graph} cannot be read as a graph: {error}; {mend}") from None
+            raise CheckpointError(f"{folder / graph} cannot be read as a graph: {error}") from None
         for place in places:
             if os.path.join(os.path.dirname(graph), place) not in vouched:
                 raise CheckpointError(
-                    f"{folder / graph} takes weights from {place!r}, which the manifest does not vouch for; {mend}"
+                    f"{folder / graph} takes weights from {place!r}, which the manifest does not vouch for"
                 )
 
 

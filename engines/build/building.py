@@ -11,7 +11,7 @@ from typing import Any
 
 from engines.artifact.opened import Artifact, open_artifact
 from engines.build.builder import Builder, Order
-from engines.build.makers import Maker, told
+from engines.build.makers import Maker
 from engines.build.time_left import Clock
 from engines.build.words import amount, title
 from engines.cache import disk, entries, lock, store
@@ -92,7 +92,7 @@ def _build(
     with lock.alone(store.place(identity), say) as waited:
         if waited and (manifest := _valid(builder, order, say)):
             return manifest, False
-        manifest = store.keep(identity, told(artifact, builder), write)
+        manifest = store.keep(identity, {"model": artifact.id, "spec": artifact.spec_digest}, write)
     clock.took(order, manifest["seconds"])
     return manifest, True
 

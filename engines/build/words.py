@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from engines.artifact.opened import Artifact
 from engines.build.builder import Order
 
 HEAD = ("engine", "shapes", "target", "size", "build")
@@ -46,3 +47,19 @@ def amount(count: float) -> str:
 def span(seconds: float) -> str:
     """Seconds for people: "40 s", "3 min"."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def command(artifact: Artifact, identity: dict[str, Any], buckets: Sequence[int] = ()) -> str:
+    """Return the words that build an engine again, from what it depends on; or its like for `buckets` of rows."""
+    words = f"make engines MODEL={artifact.folder} BACKEND={identity['backend']}"
+    words += f" ARCH={identity['target']} PRECISION={identity['precision']}"
+    shapes, factor = identity["shapes"], artifact.spec.vae.factor
+    if rows := shapes.get("sample"):
+        words += f" ROWS={','.join(str(number) for number in buckets or rows[:1])}"
+    if latents := shapes.get("sample") or shapes.get("latents"):
+        words += f" SIZES={latents[3] * factor}x{latents[2] * factor}"
+    if (context := shapes.get("context")) and (chunks := context[1] // artifact.spec.text.tokens) > 1:
+        words += f" CHUNKS={chunks}"
+    if identity.get("attention", "native") != "native":
+        words += f" ATTENTION={identity['attention']}"
+    return words

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 
 from engines.artifact.first_use import artifact_of
-from engines.artifact.opened import Artifact
 from engines.build.builder import Builder, Order
 from engines.build.building import apart_from, build_all
 from engines.build.makers import GPU_ROWS, maker_of
@@ -16,6 +16,7 @@ from engines.errors import BackendError
 from engines.graphs import check_fit
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.prompt import MOST_CHUNKS
+from pipeline.size import Size, parse_sizes
 from pipeline.spec import Spec
 
 _MOST_ROWS, _MOST_SIDE = 64, 4096
@@ -29,18 +30,17 @@ def say(line: str) -> None:
 
 def build(options: argparse.Namespace) -> int:
     """Build every plan that was asked for into the store; 0 when all are there. Errors: LatentdError."""
-    for check in (_rows, _chunks):
-        check(options)
+    rows, chunks = _rows(options.rows), _chunks(options.chunks)
     if options.backend in ("auto", *COMPILED_AT_START):
         return _nothing_to_build(options)
     maker = maker_of(options.backend, options.attention)
     maker.check_library()
     eviction.limit()  # a wrong one is told before the work, not after the first engine
     checkpoint = open_checkpoint(options.model)
-    _sizes(options.sizes, checkpoint.spec)
+    sizes = _sizes(options.sizes, checkpoint.spec)
     artifact = artifact_of(checkpoint)
     builder = maker.make(artifact, options.target or None, options.precision)
-    orders = ordered(options, artifact, builder)
+    orders = ordered(builder, rows, sizes, chunks)
     compile = apart_from(artifact, maker, options.target or None, options.precision)
     built = build_all(artifact, builder, orders, compile, say)
     say("")
@@ -69,10 +69,9 @@ def _nothing_to_build(options: argparse.Namespace) -> int:
     return 0
 
 
-def ordered(options: argparse.Namespace, artifact: Artifact, builder: Builder) -> list[Order]:
-    """Return all that was asked for, each once. Errors: BackendError."""
-    rows, sizes = _rows(options), _sizes(options.sizes, artifact.spec)
-    every = [order for chunks in _chunks(options) for order in builder.orders(rows, sizes, chunks)]
+def ordered(builder: Builder, rows: Sequence[int], sizes: Sequence[Size], chunks: Sequence[int]) -> list[Order]:
+    """Return the orders of every length of prompt, each once."""
+    every = [order for length in chunks for order in builder.orders(rows, sizes, length)]
     return [order for number, order in enumerate(every) if order not in every[:number]]
 
 
@@ -90,12 +89,12 @@ def clean() -> int:
     return 0
 
 
-def _rows(options: argparse.Namespace) -> tuple[int, ...]:
-    return _numbers("ROWS", options.rows, GPU_ROWS, _MOST_ROWS)
+def _rows(text: str) -> tuple[int, ...]:
+    return _numbers("ROWS", text, GPU_ROWS, _MOST_ROWS)
 
 
-def _chunks(options: argparse.Namespace) -> tuple[int, ...]:
-    return _numbers("CHUNKS", options.chunks, (1,), MOST_CHUNKS)
+def _chunks(text: str) -> tuple[int, ...]:
+    return _numbers("CHUNKS", text, (1,), MOST_CHUNKS)
 
 
 def _numbers(name: str, text: str, default: tuple[int, ...], most: int) -> tuple[int, ...]:
@@ -111,10 +110,12 @@ def _sizes(text: str, spec: Spec) -> list[tuple[int, int]]:
     default, unit = spec.defaults, spec.size_multiple
     if not text:
         return [(default.width, default.height)]
-    matches = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", part.strip()) for part in text.split(",")]
-    found = [(int(match[1]), int(match[2])) for match in matches if match]
-    if len(found) != len(matches) or any(not 0 < side <= _MOST_SIDE or side % unit for size in found for side in size):
+    try:
+        sizes = parse_sizes(text)
+    except ValueError:
+        sizes = []
+    if not sizes or any(not 0 < side <= _MOST_SIDE or side % unit for size in sizes for side in size):
         raise BackendError(
             f"SIZES={text}: it takes WIDTHxHEIGHT, multiples of {unit} up to {_MOST_SIDE}, separated by commas"
         )
-    return list(dict.fromkeys(found))
+    return sizes

@@ -7,32 +7,30 @@ import re
 
 from engines.artifact.first_use import artifact_of
 from engines.artifact.opened import Artifact
-from engines.build.makers import command
+from engines.build.words import command
 from engines.cache import store
 from engines.cache.sealed import Damaged
+from engines.choice import PLANS, Choice
 from engines.commands.compare import Finding
 from engines.commands.compare import check as compare
 from engines.cuda import gpu
 from engines.errors import BackendError
-from engines.model import PLANS, load, on_gpu
+from engines.model import load
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.samplers import SAMPLERS
+from pipeline.size import parse_size
 from pipeline.spec import Spec
 
 
 def check(options: argparse.Namespace) -> int:
     """0 when everything is within its tolerance. Errors: LatentdError."""
-    if options.backend not in PLANS:
-        on_gpu(options.backend, options.device, options.pixels, options.attention)  # before the seconds of a load
+    choice = Choice(options.backend, options.precision, None, options.device, options.pixels, options.attention)
     checkpoint = open_checkpoint(options.model)
     width, height = _size(options.size, checkpoint.spec)
     samplers, steps = _samplers(options.samplers), _steps(options.steps)
     if options.backend in PLANS and not gpu.cuda_here():
         return _plans(artifact_of(checkpoint), options.backend)
-    model = load(
-        checkpoint, options.backend, options.precision, None, options.device, options.pixels, options.attention
-    )
-    reference = load(checkpoint, "torch", device="cpu")
+    model, reference = load(checkpoint, choice), load(checkpoint, Choice("torch", device="cpu"))
     print(f"{checkpoint.id} {width}x{height}: {model.backend.name} {model.backend.precision} against torch f32")
 
     def say(finding: Finding) -> None:
@@ -65,10 +63,13 @@ def _plans(artifact: Artifact, backend: str) -> int:
 
 def _size(text: str, spec: Spec) -> tuple[int, int]:
     default, unit = spec.defaults, spec.size_multiple
-    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text or f"{default.width}x{default.height}")
-    if match is None or any(int(side) < 1 or int(side) % unit for side in match.groups()):
+    try:
+        size = parse_size(text) if text else (default.width, default.height)
+    except ValueError:
+        size = 0, 0
+    if any(not 0 < side <= 9999 or side % unit for side in size):
         raise BackendError(f"--size is {text!r}; it takes WIDTHxHEIGHT, multiples of {unit}")
-    return int(match[1]), int(match[2])
+    return size
 
 
 def _samplers(text: str) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +72,7 @@ def check(
     error("text_encoder", model.backend.encode(ids), reference.backend.encode(ids), network)
     context = reference.backend.encode(ids)
     mine, theirs = (m.backend.denoiser(*size, rows=_COMPANY) for m in (model, reference))
-    unets = {name: int(name.split()[2]) for name in _identities(model, size) if name.startswith("unet of ")}
+    unets = {name: int(name.split()[2]) for name in model.backend.identities(*size) if name.startswith("unet of ")}
     for t in (1, 500, 999):
         for denoiser in (mine, theirs):
             _fill(denoiser, context, t)
@@ -82,7 +81,7 @@ def check(
         if not unets:
             error(f"unet, timestep {t}", mine.outputs[0], wanted, network)
         for name, rows in unets.items():  # each plan
-            full = model.backend.together(*size, rows=rows)  # type: ignore[attr-defined]
+            full = model.backend.together(*size, rows=rows)
             _fill(full, context, t)
             full.run(range(rows))
             error(f"{name}, timestep {t}", full.outputs[0], wanted, network)
@@ -90,7 +89,7 @@ def check(
     error("vae_decoder", model.backend.decode(clean), reference.backend.decode(clean), network)
 
     agree = _rows_agree(mine)
-    fast = getattr(model.backend, "pixels", "exact") == "fast"  # where rows may differ, and how is worth knowing
+    fast = model.backend.pixels == "fast"  # where rows may differ, and how is worth knowing
     company = f"rows alone and in company of {_COMPANY}"
     found(company, "equal" if agree else "differ", "either" if fast else "equal", agree or fast)
     _remember(model, size, agree)
@@ -132,8 +131,8 @@ def _rows_agree(denoiser: Denoiser) -> bool:
 def _remember(model: Model, size: tuple[int, int], agree: bool) -> None:
     """Kept per device: which numbers of rows give equal bits. On a CPU a bucket is one row, called so often."""
     told = {"weights": model.digest, "backend": model.backend.name, "precision": model.backend.precision}
-    told |= getattr(model.backend, "identity", dict)()
-    devices.remember(_device(model), {"what": "rows", "size": list(size), "rows": _COMPANY, **told}, agree)
+    told |= model.backend.identity()
+    devices.remember(model.backend.device_key(), {"what": "rows", "size": list(size), "rows": _COMPANY, **told}, agree)
 
 
 def _record(model: Model, size: tuple[int, int], errors: dict[str, float]) -> None:
@@ -141,7 +140,7 @@ def _record(model: Model, size: tuple[int, int], errors: dict[str, float]) -> No
 
     Trajectories are of a UNet, of all its plans: which ones a step takes depends on its rows.
     """
-    identities = _identities(model, size)
+    identities = model.backend.identities(*size)
     for name, identity in identities.items():
         others = [other for other in identities if other != name]
         own = {
@@ -150,16 +149,6 @@ def _record(model: Model, size: tuple[int, int], errors: dict[str, float]) -> No
             if what.startswith(name) or (name.startswith("unet") and not what.startswith(("unet", *others)))
         }
         try:
-            store.annotate(identity, own, _device(model))
+            store.annotate(identity, own, model.backend.device_key())
         except (DiskError, Damaged) as error:
             log.warning("errors not written: %s", error)
-
-
-def _identities(model: Model, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
-    """The engines that pictures of this size use; several of a UNet are "unet of 2 rows" and so on."""
-    return getattr(model.backend, "identities", lambda *_: {})(*size)
-
-
-def _device(model: Model) -> str:
-    """The key of what is measured: the card and its driver where the backend has one, else this CPU."""
-    return getattr(model.backend, "device_key", devices.this_cpu)()

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
 from engines.backend import Denoiser, Pending, Ready, Stepper
+from engines.cache import devices
 from engines.cpu.stepper import HostStepper
 from pipeline.arrays import F32, Pixels, to_pixels
 
 
-class _Networks(Protocol):
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser: ...
+class HostBackend(ABC):
+    """The part of engines.backend.Backend that every CPU backend shares.
 
-    def decode(self, latents: F32) -> F32: ...
+    Seats are numpy arrays over the backend's own denoiser, and a picture is decoded while the caller waits.
+    """
 
+    pixels = "exact"  # a row is a call of its own
 
-class HostBackend:
-    """Seats are numpy arrays over the backend's own denoiser, and a picture is decoded while the caller waits."""
+    @abstractmethod
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
+        """See Backend.denoiser."""
 
-    def stepper(self: _Networks, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> Stepper:
+    @abstractmethod
+    def decode(self, latents: F32) -> F32:
+        """See Backend.decode."""
+
+    def together(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
+        """See Backend.together: there are no batches here."""
+        return self.denoiser(width, height, rows, chunks)
+
+    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> Stepper:
         """See Backend.stepper; any number of steps, as nothing is laid out for it."""
         return HostStepper(self.denoiser(width, height, rows=2 * seats, chunks=chunks), seats)
 
     def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+        """See Backend.row_seconds."""
         return None
 
-    def picture(self: _Networks, latents: Pending[F32]) -> Pending[Pixels | None]:
+    def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
+        """See Backend.picture."""
         x = latents.get()
         picture = self.decode(x) if np.isfinite(x).all() else None
         return Ready(None if picture is None or not np.isfinite(picture).all() else to_pixels(picture))
+
+    def identity(self) -> dict[str, Any]:
+        """See Backend.identity."""
+        return {}
+
+    def identities(self, width: int, height: int) -> dict[str, dict[str, Any]]:
+        """See Backend.identities: engines are compiled from memory, and none is kept."""
+        return {}
+
+    def device_key(self) -> str:
+        """See Backend.device_key."""
+        return devices.this_cpu()

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from engines.buffers import Buffers
 from engines.cpu.host import HostBackend
 from engines.errors import BackendError, DeviceError
 from engines.graphs import check_fit, graph_of
@@ -16,6 +17,7 @@ from engines.machine.cores import available_cores
 from graphs import part_of, wire
 from pipeline.arrays import F32
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.spec import Spec
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -44,8 +46,7 @@ class OnnxRuntimeBackend(HostBackend):
         return _run(self._decoder, latents=latents[None])[0]
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> OnnxRuntimeDenoiser:
-        shape = self.spec.latent_shape(width, height)
-        return OnnxRuntimeDenoiser(self._unet, shape, chunks * self.spec.text.tokens, rows)
+        return OnnxRuntimeDenoiser(self._unet, self.spec, width, height, rows, chunks)
 
     def moments(self, picture: F32) -> F32:
         """See Backend.moments. The session is made for the call: few ask."""
@@ -77,31 +78,19 @@ class OnnxRuntimeBackend(HostBackend):
         return array.astype(np.float32, copy=False)
 
 
-class OnnxRuntimeDenoiser:
-    """A row is a call, so that its bits do not depend on its company."""
+class OnnxRuntimeDenoiser(Buffers):
+    """See engines.backend.Denoiser. A row is a call, so that its bits do not depend on its company."""
 
     def __init__(
-        self, unet: onnxruntime.InferenceSession, latents: tuple[int, int, int], tokens: int, rows: int
+        self, unet: onnxruntime.InferenceSession, spec: Spec, width: int, height: int, rows: int, chunks: int
     ) -> None:
+        super().__init__(spec, width, height, rows, chunks)
         self._unet = unet
-        self._inputs = [port.name for port in unet.get_inputs()]  # an LCM's has one more: the guidance
-        width = unet.get_inputs()[self._inputs.index("context")].shape[-1]
-        self.samples = np.zeros((rows, *latents), np.float32)
-        self.timesteps = np.zeros(rows, np.float32)
-        self.contexts = np.zeros((rows, tokens, width), np.float32)
-        self.guidance = np.ones(rows, np.float32)
-        self.outputs = np.zeros((rows, *latents), np.float32)
 
     def run(self, rows: Sequence[int]) -> None:
-        buffers = {
-            "sample": self.samples,
-            "timestep": self.timesteps,
-            "context": self.contexts,
-            "guidance": self.guidance,
-        }
+        """See Denoiser.run."""
         for row in rows:
-            inputs = {name: buffers[name][row : row + 1] for name in self._inputs}
-            self.outputs[row] = _run(self._unet, **inputs)[0]
+            self.outputs[row] = _run(self._unet, **self.row(row))[0]
 
 
 def _run(session: onnxruntime.InferenceSession, **inputs: NDArray[Any]) -> list[F32]:

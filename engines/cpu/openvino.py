@@ -23,14 +23,17 @@ from numpy.typing import NDArray
 
 import graphs
 from engines.backend import Stepper
+from engines.buffers import Buffers
 from engines.cpu.bound import bound
 from engines.cpu.host import HostBackend
 from engines.errors import BackendError, DeviceError
 from engines.graphs import check_fit
 from engines.machine.cores import available_cores
+from graphs import ports
 from pipeline.arrays import F32
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
+from pipeline.spec import Spec
 
 # Bytes of a network's weights as they are stored; the demo model's have 5 to 14 MB, SD 1.5's UNet 1.7 GB.
 _SMALL = 32 << 20
@@ -57,18 +60,20 @@ class OpenVinoBackend(HostBackend):
             raise BackendError("precision bf16: this CPU has no bf16 instructions; use f32 or auto")
         self.precision = ("bf16" if bf16 else "f32") if precision == "auto" else precision
         self._threads = threads or available_cores()
-        any_size = {
-            "unet": self._unet_shapes(-1, -1, -1),
-            "vae_decoder": {"latents": (1, self.spec.vae.latent_channels, -1, -1)},
+        any_size = {"rows": 1, "h": -1, "w": -1, "tokens": -1}
+        self._any_size = {
+            network: ports.shapes(network, self.spec, any_size)
+            for network in ("unet", "vae_decoder")
+            if checkpoint.weights.bytes(graphs.part_of(network)) > _SMALL
         }
-        stored = checkpoint.weights.bytes
-        self._any_size = {name: each for name, each in any_size.items() if stored(graphs.part_of(name)) > _SMALL}
         self._engines: dict[tuple[str, tuple[Shape, ...]], ov.CompiledModel] = {}
         self._ready: set[tuple[str, tuple[Shape, ...]]] = set()  # shapes that an engine has been run with
         self._row_seconds: dict[tuple[int, int, int], float] = {}  # of that run, by size and chunks
         self._decoders: dict[Shape, ov.InferRequest] = {}
         self._compiling: dict[tuple[str, tuple[Shape, ...]], threading.Lock] = {}
-        self._encoder = self._engine("text_encoder", {"ids": (1, self.spec.text.tokens)}).create_infer_request()
+        self._encoder = self._engine(
+            "text_encoder", ports.shapes("text_encoder", self.spec, {"rows": 1})
+        ).create_infer_request()
         for network, shapes in self._any_size.items():
             self._engine(network, shapes)
 
@@ -93,10 +98,9 @@ class OpenVinoBackend(HostBackend):
         return np.asarray(engine.create_infer_request().infer([picture[None]])[0])[0]
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> OpenVinoDenoiser:
-        _, h, w = self.spec.latent_shape(width, height)
-        shapes = self._unet_shapes(h, w, chunks * self.spec.text.tokens)
+        shapes = ports.shapes("unet", self.spec, ports.sides(self.spec, width, height, 1, chunks))
         with self._first_run("unet", shapes):
-            denoiser = OpenVinoDenoiser(self._engine("unet", shapes), shapes, rows)
+            denoiser = OpenVinoDenoiser(self._engine("unet", shapes), self.spec, width, height, rows, chunks)
             if "unet" in self._any_size and (width, height, chunks) not in self._row_seconds:
                 start = time.monotonic()
                 denoiser.run([0])
@@ -122,15 +126,6 @@ class OpenVinoBackend(HostBackend):
             "device": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
             "threads": self._threads,
         }
-
-    def _unet_shapes(self, h: int, w: int, tokens: int) -> dict[str, Shape]:
-        spec = self.spec
-        shapes: dict[str, Shape] = {
-            "sample": (1, spec.unet.in_channels, h, w),
-            "timestep": (1,),
-            "context": (1, tokens, spec.unet.context_width),
-        }
-        return shapes | ({"guidance": (1,)} if spec.unet.guidance_width else {})
 
     def _engine(self, network: str, shapes: dict[str, Shape]) -> ov.CompiledModel:
         """Return the engine that takes `shapes`, compiled now where there is none."""
@@ -201,23 +196,19 @@ def _infer(request: ov.InferRequest, value: NDArray[Any]) -> None:
         raise DeviceError(f"openvino failed: {error}") from error
 
 
-class OpenVinoDenoiser:
-    """Fixed buffers; row r is one inference request bound to their r-th slices."""
+class OpenVinoDenoiser(Buffers):
+    """See engines.backend.Denoiser. Row r is one inference request bound to the r-th slices of the buffers."""
 
-    def __init__(self, engine: ov.CompiledModel, shapes: dict[str, Shape], rows: int) -> None:
-        """`shapes`: of each input of one row; the engine takes these, and perhaps others."""
-        self._inputs = {name: np.zeros((rows, *shape[1:]), np.float32) for name, shape in shapes.items()}
-        self.samples, self.timesteps, self.contexts = (self._inputs[name] for name in ("sample", "timestep", "context"))
-        self.guidance = self._inputs.get("guidance", np.ones(rows, np.float32))
-        self.guidance[:] = 1
-        self.outputs = np.zeros_like(self.samples)
-        self._requests = [self._bound(engine, slice(row, row + 1)) for row in range(rows)]
+    def __init__(self, engine: ov.CompiledModel, spec: Spec, width: int, height: int, rows: int, chunks: int) -> None:
+        """`engine`: one that takes a row of these buffers; perhaps others, too."""
+        super().__init__(spec, width, height, rows, chunks)
+        self._requests = [self._bound(engine, row) for row in range(rows)]
 
-    def _bound(self, engine: ov.CompiledModel, own: slice) -> ov.InferRequest:
+    def _bound(self, engine: ov.CompiledModel, row: int) -> ov.InferRequest:
         request = engine.create_infer_request()
-        for name, buffer in self._inputs.items():
-            request.set_tensor(name, ov.Tensor(buffer[own], shared_memory=True))
-        request.set_output_tensor(ov.Tensor(self.outputs[own], shared_memory=True))
+        for name, buffer in self.row(row).items():
+            request.set_tensor(name, ov.Tensor(buffer, shared_memory=True))
+        request.set_output_tensor(ov.Tensor(self.outputs[row : row + 1], shared_memory=True))
         return request
 
     def run(self, rows: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engines.buffers import Buffers
 from engines.cpu.host import HostBackend
 from engines.errors import BackendError
 from engines.machine.cores import available_cores
@@ -17,6 +18,7 @@ from model.unet import Unet
 from model.vae import VaeMoments
 from pipeline.arrays import F32
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.spec import Spec
 
 
 class TorchBackend(HostBackend):
@@ -42,7 +44,7 @@ class TorchBackend(HostBackend):
         return _run(self._decoder, latents[None])[0]
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> TorchDenoiser:
-        return TorchDenoiser(self._unet, self.spec.latent_shape(width, height), chunks * self.spec.text.tokens, rows)
+        return TorchDenoiser(self._unet, self.spec, width, height, rows, chunks)
 
 
 class Moments:
@@ -59,24 +61,17 @@ class Moments:
         return weights.load_vae_moments(self._checkpoint.spec, self._checkpoint.weights)
 
 
-class TorchDenoiser:
-    """A row is a call, so that its bits do not depend on its company."""
+class TorchDenoiser(Buffers):
+    """See engines.backend.Denoiser. A row is a call, so that its bits do not depend on its company."""
 
-    def __init__(self, unet: Unet, latents: tuple[int, int, int], tokens: int, rows: int) -> None:
+    def __init__(self, unet: Unet, spec: Spec, width: int, height: int, rows: int, chunks: int) -> None:
+        super().__init__(spec, width, height, rows, chunks)
         self._unet = unet
-        self.samples = np.zeros((rows, *latents), np.float32)
-        self.timesteps = np.zeros(rows, np.float32)
-        self.contexts = np.zeros((rows, tokens, unet.spec.context_width), np.float32)
-        self.guidance = np.ones(rows, np.float32)
-        self.outputs = np.zeros((rows, *latents), np.float32)
 
     def run(self, rows: Sequence[int]) -> None:
+        """See Denoiser.run."""
         for row in rows:
-            own = slice(row, row + 1)
-            inputs = [self.samples[own], self.timesteps[own], self.contexts[own]]
-            if self._unet.spec.guidance_width:
-                inputs.append(self.guidance[own])
-            (self.outputs[row],) = _run(self._unet, *inputs)
+            (self.outputs[row],) = _run(self._unet, *self.row(row).values())
 
 
 def _run(net: torch.nn.Module, *inputs: NDArray[np.generic]) -> list[F32]:

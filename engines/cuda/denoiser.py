@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
+from engines.buffers import Buffers
 from engines.cuda.network import Network
 from engines.cuda.stream import Stream
+from pipeline.spec import Spec
 
 
-class CudaDenoiser:
+class CudaDenoiser(Buffers):
     """See engines.backend.Denoiser. Not exact: rows are one batch, in the bucket that the stepper would take.
 
     Never twins, whatever the stepper would take: nobody says here which rows belong together.
@@ -21,19 +22,16 @@ class CudaDenoiser:
         self,
         network: Network,
         stream: Stream,
-        latents: tuple[int, int, int],
-        context: tuple[int, int],
+        spec: Spec,
+        width: int,
+        height: int,
         rows: int,
+        chunks: int,
         *,
         exact: bool,
     ) -> None:
-        """`context`: tokens and width of a prompt."""
+        super().__init__(spec, width, height, rows, chunks)
         self._network, self._stream, self._exact = network, stream, exact
-        self.samples = np.zeros((rows, *latents), np.float32)
-        self.timesteps = np.zeros(rows, np.float32)
-        self.contexts = np.zeros((rows, *context), np.float32)
-        self.guidance = np.ones(rows, np.float32)
-        self.outputs = np.zeros((rows, *latents), np.float32)
 
     def run(self, rows: Sequence[int]) -> None:
         """See Denoiser.run."""

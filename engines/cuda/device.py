@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -115,13 +115,15 @@ class CudaDevice:
             return _Picture(stream.fetch(decoder.pixels[0], decoder.broken))
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> CudaDenoiser:
-        return self.together(width, height, rows, chunks, exact=self.pixels == "exact")
+        return self._denoiser(width, height, rows, chunks, exact=self.pixels == "exact")
 
-    def together(self, width: int, height: int, rows: int, chunks: int = 1, *, exact: bool = False) -> CudaDenoiser:
-        """A denoiser whose rows are one batch whatever `pixels` says, so that each bucket can be checked."""
-        context = chunks * self.spec.text.tokens, self.spec.text.width
-        shape, network = self.spec.latent_shape(width, height), self._unet(width, height, chunks)
-        return CudaDenoiser(network, self._stepping, shape, context, rows, exact=exact)
+    def together(self, width: int, height: int, rows: int, chunks: int = 1) -> CudaDenoiser:
+        """See Backend.together: so each bucket can be checked."""
+        return self._denoiser(width, height, rows, chunks, exact=False)
+
+    def _denoiser(self, width: int, height: int, rows: int, chunks: int, *, exact: bool) -> CudaDenoiser:
+        network = self._unet(width, height, chunks)
+        return CudaDenoiser(network, self._stepping, self.spec, width, height, rows, chunks, exact=exact)
 
     def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> CudaStepper:
         def make() -> CudaStepper:
@@ -150,13 +152,17 @@ class CudaDevice:
         self._networks.captured()
         return made
 
-    def identity(self) -> dict[str, str]:
-        """What else a row's bits depend on."""
+    def identity(self) -> dict[str, Any]:
+        """See Backend.identity."""
         card = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
         return {"device": card, "torch": torch.__version__, "pixels": self.pixels}
 
+    def identities(self, width: int, height: int) -> dict[str, dict[str, Any]]:
+        """See Backend.identities: modules are not engines that a store keeps."""
+        return {}
+
     def device_key(self) -> str:
-        """Of what is measured here."""
+        """See Backend.device_key."""
         return key_of(self._device)
 
     def _unet(self, width: int, height: int, chunks: int) -> Network:

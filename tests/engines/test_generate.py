@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from numpy.typing import NDArray
 
+from engines.choice import Choice
 from engines.generate import generate
 from engines.model import Model, load
 from pipeline.checkpoint.opened import Checkpoint
@@ -92,7 +93,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     def loaded(backend: str, precision: str) -> Model:
         if (backend, precision) not in models:
             # One thread for torch, which it sets for the whole process.
-            models[backend, precision] = load(checkpoint, backend, precision, 1 if backend == "torch" else None)
+            models[backend, precision] = load(checkpoint, Choice(backend, precision, 1 if backend == "torch" else None))
         return models[backend, precision]
 
     return Pair(checkpoint, Diffusers(checkpoint), loaded)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline
 
+from engines.choice import Choice
 from engines.commands.compare import psnr
 from engines.generate import generate
 from engines.model import load
@@ -39,7 +40,7 @@ def diffusers_picture(folder: Path, prompt: str, guidance: float) -> np.ndarray:
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
 def test_pictures_are_diffusers_and_guidance_shows(lcm: Checkpoint, backend: str) -> None:
-    model = load(lcm, backend, "f32")
+    model = load(lcm, Choice(backend, "f32"))
     wanted = diffusers_picture(lcm.path, "the red apple", 8.0)
     assert wanted.std() > 20
     picture = generate(model, "the red apple", seed=3, steps=4, guidance=8.0, sampler="lcm")
@@ -49,7 +50,7 @@ def test_pictures_are_diffusers_and_guidance_shows(lcm: Checkpoint, backend: str
 
 
 def test_a_served_picture_has_one_row_and_the_same_bits(lcm: Checkpoint) -> None:
-    model = load(lcm, "openvino", "f32")
+    model = load(lcm, Choice("openvino", "f32"))
     with serving(model) as server, Client(address(server)) as client:
         (picture,) = client.generate("the red apple", seed=3, steps=4, guidance=8.0, sampler="lcm")
     assert (

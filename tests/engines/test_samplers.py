@@ -10,6 +10,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from numpy.typing import NDArray
 
+from engines.choice import Choice
 from engines.cpu.stepper import HostStepper
 from engines.generate import generate
 from engines.model import Model, load
@@ -31,7 +32,9 @@ LEAST = 45.0  # dB
 
 @pytest.fixture(scope="module")
 def tiny(checkpoint: Checkpoint) -> Model:
-    return load(checkpoint, "torch", "f32", threads=1)  # as conftest has it: beside others torch's threads only spin
+    return load(
+        checkpoint, Choice("torch", "f32", threads=1)
+    )  # as conftest has it: beside others torch's threads only spin
 
 
 @pytest.fixture(scope="module")

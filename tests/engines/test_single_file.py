@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
+from engines.choice import Choice
 from engines.generate import generate
 from engines.model import load
 from pipeline.checkpoint.opened import model_id, open_checkpoint
@@ -46,7 +47,7 @@ def test_it_draws_what_diffusers_draws(folder: Path, file: Path, tmp_path: Path)
         if name.startswith("tokenizer/"):
             (tmp_path / name.removeprefix("tokenizer/")).write_bytes(data)
     pipe.tokenizer = type(pipe.tokenizer).from_pretrained(tmp_path)
-    model = load(checkpoint, "openvino", "f32")
+    model = load(checkpoint, Choice("openvino", "f32"))
 
     def pictures(seed: int) -> tuple[np.ndarray, np.ndarray]:
         drawn = pipe(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from engines.choice import Choice
 from engines.generate import generate
 from engines.model import Model, load
 from pipeline.conditions.text import context_of
@@ -14,7 +15,7 @@ from pipeline.prompt import read_prompts
 
 @pytest.fixture(scope="module")
 def oracle(model: Model) -> Model:
-    return load(model.checkpoint, "torch")
+    return load(model.checkpoint, Choice("torch"))
 
 
 def test_a_plain_prompt_is_one_call(model: Model) -> None:

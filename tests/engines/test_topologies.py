@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
+from engines.choice import Choice
 from engines.commands.compare import psnr
 from engines.generate import latents_of
 from engines.model import Model, load
@@ -50,7 +51,7 @@ def pipe(topology: Checkpoint) -> Any:
 
 @pytest.fixture(scope="module")
 def models(topology: Checkpoint) -> dict[str, Model]:
-    return {name: load(topology, name, "f32", threads=1) for name in ("torch", "onnxruntime")}
+    return {name: load(topology, Choice(name, "f32", threads=1)) for name in ("torch", "onnxruntime")}
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import export.artifact as stage
 from engines.artifact.opened import FORMAT, GRAPHS, MANIFEST, Artifact, is_artifact, open_artifact
 from engines.cache import disk
 from engines.cache.disk import DiskError
+from engines.choice import Choice
 from engines.model import load
 from export.__main__ import main
 from export.artifact import export
@@ -177,7 +178,7 @@ def test_another_tools_manifest_is_no_artifact(folder: Path, artifact: Artifact,
     before = state(folder)
     assert not is_artifact(folder)
     checkpoint = open_checkpoint(folder)
-    assert load(checkpoint, "onnxruntime").digest == open_checkpoint(artifact.folder).weights.digest()
+    assert load(checkpoint, Choice("onnxruntime")).digest == open_checkpoint(artifact.folder).weights.digest()
     assert main([str(folder)]) == 1, "without OUT= nothing is written anywhere"
     export(checkpoint, tmp_path / "out", quiet)
     assert state(folder) == before

@@ -116,7 +116,7 @@ def test_inputs_have_names_for_what_varies(case: Case) -> None:
 
     for port, value in zip(network.inputs(case[0].spec), graph.graph.input, strict=True):
         assert port.name == value.name
-        for position, (dim, example) in enumerate(zip(shape(value), port.example.shape, strict=True)):
+        for position, (dim, example) in enumerate(zip(shape(value), port.value.shape, strict=True)):
             assert isinstance(dim, str) if position in port.dynamic else dim == example
     assert all(shape(value)[0] == "rows" for value in graph.graph.output)
 

@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
-from engines import model as models
+from engines import choice as choosing
 from engines.cpu.openvino import OpenVinoBackend
 from engines.errors import DeviceError
 from engines.model import Model
@@ -101,7 +101,7 @@ class Gated(OpenVinoBackend):
 
 def test_health_answers_while_a_backend_is_made(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `serve` loads it: the event loop is free while the engines are compiled."""
-    monkeypatch.setitem(models.BACKENDS, "openvino", (__name__, "Gated", "cpu"))
+    monkeypatch.setitem(choosing.BACKENDS, "openvino", (__name__, "Gated", "cpu"))
 
     async def life() -> None:
         async with opened(model, backend="openvino", precision="f32") as server:

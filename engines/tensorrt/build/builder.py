@@ -22,15 +22,17 @@ from onnx import ModelProto
 
 from engines.artifact.opened import Artifact
 from engines.build.builder import Order
-from engines.cache import disk
+from engines.cache import devices, disk
 from engines.cache.store import INSPECTION
 from engines.errors import BackendError
 from engines.tensorrt.api import NO_BF16, api, choose_target, configure, timed
 from engines.tensorrt.build.callbacks import build_log, plan_writer, progress_monitor
 from engines.tensorrt.build.header import HEADER, read_header
 from engines.tensorrt.build.inspection import WITHOUT_GPU, save_inspection
-from engines.tensorrt.types.islands import HEADROOM, METHOD, NoNotes, Notes, Study, study
+from engines.tensorrt.notes import DeviceNotes, Notes
+from engines.tensorrt.types.islands import HEADROOM, METHOD, Study, study
 from engines.tensorrt.types.typed import fix_shapes, typed
+from graphs import ports
 
 PRECISIONS = ("auto", "f16", "bf16", "f32")
 UNPROVEN = "islands chosen on a CPU; no card has run this plan"
@@ -45,8 +47,8 @@ class TensorRtBuilder:
     """Plans of one artifact for one class of GPU.
 
     `target`: "sm_89", or None for the GPU that is here. `precision`: "auto" is "f16" with islands where float16 is too
-    narrow; "bf16" and "f32" are whole. `attention`: one of ATTENTIONS. `notes` keeps what was measured on the CPU
-    between processes, `timing` is full TensorRT's timing cache. Errors: BackendError.
+    narrow; "bf16" and "f32" are whole. `attention`: one of ATTENTIONS. `notes` keeps what was measured on the CPU,
+    `timing` is full TensorRT's timing cache; by default both lie in the cache. Errors: BackendError.
     """
 
     def __init__(
@@ -74,24 +76,20 @@ class TensorRtBuilder:
         self.precision = "f16" if precision == "auto" else precision
         if self.precision == "bf16" and self.target in NO_BF16:
             raise BackendError(f"precision bf16: {self.target} has no bfloat16 arithmetic; use f16 or f32")
-        self._artifact, self._rtx, self._timing = artifact, rtx, timing
-        self._notes = notes or NoNotes()
+        self._artifact, self._rtx = artifact, rtx
+        self._timing = timing or devices.folder() / "tensorrt.timing"
+        self._notes = notes or DeviceNotes()
 
     def orders(self, rows: Sequence[int], sizes: Sequence[tuple[int, int]], chunks: int = 1) -> list[Order]:
         """See Builder.orders."""
         spec = self._artifact.spec
-        found = [Order("text_encoder", {"ids": (1, spec.text.tokens)})]
+        orders = [Order("text_encoder", ports.shapes("text_encoder", spec, {"rows": 1}))]
         for width, height in sizes:
-            latents = spec.latent_shape(width, height)
             for n in rows:
-                shapes = {
-                    "sample": (n, *latents),
-                    "timestep": (n,),
-                    "context": (n, chunks * spec.text.tokens, spec.text.width),
-                }
-                found.append(Order("unet", shapes | ({"guidance": (n,)} if spec.unet.guidance_width else {})))
-            found.append(Order("vae_decoder", {"latents": (1, *latents)}))
-        return found
+                sides = ports.sides(spec, width, height, n, chunks)
+                orders.append(Order("unet", ports.shapes("unet", spec, sides)))
+            orders.append(Order("vae_decoder", ports.shapes("vae_decoder", spec, ports.sides(spec, width, height))))
+        return orders
 
     def identity(self, order: Order) -> dict[str, Any]:
         """See Builder.identity."""
@@ -120,10 +118,10 @@ class TensorRtBuilder:
         if self._attention == "triton":
             trtp = importlib.import_module("tensorrt.plugin")
             graph, inside = _plugins().into_graph(trtp, graph, self._attention, self.target)
-        ports, plan = self._compile(order, graph, out, say)
+        described, plan = self._compile(order, graph, out, say)
         islands = [] if found is None else [{**vars(island), "type": kind} for island in found.islands]
         return {
-            **ports,
+            **described,
             **inside,
             "target": self.target,
             "precision": self.precision,
@@ -151,7 +149,7 @@ class TensorRtBuilder:
         return typed(model, "f16", {island.output: kind for island in found.islands}), kind
 
     def _compile(self, order: Order, graph: ModelProto, out: Path, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parse, build, write: the ports of the parsed network, and what is known of the plan."""
+        """Parse, build, write: the inputs and outputs of the parsed network, and what is known of the plan."""
         trt, log = self._trt, build_log(self._trt)
         builder = trt.Builder(log)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -160,7 +158,7 @@ class TensorRtBuilder:
         if not parser.parse(graph.SerializeToString(), str(path)):
             told = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
             raise self._failure(order, told or log.errors)
-        ports = {
+        described = {
             "inputs": [port(network.get_input(i)) for i in range(network.num_inputs)],
             "outputs": [port(network.get_output(i)) for i in range(network.num_outputs)],
         }
@@ -182,16 +180,15 @@ class TensorRtBuilder:
             raise self._failure(order, log.errors)
         plan = self._plan(order, out, writer.digest.hexdigest(), log.warnings, config)
         if self._rtx:
-            return ports, plan | {"inspection": WITHOUT_GPU}
-        return ports, plan | save_inspection(trt, log, out, out.with_name(INSPECTION))
+            return described, plan | {"inspection": WITHOUT_GPU}
+        return described, plan | save_inspection(trt, log, out, out.with_name(INSPECTION))
 
     def _plan(self, order: Order, out: Path, sha256: str, warnings: list[str], config: Any) -> dict[str, Any]:
         length = out.stat().st_size
         told: dict[str, Any] = {"bytes": length, "sha256": sha256, "warnings": warnings}
         if not self._rtx:
-            if self._timing is not None:
-                disk.make(self._timing.parent)
-                disk.write_whole(self._timing, timed(config))
+            disk.make(self._timing.parent)
+            disk.write_whole(self._timing, timed(config))
             return told
         with out.open("rb") as file:
             header = read_header(file.read(HEADER))

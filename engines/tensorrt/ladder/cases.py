@@ -11,9 +11,11 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from engines.artifact.opened import Artifact
+from engines.choice import Choice
 from engines.model import load
 from engines.tensorrt.plugins.rewrite import rewrite
 from engines.tensorrt.types.typed import fix_shapes, typed
+from graphs import ports
 from kernels.plugins import NAMESPACE, AddOne, Source
 from pipeline.checkpoint.opened import open_checkpoint
 
@@ -83,19 +85,15 @@ def block(kind: str) -> Case:
 def unet(kind: str, artifact: Artifact) -> Case:
     """A model's whole UNet in fp16 at its own size, two rows, against torch in float32 on the CPU."""
     spec, random = artifact.spec, np.random.default_rng(2)
-    latents = spec.latent_shape(spec.defaults.width, spec.defaults.height)
+    size = spec.defaults.width, spec.defaults.height
+    chosen = {"timestep": np.asarray([1, 999], np.float32), "guidance": np.asarray([1.0, 7.5], np.float32)}
     inputs = {
-        "sample": random.standard_normal((2, *latents)).astype(np.float32),
-        "timestep": np.asarray([1, 999], np.float32),
-        "context": random.standard_normal((2, spec.text.tokens, spec.text.width)).astype(np.float32),
+        name: chosen[name] if name in chosen else random.standard_normal(shape).astype(np.float32)
+        for name, shape in ports.shapes("unet", spec, ports.sides(spec, *size, rows=2)).items()
     }
-    if spec.unet.guidance_width:
-        inputs["guidance"] = np.asarray([1.0, 7.5], np.float32)
-    oracle = load(open_checkpoint(artifact.folder), "torch").backend.denoiser(
-        spec.defaults.width, spec.defaults.height, 2
-    )
+    oracle = load(open_checkpoint(artifact.folder), Choice("torch", device="cpu")).backend.denoiser(*size, 2)
     oracle.samples[:], oracle.timesteps[:] = inputs["sample"], inputs["timestep"]
-    oracle.contexts[:], oracle.guidance[:] = inputs["context"], inputs.get("guidance", np.ones(2, np.float32))
+    oracle.contexts[:], oracle.guidance[:] = inputs["context"], inputs.get("guidance", oracle.guidance)
     oracle.run([0, 1])
     expected = oracle.outputs.copy()
     path = artifact.graph("unet")

@@ -62,7 +62,7 @@ class TensorRtBackend(CudaDevice):
         self.moments = Moments(checkpoint)  # on the host: a preview's map is fitted once
         super().__init__(artifact.spec, networks, kernels or triton_kernels(), place, pixels)
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         return super().identity() | self._told
 
     def identities(self, width: int, height: int) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from engines.artifact.opened import Artifact
 from engines.build.builder import Builder, Order
-from engines.build.makers import GPU_ROWS, command
+from engines.build.makers import GPU_ROWS
+from engines.build.words import command
 from engines.cache import store
 from engines.errors import NoEngine
 

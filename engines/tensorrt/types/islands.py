@@ -8,17 +8,16 @@ has it and the emulated error says that its 8 bits cost next to nothing, else fl
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
 
 import onnx
 from onnx import ModelProto, NodeProto
 
 from engines.artifact.opened import Artifact
 from engines.errors import BackendError
+from engines.tensorrt.notes import Notes
 from engines.tensorrt.types.emulation import emulate, largest_error
 from engines.tensorrt.types.ranges import Ranges, measure
 from engines.tensorrt.types.samples import sampled_side, samples
@@ -50,27 +49,6 @@ class Study:
     def island_type(self, bf16: bool) -> str:
         """What the islands compute in on a target with or without bfloat16."""
         return "bf16" if bf16 and self.errors["bf16"] <= _BF16_COST * self.errors["f32"] else "f32"
-
-
-class Notes(Protocol):
-    """Where measurements are kept between processes; `what` and values are JSON."""
-
-    def recall(self, **what: Any) -> Any: ...
-
-    def remember(self, value: Any, **what: Any) -> None: ...
-
-
-class NoNotes:
-    """Of this process only."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, Any] = {}
-
-    def recall(self, **what: Any) -> Any:
-        return self._held.get(json.dumps(what, sort_keys=True))
-
-    def remember(self, value: Any, **what: Any) -> None:
-        self._held[json.dumps(what, sort_keys=True)] = value
 
 
 def study(artifact: Artifact, network: str, notes: Notes) -> Study:

@@ -13,6 +13,7 @@ import numpy as np
 
 from engines.artifact.opened import Artifact
 from engines.tensorrt.types.graph_run import Feeds, run_graph
+from graphs import ports
 from pipeline.arrays import F32
 from pipeline.noise import standard_normal
 from pipeline.schedule import alphas_cumprod
@@ -68,18 +69,19 @@ def _steps(artifact: Artifact) -> list[Feeds]:
     smooth, edges, wild = _encode(artifact)
     kept = alphas_cumprod(spec.schedule)
     last = len(kept) - 1
-    made = []
+    feeds = []
     plan = ((last, smooth, guided), (last, wild, unguided), (last // 2, edges, guided), (0, edges, unguided))
     for i, (timestep, clean, context) in enumerate(plan):
         share = float(kept[timestep])
         noise = standard_normal(_SEED + 2 + i, clean.shape[1:])
-        feed = {
+        values = {
             "sample": (np.sqrt(share) * clean + np.sqrt(1 - share) * noise).astype(np.float32),
             "timestep": np.array([timestep], np.float32),
             "context": context,
+            "guidance": np.array([7.5], np.float32),
         }
-        made.append(feed | ({"guidance": np.array([7.5], np.float32)} if spec.unet.guidance_width else {}))
-    return made
+        feeds.append({port.name: values[port.name] for port in ports.inputs("unet", spec)})
+    return feeds
 
 
 def _encode(artifact: Artifact) -> list[F32]:

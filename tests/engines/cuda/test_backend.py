@@ -14,6 +14,7 @@ import torch
 from engines import model as choosing
 from engines.backend import Ready
 from engines.cache import devices
+from engines.choice import Choice
 from engines.cuda import gpu
 from engines.cuda.backend import CudaBackend
 from engines.cuda.kernels import plain_kernels
@@ -121,31 +122,31 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, "torch", "f16", "fast"),
         ({"pixels": "exact", "precision": "bf16"}, "torch", "bf16", "exact"),
         ({"backend": "torch", "device": "cuda"}, "torch", "f16", "fast"),
-        ({"backend": "torch", "device": "cpu"}, "torch", "f32", None),
+        ({"backend": "torch", "device": "cpu"}, "torch", "f32", "exact"),
     ],
 )
 def test_a_gpu_is_taken_unless_another_device_is_asked_for(
     bare: Checkpoint, asked: dict[str, str], name: str, precision: str, pixels: str | None
 ) -> None:
-    backend = load(bare, threads=1, **asked).backend  # type: ignore[arg-type]
-    assert (backend.name, backend.precision, getattr(backend, "pixels", None)) == (name, precision, pixels)
+    backend = load(bare, Choice(threads=1, **asked)).backend  # type: ignore[arg-type]
+    assert (backend.name, backend.precision, backend.pixels) == (name, precision, pixels)
 
 
 @pytest.mark.usefixtures("with_gpu")
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_a_backend_of_the_cpu_on_a_gpu(checkpoint: Checkpoint, backend: str) -> None:
     with pytest.raises(BackendError, match=f"device cuda: backend {backend} computes on the CPU; torch has the GPU"):
-        load(checkpoint, backend, device="cuda")
-    assert load(checkpoint, backend, "f32").backend.name == backend
+        load(checkpoint, Choice(backend, device="cuda"))
+    assert load(checkpoint, Choice(backend, "f32")).backend.name == backend
 
 
 def test_a_gpu_that_is_not_here(bare: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_DRIVER", ())
     with pytest.raises(BackendError, match="device cuda: there is no NVIDIA driver here: install it, or start the"):
-        load(bare, device="cuda")
+        load(bare, Choice(device="cuda"))
     for what in ("device", "pixels"):
         with pytest.raises(BackendError, match=f"{what} 'best' is unknown; there are: auto, "):
-            load(bare, **{what: "best"})  # type: ignore[arg-type]
+            load(bare, Choice(**{what: "best"}))  # type: ignore[arg-type]
 
 
 def test_torch_is_asked_only_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engines import model as choosing
+from engines import choice as choosing
+from engines.choice import Choice
 from engines.cuda import gpu, ready
 from engines.errors import BackendError
 from engines.machine import driver, toolchain
@@ -59,7 +60,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def refused(told: str) -> None:
     """By a server that is told `--device cuda`, before it exports or loads anything."""
     with pytest.raises(BackendError, match=f"^device cuda: .*{told}") as caught:
-        on_gpu("auto", "cuda")
+        on_gpu(Choice("auto", device="cuda"))
     assert "\\n" not in str(caught.value)
 
 
@@ -80,8 +81,8 @@ def raising(error: Exception) -> object:
 
 
 def test_a_gpu_that_can_be_used(cuda: pytest.MonkeyPatch) -> None:
-    assert gpu.why_not() == "" and on_gpu("auto", "auto") and on_gpu("torch", "cuda")
-    assert not on_gpu("auto", "cpu") and not on_gpu("openvino", "auto")
+    assert gpu.why_not() == "" and on_gpu(Choice("auto", device="auto")) and on_gpu(Choice("torch", device="cuda"))
+    assert not on_gpu(Choice("auto", device="cpu")) and not on_gpu(Choice("openvino", device="auto"))
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
@@ -168,15 +169,15 @@ def test_a_card_older_than_the_kernels(cuda: pytest.MonkeyPatch) -> None:
 
 def test_plans_run_on_a_card_older_than_the_kernels(cuda: pytest.MonkeyPatch) -> None:
     cuda.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert on_gpu("tensorrt_rtx", "auto")
+    assert on_gpu(Choice("tensorrt_rtx", device="auto"))
 
 
 def test_a_compiler_is_missed_before_the_model_is_loaded(cuda: pytest.MonkeyPatch) -> None:
     cuda.setattr(toolchain, "check", raising(BackendError("no compiler")))
     for backend in ("torch", "tensorrt_rtx"):
         with pytest.raises(BackendError, match="no compiler"):
-            on_gpu(backend, "cuda")
-    assert not on_gpu("openvino", "auto")
+            on_gpu(Choice(backend, device="cuda"))
+    assert not on_gpu(Choice("openvino", device="auto"))
 
 
 @pytest.mark.parametrize("error", [ImportError("libcublas.so.13: cannot open shared object file"), OSError("libcu\nx")])
@@ -193,7 +194,7 @@ def test_auto_says_why_it_takes_the_cpu(
     cuda.setattr(torch.cuda, "init", raising(RuntimeError(OLD)))
     with caplog.at_level(logging.WARNING):
         assert load(bare).backend.name == "openvino"
-        load(bare, device="cpu")
+        load(bare, Choice(device="cpu"))
         cuda.setattr(driver, "_DRIVER", ())
         load(bare)
     (told,) = caplog.messages

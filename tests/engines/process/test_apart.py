@@ -100,7 +100,7 @@ def test_who_asks_the_parent_to_end_does_not_end_the_child_and_memory_does_first
 
 PARENT = """
 import os, sys, threading
-from engines import apart
+from engines.process import apart
 
 def work():
     apart.run("tests.engines.process.test_apart:job", {"how": "forever"}, lambda line: print(line, flush=True))

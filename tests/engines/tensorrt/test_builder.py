@@ -24,7 +24,8 @@ from engines.errors import BackendError
 from engines.tensorrt import api
 from engines.tensorrt.build.builder import TensorRtBuilder
 from engines.tensorrt.build.header import HEADER, Header, read_header
-from engines.tensorrt.types.islands import METHOD, NoNotes, Study, study
+from engines.tensorrt.notes import ProcessNotes
+from engines.tensorrt.types.islands import METHOD, Study, study
 from engines.tensorrt.types.typed import element_types
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
@@ -36,9 +37,9 @@ def silent(line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def notes() -> NoNotes:
+def notes() -> ProcessNotes:
     """One study a network for all targets."""
-    return NoNotes()
+    return ProcessNotes()
 
 
 def check_plan(facts: dict[str, Any], out: Path, target: str) -> bytes:
@@ -75,7 +76,7 @@ def ports(order: Order, artifact: Artifact) -> tuple[list[dict[str, Any]], list[
     return inputs, [{"name": name, "dtype": "FLOAT", "shape": shape} for name, shape in outputs.items()]
 
 
-def build_all(artifact: Artifact, notes: NoNotes, rows: list[int], size: tuple[int, int], out: Path) -> None:
+def build_all(artifact: Artifact, notes: ProcessNotes, rows: list[int], size: tuple[int, int], out: Path) -> None:
     digests: dict[str, set[bytes]] = {}
     for target in TARGETS:
         builder = TensorRtBuilder(artifact, target, notes=notes)
@@ -92,17 +93,17 @@ def build_all(artifact: Artifact, notes: NoNotes, rows: list[int], size: tuple[i
     assert all(len(found) == len(TARGETS) for found in digests.values()), "another target, another plan"
 
 
-def test_plans_of_the_demo_model(artifact: Artifact, notes: NoNotes, tmp_path: Path) -> None:
+def test_plans_of_the_demo_model(artifact: Artifact, notes: ProcessNotes, tmp_path: Path) -> None:
     build_all(artifact, notes, [2], (24, 24), tmp_path / "plan")
 
 
 @pytest.mark.timeout(900)  # 30 processor seconds, and the export of its artifact where no test before asked for it
-def test_plans_of_sd15(sd1_artifact: Artifact, notes: NoNotes, tmp_path: Path) -> None:
+def test_plans_of_sd15(sd1_artifact: Artifact, notes: ProcessNotes, tmp_path: Path) -> None:
     """Every block, head and layer of it, at a fifth of its width."""
     build_all(sd1_artifact, notes, [2], SIZE, tmp_path / "plan")
 
 
-def test_a_plan_is_the_same_bytes_twice(artifact: Artifact, notes: NoNotes, tmp_path: Path) -> None:
+def test_a_plan_is_the_same_bytes_twice(artifact: Artifact, notes: ProcessNotes, tmp_path: Path) -> None:
     """Nothing of RTX's is timed on a device: with equal versions a plan can be built again and compared."""
     builder = TensorRtBuilder(artifact, "sm_89", notes=notes)
     order = builder.orders([1], [(24, 24)])[1]
@@ -111,7 +112,7 @@ def test_a_plan_is_the_same_bytes_twice(artifact: Artifact, notes: NoNotes, tmp_
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_every_class_that_rtx_knows(artifact: Artifact, notes: NoNotes, tmp_path: Path) -> None:
+def test_every_class_that_rtx_knows(artifact: Artifact, notes: ProcessNotes, tmp_path: Path) -> None:
     for target in ("sm_75", "sm_80", "sm_121"):
         builder = TensorRtBuilder(artifact, target, notes=notes)
         order = builder.orders([1], [(24, 24)])[-1]
@@ -121,10 +122,10 @@ def test_every_class_that_rtx_knows(artifact: Artifact, notes: NoNotes, tmp_path
 @pytest.mark.parametrize("target", ["sm_75", "sm_89"])
 def test_islands_in_a_plan(target: str, artifact: Artifact, tmp_path: Path) -> None:
     """sm_75 has no bfloat16: there islands are float32, also the attention, which has no fused kernel in it."""
-    found = study(artifact, "unet", NoNotes())
+    found = study(artifact, "unet", ProcessNotes())
     model = onnx.load(artifact.graph("unet"), load_external_data=False)
     islands = [next(n for n in model.graph.node if n.op_type == op) for op in ("GroupNormalization", "Attention")]
-    notes = NoNotes()
+    notes = ProcessNotes()
     told = [
         {"output": n.output[0], "operator": n.op_type, "weight": "", "largest": 1e5, "where": "output"} for n in islands
     ]
@@ -193,7 +194,9 @@ def test_a_target_is_needed_where_there_is_no_gpu(artifact: Artifact, monkeypatc
         ({"latents": (1, 5, 12, 12)}, "dimension 1 of latents is 3, not 5"),
     ],
 )
-def test_wrong_shapes(shapes: dict[str, Any], told: str, artifact: Artifact, notes: NoNotes, tmp_path: Path) -> None:
+def test_wrong_shapes(
+    shapes: dict[str, Any], told: str, artifact: Artifact, notes: ProcessNotes, tmp_path: Path
+) -> None:
     with pytest.raises(BackendError, match=f"tensorrt_rtx cannot build vae_decoder: .*{told}"):
         TensorRtBuilder(artifact, "sm_89", notes=notes).build(Order("vae_decoder", shapes), tmp_path / "plan", silent)
 

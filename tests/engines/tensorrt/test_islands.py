@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from engines.artifact.opened import GRAPHS, Artifact
 from engines.errors import BackendError
+from engines.tensorrt.notes import ProcessNotes
 from engines.tensorrt.types.emulation import emulate, largest_error
-from engines.tensorrt.types.islands import HEADROOM, METHOD, NoNotes, Study, find, study
+from engines.tensorrt.types.islands import HEADROOM, METHOD, Study, find, study
 from engines.tensorrt.types.ranges import measure
 from engines.tensorrt.types.samples import samples
 from engines.tensorrt.types.typed import element_types, typed
@@ -61,14 +62,14 @@ def errors(artifact: Artifact, network: str, islands: dict[str, str]) -> float:
 
 def test_a_plain_checkpoint_needs_none(artifact: Artifact) -> None:
     for network in ("text_encoder", "unet", "vae_decoder", "vae_encoder"):
-        found = study(artifact, network, NoNotes())
+        found = study(artifact, network, ProcessNotes())
         assert found.islands == [] and 0 < found.errors["f32"] < 1e-2, network
 
 
 def test_a_vae_that_overflows(make: Callable[..., Artifact]) -> None:
     """A convolution gives about 1e5 and the normalisation after it takes that away: those two, in order."""
     wild = make("overflowing", "vae", {f"{CONV}.weight": 1e5, f"{CONV}.bias": 1.0})
-    found = study(wild, "vae_decoder", NoNotes())
+    found = study(wild, "vae_decoder", ProcessNotes())
     assert [(island.operator, island.where) for island in found.islands] == [
         ("Conv", "output"),
         ("GroupNormalization", "input"),
@@ -86,7 +87,7 @@ def test_a_vae_that_overflows(make: Callable[..., Artifact]) -> None:
 def test_attention_that_overflows(make: Callable[..., Artifact]) -> None:
     """Queries and keys of some hundreds fit; their products do not, and lie in no tensor of the graph."""
     wild = make("attentive", "unet", {f"{ATTENTION}.to_q.weight": 600.0, f"{ATTENTION}.to_k.weight": 600.0})
-    found = study(wild, "unet", NoNotes())
+    found = study(wild, "unet", ProcessNotes())
     assert [(island.operator, island.where) for island in found.islands] == [("Attention", "logits")]
     assert found.islands[0].largest > 65504
     assert math.isinf(errors(wild, "unet", {})), "inf - inf in the softmax"
@@ -132,7 +133,7 @@ def test_bfloat16_islands_must_cost_next_to_nothing() -> None:
 
 
 def test_a_study_is_made_once(artifact: Artifact) -> None:
-    notes = NoNotes()
+    notes = ProcessNotes()
     first = study(artifact, "text_encoder", notes)
     what = {"what": "float16 ranges", "artifact": artifact.digest, "network": "text_encoder", "method": METHOD}
     known = notes.recall(**what)
@@ -140,12 +141,12 @@ def test_a_study_is_made_once(artifact: Artifact) -> None:
     known["side"] = 1
     notes.remember(known, **what)
     assert study(artifact, "text_encoder", notes).side == 1, "from the notes"
-    assert study(artifact, "text_encoder", NoNotes()) == first
+    assert study(artifact, "text_encoder", ProcessNotes()) == first
 
 
 def test_what_no_island_mends_is_refused(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engines.tensorrt.types.islands.largest_error", lambda got, wanted: math.inf)
-    notes = NoNotes()
+    notes = ProcessNotes()
     with pytest.raises(BackendError, match="text_encoder of .* is not finite in float16, even with 0 islands; build"):
         study(artifact, "text_encoder", notes)
     monkeypatch.undo()
@@ -154,7 +155,7 @@ def test_what_no_island_mends_is_refused(artifact: Artifact, monkeypatch: pytest
 
 def test_the_typed_graph_has_the_island_in_its_type(make: Callable[..., Artifact]) -> None:
     wild = make("typed", "vae", {f"{CONV}.weight": 1e5})
-    found = study(wild, "vae_decoder", NoNotes())
+    found = study(wild, "vae_decoder", ProcessNotes())
     model = onnx.load(wild.graph("vae_decoder"), load_external_data=False)
     for kind, code in (("f32", TensorProto.FLOAT), ("bf16", TensorProto.BFLOAT16)):
         graph = typed(model, "f16", {island.output: kind for island in found.islands})

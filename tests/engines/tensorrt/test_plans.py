@@ -13,6 +13,7 @@ from engines.__main__ import _parser
 from engines.artifact.opened import Artifact
 from engines.build.makers import maker_of
 from engines.cache import store
+from engines.choice import Choice
 from engines.commands.build import ordered
 from engines.cuda import gpu
 from engines.errors import BackendError, NoEngine
@@ -109,7 +110,7 @@ def test_the_command_builds_what_is_missing(plain: Artifact) -> None:
 def test_a_command_with_our_attention(plain: Artifact) -> None:
     builder = maker_of("tensorrt_rtx").make(plain, TARGET, "f32")
     identity = {**builder.identity(builder.orders([4], [size(plain)])[1]), "backend": "tensorrt", "attention": "triton"}
-    from engines.build.makers import command as told
+    from engines.build.words import command as told
 
     rest = f"ARCH={TARGET} PRECISION=f32 ROWS=4{sizes(plain)} ATTENTION=triton"
     assert told(plain, identity) == f"make engines MODEL={plain.folder} BACKEND=tensorrt {rest}"
@@ -177,21 +178,21 @@ def test_a_missing_extra(
     here(monkeypatch, missing)
     told = f"backend {backend} needs {missing}, which is not installed: pip install -e '.[{extra}]' in a clone"
     with pytest.raises(BackendError, match=re.escape(told)):
-        load(bare, backend)
+        load(bare, Choice(backend))
 
 
 def test_what_cannot_be_served(bare: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "why_not", lambda: "the card is busy")
     with pytest.raises(BackendError, match="backend tensorrt_rtx runs its plans on an NVIDIA GPU: the card is busy$"):
-        load(bare, "tensorrt_rtx")
+        load(bare, Choice("tensorrt_rtx"))
     with pytest.raises(BackendError, match="device cpu: backend tensorrt_rtx runs its plans on an NVIDIA GPU only"):
-        load(bare, "tensorrt_rtx", device="cpu")
+        load(bare, Choice("tensorrt_rtx", device="cpu"))
     for backend in ("auto", "torch", "openvino", "tensorrt_rtx"):
         told = f"attention triton: only plans of backend tensorrt can have it, not {backend}"
         with pytest.raises(BackendError, match=told):
-            load(bare, backend, attention="triton")
+            load(bare, Choice(backend, attention="triton"))
     with pytest.raises(BackendError, match="attention 'fast' is unknown; there are: native, triton"):
-        load(bare, "tensorrt", attention="fast")
+        load(bare, Choice("tensorrt", attention="fast"))
 
 
 def test_a_server_without_plans_does_not_start(
@@ -205,4 +206,4 @@ def test_a_server_without_plans_does_not_start(
     monkeypatch.setattr("engines.tensorrt.serve.backend.artifact_of", lambda checkpoint: plain)
     monkeypatch.setattr("engines.tensorrt.serve.backend.device_named", lambda name: device_named("cpu"))
     with pytest.raises(NoEngine, match="there is no plan of text_encoder for sm_89, backend tensorrt_rtx; run `make "):
-        load(bare, "tensorrt_rtx")
+        load(bare, Choice("tensorrt_rtx"))

@@ -198,11 +198,12 @@ def test_names_types_and_shapes_are_in_the_digest(tmp_path: Path) -> None:
 _SERVED = """
 import sys
 from pathlib import Path
+from engines.choice import Choice
 from engines.generate import generate
 from engines.model import load
 from pipeline.checkpoint.opened import open_checkpoint
 for path in sys.argv[1:]:
-    model = load(open_checkpoint(Path(path)), "openvino", "f32")
+    model = load(open_checkpoint(Path(path)), Choice("openvino", "f32"))
     picture = generate(model, "a red apple", steps=1, width=32, height=32)
     assert picture.shape == (32, 32, 3) and len(model.digest) == 64
 heavy = {"torch", "onnx", "safetensors", "transformers", "export", "model"}

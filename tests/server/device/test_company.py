@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from engines.backend import Denoiser
+from engines.choice import Choice
 from engines.generate import generate
 from engines.model import load
 from latentd import AsyncClient, ServerError
@@ -62,7 +63,7 @@ async def ask(client: AsyncClient, asked: dict[str, Any], fate: str, hops: int) 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_random_mixes_are_bit_identical_to_each_alone(checkpoint: Checkpoint, backend: str) -> None:
-    model = load(checkpoint, backend, "f32")
+    model = load(checkpoint, Choice(backend, "f32"))
     held = Held(model.backend)
     poison = model.backend.encode(model.tokenizer.encode(POISON).ids)
 

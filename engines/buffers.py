@@ -1,0 +1,29 @@
+"""The fixed buffers of a denoiser: what whoever steps writes, and what a run leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphs import ports
+from pipeline.arrays import F32
+from pipeline.spec import Spec
+
+
+class Buffers:
+    """Rows of a UNet's inputs and outputs as host arrays: the data of engines.backend.Denoiser."""
+
+    def __init__(self, spec: Spec, width: int, height: int, rows: int, chunks: int = 1) -> None:
+        """For pictures of `width` x `height` pixels and prompts of `chunks` times the text encoder's length."""
+        sides = ports.sides(spec, width, height, rows, chunks)
+        self.inputs: dict[str, F32] = {
+            name: np.zeros(shape, np.float32) for name, shape in ports.shapes("unet", spec, sides).items()
+        }
+        self.samples, self.timesteps = self.inputs["sample"], self.inputs["timestep"]
+        self.contexts = self.inputs["context"]
+        self.guidance = self.inputs.get("guidance", np.zeros(rows, np.float32))
+        self.guidance[:] = 1
+        self.outputs = np.zeros((rows, spec.unet.out_channels, *self.samples.shape[2:]), np.float32)
+
+    def row(self, row: int) -> dict[str, F32]:
+        """Return views of one row's inputs, by name, as a batch of one."""
+        return {name: buffer[row : row + 1] for name, buffer in self.inputs.items()}

@@ -1,0 +1,41 @@
+"""Where the measurements of TensorRT's builder are kept: they take minutes of a CPU for a large network."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol
+
+from engines.cache import devices
+
+
+class Notes(Protocol):
+    """A memory of measurements; `what` was measured and the values are JSON."""
+
+    def recall(self, **what: Any) -> Any:
+        """Return what was remembered, None where nothing was."""
+        ...
+
+    def remember(self, value: Any, **what: Any) -> None: ...
+
+
+class ProcessNotes:
+    """Notes that end with this process."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Any] = {}
+
+    def recall(self, **what: Any) -> Any:
+        return self._held.get(json.dumps(what, sort_keys=True))
+
+    def remember(self, value: Any, **what: Any) -> None:
+        self._held[json.dumps(what, sort_keys=True)] = value
+
+
+class DeviceNotes:
+    """Notes that later processes on this CPU find in the cache."""
+
+    def recall(self, **what: Any) -> Any:
+        return devices.recall(devices.this_cpu(), what)
+
+    def remember(self, value: Any, **what: Any) -> None:
+        devices.remember(devices.this_cpu(), what, value)

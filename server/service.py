@@ -13,10 +13,11 @@ from pipeline.errors import LatentdError
 from server.device.loop import Device
 from server.errors import NotServing, UnknownModel
 from server.events import Done, Event, Failed, Image
-from server.job import Job, Wish
+from server.job import Job
 from server.limits import Limits
 from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics
+from server.wish import Wish
 
 log = logging.getLogger("latentd.request")
 

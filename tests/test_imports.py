@@ -65,7 +65,7 @@ ROOMS = (
     "export",
     "server.errors", "server.limits", "server.events", "server.address", "server.flags", "server.logs",
     "server.mailbox", "server.settings",
-    "server.metrics", "server.job", "server.batching", "server.device", "server.service", "server.doors",
+    "server.metrics", "server.wish", "server.job", "server.batching", "server.device", "server.service", "server.doors",
     "server.app", "server",
     "latentd.__main__", "training", "demo",
     "benchmarks.memory", "benchmarks.health", "benchmarks.untouched", "benchmarks.random_checkpoint",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.job import LaneKey
+from server.wish import LaneKey
 
 _WEIGHT = 0.1  # of the latest step: forecasts follow the machine's load within some ten
 

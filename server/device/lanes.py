@@ -20,8 +20,8 @@ from pipeline.errors import LatentdError
 from pipeline.samplers import STATE, Table
 from server.batching.forecast import Making
 from server.errors import PictureFailed
-from server.job import LaneKey, engine_of
 from server.metrics import Metrics
+from server.wish import LaneKey, engine_of
 
 log = logging.getLogger("latentd.lanes")
 

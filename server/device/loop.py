@@ -28,8 +28,9 @@ from server.device.delivery import Delivery
 from server.device.lanes import Lanes, refusal
 from server.errors import Cancelled, NotMade, NotServing, PictureFailed, TooLate
 from server.events import Started, Step
-from server.job import Job, LaneKey, Picture, Size
+from server.job import Job, Picture
 from server.metrics import Metrics
+from server.wish import LaneKey, Size
 
 log = logging.getLogger("latentd.device")
 

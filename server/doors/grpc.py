@@ -20,8 +20,9 @@ from server.address import joined, refuse_taken
 from server.doors.handlers import handlers
 from server.doors.reflection import reflection_handlers
 from server.events import Done, Event, Image, Preview, Started, Step, Timings
-from server.job import FORMATS, Job, default_size
+from server.job import Job
 from server.service import Accepted, Service, collect
+from server.wish import FORMATS, default_size
 
 log = logging.getLogger("latentd.door")
 

@@ -21,10 +21,11 @@ from pipeline.samplers import Table
 from server.batching.admission import Admission
 from server.device.loop import Device
 from server.events import Event, Failed, Image, Started
-from server.job import Job, LaneKey, Size, Wish
+from server.job import Job
 from server.limits import Limits
 from server.mailbox import is_last
 from server.metrics import Metrics
+from server.wish import LaneKey, Size, Wish
 from tests.support.held import PATIENCE
 
 Pixels = NDArray[np.uint8]

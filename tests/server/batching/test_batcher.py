@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from server.batching.batcher import Batcher
-from server.job import Job, LaneKey
+from server.job import Job
+from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
 
 SMALL, LARGE = (8, 8, 1), (16, 8, 1)

@@ -10,8 +10,8 @@ from engines.model import Model
 from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest
 from pipeline.samplers import SAMPLERS
-from server.job import Wish
 from server.limits import Limits
+from server.wish import Wish
 
 
 def wish(model: Model, sizes: list[tuple[int, int]] | None = None, **fields) -> Wish:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engines.model import Model
 from latentd.v1 import images_pb2 as pb
@@ -13,7 +14,6 @@ from pipeline.samplers import SAMPLERS, Table, table
 from server.limits import Limits, checked_text, one_of, within
 
 Size = tuple[int, int]  # width and height in pixels
-LaneKey = tuple[int, int, int]  # width, height and chunks of the prompt: what tells lanes apart
 
 FORMATS = {
     pb.IMAGE_FORMAT_UNSPECIFIED: "png",
@@ -23,10 +23,20 @@ FORMATS = {
 }
 
 
+class LaneKey(NamedTuple):
+    """Tells lanes apart: pictures of one size, prompts of one length."""
+
+    width: int  # pixels
+    height: int
+    chunks: int  # of the prompt, each of the text encoder's length
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.chunks}"
+
+
 def engine_of(lane: LaneKey) -> str:
-    """For a sentence."""
-    width, height, chunks = lane
-    return f"the engine for {width}x{height} and a prompt of {chunks} chunks"
+    """Names a lane's engine in a sentence."""
+    return f"the engine for {lane.width}x{lane.height} and a prompt of {lane.chunks} chunks"
 
 
 def default_size(model: Model, sizes: list[Size]) -> Size:
@@ -54,7 +64,8 @@ class Wish:
 
     @property
     def lane(self) -> LaneKey:
-        return *self.size, self.prompt.chunks
+        width, height = self.size
+        return LaneKey(width, height, self.prompt.chunks)
 
     @property
     def rows(self) -> int:

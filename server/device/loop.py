@@ -61,7 +61,7 @@ class Device:
         self.seats = seats
         self.sizes = sizes
         self._changed = threading.Condition()  # guards the batcher, the jobs and the flags below
-        lanes = [(width, height, 1 + more) for more in range(chunks) for width, height in sizes]
+        lanes = [LaneKey(width, height, 1 + more) for more in range(chunks) for width, height in sizes]
         self._batcher = Batcher(lanes, seats)
         self._admission = admission
         self._metrics = metrics

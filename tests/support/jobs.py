@@ -30,6 +30,8 @@ from tests.support.held import PATIENCE
 
 Pixels = NDArray[np.uint8]
 
+SMALL = LaneKey(width=8, height=8, chunks=1)
+
 
 class Box:
     """Stands for a mailbox: keeps every event."""
@@ -140,7 +142,7 @@ def running(
 
 
 def wish(
-    lane: LaneKey = (8, 8, 1), evaluations: int = 4, rows: int = 2, images: int = 1, priority: int = 0, seed: int = 0
+    lane: LaneKey = SMALL, evaluations: int = 4, rows: int = 2, images: int = 1, priority: int = 0, seed: int = 0
 ) -> Wish:
     """A wish with the numbers that admission and the batcher look at; no model stands behind it."""
     table = Table(
@@ -152,10 +154,10 @@ def wish(
         levels=np.zeros((evaluations + 1, 2)),
         initial_scale=1.0,
     )
-    ids = np.zeros((lane[2], 4), np.int64)
+    ids = np.zeros((lane.chunks, 4), np.int64)
     prompt = Prompt(ids, np.ones(ids.shape, np.float32), ids[0], skip=0, cut=False)
     return Wish(
-        size=lane[:2],
+        size=(lane.width, lane.height),
         steps=evaluations,
         guidance=3.0 if rows == 2 else 1.0,
         sampler="ddim",

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from engines.model import Model
-from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest
 from pipeline.prompt import Prompt, read_prompts
 from pipeline.samplers import SAMPLERS, Table, table
+from server.errors import UnknownFormat
 from server.limits import Limits, checked_text, one_of, within
+from server.request import ImageRequest
 
 Size = tuple[int, int]  # width and height in pixels
 
-FORMATS = {
-    pb.IMAGE_FORMAT_UNSPECIFIED: "png",
-    pb.IMAGE_FORMAT_PNG: "png",
-    pb.IMAGE_FORMAT_JPEG: "jpeg",
-    pb.IMAGE_FORMAT_WEBP: "webp",
-}
+FORMATS = ("png", "jpeg", "webp")  # of picture files; the first is the default
+
+Value = TypeVar("Value")
 
 
 class LaneKey(NamedTuple):
@@ -76,34 +74,31 @@ class Wish:
         return (self.seed + index) % 2**32
 
     @classmethod
-    def from_proto(cls, request: pb.GenerateRequest, model: Model, sizes: list[Size], limits: Limits) -> Wish:
+    def of(cls, request: ImageRequest, model: Model, sizes: list[Size], limits: Limits) -> Wish:
         """Check every field. Errors: InvalidRequest naming field, value and limit."""
         default = model.spec.defaults
-        prompt = checked_text("prompt", request.prompt, limits.prompt_characters)
-        negative = checked_text("negative_prompt", request.negative_prompt, limits.prompt_characters)
+        prompt = checked_text("prompt", request.prompt or "", limits.prompt_characters)
+        negative = checked_text("negative_prompt", request.negative_prompt or "", limits.prompt_characters)
         width, height = default_size(model, sizes)
-        size = (
-            request.width if request.HasField("width") else width,
-            request.height if request.HasField("height") else height,
-        )
+        size = _or(request.width, width), _or(request.height, height)
         if size not in sizes:
             listed = ", ".join(f"{w}x{h}" for w, h in sizes)
             raise InvalidRequest(f"width x height is {size[0]}x{size[1]}; the sizes served are {listed}")
         # A spacing needs at least one training step for each interval.
         most_steps = min(limits.steps, model.spec.schedule.train_steps - 1)
-        steps = within("steps", request.steps if request.HasField("steps") else default.steps, 1, most_steps)
-        guidance = request.guidance if request.HasField("guidance") else default.guidance
-        guidance = within("guidance", guidance, 0.0, limits.guidance)
-        sampler = one_of("sampler", request.sampler if request.HasField("sampler") else default.sampler, list(SAMPLERS))
-        images = within("images", request.images if request.HasField("images") else 1, 1, limits.images)
-        if request.format not in FORMATS:
-            raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}")
-        skip = within("clip_skip", request.clip_skip, 0, model.spec.text.skips)
+        steps = within("steps", _or(request.steps, default.steps), 1, most_steps)
+        guidance = within("guidance", _or(request.guidance, default.guidance), 0.0, limits.guidance)
+        sampler = one_of("sampler", _or(request.sampler, default.sampler), list(SAMPLERS))
+        images = within("images", _or(request.images, 1), 1, limits.images)
+        format = _or(request.format, FORMATS[0])
+        if format not in FORMATS:
+            raise UnknownFormat(f"format is {format[:64]!r}; it must be one of {', '.join(FORMATS)}")
+        skip = within("clip_skip", request.clip_skip or 0, 0, model.spec.text.skips)
         prompts = read_prompts(
             model.tokenizer,
             [prompt, negative] if guidance > 1 and not model.spec.unet.guidance_width else [prompt],
-            long=request.long_prompt,
-            weighted=request.prompt_weights,
+            long=bool(request.long_prompt),
+            weighted=bool(request.prompt_weights),
             skip=skip,
         )
         return cls(
@@ -111,12 +106,16 @@ class Wish:
             steps=steps,
             guidance=guidance,
             sampler=sampler,
-            seed=request.seed if request.HasField("seed") else secrets.randbelow(2**32),
+            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             images=images,
-            format=FORMATS[request.format],
-            preview_every=request.preview_every,
-            priority=request.priority,
+            format=format,
+            preview_every=request.preview_every or 0,
+            priority=request.priority or 0,
             table=table(model.spec.schedule, sampler, steps),
             prompt=prompts[0],
             negative=prompts[1] if len(prompts) == 2 else None,
         )
+
+
+def _or(value: Value | None, default: Value) -> Value:
+    return default if value is None else value

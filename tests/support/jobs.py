@@ -15,7 +15,6 @@ from PIL import Image as PILImage
 
 from engines.generate import generate
 from engines.model import Model
-from latentd.v1 import images_pb2 as pb
 from pipeline.prompt import Prompt
 from pipeline.samplers import Table
 from server.batching.admission import Admission
@@ -25,6 +24,7 @@ from server.job import Job
 from server.limits import Limits
 from server.mailbox import is_last
 from server.metrics import Metrics
+from server.request import ImageRequest
 from server.wish import LaneKey, Size, Wish
 from tests.support.held import PATIENCE
 
@@ -74,11 +74,9 @@ def decoded(data: bytes) -> Pixels:
 
 
 def job_of(model: Model, sizes: list[Size] | None = None, deadline: float | None = None, **fields: Any) -> Job:
-    """A job as a door makes it from a GenerateRequest of these fields; `box_of` has its events."""
+    """A job as a door makes it from an ImageRequest of these fields; `box_of` has its events."""
     default = model.spec.defaults
-    wish = Wish.from_proto(
-        pb.GenerateRequest(**fields), model, sizes or [(default.width, default.height)], Limits(steps=700)
-    )
+    wish = Wish.of(ImageRequest(**fields), model, sizes or [(default.width, default.height)], Limits(steps=700))
     return Job("some-id", wish, Box(), time.monotonic(), deadline)  # type: ignore[arg-type]
 
 
@@ -88,7 +86,7 @@ def box_of(job: Job) -> Box:
 
 
 def alone(model: Model, **fields: Any) -> Pixels:
-    """The picture that a GenerateRequest of these fields means, made with nobody beside it."""
+    """The picture that an ImageRequest of these fields means, made with nobody beside it."""
     fields = {name: value for name, value in fields.items() if name not in ("images", "priority", "preview_every")}
     return generate(model, fields.pop("prompt", ""), fields.pop("negative_prompt", ""), **fields)
 

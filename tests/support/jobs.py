@@ -97,7 +97,17 @@ class Running:
     def __init__(self, model: Model, seats: int, sizes: list[Size], admission: Admission, chunks: int) -> None:
         self.metrics = Metrics("m")
         self.deaths = 0
-        self.device = Device(model, sizes, seats, admission, self.metrics, 2, self._died, steps=700, chunks=chunks)
+        self.device = Device(
+            model,
+            sizes=sizes,
+            seats=seats,
+            steps=700,
+            chunks=chunks,
+            admission=admission,
+            metrics=self.metrics,
+            workers=2,
+            died=self._died,
+        )
         self._model = model
 
     def _died(self) -> None:

@@ -78,15 +78,15 @@ class Jobs:
         with self.changed:
             return self.batcher.unmade
 
-    def lane_ended(self, key: LaneKey, *, made: bool) -> list[Job]:
+    def lane_ended(self, key: LaneKey, *, ready: bool) -> list[Job]:
         """Note how the making of a lane went; returns the jobs that waited in vain.
 
         Whoever comes after this has the lane made, or made again.
         """
         with self.changed:
             lane = self.batcher.lanes[key]
-            lane.made, lane.wanted = made, False
-            return [] if made else [job for job in self._jobs if job.wish.lane == key]
+            lane.made, lane.wanted = ready, False
+            return [] if ready else [job for job in self._jobs if job.wish.lane == key]
 
     def _count(self) -> None:
         self._metrics.queue_depth.set(self.batcher.waiting_count)

@@ -90,7 +90,7 @@ class Turn:
         lane, error = ended
         if isinstance(error, DeviceError):
             raise error
-        waiting = self._jobs.lane_ended(lane, made=error is None)
+        waiting = self._jobs.lane_ended(lane, ready=error is None)
         if error:
             self._end(waiting, refusal(lane, error, [job.id for job in waiting]))
 

@@ -171,7 +171,17 @@ def _device(
     metrics.engine(model)
     admission = Admission(settings.queue_jobs, settings.queue_seconds)
     workers = max(1, min(4, available_cores()))
-    return Device(model, sizes, settings.seats, admission, metrics, workers, died, settings.max_steps, settings.chunks)
+    return Device(
+        model,
+        sizes=sizes,
+        seats=settings.seats,
+        steps=settings.max_steps,
+        chunks=settings.chunks,
+        admission=admission,
+        metrics=metrics,
+        workers=workers,
+        died=died,
+    )
 
 
 def _is_loopback(host: str) -> bool:

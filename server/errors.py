@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from pipeline.errors import LatentdError
+from pipeline.errors import InvalidRequest, LatentdError
 
 
 class Busy(LatentdError):
@@ -35,6 +35,10 @@ class NotServing(LatentdError):
 
 class UnknownModel(LatentdError):
     code = "NOT_FOUND"
+
+
+class UnknownFormat(InvalidRequest):
+    """No picture file is of this format. A door that does not name formats by words says it in its own."""
 
 
 class PictureFailed(LatentdError):

@@ -2,118 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engines.model import Model
-from latentd.v1 import images_pb2 as pb
-from pipeline.errors import InvalidRequest
-from pipeline.prompt import Prompt, read_prompts
-from pipeline.samplers import SAMPLERS, Table, table
 from server.errors import PictureFailed
 from server.events import Timings
-from server.limits import Limits, checked_text, one_of, within
 from server.mailbox import Mailbox
-
-Size = tuple[int, int]  # width and height in pixels
-LaneKey = tuple[int, int, int]  # width, height and chunks of the prompt: what tells lanes apart
-
-FORMATS = {
-    pb.IMAGE_FORMAT_UNSPECIFIED: "png",
-    pb.IMAGE_FORMAT_PNG: "png",
-    pb.IMAGE_FORMAT_JPEG: "jpeg",
-    pb.IMAGE_FORMAT_WEBP: "webp",
-}
-
-
-def engine_of(lane: LaneKey) -> str:
-    """For a sentence."""
-    width, height, chunks = lane
-    return f"the engine for {width}x{height} and a prompt of {chunks} chunks"
-
-
-def default_size(model: Model, sizes: list[Size]) -> Size:
-    """The model's own where it is served, else the first that is."""
-    own = model.spec.defaults.width, model.spec.defaults.height
-    return own if own in sizes else sizes[0]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What was asked for, checked and with the defaults filled in."""
-
-    size: Size
-    steps: int
-    guidance: float
-    sampler: str
-    seed: int  # of picture 0
-    images: int
-    format: str
-    preview_every: int
-    priority: int
-    table: Table
-    prompt: Prompt
-    negative: Prompt | None  # as many chunks as the prompt; None: unguided
-
-    @property
-    def lane(self) -> LaneKey:
-        return *self.size, self.prompt.chunks
-
-    @property
-    def rows(self) -> int:
-        """UNet rows a picture: two when guided."""
-        return 1 if self.negative is None else 2
-
-    def picture_seed(self, index: int) -> int:
-        return (self.seed + index) % 2**32
-
-    @classmethod
-    def from_proto(cls, request: pb.GenerateRequest, model: Model, sizes: list[Size], limits: Limits) -> Wish:
-        """Check every field. Errors: InvalidRequest naming field, value and limit."""
-        default = model.spec.defaults
-        prompt = checked_text("prompt", request.prompt, limits.prompt_characters)
-        negative = checked_text("negative_prompt", request.negative_prompt, limits.prompt_characters)
-        width, height = default_size(model, sizes)
-        size = (
-            request.width if request.HasField("width") else width,
-            request.height if request.HasField("height") else height,
-        )
-        if size not in sizes:
-            listed = ", ".join(f"{w}x{h}" for w, h in sizes)
-            raise InvalidRequest(f"width x height is {size[0]}x{size[1]}; the sizes served are {listed}")
-        # A spacing needs at least one training step for each interval.
-        most_steps = min(limits.steps, model.spec.schedule.train_steps - 1)
-        steps = within("steps", request.steps if request.HasField("steps") else default.steps, 1, most_steps)
-        guidance = request.guidance if request.HasField("guidance") else default.guidance
-        guidance = within("guidance", guidance, 0.0, limits.guidance)
-        sampler = one_of("sampler", request.sampler if request.HasField("sampler") else default.sampler, list(SAMPLERS))
-        images = within("images", request.images if request.HasField("images") else 1, 1, limits.images)
-        if request.format not in FORMATS:
-            raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}")
-        skip = within("clip_skip", request.clip_skip, 0, model.spec.text.skips)
-        prompts = read_prompts(
-            model.tokenizer,
-            [prompt, negative] if guidance > 1 and not model.spec.unet.guidance_width else [prompt],
-            long=request.long_prompt,
-            weighted=request.prompt_weights,
-            skip=skip,
-        )
-        return cls(
-            size=size,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            seed=request.seed if request.HasField("seed") else secrets.randbelow(2**32),
-            images=images,
-            format=FORMATS[request.format],
-            preview_every=request.preview_every,
-            priority=request.priority,
-            table=table(model.spec.schedule, sampler, steps),
-            prompt=prompts[0],
-            negative=prompts[1] if len(prompts) == 2 else None,
-        )
+from server.wish import Wish
 
 
 @dataclass(eq=False)

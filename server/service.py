@@ -8,15 +8,16 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from latentd.v1 import images_pb2 as pb
 from pipeline.errors import LatentdError
 from server.device.loop import Device
 from server.errors import NotServing, UnknownModel
 from server.events import Done, Event, Failed, Image
-from server.job import Job, Wish
+from server.job import Job
 from server.limits import Limits
 from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics
+from server.request import ImageRequest
+from server.wish import Wish
 
 log = logging.getLogger("latentd.request")
 
@@ -47,13 +48,13 @@ class Service:
             raise NotServing("this server is draining; ask another one")
         return self.device
 
-    def submit(self, request: pb.GenerateRequest, request_id: str, seconds_left: float | None) -> Accepted:
+    def submit(self, request: ImageRequest, request_id: str, seconds_left: float | None) -> Accepted:
         """Check, admit and queue. Errors: any LatentdError, each with its code."""
         arrived = time.monotonic()
         device = self.ready()
-        if request.model not in ("", self.model_id):
+        if request.model not in (None, self.model_id):
             raise UnknownModel(f"model is {request.model[:64]!r}; this server has {self.model_id}")
-        wish = Wish.from_proto(request, device.model, device.sizes, self.limits)
+        wish = Wish.of(request, device.model, device.sizes, self.limits)
         deadline = None if seconds_left is None else arrived + seconds_left
         job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived, deadline)
         return Accepted(job, device.submit(job))

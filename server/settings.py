@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from engines.choice import ATTENTIONS, BACKENDS, DEVICES, PIXELS
 from latentd.variables import PREFIX, is_service_link, meant
 from pipeline.checkpoint.single_file import PREDICTIONS
 from pipeline.errors import LatentdError
@@ -86,24 +87,22 @@ class Settings:
     )
     backend: str = _setting(
         "auto",
-        _choice("auto", "openvino", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx"),
+        _choice("auto", *BACKENDS),
         "what runs the networks; tensorrt and tensorrt_rtx are experimental: no GPU has run them yet",
     )
-    device: str = _setting(
-        "auto", _choice("auto", "cpu", "cuda"), "where; auto is an NVIDIA GPU if backend torch can use one here"
-    )
+    device: str = _setting("auto", _choice(*DEVICES), "where; auto is an NVIDIA GPU if backend torch can use one here")
     precision: str = _setting(
         "auto", _choice("auto", "f16", "bf16", "f32"), "auto is f16 on a GPU, bf16 where the CPU has it, else f32"
     )
     pixels: str = _setting(
         "auto",
-        _choice("auto", "exact", "fast"),
+        _choice(*PIXELS),
         "exact: a request's pixels do not depend on its company. fast: they may, in the last bits. "
         "auto is fast on a GPU; on a CPU all are exact",
     )
     attention: str = _setting(
         "native",
-        _choice("native", "triton"),
+        _choice(*ATTENTIONS),
         "of backend tensorrt's plans (experimental): TensorRT's own, or our kernels inside",
     )
     host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback reach you unauthenticated")

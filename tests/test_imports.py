@@ -63,9 +63,9 @@ ROOMS = (
     "engines.tensorrt.serve",
     "engines.tensorrt.ladder", "engines.commands", "engines.__main__", "engines",
     "export",
-    "server.errors", "server.limits", "server.events", "server.address", "server.flags", "server.logs",
-    "server.mailbox", "server.settings",
-    "server.metrics", "server.job", "server.batching", "server.device", "server.service", "server.doors",
+    "server.errors", "server.limits", "server.events", "server.request", "server.address", "server.flags",
+    "server.logs", "server.mailbox", "server.settings",
+    "server.metrics", "server.wish", "server.job", "server.batching", "server.device", "server.service", "server.doors",
     "server.app", "server",
     "latentd.__main__", "training", "demo",
     "benchmarks.memory", "benchmarks.health", "benchmarks.untouched", "benchmarks.random_checkpoint",
@@ -150,6 +150,12 @@ def test_ours(path: Path) -> None:
 def test_foreign(path: Path) -> None:
     known = FOREIGN[path.parts[0]] | OURS.keys() | set(sys.stdlib_module_names)
     assert imported(path) <= known, f"{path} imports {sorted(imported(path) - known)}"
+
+
+def test_only_doors_know_the_wire() -> None:
+    wire = ("latentd.v1", "grpc", "google")  # and grpc_health, grpc_status..
+    known = {path for path in FILES if path.parts[0] == "server" and any(n.startswith(wire) for n in dotted(path))}
+    assert known and {path.parent.as_posix() for path in known} == {"server/doors"}
 
 
 def test_a_client_needs_no_more_of_google_than_protobuf() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from server.batching.batcher import Batcher
 from server.batching.forecast import Making, forecast
 from server.errors import Busy, NotMade, TooLate
-from server.job import LaneKey, Wish, engine_of
+from server.wish import LaneKey, Wish, engine_of
 
 
 @dataclass(frozen=True)

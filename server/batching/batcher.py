@@ -6,7 +6,8 @@ import bisect
 import itertools
 from collections.abc import Iterable
 
-from server.job import Job, LaneKey, Picture
+from server.job import Job, Picture
+from server.wish import LaneKey
 
 
 class Lane:

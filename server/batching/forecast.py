@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from server.batching.batcher import Batcher
-from server.job import LaneKey, Picture, Wish
+from server.job import Picture
+from server.wish import LaneKey, Wish
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.job import LaneKey
+from server.wish import LaneKey
 
 _WEIGHT = 0.1  # of the latest step: forecasts follow the machine's load within some ten
 
@@ -16,8 +16,7 @@ class Pace:
 
     def open(self, lane: LaneKey) -> None:
         """Another lane of a size has that size's shortest prompts' pace until it steps."""
-        width, height, _ = lane
-        self.row_seconds[lane] = self.row_seconds[width, height, 1]
+        self.row_seconds[lane] = self.row_seconds[lane._replace(chunks=1)]
 
     def stepped(self, lane: LaneKey, rows: int, seconds: float) -> None:
         self.row_seconds[lane] += _WEIGHT * (seconds / rows - self.row_seconds[lane])

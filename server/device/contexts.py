@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from engines.backend import Backend
 from pipeline.arrays import F32
+from pipeline.conditions.text import context_of
+from pipeline.prompt import Prompt
 
 _KEPT = 128  # chunks: 30 MB at 77 tokens of width 768
 
@@ -18,17 +20,25 @@ class Contexts:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._known: OrderedDict[tuple[bytes, int], F32] = OrderedDict()
-        self.computed = 0  # chunks that were not remembered
+        self._known: OrderedDict[tuple[bytes, int], F32] = OrderedDict()  # of chunks
 
-    def of(self, ids: NDArray[np.int64], skip: int) -> F32:
-        """Context [tokens, width] of a chunk, remembered or computed. Errors: those of Backend.encode."""
-        key = ids.tobytes(), skip
-        if (known := self._known.get(key)) is not None:
-            self._known.move_to_end(key)
-            return known
-        context = self._known[key] = self._backend.encode(ids, skip)
-        self.computed += 1
-        if len(self._known) > _KEPT:
-            self._known.popitem(last=False)
-        return context
+    def of(self, prompt: Prompt) -> tuple[F32, int]:
+        """Return a prompt's context [chunks * tokens, width], and how many chunks had to be encoded for it.
+
+        Errors: those of Backend.encode.
+        """
+        encoded = 0
+
+        def encode(ids: NDArray[np.int64], skip: int) -> F32:
+            nonlocal encoded
+            key = ids.tobytes(), skip
+            if (known := self._known.get(key)) is not None:
+                self._known.move_to_end(key)
+                return known
+            context = self._known[key] = self._backend.encode(ids, skip)
+            encoded += 1
+            if len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+            return context
+
+        return context_of(prompt, encode), encoded

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
-from collections.abc import Callable
 
 from engines.backend import Backend, Pending
-from engines.errors import DeviceError, OutOfMemory
 from pipeline.arrays import F32, Pixels
-from pipeline.errors import LatentdError
 from server.device.delivery import Delivery
 from server.errors import PictureFailed
-from server.job import Job, Picture
+from server.job import Picture
 from server.metrics import Metrics
-
-log = logging.getLogger("latentd.device")
 
 _AT_ONCE = 2  # the second's kernels follow the first's without a gap, and a third may still be cancelled
 
 
 class Decoding:
-    """Used by the device thread. `refuse` ends a job whose picture has no room, and empties its seats."""
+    """Used by the device thread."""
 
-    def __init__(
-        self, backend: Backend, delivery: Delivery, metrics: Metrics, refuse: Callable[[Job, LatentdError], object]
-    ) -> None:
-        self._backend, self._delivery, self._metrics, self._refuse = backend, delivery, metrics, refuse
+    def __init__(self, backend: Backend, delivery: Delivery, metrics: Metrics) -> None:
+        self._backend, self._delivery, self._metrics = backend, delivery, metrics
         self._waiting: deque[tuple[Picture, Pending[F32]]] = deque()
         self._begun: deque[tuple[Picture, Pending[Pixels | None], float]] = deque()  # and when
 
@@ -48,21 +40,14 @@ class Decoding:
     def add(self, picture: Picture, latents: Pending[F32]) -> None:
         self._waiting.append((picture, latents))
 
-    def begin(self) -> None:
-        """Begin the next one; who has gone meanwhile is passed over. Errors: DeviceError."""
-        picture, latents = self._waiting.popleft()
-        if picture.job.over:
-            return
+    def next(self) -> tuple[Picture, Pending[F32]]:
+        """Take the first that waits; `may_begin` says that one does."""
+        return self._waiting.popleft()
+
+    def begin(self, picture: Picture, latents: Pending[F32]) -> None:
+        """Begin to decode a picture. Errors: those of Backend.picture."""
         start = time.monotonic()
-        try:
-            self._begun.append((picture, self._backend.picture(latents), start))
-        except DeviceError:
-            raise
-        except OutOfMemory as error:  # the device is intact
-            self._refuse(picture.job, error)
-        except Exception:
-            log.exception("image %d cannot be decoded", picture.index, extra={"request": picture.job.id})
-            self._delivery.settle(picture, PictureFailed(f"image {picture.index} cannot be decoded"))
+        self._begun.append((picture, self._backend.picture(latents), start))
 
     def deliver(self) -> int:
         """Those that are done; returns how many. What is not a number fails alone. Errors: DeviceError."""

@@ -21,8 +21,8 @@ from pipeline.errors import LatentdError
 from pipeline.samplers import STATE, Table
 from server.batching.forecast import Making
 from server.errors import PictureFailed
-from server.job import LaneKey, engine_of
 from server.metrics import Metrics
+from server.wish import LaneKey, engine_of
 
 log = logging.getLogger("latentd.lanes")
 
@@ -57,11 +57,10 @@ class Lanes:
         """
         self._keep(lane, self._made(lane))
         backend, stepper, spec = self._model.backend, self._steppers[lane], self._model.spec
-        if (known := backend.row_seconds(*lane)) is not None:
+        if (known := backend.row_seconds(lane.width, lane.height, lane.chunks)) is not None:
             return known
-        width, height, chunks = lane
-        shape = spec.latent_shape(width, height)
-        context = np.zeros((chunks * spec.text.tokens, spec.text.width), np.float32)
+        shape = spec.latent_shape(lane.width, lane.height)
+        context = np.zeros((lane.chunks * spec.text.tokens, spec.text.width), np.float32)
         stepper.sit(0, Sitting(_still(2), np.zeros((1, *shape), np.float32), context, context, guidance=2.0))
         took = 0.0
         for _ in range(2):
@@ -69,7 +68,7 @@ class Lanes:
             stepper.step([0])
             stepper.pending_latents(0).get()
             took = time.monotonic() - start
-        if chunks == 1:  # a size has one decoder
+        if lane.chunks == 1:  # a size has one decoder
             backend.picture(stepper.pending_latents(0)).get()
         stepper.leave(0)
         return took / 2
@@ -108,7 +107,7 @@ class Lanes:
             self._run(lane)
             return
         # A daemon: whoever stops the server waits for no compiler.
-        self._thread = threading.Thread(target=self._run, args=(lane,), name="lane {}x{}x{}".format(*lane), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(lane,), name=f"lane {lane}", daemon=True)
         try:
             self._thread.start()
         except RuntimeError as error:  # no more threads for this process
@@ -134,12 +133,11 @@ class Lanes:
         self._ended()
 
     def _made(self, lane: LaneKey) -> Stepper:
-        width, height, chunks = lane
         start = time.monotonic()
-        stepper = self._model.backend.stepper(width, height, self._seats, chunks, self._steps)
+        stepper = self._model.backend.stepper(lane.width, lane.height, self._seats, lane.chunks, self._steps)
         took = time.monotonic() - start
         self._quickest = min(took, self._quickest or took)
-        log.info("lane=%dx%dx%d made_in_s=%.2f", width, height, chunks, took)
+        log.info("lane=%s made_in_s=%.2f", lane, took)
         return stepper
 
     def _keep(self, lane: LaneKey, stepper: Stepper) -> None:

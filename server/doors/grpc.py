@@ -15,18 +15,27 @@ from grpc_health.v1 import health, health_pb2
 
 from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest, LatentdError
-from pipeline.samplers import SAMPLERS
 from server.address import joined, refuse_taken
 from server.doors.handlers import handlers
+from server.doors.messages import (
+    FORMATS,
+    event_message,
+    image_message,
+    image_request,
+    model_message,
+    queued_message,
+    timings_message,
+)
 from server.doors.reflection import reflection_handlers
-from server.events import Done, Event, Image, Preview, Started, Step, Timings
-from server.job import FORMATS, Job, default_size
+from server.errors import UnknownFormat
+from server.job import Job
+from server.request import ImageRequest
 from server.service import Accepted, Service, collect
+from server.wish import default_size
 
 log = logging.getLogger("latentd.door")
 
 SERVICE = "latentd.v1.Images"
-_WIRE_FORMATS = {name: value for value, name in FORMATS.items() if value}
 
 OPTIONS = [
     # gRPC's default lets a second server share the port and steal half of the requests, silently.
@@ -115,26 +124,28 @@ class ImagesServicer:
             self.idle.set()
 
     async def Generate(  # noqa: N802
-        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+        self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateEvent]:
         call = self._call(context)
         try:
+            request = image_request(message)
             if request.preview_every:
                 await self._service.previews()
             accepted = call.submit(request)
-            yield pb.GenerateEvent(queued=_queued(self._service, accepted))
+            yield pb.GenerateEvent(queued=queued_message(self._service.model_id, accepted))
             async for event in self._service.events(accepted.job):
-                yield _event(event, accepted.job)
+                yield event_message(event, accepted.job)
             call.ended()
         except BaseException as error:
             call.ended(error)
             raise
 
     async def GenerateBlocking(  # noqa: N802
-        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+        self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> pb.GenerateResponse:
         call = self._call(context)
         try:
+            request = image_request(message)
             self._fits_one_message(request)
             accepted = call.submit(request)
             images, done = await collect(self._service.events(accepted.job))
@@ -143,44 +154,19 @@ class ImagesServicer:
             call.ended(error)
             raise
         return pb.GenerateResponse(
-            images=[_image(image, accepted.job) for image in images],
-            queued=_queued(self._service, accepted),
-            timings=_timings(done.timings, accepted.job),
+            images=[image_message(image, accepted.job) for image in images],
+            queued=queued_message(self._service.model_id, accepted),
+            timings=timings_message(done.timings, accepted.job),
         )
 
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListModelsResponse:
-        device, limits = self._service.ready(), self._service.limits
-        model, default = device.model, device.model.spec.defaults
-        width, height = default_size(model, device.sizes)
-        told = pb.Model(
-            id=model.id,
-            sizes=[pb.Size(width=w, height=h) for w, h in device.sizes],
-            samplers=list(SAMPLERS),
-            width=width,
-            height=height,
-            steps=default.steps,
-            guidance=default.guidance,
-            sampler=default.sampler,
-            max_tokens=model.tokenizer.room,
-            max_clip_skip=model.spec.text.skips,
-            backend=model.backend.name,
-            precision=model.backend.precision,
-            seats=device.seats,
-            weights_digest=model.digest,
-            limits=pb.Limits(
-                prompt_characters=limits.prompt_characters,
-                steps=limits.steps,
-                guidance=limits.guidance,
-                images=limits.images,
-            ),
-        )
-        return pb.ListModelsResponse(models=[told])
+        return pb.ListModelsResponse(models=[model_message(self._service.ready(), self._service.limits)])
 
-    def _fits_one_message(self, request: pb.GenerateRequest) -> None:
+    def _fits_one_message(self, request: ImageRequest) -> None:
         device, most = self._service.ready(), self._service.limits.blocking_bytes
-        images = request.images if request.HasField("images") else 1
+        images = 1 if request.images is None else request.images
         width, height = default_size(device.model, device.sizes)
         width, height = request.width or width, request.height or height
         if images * width * height * 3 > most:
@@ -201,9 +187,12 @@ class _Call:
         self.id = _request_id(context.invocation_metadata() or ())
         context.set_trailing_metadata((("x-request-id", self.id),))
 
-    def submit(self, request: pb.GenerateRequest) -> Accepted:
+    def submit(self, request: ImageRequest) -> Accepted:
         """Errors: as Service.submit."""
-        accepted = self._service.submit(request, self.id, self._context.time_remaining())
+        try:
+            accepted = self._service.submit(request, self.id, self._context.time_remaining())
+        except UnknownFormat:  # here a format is a number
+            raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}") from None
         self._job = accepted.job
         return accepted
 
@@ -234,61 +223,3 @@ def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     sent = {str(value) for key, value in metadata if key == "x-request-id"}
     chosen = sent.pop() if len(sent) == 1 else ""
     return chosen if re.fullmatch(r"[\w.:-]{1,64}", chosen) else secrets.token_hex(6)
-
-
-def _event(event: Event, job: Job) -> pb.GenerateEvent:
-    match event:
-        case Started(index):
-            return pb.GenerateEvent(started=pb.Started(index=index))
-        case Step(index, step, steps):
-            return pb.GenerateEvent(step=pb.Step(index=index, step=step, steps=steps))
-        case Preview(index, step, jpeg):
-            return pb.GenerateEvent(preview=pb.Preview(index=index, step=step, jpeg=jpeg))
-        case Image():
-            return pb.GenerateEvent(image=_image(event, job))
-        case Done(timings):
-            return pb.GenerateEvent(done=pb.Done(timings=_timings(timings, job)))
-        case _:
-            raise AssertionError(event)
-
-
-def _queued(service: Service, accepted: Accepted) -> pb.Queued:
-    job, wish = accepted.job, accepted.job.wish
-    return pb.Queued(
-        request_id=job.id,
-        model=service.model_id,
-        seed=wish.seed,
-        steps=wish.steps,
-        guidance=wish.guidance,
-        sampler=wish.sampler,
-        width=wish.size[0],
-        height=wish.size[1],
-        images=wish.images,
-        ahead=accepted.ahead,
-        prompt_cut=wish.prompt.cut,
-        negative_prompt_cut=wish.negative is not None and wish.negative.cut,
-    )
-
-
-def _image(image: Image, job: Job) -> pb.Image:
-    width, height = job.wish.size
-    return pb.Image(
-        data=image.data,
-        format=_WIRE_FORMATS[job.wish.format],
-        seed=image.seed,
-        index=image.index,
-        width=width,
-        height=height,
-    )
-
-
-def _timings(timings: Timings, job: Job) -> pb.Timings:
-    return pb.Timings(
-        queue_ms=timings.queue_ms,
-        encode_ms=timings.encode_ms,
-        denoise_ms=timings.denoise_ms,
-        decode_ms=timings.decode_ms,
-        seats_shared=timings.seats_shared,
-        steps=job.wish.steps,
-        evaluations=job.wish.table.evaluations,
-    )

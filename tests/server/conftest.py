@@ -8,7 +8,7 @@ import pytest
 
 from engines.model import Model
 from server.app import Server
-from server.job import Size
+from server.wish import Size
 from tests.support.held import Held, wrapped
 from tests.support.serving import serving
 

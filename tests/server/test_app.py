@@ -23,8 +23,8 @@ from latentd.events import Queued
 from pipeline.errors import LatentdError
 from pipeline.samplers import SAMPLERS
 from server.app import Server, load_model
-from server.job import Size
 from server.settings import Settings, SettingsError
+from server.wish import Size
 from tests.support import wire
 from tests.support.held import PATIENCE, Held, raising
 from tests.support.serving import address, serving

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from latentd.v1 import images_pb2 as pb
 from pipeline.errors import LatentdError
 from server.errors import Busy, NotServing
 from server.events import Done, Event, Failed, Image, Started, Timings
@@ -14,6 +13,7 @@ from server.job import Job
 from server.limits import Limits
 from server.mailbox import Mailbox
 from server.metrics import Metrics
+from server.request import ImageRequest
 from server.service import Service, collect
 from tests.support.jobs import wish
 
@@ -79,4 +79,4 @@ def test_a_failure_beside_pictures_is_the_answer() -> None:
 
 def test_nothing_is_taken_before_the_model_is_there() -> None:
     with pytest.raises(NotServing, match="m is loading"):
-        service().submit(pb.GenerateRequest(), "id", None)
+        service().submit(ImageRequest(), "id", None)

@@ -15,19 +15,22 @@ from PIL import Image as PILImage
 
 from engines.generate import generate
 from engines.model import Model
-from latentd.v1 import images_pb2 as pb
 from pipeline.prompt import Prompt
 from pipeline.samplers import Table
 from server.batching.admission import Admission
 from server.device.loop import Device
 from server.events import Event, Failed, Image, Started
-from server.job import Job, LaneKey, Size, Wish
+from server.job import Job
 from server.limits import Limits
 from server.mailbox import is_last
 from server.metrics import Metrics
+from server.request import ImageRequest
+from server.wish import LaneKey, Size, Wish
 from tests.support.held import PATIENCE
 
 Pixels = NDArray[np.uint8]
+
+SMALL = LaneKey(width=8, height=8, chunks=1)
 
 
 class Box:
@@ -71,11 +74,9 @@ def decoded(data: bytes) -> Pixels:
 
 
 def job_of(model: Model, sizes: list[Size] | None = None, deadline: float | None = None, **fields: Any) -> Job:
-    """A job as a door makes it from a GenerateRequest of these fields; `box_of` has its events."""
+    """A job as a door makes it from an ImageRequest of these fields; `box_of` has its events."""
     default = model.spec.defaults
-    wish = Wish.from_proto(
-        pb.GenerateRequest(**fields), model, sizes or [(default.width, default.height)], Limits(steps=700)
-    )
+    wish = Wish.of(ImageRequest(**fields), model, sizes or [(default.width, default.height)], Limits(steps=700))
     return Job("some-id", wish, Box(), time.monotonic(), deadline)  # type: ignore[arg-type]
 
 
@@ -85,7 +86,7 @@ def box_of(job: Job) -> Box:
 
 
 def alone(model: Model, **fields: Any) -> Pixels:
-    """The picture that a GenerateRequest of these fields means, made with nobody beside it."""
+    """The picture that an ImageRequest of these fields means, made with nobody beside it."""
     fields = {name: value for name, value in fields.items() if name not in ("images", "priority", "preview_every")}
     return generate(model, fields.pop("prompt", ""), fields.pop("negative_prompt", ""), **fields)
 
@@ -96,7 +97,17 @@ class Running:
     def __init__(self, model: Model, seats: int, sizes: list[Size], admission: Admission, chunks: int) -> None:
         self.metrics = Metrics("m")
         self.deaths = 0
-        self.device = Device(model, sizes, seats, admission, self.metrics, 2, self._died, steps=700, chunks=chunks)
+        self.device = Device(
+            model,
+            sizes=sizes,
+            seats=seats,
+            steps=700,
+            chunks=chunks,
+            admission=admission,
+            metrics=self.metrics,
+            workers=2,
+            died=self._died,
+        )
         self._model = model
 
     def _died(self) -> None:
@@ -139,7 +150,7 @@ def running(
 
 
 def wish(
-    lane: LaneKey = (8, 8, 1), evaluations: int = 4, rows: int = 2, images: int = 1, priority: int = 0, seed: int = 0
+    lane: LaneKey = SMALL, evaluations: int = 4, rows: int = 2, images: int = 1, priority: int = 0, seed: int = 0
 ) -> Wish:
     """A wish with the numbers that admission and the batcher look at; no model stands behind it."""
     table = Table(
@@ -151,10 +162,10 @@ def wish(
         levels=np.zeros((evaluations + 1, 2)),
         initial_scale=1.0,
     )
-    ids = np.zeros((lane[2], 4), np.int64)
+    ids = np.zeros((lane.chunks, 4), np.int64)
     prompt = Prompt(ids, np.ones(ids.shape, np.float32), ids[0], skip=0, cut=False)
     return Wish(
-        size=lane[:2],
+        size=(lane.width, lane.height),
         steps=evaluations,
         guidance=3.0 if rows == 2 else 1.0,
         sampler="ddim",

@@ -8,9 +8,10 @@ from server.batching.admission import Admission
 from server.batching.batcher import Batcher
 from server.batching.forecast import Making
 from server.errors import Busy, NotMade, TooLate
+from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
 
-LANE = (8, 8, 1)
+LANE = LaneKey(8, 8, 1)
 ROW = {LANE: 0.1}  # seconds: a guided picture of ten evaluations takes two
 NOW = 1000.0
 
@@ -74,7 +75,7 @@ def test_a_deadline_that_has_passed_is_too_late_however_full_it_is() -> None:
             Admission(queue_jobs=1).check(wish(), busy(9), ROW, NOW, deadline)
 
 
-LONG = (8, 8, 2)
+LONG = LaneKey(8, 8, 2)
 ROWS = {**ROW, LONG: 0.1}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from server.batching.batcher import Batcher
-from server.job import Job, LaneKey
+from server.job import Job
+from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
 
-SMALL, LARGE = (8, 8, 1), (16, 8, 1)
+SMALL, LARGE = LaneKey(8, 8, 1), LaneKey(16, 8, 1)
 
 
 def seated(batcher: Batcher) -> list[tuple[LaneKey, int, str, int]]:
@@ -69,7 +70,7 @@ def test_nobody_sits_in_a_lane_that_is_not_made_and_it_holds_nobody_up() -> None
 
 def test_the_lane_of_the_first_who_waits_for_one_is_made_next() -> None:
     batcher = Batcher([SMALL], seats=1)
-    lanes = [(8, 8, chunks) for chunks in (2, 3, 4)]
+    lanes = [LaneKey(8, 8, chunks) for chunks in (2, 3, 4)]
     jobs = []
     for lane, priority in zip(lanes, (0, 1, -1), strict=True):
         batcher.open(lane)
@@ -149,7 +150,7 @@ def test_a_lane_that_slept_does_not_get_the_past_back() -> None:
 
 
 def test_a_lane_that_was_wanted_is_made_after_those_that_somebody_waits_for() -> None:
-    batcher, longer = Batcher([SMALL], seats=1), (8, 8, 2)
+    batcher, longer = Batcher([SMALL], seats=1), LaneKey(8, 8, 2)
     batcher.open(longer)
     batcher.open(LARGE)
     batcher.lanes[longer].wanted = True

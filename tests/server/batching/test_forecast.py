@@ -6,9 +6,10 @@ import pytest
 
 from server.batching.batcher import Batcher
 from server.batching.forecast import Forecast, Making, forecast
+from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
 
-SMALL, LARGE = (8, 8, 1), (16, 8, 1)
+SMALL, LARGE = LaneKey(8, 8, 1), LaneKey(16, 8, 1)
 ROW = {SMALL: 0.1, LARGE: 0.5}  # seconds
 
 
@@ -68,7 +69,7 @@ def test_a_seat_that_has_just_finished_is_free() -> None:
     assert forecast(seated, wish(evaluations=5), ROW) == about(0, 1)
 
 
-LONG, LONGER = (8, 8, 2), (8, 8, 3)
+LONG, LONGER = LaneKey(8, 8, 2), LaneKey(8, 8, 3)
 ROWS = {**ROW, LONG: 0.1, LONGER: 0.1}
 MAKING = Making({LONG: 30.0, LONGER: 40.0})
 

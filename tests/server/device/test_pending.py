@@ -14,6 +14,7 @@ from engines.cuda.backend import CudaBackend
 from engines.cuda.kernels import plain_kernels
 from engines.errors import DeviceError
 from engines.model import Model
+from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.tokenizer import ClipTokenizer
@@ -147,8 +148,10 @@ def test_nan_fails_alone(cuda: Model) -> None:
         stepper = next(iter(at_work.device._lanes._steppers.values()))
         sit = stepper.sit
 
-        def poisoned(seat: int, table: Any, *rest: Any) -> None:
-            sit(seat, replace(table, initial_scale=float("nan")) if table.evaluations == 3 else table, *rest)
+        def poisoned(seat: int, sitting: Sitting) -> None:
+            if sitting.table.evaluations == 3:
+                sitting = replace(sitting, table=replace(sitting.table, initial_scale=float("nan")))
+            sit(seat, sitting)
 
         stepper.sit = poisoned  # type: ignore[method-assign]
         bad, good = at_work.submit(**APPLE), at_work.submit(**CAT)

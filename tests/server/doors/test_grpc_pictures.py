@@ -16,7 +16,7 @@ from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 from pipeline.samplers import SAMPLERS
 from server.app import Server
-from server.job import Size
+from server.wish import Size
 from tests.support.jobs import Pixels, alone, decoded
 from tests.support.serving import address, serving
 

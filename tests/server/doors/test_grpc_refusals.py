@@ -51,6 +51,19 @@ def test_an_unknown_format(server: Server) -> None:
     assert told == ("INVALID_ARGUMENT", "format is 77; it must be one of 0 to 3")
 
 
+def test_an_unknown_format_is_looked_at_in_its_turn(server: Server) -> None:
+    """Fields are checked in one order, whichever of them a door has to translate."""
+    for fields, code, told in (
+        ({"model": "sdxl"}, "NOT_FOUND", "model is 'sdxl'; this server has "),
+        ({"images": 9}, "INVALID_ARGUMENT", "images is 9; it must be 1 to 8"),
+        ({"clip_skip": 9}, "INVALID_ARGUMENT", "format is 77; it must be one of 0 to 3"),
+    ):
+        message = pb.GenerateRequest(format=77, **fields).SerializeToString()  # type: ignore[arg-type]
+        for method in (wire.GENERATE, wire.BLOCKING):
+            refused = wire.refusal(address(server), method, message)
+            assert refused[0] == code and refused[1].startswith(told)
+
+
 def test_an_unknown_model_and_the_known_one(server: Server, model: Model) -> None:
     told = wire.refused(address(server), model="sdxl" * 100)
     assert told == ("NOT_FOUND", f"model is {('sdxl' * 100)[:64]!r}; this server has {model.id}")

@@ -7,17 +7,17 @@ import math
 import pytest
 
 from engines.model import Model
-from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest
 from pipeline.samplers import SAMPLERS
-from server.job import Wish
 from server.limits import Limits
+from server.request import ImageRequest
+from server.wish import Wish
 
 
 def wish(model: Model, sizes: list[tuple[int, int]] | None = None, **fields) -> Wish:
     default = model.spec.defaults
     sizes = sizes or [(default.width, default.height)]
-    return Wish.from_proto(pb.GenerateRequest(**fields), model, sizes, Limits())
+    return Wish.of(ImageRequest(**fields), model, sizes, Limits())
 
 
 def test_an_empty_request_is_the_models_defaults(model: Model) -> None:
@@ -66,7 +66,8 @@ def test_words_that_do_not_fit_are_told(model: Model) -> None:
         ({"guidance": 31.0}, "guidance is 31; it must be 0 to 30"),
         ({"images": 0}, "images is 0; it must be 1 to 8"),
         ({"images": 9}, "images is 9; it must be 1 to 8"),
-        ({"format": 77}, "format is 77; it must be one of 0 to 3"),
+        ({"format": "bmp"}, "format is 'bmp'; it must be one of png, jpeg, webp"),
+        ({"format": ""}, "format is ''; it must be one of png, jpeg, webp"),
         ({"width": 0}, "width x height is 0x24; the sizes served are 24x24"),
         ({"width": 25}, "width x height is 25x24; the sizes served are 24x24"),
         ({"height": 4096}, "width x height is 24x4096; the sizes served are 24x24"),
@@ -83,6 +84,6 @@ def test_what_is_outside_its_limits_names_field_value_and_limit(fields, told: st
 
 def test_more_steps_than_the_schedule_has_intervals_are_refused(model: Model) -> None:
     train_steps = model.spec.schedule.train_steps
-    request = pb.GenerateRequest(steps=train_steps)
+    request = ImageRequest(steps=train_steps)
     with pytest.raises(InvalidRequest, match=f"steps is {train_steps}; it must be 1 to {train_steps - 1}"):
-        Wish.from_proto(request, model, [(24, 24)], Limits(steps=10_000))
+        Wish.of(request, model, [(24, 24)], Limits(steps=10_000))

@@ -1,0 +1,28 @@
+"""What a picture takes to its seat: its sampler's table, its noise, and what the UNet attends to."""
+
+from __future__ import annotations
+
+from engines.backend import Stepper
+from engines.model import Model
+from engines.seat import Sitting
+from pipeline.noise import standard_normal
+from server.device.contexts import Contexts
+from server.job import Picture
+
+
+class Seating:
+    """Used by the device thread."""
+
+    def __init__(self, model: Model) -> None:
+        self._spec = model.spec
+        self._contexts = Contexts(model.backend)
+
+    def sit(self, stepper: Stepper, seat: int, picture: Picture) -> bool:
+        """Fill a seat; returns whether a prompt had to be encoded. Errors: those of Backend.encode and Stepper.sit."""
+        wish = picture.job.wish
+        context, encoded = self._contexts.of(wish.prompt)
+        negative, more = (None, 0) if wish.negative is None else self._contexts.of(wish.negative)
+        shape = self._spec.latent_shape(*wish.size)
+        noise = standard_normal(wish.picture_seed(picture.index), shape, draws=1 + wish.table.draws)
+        stepper.sit(seat, Sitting(wish.table, noise, context, negative, wish.guidance))
+        return encoded + more > 0

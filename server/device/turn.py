@@ -1,0 +1,199 @@
+"""One turn of the device: drop, make, seat, step, decode.
+
+Who has gone leaves, a lane that somebody waits for is begun, who waits sits down, one lane steps, one finished picture
+is decoded. Everything that a backend does is begun here, one thing at a time. On a CPU what was begun is done, but for
+a lane (lanes.py); on a GPU a step is under way when the next one is prepared, and a picture is decoded beside the steps
+and fetched when it is ready. No thread is needed: whoever takes turns is the device thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from engines.errors import DeviceError, OutOfMemory
+from engines.model import Model
+from pipeline.errors import LatentdError
+from server.batching.pace import Pace
+from server.device.decoding import Decoding
+from server.device.delivery import Delivery
+from server.device.jobs import Jobs
+from server.device.lanes import Lanes, refusal
+from server.device.seating import Seating
+from server.errors import Cancelled, PictureFailed, TooLate
+from server.events import Started, Step
+from server.job import Job, Picture
+from server.metrics import Metrics
+from server.wish import LaneKey
+
+log = logging.getLogger("latentd.device")
+
+_PREVIEWS = 3  # of one picture in the pool at once: steps that outrun the pool lose previews, not memory
+
+
+class Turn:
+    """Taken again and again, by the device thread; its verbs are also there one by one."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        jobs: Jobs,
+        lanes: Lanes,
+        pace: Pace,
+        decoding: Decoding,
+        delivery: Delivery,
+        metrics: Metrics,
+    ) -> None:
+        self._jobs, self._lanes, self._pace, self._metrics = jobs, lanes, pace, metrics
+        self._decoding, self._delivery = decoding, delivery
+        self._seating = Seating(model)
+        self.pulse = 0  # seatings, steps and pictures so far
+
+    def take(self) -> None:
+        """Errors: DeviceError, and whatever a step fails with: nothing on the device can be relied on then."""
+        self.drop()
+        self.make()
+        self.seat()
+        self.step()
+        self.decode()
+
+    @property
+    def due(self) -> bool:
+        """Is there anything to do? What may not be decoded or made yet is nothing. Called with the jobs' lock held."""
+        if not self._jobs.batcher.idle or self._decoding.may_begin:
+            return True
+        return self._lanes.over or (self._lanes.free and self._jobs.batcher.unmade is not None)
+
+    def drop(self) -> None:
+        """Cancelled and expired jobs leave their seats and the queue."""
+        gone = self._jobs.gone(time.monotonic())
+        if gone:
+            self._leave(gone)
+        for job in gone:
+            self._metrics.cancelled("seat" if job.timings.seats else "queue")
+            error = Cancelled("the client went away") if job.cancelled else TooLate("the deadline passed")
+            self._delivery.end(job, error)
+
+    def make(self) -> None:
+        """The lane that the first in the queue waits for is begun; one that is made may be sat in.
+
+        All who waited for one that cannot be made are told so; the next who asks for it has it tried again.
+        """
+        wanted = self._jobs.unmade()
+        if wanted is not None and self._lanes.free:
+            self._lanes.begin(wanted)
+        if (ended := self._lanes.end()) is None:
+            return
+        lane, error = ended
+        if isinstance(error, DeviceError):
+            raise error
+        waiting = self._jobs.lane_ended(lane, ready=error is None)
+        if error:
+            self._end(waiting, refusal(lane, error, [job.id for job in waiting]))
+
+    def seat(self) -> None:
+        """Who waits takes the free seats. After one prompt is encoded the others step first: it takes a while."""
+        encoded = False
+        while not encoded and (place := self._jobs.seat_next()) is not None:
+            lane, seat, picture = place
+            with self._contained(picture, "begun", lambda picture, failure: self._end([picture.job], failure)):
+                encoded = self._sit(lane, seat, picture)
+
+    def step(self) -> None:
+        """One evaluation of the lane whose turn it is."""
+        if (turn := self._jobs.next_lane()) is None:
+            return
+        key, lane = turn
+        stepper, seats = self._lanes[key], lane.live
+        tenants = {seat: tenant for seat in seats if (tenant := lane.tenants[seat])}
+        previewed = [seat for seat, picture in tenants.items() if _wants_preview(picture)]
+        rows = sum(picture.job.wish.rows for picture in tenants.values())
+        start = time.monotonic()
+        stepper.step(seats, predict=previewed)
+        took = time.monotonic() - start
+        lane.spent += took
+        self._pace.stepped(key, rows, took)
+        self._metrics.step_seconds.observe(took)
+        self._metrics.steps_total.inc()
+        self.pulse += 1
+        for seat, picture in tenants.items():
+            self._after_step(key, seat, picture, len(seats), preview=seat in previewed)
+
+    def decode(self) -> None:
+        """One finished picture is begun, if its client is still there, and those that are done are delivered."""
+        if self._decoding.may_begin:
+            self.drop()  # the step took a while
+            picture, latents = self._decoding.next()
+            if not picture.job.over:
+                with self._contained(picture, "decoded", self._delivery.settle):
+                    self._decoding.begin(picture, latents)
+        self.pulse += self._decoding.deliver()
+
+    def _sit(self, lane: LaneKey, seat: int, picture: Picture) -> bool:
+        """See Seating.sit; its client is told."""
+        job = picture.job
+        picture.seated_at = start = time.monotonic()
+        encoded = self._seating.sit(self._lanes[lane], seat, picture)
+        job.timings.queue_ms = max(job.timings.queue_ms, 1e3 * (start - job.arrived))
+        job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
+        self._metrics.queue_seconds.observe(start - job.arrived)
+        job.mailbox.post(Started(picture.index))
+        self.pulse += 1
+        return encoded
+
+    def _after_step(self, lane: LaneKey, seat: int, picture: Picture, live: int, *, preview: bool) -> None:
+        job, wish, stepper = picture.job, picture.job.wish, self._lanes[lane]
+        picture.reached = stepper.reached(seat)
+        job.timings.seats.append(live)
+        done = wish.table.steps_after(picture.reached)
+        if done > wish.table.steps_after(picture.reached - 1):  # a step may take two evaluations
+            job.mailbox.post(Step(picture.index, done, wish.steps))
+        if preview:
+            self._delivery.preview(picture, done, stepper.pending_prediction(seat))
+        if stepper.finished(seat):
+            latents = stepper.pending_latents(seat)
+            stepper.leave(seat)
+            self._jobs.free(lane, seat)
+            job.timings.denoise_ms += 1e3 * (time.monotonic() - picture.seated_at)
+            self._decoding.add(picture, latents)
+
+    @contextlib.contextmanager
+    def _contained(
+        self, picture: Picture, verb: str, fail: Callable[[Picture, PictureFailed], object]
+    ) -> Iterator[None]:
+        """Keep from the others what goes wrong with one picture: `fail` it. Errors: DeviceError."""
+        extra = {"request": picture.job.id}
+        try:
+            yield
+        except DeviceError:
+            raise
+        except OutOfMemory as error:  # the device is intact
+            log.warning("%s", error, extra=extra)
+            self._end([picture.job], error)
+        except Exception:
+            failure = PictureFailed(f"image {picture.index} cannot be {verb}")
+            log.exception("%s", failure, extra=extra)
+            fail(picture, failure)
+
+    def _end(self, jobs: list[Job], error: LatentdError) -> None:
+        """They leave, and are told why; the others go on."""
+        self._leave(jobs)
+        for job in jobs:
+            self._delivery.end(job, error)
+
+    def _leave(self, jobs: Iterable[Job]) -> None:
+        for lane, seat in self._jobs.leave(jobs):
+            if lane in self._lanes:
+                self._lanes[lane].leave(seat)
+
+
+def _wants_preview(picture: Picture) -> bool:
+    """Is a preview due after the coming evaluation? Never after the last: the picture itself follows."""
+    wish = picture.job.wish
+    if not wish.preview_every or picture.previews_under_way >= _PREVIEWS or picture.evaluations_left == 1:
+        return False
+    done = wish.table.steps_after(picture.reached + 1)
+    return done > wish.table.steps_after(picture.reached) and done % wish.preview_every == 0

@@ -1,0 +1,123 @@
+"""The messages of latentd.v1, read into a request and written from what the server knows."""
+
+from __future__ import annotations
+
+from latentd.v1 import images_pb2 as pb
+from pipeline.samplers import SAMPLERS
+from server.device.loop import Device
+from server.events import Done, Event, Image, Preview, Started, Step, Timings
+from server.job import Job
+from server.limits import Limits
+from server.request import ImageRequest
+from server.service import Accepted
+from server.wish import default_size
+
+FORMATS = {
+    pb.IMAGE_FORMAT_UNSPECIFIED: None,
+    pb.IMAGE_FORMAT_PNG: "png",
+    pb.IMAGE_FORMAT_JPEG: "jpeg",
+    pb.IMAGE_FORMAT_WEBP: "webp",
+}
+_NUMBERS = {word: number for number, word in FORMATS.items() if word}
+_OPTIONAL = ("width", "height", "steps", "guidance", "sampler", "seed", "images")
+
+
+def image_request(message: pb.GenerateRequest) -> ImageRequest:
+    """Read a message; a format that is none is handed on as its number's digits, which are no format's word."""
+    return ImageRequest(
+        model=message.model or None,
+        prompt=message.prompt,
+        negative_prompt=message.negative_prompt,
+        format=FORMATS.get(message.format, str(message.format)),
+        preview_every=message.preview_every,
+        priority=message.priority,
+        long_prompt=message.long_prompt,
+        prompt_weights=message.prompt_weights,
+        clip_skip=message.clip_skip,
+        **{name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)},
+    )
+
+
+def event_message(event: Event, job: Job) -> pb.GenerateEvent:
+    match event:
+        case Started(index):
+            return pb.GenerateEvent(started=pb.Started(index=index))
+        case Step(index, step, steps):
+            return pb.GenerateEvent(step=pb.Step(index=index, step=step, steps=steps))
+        case Preview(index, step, jpeg):
+            return pb.GenerateEvent(preview=pb.Preview(index=index, step=step, jpeg=jpeg))
+        case Image():
+            return pb.GenerateEvent(image=image_message(event, job))
+        case Done(timings):
+            return pb.GenerateEvent(done=pb.Done(timings=timings_message(timings, job)))
+        case _:
+            raise AssertionError(event)
+
+
+def queued_message(model_id: str, accepted: Accepted) -> pb.Queued:
+    job, wish = accepted.job, accepted.job.wish
+    return pb.Queued(
+        request_id=job.id,
+        model=model_id,
+        seed=wish.seed,
+        steps=wish.steps,
+        guidance=wish.guidance,
+        sampler=wish.sampler,
+        width=wish.size[0],
+        height=wish.size[1],
+        images=wish.images,
+        ahead=accepted.ahead,
+        prompt_cut=wish.prompt.cut,
+        negative_prompt_cut=wish.negative is not None and wish.negative.cut,
+    )
+
+
+def image_message(image: Image, job: Job) -> pb.Image:
+    width, height = job.wish.size
+    return pb.Image(
+        data=image.data,
+        format=_NUMBERS[job.wish.format],
+        seed=image.seed,
+        index=image.index,
+        width=width,
+        height=height,
+    )
+
+
+def timings_message(timings: Timings, job: Job) -> pb.Timings:
+    return pb.Timings(
+        queue_ms=timings.queue_ms,
+        encode_ms=timings.encode_ms,
+        denoise_ms=timings.denoise_ms,
+        decode_ms=timings.decode_ms,
+        seats_shared=timings.seats_shared,
+        steps=job.wish.steps,
+        evaluations=job.wish.table.evaluations,
+    )
+
+
+def model_message(device: Device, limits: Limits) -> pb.Model:
+    model, default = device.model, device.model.spec.defaults
+    width, height = default_size(model, device.sizes)
+    return pb.Model(
+        id=model.id,
+        sizes=[pb.Size(width=w, height=h) for w, h in device.sizes],
+        samplers=list(SAMPLERS),
+        width=width,
+        height=height,
+        steps=default.steps,
+        guidance=default.guidance,
+        sampler=default.sampler,
+        max_tokens=model.tokenizer.room,
+        max_clip_skip=model.spec.text.skips,
+        backend=model.backend.name,
+        precision=model.backend.precision,
+        seats=device.seats,
+        weights_digest=model.digest,
+        limits=pb.Limits(
+            prompt_characters=limits.prompt_characters,
+            steps=limits.steps,
+            guidance=limits.guidance,
+            images=limits.images,
+        ),
+    )

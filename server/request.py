@@ -1,0 +1,27 @@
+"""A request for images in no door's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """Holds what a client asks for, unchecked: a door sees to types, Wish.of to limits. None: nothing was said."""
+
+    model: str | None = None  # an id
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    width: int | None = None  # pixels
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    seed: int | None = None  # 0 to 2**32 - 1, of picture 0
+    images: int | None = None
+    format: str | None = None  # "png", "jpeg" or "webp"
+    preview_every: int | None = None  # steps; 0: no previews
+    priority: int | None = None  # higher is seated first
+    long_prompt: bool | None = None
+    prompt_weights: bool | None = None
+    clip_skip: int | None = None  # last layers of the text encoder to leave out

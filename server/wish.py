@@ -1,0 +1,121 @@
+"""A wish: what a request asks for, checked and with the defaults filled in."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from engines.model import Model
+from pipeline.errors import InvalidRequest
+from pipeline.prompt import Prompt, read_prompts
+from pipeline.samplers import SAMPLERS, Table, table
+from server.errors import UnknownFormat
+from server.limits import Limits, checked_text, one_of, within
+from server.request import ImageRequest
+
+Size = tuple[int, int]  # width and height in pixels
+
+FORMATS = ("png", "jpeg", "webp")  # of picture files; the first is the default
+
+Value = TypeVar("Value")
+
+
+class LaneKey(NamedTuple):
+    """Tells lanes apart: pictures of one size, prompts of one length."""
+
+    width: int  # pixels
+    height: int
+    chunks: int  # of the prompt, each of the text encoder's length
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.chunks}"
+
+
+def engine_of(lane: LaneKey) -> str:
+    """Names a lane's engine in a sentence."""
+    return f"the engine for {lane.width}x{lane.height} and a prompt of {lane.chunks} chunks"
+
+
+def default_size(model: Model, sizes: list[Size]) -> Size:
+    """The model's own where it is served, else the first that is."""
+    own = model.spec.defaults.width, model.spec.defaults.height
+    return own if own in sizes else sizes[0]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for, checked and with the defaults filled in."""
+
+    size: Size
+    steps: int
+    guidance: float
+    sampler: str
+    seed: int  # of picture 0
+    images: int
+    format: str
+    preview_every: int
+    priority: int
+    table: Table
+    prompt: Prompt
+    negative: Prompt | None  # as many chunks as the prompt; None: unguided
+
+    @property
+    def lane(self) -> LaneKey:
+        width, height = self.size
+        return LaneKey(width, height, self.prompt.chunks)
+
+    @property
+    def rows(self) -> int:
+        """UNet rows a picture: two when guided."""
+        return 1 if self.negative is None else 2
+
+    def picture_seed(self, index: int) -> int:
+        return (self.seed + index) % 2**32
+
+    @classmethod
+    def of(cls, request: ImageRequest, model: Model, sizes: list[Size], limits: Limits) -> Wish:
+        """Check every field. Errors: InvalidRequest naming field, value and limit."""
+        default = model.spec.defaults
+        prompt = checked_text("prompt", request.prompt or "", limits.prompt_characters)
+        negative = checked_text("negative_prompt", request.negative_prompt or "", limits.prompt_characters)
+        width, height = default_size(model, sizes)
+        size = _or(request.width, width), _or(request.height, height)
+        if size not in sizes:
+            listed = ", ".join(f"{w}x{h}" for w, h in sizes)
+            raise InvalidRequest(f"width x height is {size[0]}x{size[1]}; the sizes served are {listed}")
+        # A spacing needs at least one training step for each interval.
+        most_steps = min(limits.steps, model.spec.schedule.train_steps - 1)
+        steps = within("steps", _or(request.steps, default.steps), 1, most_steps)
+        guidance = within("guidance", _or(request.guidance, default.guidance), 0.0, limits.guidance)
+        sampler = one_of("sampler", _or(request.sampler, default.sampler), list(SAMPLERS))
+        images = within("images", _or(request.images, 1), 1, limits.images)
+        format = _or(request.format, FORMATS[0])
+        if format not in FORMATS:
+            raise UnknownFormat(f"format is {format[:64]!r}; it must be one of {', '.join(FORMATS)}")
+        skip = within("clip_skip", request.clip_skip or 0, 0, model.spec.text.skips)
+        prompts = read_prompts(
+            model.tokenizer,
+            [prompt, negative] if guidance > 1 and not model.spec.unet.guidance_width else [prompt],
+            long=bool(request.long_prompt),
+            weighted=bool(request.prompt_weights),
+            skip=skip,
+        )
+        return cls(
+            size=size,
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
+            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+            images=images,
+            format=format,
+            preview_every=request.preview_every or 0,
+            priority=request.priority or 0,
+            table=table(model.spec.schedule, sampler, steps),
+            prompt=prompts[0],
+            negative=prompts[1] if len(prompts) == 2 else None,
+        )
+
+
+def _or(value: Value | None, default: Value) -> Value:
+    return default if value is None else value

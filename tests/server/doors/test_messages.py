@@ -1,0 +1,54 @@
+"""latentd.v1's messages and what the server knows, each into the other."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+
+from latentd.v1 import images_pb2 as pb
+from server.doors.messages import FORMATS, image_message, image_request
+from server.events import Image
+from server.request import ImageRequest
+from server.wish import FORMATS as WORDS
+from tests.support.jobs import idle_job, wish
+
+OPTIONAL = [field.name for field in pb.GenerateRequest.DESCRIPTOR.fields if field.has_presence]
+
+
+def test_a_request_has_every_field_of_the_message_and_no_other() -> None:
+    assert {*asdict(ImageRequest())} == {*pb.GenerateRequest.DESCRIPTOR.fields_by_name}
+
+
+def test_what_the_client_left_out_is_none() -> None:
+    request = image_request(pb.GenerateRequest())
+    assert len(OPTIONAL) == 7 and all(getattr(request, name) is None for name in OPTIONAL)
+    assert (request.model, request.format) == (None, None)
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_zero_that_the_client_sent_is_no_absence(name: str) -> None:
+    zero = "" if name == "sampler" else 0
+    assert getattr(image_request(pb.GenerateRequest(**{name: zero})), name) == zero
+
+
+def test_every_field_arrives() -> None:
+    fields = {
+        **{"model": "m", "prompt": "a cat", "negative_prompt": "blue", "width": 64, "height": 32, "steps": 7},
+        **{"guidance": 2.5, "sampler": "ddim", "seed": 2**32 - 1, "images": 3, "preview_every": 2, "priority": -4},
+        **{"long_prompt": True, "prompt_weights": True, "clip_skip": 1},
+    }
+    message = pb.GenerateRequest(format=pb.IMAGE_FORMAT_WEBP, **fields)  # type: ignore[arg-type]
+    assert asdict(image_request(message)) == {"format": "webp", **fields}
+
+
+def test_formats_are_words_inside_and_numbers_on_the_wire() -> None:
+    assert FORMATS.keys() == set(pb.ImageFormat.values()) and {*FORMATS.values()} == {None, *WORDS}
+    for number, word in FORMATS.items():
+        assert image_request(pb.GenerateRequest(format=number)).format == word
+    unknown = pb.GenerateRequest.FromString(pb.GenerateRequest(format=77).SerializeToString())  # type: ignore[arg-type]
+    assert image_request(unknown).format == "77"
+    job = idle_job(wish(seed=5))  # of png
+    assert image_message(Image(0, b"file", 5), job) == pb.Image(
+        data=b"file", format=pb.IMAGE_FORMAT_PNG, seed=5, index=0, width=8, height=8
+    )

@@ -24,9 +24,9 @@ def test_jobs_side_by_side_equal_those_made_alone(wired: Model, held: Held, mode
     with running(wired, ready=held.hold) as at_work:
         jobs = [at_work.submit(**APPLE), at_work.submit(**CAT)]
         held.release()
-        for job, asked in zip(jobs, (APPLE, CAT), strict=True):
-            assert isinstance(box_of(job).end(), Done)
-            np.testing.assert_array_equal(box_of(job).images[0], alone(model, **asked))
+        assert all(isinstance(box_of(job).end(), Done) for job in jobs)
+    for job, asked in zip(jobs, (APPLE, CAT), strict=True):  # when the device rests: it would share its engines
+        np.testing.assert_array_equal(box_of(job).images[0], alone(model, **asked))
     assert [0, 1, 2] in held.runs, "they did not share a step"
 
 
@@ -90,9 +90,9 @@ def test_a_seat_that_was_left_is_given_on_and_its_neighbour_notices_nothing(
         gone.cancel()
         held.release()
         box_of(gone).error()
-        for job, asked in ((stays, CAT), (follows, APPLE)):
-            assert isinstance(box_of(job).end(), Done)
-            np.testing.assert_array_equal(box_of(job).images[0], alone(model, **asked))
+        assert all(isinstance(box_of(job).end(), Done) for job in (stays, follows))
+    for job, asked in ((stays, CAT), (follows, APPLE)):
+        np.testing.assert_array_equal(box_of(job).images[0], alone(model, **asked))
 
 
 def test_a_job_cancelled_between_its_pictures_ends_once(wired: Model, held: Held) -> None:

@@ -55,7 +55,8 @@ ENGINES_OWN = {
 # fmt: off
 ROOMS = (
     "latentd", "pipeline", "kernels", "graphs", "model",
-    "engines.telemetry", "engines.errors", "engines.backend", "engines.machine", "engines.cache",
+    "engines.telemetry", "engines.errors", "engines.seat", "engines.backend", "engines.buffers", "engines.choice",
+     "engines.machine", "engines.cache",
     "engines.process", "engines.graphs",
     "engines.artifact", "engines.build", "engines.cpu", "engines.cuda", "engines.model", "engines.preview",
     "engines.generate",

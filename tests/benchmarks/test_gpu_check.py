@@ -130,7 +130,7 @@ def cases(check):
     yield Case("last", tell)
 def settle(check):
     if "illegal" in str(sys.exc_info()[1]): raise RuntimeError("CUDA error: poisoned")
-from benchmarks.gpu import child
+from benchmarks.gpu.frame import child
 from benchmarks.gpu.frame.report import Case
 section.cases, child._settle = cases, settle
 sys.exit(child.main(sys.argv[1:]))

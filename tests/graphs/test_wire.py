@@ -13,7 +13,7 @@ import pytest
 from export.committed import TESTS, committed, under_test
 from export.graph import OPSET
 from export.networks import NETWORKS
-from graphs import name_of, wire
+from graphs import name_of, ports, wire
 from model.weights import empty
 
 COMMITTED = committed()
@@ -40,9 +40,11 @@ def test_a_dot_tells_a_weight_from_an_input(path: Path) -> None:
     model = path.read_bytes()
     shapes = [(name, tuple(parameter.shape)) for name, parameter in net.named_parameters()]
     assert list(wire.weights(model).items()) == shapes
-    assert [(port.name, port.dtype) for port in wire.ports(model)] == [
-        (port.name, str(port.example.numpy().dtype)) for port in network.inputs(spec)
+    assert list(wire.ports(model)) == [
+        wire.Port(port.name, port.dtype, tuple(None if isinstance(side, str) else side for side in port.shape))
+        for port in ports.inputs(name, spec)
     ]
+    assert [value.name for value in onnx.load_from_string(model).graph.output] == ports.outputs(name, spec)
 
 
 def test_inputs_are_what_onnx_reads(path: Path) -> None:

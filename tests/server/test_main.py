@@ -187,6 +187,7 @@ def test_a_failed_device_ends_the_process(checkpoint: Checkpoint, tmp_path: Path
 COMPILING = """
 import sys
 from pathlib import Path
+from graphs import ports
 from server import app
 from server.__main__ import main
 
@@ -198,9 +199,9 @@ def load_slow(settings):
     def denoiser(width, height, rows, chunks=1):
         if chunks > 1:
             print("making", flush=True)
-            _, h, w = model.spec.latent_shape(width, height)
+            sides = ports.sides(model.spec, width, height, 1, chunks)
             while gate.exists():
-                model.backend._compiled("unet", model.backend._unet_shapes(h, w, chunks * model.spec.text.tokens))
+                model.backend._compiled("unet", ports.shapes("unet", model.spec, sides))
         return make(width, height, rows, chunks)
     model.backend.denoiser = denoiser
     return model

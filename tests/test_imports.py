@@ -60,7 +60,7 @@ ROOMS = (
     "engines.process", "engines.graphs",
     "engines.artifact", "engines.build", "engines.cpu", "engines.cuda", "engines.model", "engines.preview",
     "engines.generate",
-    "engines.tensorrt.api", "engines.tensorrt.types", "engines.tensorrt.plugins", "engines.tensorrt.build",
+    "engines.tensorrt.api", "engines.tensorrt.notes", "engines.tensorrt.types", "engines.tensorrt.plugins", "engines.tensorrt.build",
     "engines.tensorrt.serve",
     "engines.tensorrt.ladder", "engines.commands", "engines.__main__", "engines",
     "export",

@@ -83,7 +83,7 @@ lint: $(VENV)/.ruff
 
 # Types of torch and the others are read from what is installed.
 types: $(VENV)/.dev
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.ruff
 	$(BIN)/ruff check --fix .

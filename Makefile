@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Everything is installed in the versions of constraints.txt, but what stands beside them in a version of its own.
+LOCKED := $(PIP) --constraint constraints.txt
 # Variables given on make's command line become flags; those of the environment (LATENTD_<NAME>) are read by the
 # programs themselves.
 given = $(if $($(1)),--$(2) '$($(1))')
@@ -26,7 +28,7 @@ settings_given := $(if $(filter environment,$(origin HOST)),$(filter-out HOST,$(
 flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ a-z-)))
 
 .DEFAULT_GOAL := help
-.PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint format bench kernels \
+.PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint types format lock bench kernels \
     gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
@@ -55,7 +57,10 @@ help:
 	@echo "make gpu-wheels [WHEELS=.whl]        what some sections need besides, for a machine without network"
 	@echo "make trt-check [MODEL=dir]           what TensorRT's libraries make of our plugins, rung by rung (experimental)"
 	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
-	@echo "make lint | format | proto | clean   as they say"
+	@echo "make lint | format                   ruff alone, seconds on a fresh clone"
+	@echo "make types                           pyright: strict for the client, standard for the rest"
+	@echo "make lock                            constraints.txt anew: a version of everything that is installed"
+	@echo "make proto | clean                   as they say"
 
 demo: $(VENV)/.cpu
 	@$(BIN)/python -m demo
@@ -72,12 +77,15 @@ need-model:
 test: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 
-format: $(VENV)/.dev
+# Types of torch and the others are read from what is installed.
+types: $(VENV)/.dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -123,16 +131,21 @@ gpu-check:
 
 # For Python 3.12 on x86-64 Linux, whatever this machine is: what the sections `serving` and `peer` need beyond torch,
 # triton, numpy, safetensors, tokenizers, pillow, tqdm, prometheus-client and PyYAML.
-WHEELS_FOR_A_GPU := grpcio==1.85.1 grpcio-health-checking==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
-    googleapis-common-protos protobuf==7.36.2 diffusers==0.42.1 importlib-metadata
+WHEELS_FOR_A_GPU := grpcio grpcio-health-checking grpcio-reflection grpcio-status googleapis-common-protos protobuf \
+    diffusers importlib-metadata
 gpu-wheels:
 	$(PYTHON) -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-	    --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-	    --dest '$(or $(WHEELS),.whl)' $(WHEELS_FOR_A_GPU)
+	    --constraint constraints.txt --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+	    --platform manylinux2014_x86_64 --dest '$(or $(WHEELS),.whl)' $(WHEELS_FOR_A_GPU)
 
 # What a user with TensorRT's own libraries runs, on the machine's own Python; it ends in a log for an issue.
 trt-check:
 	@$(PYTHON) -m engines trt-check $(call given,MODEL,model)
+
+# The newest versions that fit pyproject.toml's pins, for every extra at once.
+lock:
+	@$(PYTHON) -m venv --clear .venv-lock
+	@.venv-lock/bin/python .ci/lock.py
 
 # With an older generator than the server's grpcio, so that the client's stubs run on all that its ranges admit.
 proto:
@@ -147,7 +160,7 @@ wheel: $(VENV)/.venv
 	@ls dist/*.whl
 
 clean:
-	rm -rf $(VENV) .venv-proto demo/out build dist
+	rm -rf $(VENV) .venv-proto .venv-lock demo/out build dist
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -155,29 +168,33 @@ $(VENV)/.venv:
 	@$(PYTHON) -m venv $(VENV) || { echo 'python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.cpu: pyproject.toml | $(VENV)/.venv
+$(VENV)/.ruff: constraints.txt | $(VENV)/.venv
+	@$(LOCKED) ruff
+	@touch $@
+
+$(VENV)/.cpu: pyproject.toml constraints.txt | $(VENV)/.venv
 	@echo 'installing the cpu extra into $(VENV) (no torch)'
-	@$(PIP) --editable '.[cpu]'
+	@$(LOCKED) --editable '.[cpu]'
 	@touch $@
 
 # PyTorch from its CPU index, when a user names it, spares gigabytes of CUDA on Linux.
-$(VENV)/.export: pyproject.toml | $(VENV)/.venv
+$(VENV)/.export: pyproject.toml constraints.txt | $(VENV)/.venv
 	@echo 'installing the export extra into $(VENV) (torch, onnx)'
-	@$(if $(TORCH_INDEX),$(PIP) torch==2.13.0 --index-url '$(TORCH_INDEX)')
-	@$(PIP) --editable '.[cpu,export]'
+	@$(if $(TORCH_INDEX),$(LOCKED) torch --index-url '$(TORCH_INDEX)')
+	@$(LOCKED) --editable '.[cpu,export]'
 	@touch $@
 
-$(VENV)/.rtx: pyproject.toml | $(VENV)/.venv
+$(VENV)/.rtx: pyproject.toml constraints.txt | $(VENV)/.venv
 	@echo 'installing the rtx extra into $(VENV) (TensorRT for RTX, with torch and onnx for the export)'
-	@$(if $(TORCH_INDEX),$(PIP) torch==2.13.0 --index-url '$(TORCH_INDEX)')
-	@$(PIP) --editable '.[cpu,export,kernels,rtx]'
+	@$(if $(TORCH_INDEX),$(LOCKED) torch --index-url '$(TORCH_INDEX)')
+	@$(LOCKED) --editable '.[cpu,export,kernels,rtx]'
 	@touch $@ $(VENV)/.cpu $(VENV)/.export
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/.venv
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.venv
 	@echo 'installing what developers and tests need into $(VENV)'
-	@$(if $(TORCH_INDEX),$(PIP) torch==2.13.0 --index-url '$(TORCH_INDEX)')
-	@$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/.cpu $(VENV)/.export $(VENV)/.rtx
+	@$(if $(TORCH_INDEX),$(LOCKED) torch --index-url '$(TORCH_INDEX)')
+	@$(LOCKED) --editable '.[dev]'
+	@touch $@ $(VENV)/.cpu $(VENV)/.export $(VENV)/.rtx $(VENV)/.ruff
 
 # The older compiler that the kernels support too (torch 2.11 brings it), beside the one that is installed.
 $(VENV)/.triton-3.6: | $(VENV)/.dev

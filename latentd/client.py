@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import Unpack
+from typing import Any, Unpack
 
 import grpc
 
@@ -27,7 +27,7 @@ class Client:
     def __init__(self, address: str | None = None) -> None:
         self.address = server_address(address)
         self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
-        self._stub = ImagesStub(self._channel)
+        self._stub: Any = ImagesStub(self._channel)
         self._closed = False
 
     def __enter__(self) -> Client:
@@ -97,7 +97,7 @@ class Client:
         finally:
             call.cancel()  # nothing to cancel after the last event
 
-    def _images(self) -> ImagesStub:
+    def _images(self) -> Any:
         if self._closed:
             raise closed_error()
         return self._stub

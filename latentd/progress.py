@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from tqdm import tqdm
 
@@ -62,7 +62,7 @@ class Bars:
         self._tallies = [Tally() for _ in prompts]
         self._watched = sys.stderr.isatty()
         self._each = self._watched and sys.stdout.isatty() and len(prompts) <= MOST_BARS
-        self._bars: dict[int, tqdm] = {}  # made at the first event: a server that refuses gets no bar
+        self._bars: dict[int, tqdm[NoReturn]] = {}  # made at the first event: a server that refuses gets no bar
 
     def event(self, request: int, event: Event) -> None:
         self._tallies[request].add(event)
@@ -81,7 +81,7 @@ class Bars:
         else:
             print(line, file=file, flush=True)
 
-    def _bar(self, n: int) -> tqdm:
+    def _bar(self, n: int) -> tqdm[NoReturn]:
         if n not in self._bars:
             text = title(self._prompts[n]) if self._each or len(self._prompts) == 1 else f"{len(self._prompts)} prompts"
             # Asked here, because tqdm takes a terminal that reports 0 rows or columns at its word and draws nothing.

@@ -70,7 +70,8 @@ def build_request(
     priority = _whole("priority", priority, -(2**31), 2**31 - 1)
     if guidance is not None:
         guidance = _number("guidance", guidance)
-    for name, flag in (("long_prompt", long_prompt), ("prompt_weights", prompt_weights)):
+    flags: dict[str, object] = {"long_prompt": long_prompt, "prompt_weights": prompt_weights}
+    for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is {flag!r}; it takes True or False")
     if format not in _FORMATS:
@@ -101,7 +102,7 @@ def check_timeout(timeout: float | None) -> float | None:
     return seconds
 
 
-def _check_text(name: str, text: str) -> None:
+def _check_text(name: str, text: object) -> None:
     if not isinstance(text, str):
         raise TypeError(f"{name} is {text!r}; it takes text")
     try:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from server.settings import Settings
 
@@ -80,3 +81,37 @@ def test_whatever_a_word_reads_is_in_the_lists() -> None:
         re.findall(r"[\[ ]([A-Z_]{3,})=", make("help").stdout)
     )
     assert len(read) > 15 and read <= known, read - known
+
+
+def installs(*arguments: str) -> list[str]:
+    """What a word would have pip install in a clone where nothing is installed, a line a call of pip."""
+    done = make(*arguments, "VENV=.venv-that-is-not-there")
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"-m pip install.*", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("demo",), ("onnx", "MODEL=a"), ("engines", "BACKEND=tensorrt_rtx"), ("test",), ("types",)]
+)
+def test_what_the_extras_bring_is_installed_in_the_locked_versions(arguments: tuple[str, ...]) -> None:
+    extras = [line for line in installs(*arguments) if "--editable" in line]
+    assert extras and all("--constraint constraints.txt" in line for line in extras)
+
+
+def test_lint_installs_ruff_alone() -> None:
+    (only,) = installs("lint")
+    assert only.endswith("--constraint constraints.txt ruff")
+
+
+def test_continuous_integration_runs_words_of_make_the_quick_ones_first() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert [line for line in lines if line.startswith("make")] == ["make lint", "make types", "make test"]
+
+
+def test_whoever_else_checks_calls_the_same_words() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = workflow["jobs"]["ci"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"] and os.access(ROOT / ".ci/run", os.X_OK)
+    assert all(re.search(r"@v\d+\.\d+\.\d+$", step["uses"]) for step in steps if "uses" in step), "pinned by version"
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [hook["entry"] for hook in repository["hooks"]] == ["make lint"]

@@ -56,8 +56,8 @@ class ShiftedNorm(nn.LayerNorm):
         self.weight, self.bias = norm.weight, norm.bias
         self.register_buffer("shift", shift)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x + self.shift)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input + self.shift)
 
 
 class ShiftedGroupNorm(nn.GroupNorm):
@@ -70,8 +70,8 @@ class ShiftedGroupNorm(nn.GroupNorm):
         self.weight, self.bias = norm.weight, norm.bias
         self.register_buffer("shift", shift)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x + self.shift[:, None, None])
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input + self.shift[:, None, None])
 
 
 @torch.no_grad()

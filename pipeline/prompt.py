@@ -25,7 +25,7 @@ _WHOLE = 8  # a word of fewer tokens is moved to the next chunk rather than spli
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the text encoder gets. All chunks have the encoder's length."""
+    """Holds what the text encoder gets for one text. All chunks have the encoder's length."""
 
     ids: NDArray[np.int64]  # [chunks, tokens]
     weights: NDArray[np.float32]  # [chunks, tokens]; 1 where nothing was asked for
@@ -41,7 +41,7 @@ class Prompt:
 def read_prompts(
     tokenizer: ClipTokenizer, texts: Sequence[str], *, long: bool = False, weighted: bool = False, skip: int = 0
 ) -> list[Prompt]:
-    """The texts of one request, padded with empty chunks to equal lengths. Errors: InvalidRequest for a weight."""
+    """Read the texts of one request, padded with empty chunks to equal lengths. Errors: InvalidRequest for a weight."""
     prompts = [_read(tokenizer, text, long, weighted, skip) for text in texts]
     most = max(prompt.chunks for prompt in prompts)
     return [_padded(prompt, most) for prompt in prompts]
@@ -49,15 +49,15 @@ def read_prompts(
 
 def _read(tokenizer: ClipTokenizer, text: str, long: bool, weighted: bool, skip: int) -> Prompt:
     pieces = weights_of(text) if weighted else [(text, 1.0)]
-    room = tokenizer.room
+    capacity = tokenizer.capacity
     if not long:
         tokens = [(token, weight) for piece, weight in pieces for token in tokenizer.words(piece)]
-        chunks = [tokens[:room]]
-        cut = len(tokens) > room
+        chunks = [tokens[:capacity]]
+        cut = len(tokens) > capacity
     else:
         # White space parts words for the tokenizer too, so tokens are those of the whole piece.
         words = [[(t, weight) for t in tokenizer.words(word)] for piece, weight in pieces for word in piece.split()]
-        chunks = _chunks(words, room)
+        chunks = _chunks(words, capacity)
         cut = len(chunks) > MOST_CHUNKS
     chunks = chunks[:MOST_CHUNKS]
     ids = np.stack([tokenizer.framed([token for token, _ in chunk]) for chunk in chunks])
@@ -67,15 +67,15 @@ def _read(tokenizer: ClipTokenizer, text: str, long: bool, weighted: bool, skip:
     return Prompt(ids, weights, tokenizer.framed([]), skip, cut)
 
 
-def _chunks(words: list[list[tuple[int, float]]], room: int) -> list[list[tuple[int, float]]]:
+def _chunks(words: list[list[tuple[int, float]]], capacity: int) -> list[list[tuple[int, float]]]:
     chunks: list[list[tuple[int, float]]] = [[]]
     for word in words:
-        if len(word) > room - len(chunks[-1]) and len(word) < _WHOLE and chunks[-1]:
+        if len(word) > capacity - len(chunks[-1]) and len(word) < _WHOLE and chunks[-1]:
             chunks.append([])
         while word:
-            if len(chunks[-1]) == room:
+            if len(chunks[-1]) == capacity:
                 chunks.append([])
-            free = room - len(chunks[-1])
+            free = capacity - len(chunks[-1])
             chunks[-1] += word[:free]
             word = word[free:]
     return chunks

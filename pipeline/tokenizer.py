@@ -89,23 +89,23 @@ class ClipTokenizer:
                 )
 
     @property
-    def room(self) -> int:
-        """Tokens that a text may have, the two marks excluded."""
+    def capacity(self) -> int:
+        """Return how many tokens a text may have, the two marks excluded."""
         return self._length - 2
 
     def encode(self, text: str) -> Tokens:
-        """Start mark, the text's first `room` tokens, end mark, padding: int64 [tokens]."""
+        """Encode a text: start mark, its first `capacity` tokens, end mark, padding; int64 [tokens]."""
         words = self.words(text)
-        return Tokens(self.framed(words[: self.room]), cut=len(words) > self.room)
+        return Tokens(self.framed(words[: self.capacity]), cut=len(words) > self.capacity)
 
     def words(self, text: str) -> list[int]:
-        """The text's tokens, as many as it has, without marks."""
+        """Return the text's tokens, as many as it has, without marks."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [one for token in ids for one in (token, *self._further.get(token, ()))] if self._further else ids
 
     def framed(self, words: list[int]) -> NDArray[np.int64]:
-        """At most `room` tokens between start and end mark, then padding: int64 [tokens]."""
-        assert len(words) <= self.room
+        """Frame at most `capacity` tokens: start mark, the tokens, end mark, padding; int64 [tokens]."""
+        assert len(words) <= self.capacity
         ids = np.full(self._length, self._pad, np.int64)
         marked = [self._bos, *words, self._eos]
         ids[: len(marked)] = marked

@@ -10,7 +10,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m server") -> int:
-    """Serve as `argv` says, else the program's own arguments; the exit status. `prog`: what the user called it."""
+    """Serve as `argv` says, else the process's arguments; returns the exit status. `prog`: what the user called it."""
     try:
         import asyncio
         import logging

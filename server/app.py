@@ -31,7 +31,7 @@ log = logging.getLogger("latentd.server")
 
 
 class Server:
-    """One model behind its doors. In order: `open`, `load`, `serving`, `close`."""
+    """Serves one model through its doors. The order of calls is `open`, `load`, `serving`, `close`."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -45,7 +45,7 @@ class Server:
         self.grpc_port = self.metrics_port = 0
 
     async def open(self) -> None:
-        """Bind, and answer health with NOT_SERVING: a taken port is told before the seconds of a load."""
+        """Bind, and answer health with NOT_SERVING: a taken port is an error before the seconds that a load takes."""
         settings = self.settings
         self.grpc_port = self._door.open(settings.host, settings.grpc_port)
         self.metrics_port = self.metrics.serve(settings.host, settings.metrics_port)
@@ -54,7 +54,7 @@ class Server:
             log.warning("listening on %s without authentication: anyone who reaches it may use it", settings.host)
 
     async def load(self, make: Callable[[Settings], Model]) -> None:
-        """Engines, buffers, one warm step of each size; then SERVING."""
+        """Load the model and make its lanes: engines, buffers, one warm step of each size. Then health says SERVING."""
         start, settings = time.monotonic(), self.settings
         loop = asyncio.get_running_loop()
         died = functools.partial(loop.call_soon_threadsafe, self._died.set)
@@ -77,22 +77,22 @@ class Server:
 
     @property
     def failed(self) -> bool:
-        """See Device.failed."""
+        """Return whether the device has failed (see Device.failed)."""
         return self.service.device is not None and self.service.device.failed
 
     @property
     def makes_lane(self) -> bool:
-        """See Device.makes_lane."""
+        """Return whether a lane is being made (see Device.makes_lane)."""
         return self.service.device is not None and self.service.device.makes_lane
 
     async def died(self) -> None:
-        """Returns when the device has failed; health says NOT_SERVING from then on."""
+        """Wait until the device fails; health says NOT_SERVING from then on."""
         await self._died.wait()
         self.service.draining = True
         await self._door.not_serving()
 
     async def close(self, grace: float) -> None:
-        """No new requests; those that run have `grace` seconds, then they are cancelled."""
+        """Take no new requests; those that run have `grace` seconds, then they are cancelled."""
         self.service.draining = True
         await self._door.not_serving()
         await self._door.close(grace)

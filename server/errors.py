@@ -1,6 +1,6 @@
-"""What a request can be refused or failed with. Each carries its gRPC code; one place maps them (doors)."""
+"""The errors that a request is refused or fails with. Each carries its gRPC code; one place maps them (doors)."""
 
-# ruff: noqa: N818 - they are named for what the client is told
+# ruff: noqa: N818 - they are named for what has happened to the client's request
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TooLate(LatentdError):
 
 
 class NotServing(LatentdError):
-    """Starting, draining, or the device has failed: another server may answer."""
+    """The server is starting or draining, or its device has failed: another server may answer."""
 
     code = "UNAVAILABLE"
 
@@ -38,7 +38,7 @@ class UnknownModel(LatentdError):
 
 
 class UnknownFormat(InvalidRequest):
-    """No picture file is of this format. A door that does not name formats by words says it in its own."""
+    """No picture file is of this format. A door that does not name formats by words raises a sentence of its own."""
 
 
 class PictureFailed(LatentdError):

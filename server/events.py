@@ -1,4 +1,4 @@
-"""What happens to a job, as plain data: the same for every door."""
+"""The events of a job, as plain data: the same for every door."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Image:
 
 @dataclass
 class Timings:
-    """Milliseconds; of several pictures the longest queue, the sum of the rest."""
+    """Says where a job's time went, in milliseconds: of several pictures the longest queue, the sum of the rest."""
 
     queue_ms: float = 0.0
     encode_ms: float = 0.0

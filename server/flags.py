@@ -72,7 +72,7 @@ def read_flags(argv: Sequence[str], settings: Sequence[tuple[str, str, str]], pr
 
 
 def flag(name: str) -> str:
-    """`grpc_port` as it is written on the command line."""
+    """Return a setting's flag as it is written on the command line: `grpc_port` is --grpc-port."""
     return "--" + name.replace("_", "-")
 
 

@@ -14,7 +14,7 @@ from server.wish import Wish
 
 @dataclass(eq=False)
 class Job:
-    """A wish on its way. Written by the device thread and its pool; `cancelled` may be set by any thread."""
+    """Holds a wish on its way. The device thread and its pool write it; `cancelled` may be set by any thread."""
 
     id: str
     wish: Wish
@@ -22,12 +22,12 @@ class Job:
     arrived: float  # monotonic seconds
     deadline: float | None = None  # monotonic seconds
     cancelled: bool = False
-    wake: Callable[[], object] = field(default=lambda: None, repr=False)  # whoever sleeps while the job waits
+    wake: Callable[[], object] = field(default=lambda: None, repr=False)  # wakes the device thread: see cancel
     left: int = field(init=False)  # pictures neither delivered nor failed
     timings: Timings = field(default_factory=Timings)
     failures: list[PictureFailed] = field(default_factory=list)
     previewed: bool = False
-    over: bool = False  # Done or Failed has been told; nobody reads what comes after it
+    over: bool = False  # Done or Failed has been posted; nobody reads what comes after it
     # Guards what the device thread and the pool's threads both write: the ends of pictures, previews, decode_ms.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -35,7 +35,7 @@ class Job:
         self.left = self.wish.images
 
     def cancel(self) -> None:
-        """The job leaves after the step that is under way; at once where none is."""
+        """Cancel the job: it leaves after the step that is under way, at once where none is."""
         self.cancelled = True
         self.wake()
 
@@ -45,14 +45,14 @@ class Job:
 
 @dataclass(eq=False)
 class Picture:
-    """One picture of a job: what waits for a seat and then has it."""
+    """Holds one picture of a job: it waits for a seat, and then sits in it."""
 
     job: Job
     index: int
     reached: int = 0  # evaluations done
     seated_at: float = 0.0
     previews_under_way: int = 0
-    previewed: int = 0  # the step of the last preview that was told
+    previewed: int = 0  # the step of the last preview that was posted
     settled: bool = False  # delivered or failed
 
     @property

@@ -21,10 +21,10 @@ class Limits:
 
 
 def within(field: str, value: Number, least: Number, most: Number) -> Number:
-    """`value`, or InvalidRequest naming field, value and limit. NaN is outside everything."""
+    """Return `value`, or raise InvalidRequest naming field, value and limit. NaN is outside everything."""
     if math.isnan(value) or not least <= value <= most:
-        told = f"{value:g}" if isinstance(value, float) else value
-        raise InvalidRequest(f"{field} is {told}; it must be {least:g} to {most:g}")
+        shown = f"{value:g}" if isinstance(value, float) else value
+        raise InvalidRequest(f"{field} is {shown}; it must be {least:g} to {most:g}")
     return value
 
 

@@ -32,7 +32,7 @@ class _Json(logging.Formatter):
 
 
 def start_logging(format: str) -> None:
-    """`format`: "text" or "json"."""
+    """Log to stderr from now on, in `format`: "text" or "json"."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if format == "json" else _Text())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -19,7 +19,7 @@ _STEP_SECONDS = 0.1
 
 
 class Mailbox:
-    """Posted to from any thread, read by one task of `loop`."""
+    """Holds a job's events until they are read: posted to from any thread, read by one task of `loop`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -47,7 +47,7 @@ class Mailbox:
                 self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def take(self) -> list[Event]:
-        """All events that have come since the last call; waits for one. The last one ever is Done or Failed."""
+        """Take all events that have come since the last call; waits for one. The last one ever is Done or Failed."""
         await self._arrived.wait()
         with self._lock:
             events = list(self._events.values())

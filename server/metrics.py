@@ -23,7 +23,7 @@ _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 
 
 class Metrics:
-    """One registry a server, so that two in one process (a test) do not collide."""
+    """Holds one server's metrics, in a registry of its own: two servers in one process (a test) do not collide."""
 
     def __init__(self, model_id: str) -> None:
         disable_created_metrics()  # a second series a metric, which nobody asks for
@@ -67,7 +67,7 @@ class Metrics:
         return self._server.server_port
 
     def close(self) -> None:
-        """Takes up to half a second: the standard library's server looks only so often."""
+        """Stop answering scrapes. Takes up to half a second: the standard library's server looks only so often."""
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._server.server_close()

@@ -1,4 +1,4 @@
-"""A request for images in no door's words."""
+"""A request for images, in words that are no particular door's."""
 
 from __future__ import annotations
 

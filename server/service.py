@@ -1,4 +1,4 @@
-"""What every door does with a request: the same checks, the same errors, the same events."""
+"""The service does for every door what each does with a request: the same checks, the same errors, the same events."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ log = logging.getLogger("latentd.request")
 
 @dataclass(frozen=True)
 class Accepted:
-    """A job that was let in."""
+    """Holds a job that was let in."""
 
     job: Job
     ahead: int  # pictures that wait before it
 
 
 class Service:
-    """One model behind any number of doors. `device` is None until it is loaded."""
+    """Serves one model to any number of doors. `device` is None until it is loaded."""
 
     def __init__(self, model_id: str, limits: Limits, metrics: Metrics) -> None:
         self.model_id = model_id
@@ -41,7 +41,7 @@ class Service:
         self.draining = False
 
     def ready(self) -> Device:
-        """Errors: NotServing."""
+        """Return the device that serves. Errors: NotServing while it loads or the server drains."""
         if self.device is None:
             raise NotServing(f"model {self.model_id} is loading; health says SERVING when it is done")
         if self.draining:
@@ -73,7 +73,10 @@ class Service:
                 log.error("previews cannot be made%s", f": {error}" if known else "", exc_info=not known)
 
     async def events(self, job: Job) -> AsyncIterator[Event]:
-        """A job's events up to Done. Errors: what the job failed with. However it ends, the job is not left running."""
+        """Yield a job's events up to Done, and leave the job not running, however that ends.
+
+        Errors: those that the job failed with.
+        """
         try:
             while True:
                 for event in await job.mailbox.take():
@@ -90,10 +93,10 @@ class Service:
         took = time.monotonic() - started
         self.metrics.request(door, code)
         self.metrics.request_seconds.observe(took)
-        told = ""
+        details = ""
         if job is not None:
             wish, timings = job.wish, job.timings
-            told = (
+            details = (
                 f" size={wish.size[0]}x{wish.size[1]} images={wish.images} steps={wish.steps}"
                 f" guidance={wish.guidance:g} sampler={wish.sampler} seed={wish.seed}"
                 f" queue_ms={timings.queue_ms:.0f} denoise_ms={timings.denoise_ms:.0f}"
@@ -106,14 +109,14 @@ class Service:
             door,
             code,
             1e3 * took,
-            told,
+            details,
             f" reason={reason!r}" if reason else "",
             extra={"request": request_id},
         )
 
 
 async def collect(events: AsyncIterator[Event]) -> tuple[list[Image], Done]:
-    """All pictures of a job, in the order of their indices."""
+    """Wait for all pictures of a job; returns them in the order of their indices, and the event of its end."""
     pictures: list[Image] = []
     async for event in events:
         if isinstance(event, Image):

@@ -23,14 +23,14 @@ from server.flags import flag, read_flags
 
 
 class SettingsError(LatentdError):
-    """A setting that cannot be read; the message names where it came from, its value and what is taken."""
+    """A setting cannot be read; the message names where it came from, its value and what is taken."""
 
     code = "INVALID_ARGUMENT"
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How one setting is read, and what its help says."""
+    """Says how one setting is read, and what its help says."""
 
     parse: Callable[[str], Any]
     takes: str
@@ -61,7 +61,7 @@ def _sizes(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _most(number: tuple[Callable[[str], Any], str]) -> tuple[Callable[[str], Any], str]:
-    """The largest of a list, for a variable that another program reads as a list."""
+    """Read the largest number of a list, for a variable that another program reads as a list."""
     parse, takes = number
     return lambda text: max(parse(part) for part in text.split(",")), takes + ", or several as 1,2: the largest counts"
 
@@ -139,7 +139,10 @@ class Settings:
 def read_settings(
     argv: list[str], environment: Mapping[str, str] = os.environ, prog: str = "python -m server"
 ) -> Settings:
-    """Errors: SettingsError; SystemExit for --help, --version and flags that do not exist. `prog`: for their words."""
+    """Read the settings from `argv`, the environment and the YAML file. `prog`: the program's name in --help.
+
+    Errors: SettingsError; SystemExit for --help, --version and flags that do not exist.
+    """
     fields = dataclasses.fields(Settings)
     flags = read_flags(argv, [(f.name, f.metadata["kind"].takes, _help(f)) for f in fields], prog)
     file = flags.pop("config") or environment.get("LATENTD_CONFIG")

@@ -33,19 +33,19 @@ class LaneKey(NamedTuple):
 
 
 def engine_of(lane: LaneKey) -> str:
-    """Names a lane's engine in a sentence."""
+    """Name a lane's engine in a sentence."""
     return f"the engine for {lane.width}x{lane.height} and a prompt of {lane.chunks} chunks"
 
 
 def default_size(model: Model, sizes: list[Size]) -> Size:
-    """The model's own where it is served, else the first that is."""
-    own = model.spec.defaults.width, model.spec.defaults.height
-    return own if own in sizes else sizes[0]
+    """Return the model's default size where it is served, else the first size that is."""
+    default = model.spec.defaults.width, model.spec.defaults.height
+    return default if default in sizes else sizes[0]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What was asked for, checked and with the defaults filled in."""
+    """Holds a request that was checked, with the defaults filled in."""
 
     size: Size
     steps: int
@@ -67,7 +67,7 @@ class Wish:
 
     @property
     def rows(self) -> int:
-        """UNet rows a picture: two when guided."""
+        """Return a picture's UNet rows: two when guided."""
         return 1 if self.negative is None else 2
 
     def picture_seed(self, index: int) -> int:

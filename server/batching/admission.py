@@ -1,4 +1,4 @@
-"""Who is let in. A request that cannot be done in time is refused now, not after the work is done."""
+"""Admission to the queue: a request that cannot be done in time is refused now, not after the work is done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.wish import LaneKey, Wish, engine_of
 
 @dataclass(frozen=True)
 class Admission:
-    """The queue's bounds."""
+    """Bounds the queue: how many requests may wait, and for how many seconds at most."""
 
     queue_jobs: int = 256
     queue_seconds: float = 60.0
@@ -26,8 +26,9 @@ class Admission:
         deadline: float | None,
         making: Making | None = None,
     ) -> None:
-        """Errors: Busy (with when to ask again), NotMade or TooLate; nothing when the job may join.
+        """Refuse a request that the queue has no place for, or that cannot meet its deadline.
 
+        Errors: Busy (with when to ask again), NotMade or TooLate; nothing is raised when the job may join.
         A lane that is being made is no queue: it counts against the deadline alone.
         """
         if deadline is not None and deadline <= now:
@@ -37,7 +38,7 @@ class Admission:
             soon = forecast(batcher, wish, row_seconds, making).wait / 2
             raise Busy(f"{waiting} requests are waiting; at most {self.queue_jobs} may", max(1.0, soon))
         expected = forecast(batcher, wish, row_seconds, making)
-        if (queued := expected.wait - expected.made) > self.queue_seconds:
+        if (queued := expected.wait - expected.lane_ready) > self.queue_seconds:
             raise Busy(
                 f"a seat would be free in about {expected.wait:.0f} s; at most {self.queue_seconds:g} s are waited",
                 queued - self.queue_seconds,
@@ -47,9 +48,9 @@ class Admission:
             left = deadline - now
             if alone > left:
                 raise TooLate(f"the request takes about {alone:.2f} s by itself; its deadline is in {left:.2f} s")
-            if expected.made + alone > left:
+            if expected.lane_ready + alone > left:
                 raise NotMade(
-                    f"{engine_of(wish.lane)} is being made, for about {expected.made:.0f} s more; the request's "
+                    f"{engine_of(wish.lane)} is being made, for about {expected.lane_ready:.0f} s more; the request's "
                     f"deadline is in {left:.2f} s",
                     expected.finish - left,
                 )

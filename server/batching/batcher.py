@@ -1,4 +1,4 @@
-"""Who waits and who sits in which seat. No thread, no clock, no device: time comes in as numbers."""
+"""The batcher knows who waits and who sits in which seat. It has no thread, clock or device: times are arguments."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from server.wish import LaneKey
 
 
 class Lane:
-    """The seats of one lane, and how much step time they have had. Nobody sits before the lane is made."""
+    """Holds the seats of one lane, and how much step time they have had. Nobody sits before the lane is ready."""
 
-    def __init__(self, seats: int, *, made: bool) -> None:
-        self.made = made
+    def __init__(self, seats: int, *, ready: bool) -> None:
+        self.ready = ready  # it is made: its engine and its buffers are there
         self.wanted = False  # by somebody who could not wait for it
         self.tenants: list[Picture | None] = [None] * seats
         self.spent = 0.0  # seconds of steps: lanes take turns by it
@@ -25,14 +25,14 @@ class Lane:
 
 
 class Batcher:
-    """Higher priorities are seated first; equal ones in order of arrival; a lane's queue is its own.
+    """Seats pictures: higher priorities first, equal ones in order of arrival. No lane's queue holds up another's.
 
-    `lanes` are made; those that `open` adds are not.
+    `lanes` are ready (made already); those that `open` adds are not.
     """
 
     def __init__(self, lanes: Iterable[LaneKey], seats: int) -> None:
         self._seats = seats
-        self.lanes = {key: Lane(seats, made=True) for key in lanes}
+        self.lanes = {key: Lane(seats, ready=True) for key in lanes}
         self._queue: list[tuple[int, int, Picture]] = []  # sorted: minus priority, arrival
         self._arrivals = itertools.count()
 
@@ -40,7 +40,7 @@ class Batcher:
         """Add a lane with empty seats; False when there is one already."""
         new = key not in self.lanes
         if new:
-            self.lanes[key] = Lane(self._seats, made=False)
+            self.lanes[key] = Lane(self._seats, ready=False)
         return new
 
     def add(self, job: Job) -> None:
@@ -49,7 +49,7 @@ class Batcher:
 
     @property
     def waiting(self) -> list[Picture]:
-        """In the order in which they will be seated."""
+        """List the pictures that wait, in the order in which they will be seated."""
         return [picture for _, _, picture in self._queue]
 
     @property
@@ -58,25 +58,28 @@ class Batcher:
 
     @property
     def idle(self) -> bool:
-        """Nobody sits, and nobody who waits could: their lanes are yet to be made."""
+        """Return whether nobody sits, and nobody who waits could: their lanes are yet to be made."""
         return not any(lane.live for lane in self.lanes.values()) and not any(
-            self.lanes[picture.job.wish.lane].made for _, _, picture in self._queue
+            self.lanes[picture.job.wish.lane].ready for _, _, picture in self._queue
         )
 
     @property
     def unmade(self) -> LaneKey | None:
-        """The lane to be made next: that of the first of the queue who waits for one, then those that were wanted."""
+        """Return the lane to make next: that of the first in the queue who waits for one, then those that were wanted.
+
+        None where every lane that anybody waits for, or wanted, is ready.
+        """
         queued = (picture.job.wish.lane for _, _, picture in self._queue)
         wanted = (key for key, lane in self.lanes.items() if lane.wanted)
-        return next((key for key in itertools.chain(queued, wanted) if not self.lanes[key].made), None)
+        return next((key for key in itertools.chain(queued, wanted) if not self.lanes[key].ready), None)
 
     @property
     def rows_live(self) -> int:
-        """UNet rows of all who sit."""
+        """Count the UNet rows of all who sit."""
         return sum(tenant.job.wish.rows for lane in self.lanes.values() for tenant in lane.tenants if tenant)
 
     def ahead_of(self, priority: int) -> int:
-        """Pictures that would be seated before a new job of this priority."""
+        """Count the pictures that would be seated before a new job of this priority."""
         return sum(1 for negated, _, _ in self._queue if -negated >= priority)
 
     def drop(self, gone: Iterable[Job]) -> list[tuple[LaneKey, int]]:
@@ -93,13 +96,18 @@ class Batcher:
         return left
 
     def seat_next(self) -> tuple[LaneKey, int, Picture] | None:
-        """Give the first of the queue whose lane is made and has a free seat that seat."""
+        """Give a free seat to the first in the queue whose lane is ready and has one; returns lane, seat and picture.
+
+        None where nobody can be seated.
+        """
         for place, (_, _, picture) in enumerate(self._queue):
             key = picture.job.wish.lane
             lane = self.lanes[key]
-            if lane.made and None in lane.tenants:
+            if lane.ready and None in lane.tenants:
                 seat = lane.tenants.index(None)
-                if not lane.live:  # a lane that slept does not get the past back
+                # Lanes take turns by the step time that they have had. One that was empty for a while has had little,
+                # and would now step alone until it caught up; so it starts level with the least of those that step.
+                if not lane.live:
                     lane.spent = max(lane.spent, min((x.spent for x in self.lanes.values() if x.live), default=0.0))
                 lane.tenants[seat] = picture
                 del self._queue[place]
@@ -110,6 +118,6 @@ class Batcher:
         self.lanes[key].tenants[seat] = None
 
     def next_lane(self) -> LaneKey | None:
-        """The lane with live seats that has had the least step time."""
+        """Return the lane with live seats that has had the least step time; None where nobody sits."""
         live = [key for key, lane in self.lanes.items() if lane.live]
         return min(live, key=lambda key: self.lanes[key].spent, default=None)

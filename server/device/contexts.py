@@ -16,7 +16,7 @@ _KEPT = 128  # chunks: 30 MB at 77 tokens of width 768
 
 
 class Contexts:
-    """Used by the device thread."""
+    """Encodes prompts, and remembers the latest. Used by the device thread."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

@@ -16,7 +16,7 @@ _AT_ONCE = 2  # the second's kernels follow the first's without a gap, and a thi
 
 
 class Decoding:
-    """Used by the device thread."""
+    """Decodes finished pictures, two at once at most. Used by the device thread."""
 
     def __init__(self, backend: Backend, delivery: Delivery, metrics: Metrics) -> None:
         self._backend, self._delivery, self._metrics = backend, delivery, metrics
@@ -25,7 +25,7 @@ class Decoding:
 
     @property
     def pictures(self) -> list[Picture]:
-        """All that have not been delivered."""
+        """List the pictures that have not been delivered."""
         return [entry[0] for entry in (*self._waiting, *self._begun)]
 
     @property
@@ -34,14 +34,14 @@ class Decoding:
 
     @property
     def at_work(self) -> bool:
-        """Is one begun, and may be ready at any moment?"""
+        """Return whether the decoding of a picture is begun: it may be ready at any moment."""
         return bool(self._begun)
 
     def add(self, picture: Picture, latents: Pending[F32]) -> None:
         self._waiting.append((picture, latents))
 
     def next(self) -> tuple[Picture, Pending[F32]]:
-        """Take the first that waits; `may_begin` says that one does."""
+        """Take the first picture that waits; `may_begin` says that one does."""
         return self._waiting.popleft()
 
     def begin(self, picture: Picture, latents: Pending[F32]) -> None:
@@ -50,7 +50,10 @@ class Decoding:
         self._begun.append((picture, self._backend.picture(latents), start))
 
     def deliver(self) -> int:
-        """Those that are done; returns how many. What is not a number fails alone. Errors: DeviceError."""
+        """Deliver the pictures that are decoded; returns how many. One that is not a number fails alone.
+
+        Errors: DeviceError.
+        """
         count = 0
         while self._begun and self._begun[0][1].ready():
             picture, pending, start = self._begun.popleft()

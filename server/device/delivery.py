@@ -24,7 +24,10 @@ log = logging.getLogger("latentd.delivery")
 
 
 class Delivery:
-    """`ended` is called with each job, before its client is told."""
+    """Writes pictures and previews in a thread pool, and posts them to their clients.
+
+    `ended` is called with each job at its end, before its client hears of it.
+    """
 
     def __init__(self, workers: int, preview: PreviewMap, metrics: Metrics, ended: Callable[[Job], object]) -> None:
         self._map = preview
@@ -33,17 +36,17 @@ class Delivery:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
 
     def picture(self, picture: Picture, pixels: NDArray[np.uint8], start: float) -> None:
-        """Pixels [H, W, 3] to a file, and on its way. Its decoding began at `start`, monotonic seconds."""
+        """Write pixels [H, W, 3] to a file and post it. Its decoding began at `start`, monotonic seconds."""
         self._pool.submit(self._write, picture, pixels, start)
 
     def preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
-        """x0 [C, h, w] to colours, and on its way; the pool waits for it."""
+        """Turn a prediction, x0 [C, h, w], into a preview and post it; the pool waits for the prediction."""
         with picture.job.lock:
             picture.previews_under_way += 1
         self._pool.submit(self._preview, picture, step, prediction)
 
     def settle(self, picture: Picture, outcome: Image | PictureFailed) -> None:
-        """A picture is delivered or failed; the last one ends its job."""
+        """Note that a picture is delivered or has failed; a job's last picture ends the job."""
         job = picture.job
         with job.lock:
             picture.settled = True
@@ -58,7 +61,7 @@ class Delivery:
             self.end(job, PictureFailed("; ".join(map(str, job.failures))) if job.failures else None)
 
     def end(self, job: Job, error: LatentdError | None) -> None:
-        """The first end of a job is the one that its client is told."""
+        """End a job: its client hears of the first end only, later ones change nothing."""
         with job.lock:
             first, job.over = not job.over, True
         if first:
@@ -66,7 +69,7 @@ class Delivery:
             job.mailbox.post(Failed(error) if error else Done(job.timings))
 
     def close(self) -> None:
-        """Returns when all that was handed in has been delivered. May be called twice."""
+        """Wait until all that was handed in has been delivered. May be called twice."""
         self._pool.shutdown(wait=True)
 
     def _write(self, picture: Picture, pixels: NDArray[np.uint8], start: float) -> None:

@@ -43,12 +43,12 @@ class Jobs:
             self._jobs.discard(job)
 
     def gone(self, now: float) -> list[Job]:
-        """List those that are cancelled, or expired at `now`, monotonic seconds."""
+        """List the jobs that are cancelled, or expired at `now`, monotonic seconds."""
         with self.changed:
             return [job for job in self._jobs if job.cancelled or job.expired(now)]
 
     def leave(self, jobs: Iterable[Job]) -> list[tuple[LaneKey, int]]:
-        """Take these out of the queue and out of their seats; returns the seats that they left."""
+        """Take these jobs out of the queue and out of their seats; returns the seats that they left."""
         with self.changed:
             seats = self.batcher.drop(jobs)
             self._count()
@@ -85,7 +85,7 @@ class Jobs:
         """
         with self.changed:
             lane = self.batcher.lanes[key]
-            lane.made, lane.wanted = ready, False
+            lane.ready, lane.wanted = ready, False
             return [] if ready else [job for job in self._jobs if job.wish.lane == key]
 
     def _count(self) -> None:

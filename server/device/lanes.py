@@ -28,10 +28,13 @@ log = logging.getLogger("latentd.lanes")
 
 
 class Lanes:
-    """Used by the device thread, and before it starts by whoever makes the device."""
+    """Holds the lanes' steppers and makes them. Used by the device thread, and before it starts by its maker."""
 
     def __init__(self, model: Model, seats: int, steps: int, metrics: Metrics, ended: Callable[[], object]) -> None:
-        """`seats` of a lane, `steps` of the longest job. `ended` is called, by any thread, when `end` has something."""
+        """Begin without lanes. `seats` of a lane, `steps` of the longest job.
+
+        `ended` is called, by any thread, when the making of a lane is over and `end` says how it went.
+        """
         self._model, self._seats, self._steps = model, seats, steps
         self._metrics = metrics
         self._ended = ended
@@ -55,7 +58,7 @@ class Lanes:
         Returns seconds a row, as the backend knows them, or measured on the second of two steps of two rows; the first
         one warms the engine up. A large model on a CPU is SERVING 8 s earlier for what it need not run again.
         """
-        self._keep(lane, self._made(lane))
+        self._keep(lane, self._make(lane))
         backend, stepper, spec = self._model.backend, self._steppers[lane], self._model.spec
         if (known := backend.row_seconds(lane.width, lane.height, lane.chunks)) is not None:
             return known
@@ -81,26 +84,26 @@ class Lanes:
         self._expected.setdefault(lane, self._quickest or 0.0)
 
     def making(self, now: float) -> Making:
-        """What is known of those that are not made. Called by any thread."""
+        """Return what is known of the lanes that are not ready. Called by any thread."""
         return Making(self._expected, self._making, now - self._begun)
 
     @property
     def free(self) -> bool:
-        """May a lane be begun?"""
+        """Return whether a lane may be begun: no other is being made."""
         return self._making is None
 
     @property
     def over(self) -> bool:
-        """Has `end` something?"""
+        """Return whether the making of a lane is over, so that `end` has something to return."""
         return self._end is not None
 
     @property
     def at_work(self) -> bool:
-        """Is the other thread making one, for whomever?"""
+        """Return whether the other thread is making a lane, no matter who waits for it."""
         return self._thread is not None and self._thread.is_alive()
 
     def begin(self, lane: LaneKey) -> None:
-        """Make a lane: beside the caller, or by it where the backend wants that. How it went, `end` tells."""
+        """Make a lane, in a thread of its own or, if the backend wants that, in the caller's; `end` tells the outcome."""
         assert self.free and lane not in self._steppers
         self._begun, self._making = time.monotonic(), lane
         if not self._model.backend.makes_beside:
@@ -114,7 +117,10 @@ class Lanes:
             self._thread, self._end = None, error
 
     def end(self) -> tuple[LaneKey, BaseException | None] | None:
-        """What was begun and is over: a lane that is there from now on, or why it cannot be. Then another may begin."""
+        """Return the lane whose making is over, and its error if it cannot be made; then another may begin.
+
+        A lane without an error is there from now on. None where nothing is over.
+        """
         lane, end = self._making, self._end
         if lane is None or end is None:
             return None
@@ -127,12 +133,12 @@ class Lanes:
 
     def _run(self, lane: LaneKey) -> None:
         try:
-            self._end = self._made(lane)
+            self._end = self._make(lane)
         except BaseException as error:  # whatever it is, jobs wait for an answer
             self._end = error
         self._ended()
 
-    def _made(self, lane: LaneKey) -> Stepper:
+    def _make(self, lane: LaneKey) -> Stepper:
         start = time.monotonic()
         stepper = self._model.backend.stepper(lane.width, lane.height, self._seats, lane.chunks, self._steps)
         took = time.monotonic() - start
@@ -146,19 +152,19 @@ class Lanes:
 
 
 def refusal(lane: LaneKey, error: BaseException, requests: list[str]) -> LatentdError:
-    """What those are told who wait for a lane that cannot be made; the log has it all, under their requests' ids."""
-    told: LatentdError
+    """Return the error of the requests that wait for a lane that cannot be made; log its cause under their ids."""
+    answer: LatentdError
     if isinstance(error, NoEngine | OutOfMemory):  # whoever runs the server, or asks for less, can mend it
-        told = error
+        answer = error
         log.warning("%s", error, extra={"request": ",".join(requests)})
     else:
-        told = PictureFailed(f"{engine_of(lane)} cannot be made")
-        log.error("%s", told, exc_info=error, extra={"request": ",".join(requests)})
-    return told
+        answer = PictureFailed(f"{engine_of(lane)} cannot be made")
+        log.error("%s", answer, exc_info=error, extra={"request": ",".join(requests)})
+    return answer
 
 
 def _still(evaluations: int) -> Table:
-    """A run that leaves nothing of x: no model's schedule need have room for it."""
+    """Return a table that leaves nothing of x, for a warm-up: it needs no steps of any model's schedule."""
     return Table(
         matrices=np.zeros((evaluations, STATE + 1, STATE + 2)),
         timesteps=np.ones(evaluations),

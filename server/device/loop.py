@@ -44,8 +44,9 @@ class Device:
         workers: int,
         died: Callable[[], object],
     ) -> None:
-        """`steps`: of the longest job that will be submitted. Lanes of prompts of up to `chunks` chunks are made now.
+        """Make the lanes of prompts of up to `chunks` chunks, and the parts that the device thread works with.
 
+        `steps`: of the longest job that will be submitted.
         `workers`: threads that write picture files. Errors: those of Backend.stepper.
         """
         self.model = model
@@ -95,11 +96,11 @@ class Device:
         return ahead
 
     def _admit(self, job: Job) -> None:
-        """Errors: those of Admission.check."""
+        """Open the job's lane where there is none, and admit the job. Errors: those of Admission.check."""
         key, now = job.wish.lane, time.monotonic()
         if self._batcher.open(key):  # made when the device thread comes to it
             self._pace.open(key)
-        if not (lane := self._batcher.lanes[key]).made:
+        if not (lane := self._batcher.lanes[key]).ready:
             self._lanes.expect(key)
         rows, making = self._pace.row_seconds, self._lanes.making(now)
         try:
@@ -111,22 +112,28 @@ class Device:
 
     @property
     def makes_lane(self) -> bool:
-        """Is a lane being made in a thread that `stop` does not wait for? That may be inside a compiler for minutes."""
+        """Return whether a lane is being made in a thread that `stop` does not wait for.
+
+        That thread may be inside a compiler for minutes.
+        """
         return self._lanes.at_work
 
     @property
     def owes(self) -> bool:
-        """Is there a job that only the device thread can go on with? A lane that is made takes what it takes."""
+        """Return whether there is a job that only the device thread can go on with.
+
+        While a lane is being made there is none: that takes as long as it takes, and the device is not stuck.
+        """
         return bool(self._jobs) and self._lanes.free
 
     @property
     def full_step(self) -> float:
-        """Forecast of a step with every seat guided, in the slowest lane; seconds."""
+        """Forecast a step with every seat guided, in the slowest lane; seconds."""
         return self._pace.full_step(self.seats)
 
     @property
     def pulse(self) -> int:
-        """Counts seatings, steps and pictures so far."""
+        """Count the seatings, steps and pictures so far."""
         return self._turn.pulse
 
     @property
@@ -149,7 +156,7 @@ class Device:
             self._delivery.close()
 
     def give_up(self, why: str) -> None:
-        """The thread does not come back: its jobs fail, and nobody waits for it. Called by any other thread."""
+        """Give up a thread that does not come back: its jobs fail, nobody waits for it. Called by any other thread."""
         log.critical("the device is stuck: %s", why)
         with self._changed:
             self._failed = self._stopping = self._lost = True
@@ -200,7 +207,10 @@ class Device:
             return not self._stopping
 
     def _patience(self) -> float | None:
-        """Seconds until what nobody tells: a decoded picture, a deadline that passes; called with the lock held."""
+        """Return the seconds to sleep at most; None: until somebody wakes the thread. Called with the lock held.
+
+        Nobody wakes it when a picture is decoded or a deadline passes, so it wakes by itself then.
+        """
         now, until = time.monotonic(), [_POLL] if self._decoding.at_work else []
         until += [job.deadline - now for job in self._jobs if job.deadline is not None]
         until += [0.0 for job in self._jobs if job.cancelled]

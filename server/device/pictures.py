@@ -15,12 +15,12 @@ _OPTIONS = {"png": {"compress_level": 1}, "jpeg": {"quality": 95}, "webp": {"qua
 
 
 def encode(pixels: NDArray[np.uint8], format: str) -> bytes:
-    """uint8 [H, W, 3] to a file of `format`: "png", "jpeg" or "webp"."""
+    """Encode uint8 [H, W, 3] as a file of `format`: "png", "jpeg" or "webp"."""
     return _file(Image.fromarray(pixels), format, **_OPTIONS[format])
 
 
 def preview(latents: F32, matrix: F32, width: int, height: int) -> bytes:
-    """Latents [C, h, w] through the linear map [3, C + 1] to a JPEG of width x height."""
+    """Turn latents [C, h, w] through the linear map [3, C + 1] into a JPEG of width x height."""
     colours = np.tensordot(matrix[:, :-1], latents, axes=1) + matrix[:, -1:, None]  # [3, h, w]
     pixels = (np.nan_to_num(colours).clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
     small = Image.fromarray(np.ascontiguousarray(pixels))

@@ -1,4 +1,4 @@
-"""What a picture takes to its seat: its sampler's table, its noise, and what the UNet attends to."""
+"""Seating gives a picture what it takes to its seat: its sampler's table, its noise, and what the UNet attends to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.job import Picture
 
 
 class Seating:
-    """Used by the device thread."""
+    """Fills seats. Used by the device thread."""
 
     def __init__(self, model: Model) -> None:
         self._spec = model.spec

@@ -34,7 +34,7 @@ _PREVIEWS = 3  # of one picture in the pool at once: steps that outrun the pool 
 
 
 class Turn:
-    """Taken again and again, by the device thread; its verbs are also there one by one."""
+    """Takes turns: the device thread calls `take` again and again. Each part of a turn can also be called by itself."""
 
     def __init__(
         self,
@@ -53,7 +53,10 @@ class Turn:
         self.pulse = 0  # seatings, steps and pictures so far
 
     def take(self) -> None:
-        """Errors: DeviceError, and whatever a step fails with: nothing on the device can be relied on then."""
+        """Take one turn: drop, make, seat, step, decode.
+
+        Errors: DeviceError, and whatever a step fails with: nothing on the device can be relied on then.
+        """
         self.drop()
         self.make()
         self.seat()
@@ -62,13 +65,16 @@ class Turn:
 
     @property
     def due(self) -> bool:
-        """Is there anything to do? What may not be decoded or made yet is nothing. Called with the jobs' lock held."""
+        """Return whether there is anything to do now. Called with the jobs' lock held.
+
+        A picture that may not be decoded yet, or a lane that may not be made yet, does not count.
+        """
         if not self._jobs.batcher.idle or self._decoding.may_begin:
             return True
         return self._lanes.over or (self._lanes.free and self._jobs.batcher.unmade is not None)
 
     def drop(self) -> None:
-        """Cancelled and expired jobs leave their seats and the queue."""
+        """Take cancelled and expired jobs out of their seats and the queue."""
         gone = self._jobs.gone(time.monotonic())
         if gone:
             self._leave(gone)
@@ -78,9 +84,10 @@ class Turn:
             self._delivery.end(job, error)
 
     def make(self) -> None:
-        """The lane that the first in the queue waits for is begun; one that is made may be sat in.
+        """Begin the lane that the first in the queue waits for; from its end on pictures are seated in it.
 
-        All who waited for one that cannot be made are told so; the next who asks for it has it tried again.
+        All jobs that waited for a lane that cannot be made fail with the reason; the next one that asks for it has it
+        tried again.
         """
         wanted = self._jobs.unmade()
         if wanted is not None and self._lanes.free:
@@ -95,7 +102,7 @@ class Turn:
             self._end(waiting, refusal(lane, error, [job.id for job in waiting]))
 
     def seat(self) -> None:
-        """Who waits takes the free seats. After one prompt is encoded the others step first: it takes a while."""
+        """Seat pictures that wait. After one prompt is encoded the others step first: encoding takes a while."""
         encoded = False
         while not encoded and (place := self._jobs.seat_next()) is not None:
             lane, seat, picture = place
@@ -103,7 +110,7 @@ class Turn:
                 encoded = self._sit(lane, seat, picture)
 
     def step(self) -> None:
-        """One evaluation of the lane whose turn it is."""
+        """Run one evaluation of the lane whose turn it is."""
         if (turn := self._jobs.next_lane()) is None:
             return
         key, lane = turn
@@ -123,7 +130,7 @@ class Turn:
             self._after_step(key, seat, picture, len(seats), preview=seat in previewed)
 
     def decode(self) -> None:
-        """One finished picture is begun, if its client is still there, and those that are done are delivered."""
+        """Begin to decode one finished picture, if its client is still there, and deliver those that are decoded."""
         if self._decoding.may_begin:
             self.drop()  # the step took a while
             picture, latents = self._decoding.next()
@@ -133,7 +140,7 @@ class Turn:
         self.pulse += self._decoding.deliver()
 
     def _sit(self, lane: LaneKey, seat: int, picture: Picture) -> bool:
-        """See Seating.sit; its client is told."""
+        """Fill a seat (see Seating.sit) and post to the client that its picture has started."""
         job = picture.job
         picture.seated_at = start = time.monotonic()
         encoded = self._seating.sit(self._lanes[lane], seat, picture)
@@ -164,7 +171,7 @@ class Turn:
     def _contained(
         self, picture: Picture, verb: str, fail: Callable[[Picture, PictureFailed], object]
     ) -> Iterator[None]:
-        """Keep from the others what goes wrong with one picture: `fail` it. Errors: DeviceError."""
+        """Contain an error of one picture: it alone fails, by `fail`, and the others go on. Errors: DeviceError."""
         extra = {"request": picture.job.id}
         try:
             yield
@@ -179,7 +186,7 @@ class Turn:
             fail(picture, failure)
 
     def _end(self, jobs: list[Job], error: LatentdError) -> None:
-        """They leave, and are told why; the others go on."""
+        """End these jobs with an error, their seats and places given up; the others go on."""
         self._leave(jobs)
         for job in jobs:
             self._delivery.end(job, error)
@@ -191,7 +198,7 @@ class Turn:
 
 
 def _wants_preview(picture: Picture) -> bool:
-    """Is a preview due after the coming evaluation? Never after the last: the picture itself follows."""
+    """Return whether a preview is due after the coming evaluation. Never after the last: the picture itself follows."""
     wish = picture.job.wish
     if not wish.preview_every or picture.previews_under_way >= _PREVIEWS or picture.evaluations_left == 1:
         return False

@@ -86,7 +86,8 @@ class GrpcDoor:
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def close(self, grace: float) -> None:
-        """Requests that run have `grace` seconds, then they are cancelled. Health answers until they are done.
+        """Close the door: requests that run have `grace` seconds, then they are cancelled. Health answers until
+        they are done.
 
         gRPC's own grace waits for everybody, and who watches health stays for ever.
         """
@@ -100,7 +101,7 @@ class GrpcDoor:
 
 
 class ImagesServicer:
-    """Methods are named after the proto's."""
+    """Answers the methods of latentd.v1.Images; each is named as the proto names it."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -117,7 +118,7 @@ class ImagesServicer:
         return call
 
     def _over(self, call: _Call) -> None:
-        """However a call ended: where the client left while a message was on its way, no method hears of it."""
+        """End a call, however it ended: where the client left while a message was on its way, no method hears of it."""
         call.ended(asyncio.CancelledError())
         self._live -= 1
         if not self._live:
@@ -177,18 +178,18 @@ class ImagesServicer:
 
 
 class _Call:
-    """One call's id, clock and end."""
+    """Holds one call's id, clock and end."""
 
     def __init__(self, service: Service, context: grpc.aio.ServicerContext) -> None:
         self._service, self._context = service, context
         self._started = time.monotonic()
         self._job: Job | None = None
-        self._told = False
+        self._reported = False
         self.id = _request_id(context.invocation_metadata() or ())
         context.set_trailing_metadata((("x-request-id", self.id),))
 
     def submit(self, request: ImageRequest) -> Accepted:
-        """Errors: as Service.submit."""
+        """Submit the call's request. Errors: those of Service.submit."""
         try:
             accepted = self._service.submit(request, self.id, self._context.time_remaining())
         except UnknownFormat:  # here a format is a number
@@ -197,10 +198,10 @@ class _Call:
         return accepted
 
     def ended(self, error: BaseException | None = None) -> None:
-        """Told once; the job is not left running."""
-        if self._told:
+        """Report the call's end, once, and leave its job not running."""
+        if self._reported:
             return
-        self._told = True
+        self._reported = True
         code, reason = "OK", ""
         if isinstance(error, LatentdError):
             code, reason = error.code, str(error)
@@ -216,9 +217,9 @@ class _Call:
 
 
 def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The id that the client sent, if it is one and the same wherever it stands; else a new one.
+    """Return the id that the client sent, if it is one and the same wherever it stands; else a new one.
 
-    Of two that differ nobody could tell which one the log has.
+    Where two were sent that differ, nobody could say which one the log has.
     """
     sent = {str(value) for key, value in metadata if key == "x-request-id"}
     chosen = sent.pop() if len(sent) == 1 else ""

@@ -38,9 +38,9 @@ class _Malformed:
 def handlers(service: Any, servicer: object, name: str = "") -> grpc.GenericRpcHandler:
     """Handle all methods of `service`, a ServiceDescriptor, that `servicer` has; the rest stay UNIMPLEMENTED.
 
-    `name`: the service's full name for clients, if not its own.
+    `name`: the service's full name for clients, where it is another than the descriptor's.
     """
-    made = {}
+    by_method = {}
     for method in service.methods:
         behaviour = getattr(servicer, method.name, None)
         if behaviour is None:
@@ -52,12 +52,12 @@ def handlers(service: Any, servicer: object, name: str = "") -> grpc.GenericRpcH
         )
         # A coroutine that streams writes to its context itself: health's Watch does.
         guarded = _guard_stream(behaviour) if inspect.isasyncgenfunction(behaviour) else _guard_unary(behaviour)
-        made[method.name] = getattr(grpc, f"{kind}_rpc_method_handler")(
+        by_method[method.name] = getattr(grpc, f"{kind}_rpc_method_handler")(
             guarded,
             request_deserializer=_parser(GetMessageClass(method.input_type)),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
-    return grpc.method_handlers_generic_handler(name or service.full_name, made)
+    return grpc.method_handlers_generic_handler(name or service.full_name, by_method)
 
 
 def _parser(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:

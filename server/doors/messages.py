@@ -108,7 +108,7 @@ def model_message(device: Device, limits: Limits) -> pb.Model:
         steps=default.steps,
         guidance=default.guidance,
         sampler=default.sampler,
-        max_tokens=model.tokenizer.room,
+        max_tokens=model.tokenizer.capacity,
         max_clip_skip=model.spec.text.skips,
         backend=model.backend.name,
         precision=model.backend.precision,

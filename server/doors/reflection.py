@@ -17,7 +17,7 @@ SERVICES = (f"{NEW}.ServerReflection", f"{OLD}.ServerReflection")
 
 
 def reflection_handlers(services: tuple[str, ...]) -> tuple[grpc.GenericRpcHandler, ...]:
-    """Handlers of both, which tell of `services` (full names) and of themselves."""
+    """Return the handlers of both versions, which tell of `services` (full names) and of themselves."""
     _describe()
     servicer = reflection.aio.ReflectionServicer((*services, *SERVICES))
     service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]

@@ -16,7 +16,7 @@ def test_auto_is_openvino(checkpoint: Checkpoint) -> None:
     model = load(checkpoint, Choice(precision="f32"))
     assert model.backend.name == "openvino" and model.backend.precision == "f32"
     assert model.id == "tiny" and model.spec is checkpoint.spec
-    assert model.tokenizer.room == checkpoint.spec.text.tokens - 2
+    assert model.tokenizer.capacity == checkpoint.spec.text.tokens - 2
 
 
 def test_torch_is_f32(checkpoint: Checkpoint) -> None:

@@ -38,9 +38,9 @@ def test_weights_are_comfyuis_formula(model: Model) -> None:
 
 
 def test_chunks_are_laid_end_to_end(model: Model) -> None:
-    room = model.tokenizer.room
-    (prompt,) = read_prompts(model.tokenizer, ["red " * room + "blue cat"], long=True)
-    first, second = (model.backend.encode(model.tokenizer.encode(text).ids) for text in ("red " * room, "blue cat"))
+    capacity = model.tokenizer.capacity
+    (prompt,) = read_prompts(model.tokenizer, ["red " * capacity + "blue cat"], long=True)
+    first, second = (model.backend.encode(model.tokenizer.encode(text).ids) for text in ("red " * capacity, "blue cat"))
     assert (context_of(prompt, model.backend.encode) == np.concatenate([first, second])).all()
 
 

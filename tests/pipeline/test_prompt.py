@@ -117,27 +117,27 @@ def test_a_long_prompt_has_all_its_tokens_in_chunks(tokenizer: ClipTokenizer) ->
     text = "the red apple blue cat " * 8  # 40 words of one token each
     (prompt,) = read_prompts(tokenizer, [text], long=True)
     words = tokenizer.words(text)
-    assert prompt.chunks == -(-len(words) // tokenizer.room) and not prompt.cut
-    inside = [ids[1 : 1 + tokenizer.room] for ids in prompt.ids[:-1]]
-    assert np.concatenate(inside).tolist() == words[: tokenizer.room * (prompt.chunks - 1)]
+    assert prompt.chunks == -(-len(words) // tokenizer.capacity) and not prompt.cut
+    inside = [ids[1 : 1 + tokenizer.capacity] for ids in prompt.ids[:-1]]
+    assert np.concatenate(inside).tolist() == words[: tokenizer.capacity * (prompt.chunks - 1)]
     assert (prompt.ids[:, 0] == prompt.empty[0]).all(), "each chunk has its own start mark"
 
 
 def test_a_word_is_not_split_between_chunks(tokenizer: ClipTokenizer) -> None:
     word = tokenizer.words("xyz")
     assert 1 < len(word) < 8
-    (prompt,) = read_prompts(tokenizer, ["red " * (tokenizer.room - 1) + "xyz"], long=True)
+    (prompt,) = read_prompts(tokenizer, ["red " * (tokenizer.capacity - 1) + "xyz"], long=True)
     assert prompt.chunks == 2
     assert prompt.ids[1, 1 : 1 + len(word)].tolist() == word
 
 
 def test_what_does_not_fit_is_cut_and_told(tokenizer: ClipTokenizer) -> None:
-    (prompt,) = read_prompts(tokenizer, ["red " * (tokenizer.room * MOST_CHUNKS + 1)], long=True)
+    (prompt,) = read_prompts(tokenizer, ["red " * (tokenizer.capacity * MOST_CHUNKS + 1)], long=True)
     assert prompt.chunks == MOST_CHUNKS and prompt.cut
 
 
 def test_prompt_and_negative_prompt_get_equal_chunks(tokenizer: ClipTokenizer) -> None:
-    long, short = read_prompts(tokenizer, ["red " * (tokenizer.room + 1), "blue"], long=True)
+    long, short = read_prompts(tokenizer, ["red " * (tokenizer.capacity + 1), "blue"], long=True)
     assert long.chunks == short.chunks == 2
     assert short.ids[1].tolist() == short.empty.tolist()
 

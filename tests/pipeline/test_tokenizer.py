@@ -69,7 +69,7 @@ def test_strange_texts(tmp_path: Path, kind: str) -> None:
 def test_the_whole_of_what_a_text_encoder_takes(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path)
     tokenizer = ClipTokenizer(checkpoint, read_spec(checkpoint).text)
-    assert tokenizer.room == 14
+    assert tokenizer.capacity == 14
     vocab = json.loads((checkpoint / "tokenizer/vocab.json").read_text())
     start, end, red, apple = (vocab[word] for word in ("<|startoftext|>", "<|endoftext|>", "red</w>", "apple</w>"))
     short = tokenizer.encode("A  Red\tAPPLE")

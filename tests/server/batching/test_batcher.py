@@ -63,7 +63,7 @@ def test_nobody_sits_in_a_lane_that_is_not_made_and_it_holds_nobody_up() -> None
     assert not batcher.idle, "b can sit"
     assert seated(batcher) == [(SMALL, 0, "b", 0)] and not batcher.idle and batcher.unmade == LARGE
     batcher.free(SMALL, 0)
-    batcher.lanes[LARGE].made = True
+    batcher.lanes[LARGE].ready = True
     assert not batcher.idle and batcher.unmade is None
     assert seated(batcher) == [(LARGE, 0, "a", 0)]
 
@@ -157,7 +157,7 @@ def test_a_lane_that_was_wanted_is_made_after_those_that_somebody_waits_for() ->
     assert batcher.idle and batcher.unmade == longer
     add(batcher, "a", lane=LARGE)
     assert batcher.unmade == LARGE
-    batcher.lanes[LARGE].made = True
+    batcher.lanes[LARGE].ready = True
     assert batcher.unmade == longer
-    batcher.lanes[longer].made = True
+    batcher.lanes[longer].ready = True
     assert batcher.unmade is None

@@ -23,8 +23,8 @@ def batcher(*wishes, seats: int = 1) -> Batcher:
     return made
 
 
-def about(wait: float, finish: float, made: float = 0.0) -> Forecast:
-    return Forecast(pytest.approx(wait), pytest.approx(finish), pytest.approx(made))
+def about(wait: float, finish: float, lane_ready: float = 0.0) -> Forecast:
+    return Forecast(pytest.approx(wait), pytest.approx(finish), pytest.approx(lane_ready))
 
 
 def test_an_idle_server_takes_evaluations_times_rows() -> None:
@@ -88,16 +88,18 @@ def unmade(*wishes, seats: int = 1) -> Batcher:
 
 def test_a_lane_is_made_before_anybody_sits_in_it() -> None:
     long = wish(lane=LONG, evaluations=10)
-    assert forecast(unmade(), long, ROWS, MAKING) == about(30, 30 + 2, made=30)
+    assert forecast(unmade(), long, ROWS, MAKING) == about(30, 30 + 2, lane_ready=30)
     assert forecast(unmade(), long, ROWS, Making()) == about(0, 2), "nothing is known of it"
     assert forecast(unmade(), wish(evaluations=10), ROWS, MAKING) == about(0, 2), "others do not wait for it"
     queue = unmade(wish(lane=LONG, evaluations=5))
-    assert forecast(queue, long, ROWS, MAKING) == about(30 + 1, 30 + 1 + 2, made=30), "both wait, one after the other"
+    assert forecast(queue, long, ROWS, MAKING) == about(30 + 1, 30 + 1 + 2, lane_ready=30), (
+        "both wait, one after the other"
+    )
 
 
 def test_a_lane_that_is_being_made_has_had_some_of_its_time() -> None:
     under_way = Making(MAKING.seconds, LONG, done=20.0)
-    assert forecast(unmade(), wish(lane=LONG, evaluations=10), ROWS, under_way) == about(10, 12, made=10)
+    assert forecast(unmade(), wish(lane=LONG, evaluations=10), ROWS, under_way) == about(10, 12, lane_ready=10)
     late = Making(MAKING.seconds, LONG, done=99.0)
     assert forecast(unmade(), wish(lane=LONG, evaluations=10), ROWS, late) == about(0, 2)
 
@@ -105,19 +107,19 @@ def test_a_lane_that_is_being_made_has_had_some_of_its_time() -> None:
 def test_lanes_are_made_one_after_the_other() -> None:
     """The one under way first, then in the order of the queue, in which a higher priority overtakes."""
     longer = wish(lane=LONGER, evaluations=10)
-    assert forecast(unmade(), longer, ROWS, Making(MAKING.seconds, LONG, 25.0)) == about(45, 47, made=45)
+    assert forecast(unmade(), longer, ROWS, Making(MAKING.seconds, LONG, 25.0)) == about(45, 47, lane_ready=45)
     queue = unmade(wish(lane=LONG))
-    assert forecast(queue, longer, ROWS, MAKING) == about(70, 72, made=70)
+    assert forecast(queue, longer, ROWS, MAKING) == about(70, 72, lane_ready=70)
     urgent = wish(lane=LONGER, evaluations=10, priority=1)
-    assert forecast(queue, urgent, ROWS, MAKING) == about(40, 42, made=40)
-    queue.lanes[LONG].made = True
-    assert forecast(queue, longer, ROWS, MAKING) == about(40, 42, made=40), "what is made takes no time"
+    assert forecast(queue, urgent, ROWS, MAKING) == about(40, 42, lane_ready=40)
+    queue.lanes[LONG].ready = True
+    assert forecast(queue, longer, ROWS, MAKING) == about(40, 42, lane_ready=40), "what is made takes no time"
 
 
 def test_others_step_while_a_lane_is_made() -> None:
     """For 30 s of their own 40; then all share the device: 50 evaluations of 0.4 s, and the long one's are done."""
     busy = unmade(wish(evaluations=200))
-    assert forecast(busy, wish(lane=LONG, evaluations=50), ROWS, MAKING) == about(30, 30 + 50 * 0.4, made=30)
+    assert forecast(busy, wish(lane=LONG, evaluations=50), ROWS, MAKING) == about(30, 30 + 50 * 0.4, lane_ready=30)
     waiting = unmade(wish(lane=LONG, evaluations=50))
     assert forecast(waiting, wish(evaluations=200), ROWS, MAKING) == about(0, 30 + 50 * 0.4), (
         "the same, from the other side"

@@ -57,22 +57,22 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, help: str, description: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=description)
+        subparser = commands.add_parser(name, help=help, description=description)
         if name in ("build", "check"):
             model = os.environ.get("LATENTD_MODEL")
-            made.add_argument(
+            subparser.add_argument(
                 "model",
                 type=Path,
                 nargs="?",
                 default=Path(model) if model else None,
                 help="a checkpoint, a folder or a .safetensors file, or an artifact",
             )
-        return made
+        return subparser
 
-    def flag(made: argparse.ArgumentParser, name: str, default: str, help: str, *names: str) -> None:
-        """One that is also LATENTD_<NAME>, as every variable of make is."""
-        own = os.environ.get(f"LATENTD_{name.upper()}") or default
-        made.add_argument(*(names or [f"--{name}"]), default=own, help=help)
+    def flag(subparser: argparse.ArgumentParser, name: str, default: str, help: str, *names: str) -> None:
+        """Add an option whose default is the variable LATENTD_<NAME>, as every variable of make has that name too."""
+        value = os.environ.get(f"LATENTD_{name.upper()}") or default
+        subparser.add_argument(*(names or [f"--{name}"]), default=value, help=help)
 
     build = command(
         "build",

@@ -13,7 +13,7 @@ from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
 from pipeline.spec import Spec
 
-_Made = TypeVar("_Made")
+_Value = TypeVar("_Value")
 _Given = TypeVar("_Given", covariant=True)
 
 
@@ -35,27 +35,27 @@ class Denoiser(Protocol):
 
 
 class Pending(Protocol[_Given]):
-    """What a device may still be making. `get` may be called by any thread, `ready` too."""
+    """A result that a device may still be computing. Any thread may call `get` and `ready`."""
 
     def ready(self) -> bool:
-        """Would `get` return at once?"""
+        """Return whether `get` would return at once."""
         ...
 
     def get(self) -> _Given:
-        """Waits for it."""
+        """Wait for the result, and return it."""
         ...
 
 
 @dataclass(frozen=True)
-class Ready(Generic[_Made]):
-    """What needs no waiting for: a CPU's results."""
+class Ready(Generic[_Value]):
+    """A result that is there already, as a CPU's always are."""
 
-    value: _Made
+    value: _Value
 
     def ready(self) -> bool:
         return True
 
-    def get(self) -> _Made:
+    def get(self) -> _Value:
         return self.value
 
 
@@ -71,92 +71,92 @@ class Stepper(Protocol):
     def leave(self, seat: int) -> None: ...
 
     def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
-        """One evaluation of each of `seats`, all of them unfinished; x0 is kept for those also in `predict`.
+        """Begin one evaluation of each of `seats`, all of them unfinished; x0 is kept for those also in `predict`.
 
-        On a GPU it is then under way, with at most one more before it.
+        On a CPU it is over when this returns; on a GPU it is then under way, with at most one more before it.
         """
         ...
 
     def reached(self, seat: int) -> int:
-        """Evaluations of the seat's table that are done or under way."""
+        """Return how many evaluations of the seat's table are done or under way."""
         ...
 
     def finished(self, seat: int) -> bool:
-        """Are all of them?"""
+        """Return whether all evaluations of the seat's table are done or under way."""
         ...
 
     def pending_latents(self, seat: int) -> Pending[F32]:
-        """x of a seat, [C, h, w]: a copy, so that the seat may be given on."""
+        """Return x of a seat, [C, h, w]: a copy, so that the seat may be given to another picture."""
         ...
 
     def pending_prediction(self, seat: int) -> Pending[F32]:
-        """x0 after the last step for which it was asked, [C, h, w]: a copy."""
+        """Return x0 after the seat's last step that had it in `predict`, [C, h, w]: a copy."""
         ...
 
 
 class Backend(Protocol):
-    """Engines of one model on one device. Used by one thread at a time, but for what `makes_beside` allows."""
+    """The engines of one model on one device. One thread at a time uses them, but for what `makes_beside` allows."""
 
     name: str
     precision: str  # "f32", "bf16", ...
     pixels: str  # "exact", or "fast" where a row's last bits may depend on its company
     spec: Spec
-    # May one other thread call `stepper` while this one encodes, steps and decodes? For a size that has a stepper: what
-    # a backend measures or makes once a size is then there, and is not measured beside steps that disturb it.
+    # May one other thread call `stepper` while this one encodes, steps and decodes? Only for a size that has a stepper
+    # already: what a backend measures once a size would otherwise be measured beside steps that disturb it.
     makes_beside: bool
 
     def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
-        """Token ids [tokens] to context [tokens, width], without the text encoder's last `skip` layers."""
+        """Encode token ids [tokens] to a context [tokens, width], without the text encoder's last `skip` layers."""
         ...
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
-        """A UNet for pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length.
+        """Make a UNet for pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length.
 
         Its buffers have `rows` rows.
         """
         ...
 
     def together(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
-        """A denoiser whose rows are one engine's batch where the device has batches, whatever `pixels` says."""
+        """Make a denoiser whose rows are one engine's batch where the device has batches, whatever `pixels` says."""
         ...
 
     def decode(self, latents: F32) -> F32:
-        """Latents [C, h, w], as the UNet makes them, to a picture [3, H, W] in about -1..1."""
+        """Decode latents [C, h, w], as the UNet makes them, to a picture [3, H, W] in about -1..1."""
         ...
 
     def moments(self, picture: F32) -> F32:
-        """A picture [3, H, W] in -1..1 to the VAE's posterior [2C, h, w]: mean, then log-variance, unscaled.
+        """Encode a picture [3, H, W] in -1..1 to the VAE's posterior [2C, h, w]: mean, then log-variance, unscaled.
 
-        Called by any thread, one at a time.
+        Any thread may call it, one at a time.
         """
         ...
 
     def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> Stepper:
-        """Seats for pictures of this size and prompts of `chunks` times the encoder's length, of up to `steps` steps.
+        """Make seats for pictures of this size, prompts of `chunks` times the encoder's length and up to `steps` steps.
 
         This is how a backend steps: on the host over its `denoiser` (engines/cpu/host.py), or all on its device.
         """
         ...
 
     def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
-        """Return what a row of a stepper that is there takes; None where making it has not shown that.
+        """Return the seconds that one row of an existing stepper takes; None where making it has not shown them.
 
-        With a number, a picture of this size finds everything packed: nothing is left to warm up.
+        Where there is a number, the engines of this size have been run once: nothing is left to warm up.
         """
         ...
 
     def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
-        """A stepper's latents to pixels; None where they, or the picture, are not numbers."""
+        """Decode a stepper's latents to pixels; None where the latents, or the picture, are not numbers."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Return what else its bits depend on, beside the weights and the precision, as JSON values."""
+        """Return what else the backend's bits depend on, beside the weights and the precision, as JSON values."""
         ...
 
     def identities(self, width: int, height: int) -> dict[str, dict[str, Any]]:
         """Return what the store knows of the engines that pictures of this size use; none are kept where it is empty.
 
-        By name: "text_encoder", "vae_decoder", "unet", or of several "unet of 2 rows" and so on.
+        The keys are "text_encoder", "vae_decoder" and "unet", or for several UNets "unet of 2 rows" and so on.
         """
         ...
 

@@ -13,7 +13,7 @@ class Buffers:
     """Rows of a UNet's inputs and outputs as host arrays: the data of engines.backend.Denoiser."""
 
     def __init__(self, spec: Spec, width: int, height: int, rows: int, chunks: int = 1) -> None:
-        """For pictures of `width` x `height` pixels and prompts of `chunks` times the text encoder's length."""
+        """Allocate for pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length."""
         sides = ports.sides(spec, width, height, rows, chunks)
         self.inputs: dict[str, F32] = {
             name: np.zeros(shape, np.float32) for name, shape in ports.shapes("unet", spec, sides).items()

@@ -1,4 +1,4 @@
-"""What somebody chooses of how a model is run: the backend, and all that it is told."""
+"""What a user chooses about running a model: the backend, and the options that it is given."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ATTENTIONS = ("native", "triton")
 
 @dataclass(frozen=True)
 class Choice:
-    """How to run a model. Errors: BackendError for a word that is unknown, or that the backend cannot have."""
+    """A choice of how to run a model. Errors: BackendError for a word that is unknown, or that the backend lacks."""
 
     backend: str = "auto"  # a key of BACKENDS; "auto" is torch on a GPU, openvino on a CPU
     precision: str = "auto"  # "f16" (a GPU's "auto"), "bf16" where it can be had (a CPU's "auto"), or "f32"

@@ -15,8 +15,8 @@ class NoEngine(BackendError):  # noqa: N818 (what is the matter, and what to run
     """An engine that must be built ahead is not there, or damaged; the message says which, and the command."""
 
 
-class OutOfMemory(BackendError):  # noqa: N818 (as above)
-    """The device has no room for what was asked; it is intact, and so is all that it holds."""
+class OutOfMemory(BackendError):  # noqa: N818 (the name says what is the matter)
+    """The device lacks memory for a request; the device is intact, and so is all that it holds."""
 
     code = "RESOURCE_EXHAUSTED"
 

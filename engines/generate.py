@@ -22,7 +22,7 @@ from pipeline.update import advance, guide, keep
 
 
 def generate(model: Model, prompt: str, negative_prompt: str = "", **options: Any) -> NDArray[np.uint8]:
-    """A picture, uint8 [height, width, 3]; `options` are those of `latents_of`."""
+    """Make a picture, uint8 [height, width, 3]; `options` are those of `latents_of`."""
     return to_pixels(model.backend.decode(latents_of(model, prompt, negative_prompt, **options)))
 
 
@@ -44,9 +44,9 @@ def latents_of(
     x: F32 | None = None,
     inpaint: Inpaint | None = None,
 ) -> F32:
-    """Denoised latents [C, h, w]. What is absent is the model's default; guidance <= 1 is unguided.
+    """Return the denoised latents [C, h, w]. An absent option has the model's default; guidance <= 1 is unguided.
 
-    `start`, `x`, `inpaint`: those of engines.backend.Stepper.sit.
+    `start`, `x`, `inpaint`: those of engines.seat.Sitting.
     """
     spec, backend, default = model.spec, model.backend, model.spec.defaults
     steps = default.steps if steps is None else steps

@@ -27,8 +27,8 @@ log = logging.getLogger("latentd.graphs")
 def graph_of(network: str, spec: Spec) -> bytes:
     """Return the ONNX graph of `network` (one of graphs.NETWORKS), serialised, with its weights as inputs.
 
-    A spec without one is traced in a child, which takes half a minute a large network.
-    Errors: BackendError where that needs an extra that is not installed; CheckpointError; DiskError.
+    Where there is no graph yet, a child process traces it, which takes half a minute for a large network.
+    Errors: BackendError where tracing needs an extra that is not installed; CheckpointError; DiskError.
     """
     return known_graph(network, spec) or _traced(network, spec)
 

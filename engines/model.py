@@ -74,7 +74,7 @@ def _backend(checkpoint: Checkpoint, choice: Choice, cuda: bool) -> Backend:
 
 
 def on_gpu(choice: Choice) -> bool:
-    """Return whether `load` takes a GPU for this choice; asked in seconds, before a load takes its own.
+    """Return whether `load` takes a GPU for this choice: known in seconds, before the minutes of a load.
 
     Errors: BackendError for what cannot be had here, with what mends it.
     """
@@ -92,7 +92,7 @@ def on_gpu(choice: Choice) -> bool:
 
 
 def _check_plans(backend: str) -> None:
-    """Errors: BackendError where plans of `backend` cannot run."""
+    """Check that plans of `backend` can run here. Errors: BackendError, naming what is missing."""
     for module in ("torch", "triton", "onnx", backend):
         if importlib.util.find_spec(module) is None:
             raise BackendError(
@@ -101,4 +101,4 @@ def _check_plans(backend: str) -> None:
             )
     if why_not := gpu.why_not():
         raise BackendError(f"backend {backend} runs its plans on an NVIDIA GPU: {why_not}")
-    toolchain.check()  # of the update and of the pixels, which are kernels of ours
+    toolchain.check_toolchain()  # the update and the pixels are kernels of ours, which Triton compiles

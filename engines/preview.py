@@ -33,7 +33,7 @@ class Preview:
 
     @property
     def known(self) -> F32 | None:
-        """The map [3, C + 1], latents and 1 to red, green and blue; None before it was fitted."""
+        """Return the map [3, C + 1], latents and 1 to red, green and blue; None before it was fitted."""
         return self._matrix
 
     def matrix(self) -> F32:
@@ -46,7 +46,7 @@ class Preview:
 
 
 def fit(backend: Backend) -> tuple[F32, float]:
-    """Fit the map through the VAE's encoder; with it the share of the colours' variance that it explains."""
+    """Fit the map through the VAE's encoder; return it with the share of the colours' variance that it explains."""
     spec = backend.spec
     unit, vae = spec.size_multiple, spec.vae
     side = max(unit, _SIDE // unit * unit)

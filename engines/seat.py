@@ -1,4 +1,4 @@
-"""What a picture brings to its seat: one value, so that a condition to come is a field here and nothing elsewhere."""
+"""What a picture brings to its seat, as one value: a new condition is a new field here and no parameter elsewhere."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Sitting:
 
     @property
     def guided(self) -> bool:
-        """Is the picture evaluated twice a step, with and without its prompt?"""
+        """Return whether the picture is evaluated twice a step, with and without its prompt."""
         return self.negative is not None and self.guidance > 1
 
     @property
     def texts(self) -> list[F32]:
-        """The contexts of its rows: one, or of a guided picture two."""
+        """Return the contexts of the picture's rows: one, or two of a guided picture."""
         return [self.context, self.negative] if self.negative is not None and self.guided else [self.context]
 
     @property

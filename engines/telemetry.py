@@ -1,4 +1,4 @@
-"""Keeps the reports of other people's packages from being made: importing this module, before them, is all.
+"""Stops the usage reports of other people's packages: it is enough to import this module before them.
 
 OpenVINO's Python package posts an event to Google Analytics whenever it is imported, from a forked child, and keeps an
 identifier in ~/intel; where its own package `openvino-telemetry` cannot be imported it uses a stub that does nothing

@@ -1,4 +1,4 @@
-"""How a backend steps and delivers whose networks work on host arrays."""
+"""The part that every backend shares whose networks work on host arrays: how it steps and how it delivers."""
 
 from __future__ import annotations
 

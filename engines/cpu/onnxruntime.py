@@ -49,7 +49,7 @@ class OnnxRuntimeBackend(HostBackend):
         return OnnxRuntimeDenoiser(self._unet, self.spec, width, height, rows, chunks)
 
     def moments(self, picture: F32) -> F32:
-        """See Backend.moments. The session is made for the call: few ask."""
+        """See Backend.moments. The session is made for each call, because few requests want a preview."""
         return _run(self._session("vae_encoder"), picture=picture[None])[0]
 
     def _session(self, network: str) -> onnxruntime.InferenceSession:
@@ -71,7 +71,7 @@ class OnnxRuntimeBackend(HostBackend):
                 raise BackendError(f"onnxruntime cannot load {network} of {self._checkpoint.path}: {error}") from error
 
     def _float32(self, part: str, name: str, shape: tuple[int, ...]) -> F32:
-        """A view of the file where it holds float32, else a copy: what it computes in."""
+        """Return a tensor in float32, which the sessions compute in: a view of the file if stored so, or a copy."""
         array = self._checkpoint.weights.array(part, name, shape)
         if self._checkpoint.weights.is_bfloat16(part, name):  # the upper half of a float32
             return (array.astype(np.uint32) << 16).view(np.float32)
@@ -94,7 +94,7 @@ class OnnxRuntimeDenoiser(Buffers):
 
 
 def _run(session: onnxruntime.InferenceSession, **inputs: NDArray[Any]) -> list[F32]:
-    """The outputs for a batch of one, without the batch. Errors: DeviceError."""
+    """Return the outputs for a batch of one, without the batch. Errors: DeviceError."""
     try:
         return [np.asarray(output)[0] for output in session.run(None, inputs)]
     except Exception as error:

@@ -93,8 +93,8 @@ class OpenVinoBackend(HostBackend):
         return decoder.get_output_tensor(0).data[0].copy()
 
     def moments(self, picture: F32) -> F32:
-        """See Backend.moments. The engine is made for the call: few ask, and it would hold a copy of its weights."""
-        engine = self._compiled("vae_encoder", {"picture": (1, *picture.shape)})
+        """See Backend.moments. The engine is made for each call: few come, and it would hold a copy of its weights."""
+        engine = self._compile("vae_encoder", {"picture": (1, *picture.shape)})
         return np.asarray(engine.create_infer_request().infer([picture[None]])[0])[0]
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> OpenVinoDenoiser:
@@ -120,7 +120,7 @@ class OpenVinoBackend(HostBackend):
         return self._row_seconds.get((width, height, chunks))
 
     def identity(self) -> dict[str, Any]:
-        """Return what every bit depends on, whatever the network and its shapes."""
+        """See Backend.identity."""
         return {
             "version": ov.get_version(),
             "device": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
@@ -133,10 +133,10 @@ class OpenVinoBackend(HostBackend):
         key = network, tuple(shapes.values())
         with self._compiling.setdefault(key, threading.Lock()):  # setdefault is atomic
             if key not in self._engines:
-                self._engines[key] = self._compiled(network, shapes)
+                self._engines[key] = self._compile(network, shapes)
             return self._engines[key]
 
-    def _compiled(self, network: str, shapes: dict[str, Shape]) -> ov.CompiledModel:
+    def _compile(self, network: str, shapes: dict[str, Shape]) -> ov.CompiledModel:
         weights = self._checkpoint.weights
         try:
             with weights.letting_go() if weights.bytes(graphs.part_of(network)) > _SMALL else contextlib.nullcontext():
@@ -200,7 +200,7 @@ class OpenVinoDenoiser(Buffers):
     """See engines.backend.Denoiser. Row r is one inference request bound to the r-th slices of the buffers."""
 
     def __init__(self, engine: ov.CompiledModel, spec: Spec, width: int, height: int, rows: int, chunks: int) -> None:
-        """`engine`: one that takes a row of these buffers; perhaps others, too."""
+        """Bind the buffers to `engine`, which takes one row of them; it may serve other buffers, too."""
         super().__init__(spec, width, height, rows, chunks)
         self._requests = [self._bound(engine, row) for row in range(rows)]
 
@@ -212,7 +212,7 @@ class OpenVinoDenoiser(Buffers):
         return request
 
     def run(self, rows: Sequence[int]) -> None:
-        """See Denoiser.run. All are started before the first is awaited: the streams share them out."""
+        """See Denoiser.run. All rows are started before the first is awaited: the streams share them out."""
         try:
             for row in rows:
                 self._requests[row].start_async()

@@ -53,7 +53,7 @@ class HostStepper:
         return range(2 * seat, 2 * seat + (2 if self._sitting(seat).guided else 1))
 
     def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
-        """One evaluation of each of `seats`, all of them unfinished; x0 is kept for those also in `predict`."""
+        """See Stepper.step."""
         denoiser, rows = self.denoiser, []
         for seat in seats:
             table, reached = self._sitting(seat).table, self._reached[seat]
@@ -83,7 +83,7 @@ class HostStepper:
         self._reached[seat] += 1
 
     def reached(self, seat: int) -> int:
-        """Evaluations done by the seat's tenant."""
+        """See Stepper.reached: on a CPU none is under way."""
         return self._reached[seat]
 
     def finished(self, seat: int) -> bool:
@@ -96,11 +96,11 @@ class HostStepper:
         return Ready(self.prediction(seat))
 
     def latents(self, seat: int) -> F32:
-        """x of a seat, [C, h, w]: a copy, so that the seat may be given on."""
+        """Return the value of `pending_latents`."""
         return self._terms[seat, 0].copy()
 
     def prediction(self, seat: int) -> F32:
-        """x0 after the last step for which it was asked, [C, h, w]: a copy."""
+        """Return the value of `pending_prediction`."""
         return self._predictions[seat].copy()
 
     def _sitting(self, seat: int) -> Sitting:

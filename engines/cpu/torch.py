@@ -48,7 +48,7 @@ class TorchBackend(HostBackend):
 
 
 class Moments:
-    """The VAE's encoder on the host, loaded when it is first asked for: see Backend.moments."""
+    """The VAE's encoder on the host, loaded when it is first called: see Backend.moments."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -75,7 +75,7 @@ class TorchDenoiser(Buffers):
 
 
 def _run(net: torch.nn.Module, *inputs: NDArray[np.generic]) -> list[F32]:
-    """The network's outputs for a batch of one, without the batch."""
+    """Return the network's outputs for a batch of one, without the batch."""
     with torch.inference_mode():
-        told = net(*(torch.from_numpy(value) for value in inputs))
-    return [tensor[0].numpy() for tensor in (told if isinstance(told, tuple) else (told,))]
+        outputs = net(*(torch.from_numpy(value) for value in inputs))
+    return [tensor[0].numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]

@@ -12,7 +12,7 @@ from torch import Tensor
 from engines.cpu.torch import Moments
 from engines.cuda.choices import CHOSEN
 from engines.cuda.device import CudaDevice
-from engines.cuda.errors import device_errors, with_room
+from engines.cuda.errors import device_errors, with_memory
 from engines.cuda.kernels import Kernels, triton_kernels
 from engines.cuda.network import TorchNetwork
 from engines.cuda.ops import KernelOps, fold_biases, sum_in_float32
@@ -28,14 +28,14 @@ log = logging.getLogger("latentd.cuda")
 
 
 def device_named(name: str) -> torch.device:
-    """ "cuda" is the one that torch has chosen."""
+    """Return the device of a name; "cuda" names the GPU that torch has chosen."""
     return torch.device(name, torch.cuda.current_device()) if name != "cpu" else torch.device(name)
 
 
 class CudaBackend(CudaDevice):
-    """See engines.backend.Backend. `device` and `kernels` are others than a GPU and Triton's in tests only.
+    """See engines.backend.Backend. Only tests pass a `device` other than a GPU, or `kernels` other than Triton's.
 
-    `fast`: cuDNN measures its algorithms; `exact`: it does not.
+    `pixels` "fast": cuDNN measures its algorithms; "exact": it does not.
     """
 
     name = "torch"
@@ -63,12 +63,13 @@ class CudaBackend(CudaDevice):
             torch.backends.cudnn.deterministic = pixels == "exact"
             if dtype == torch.float32:
                 torch.backends.cudnn.allow_tf32 = False
-        own = kernels or triton_kernels()
-        ops = KernelOps(own) if kernels or dtype != torch.float32 else PLAIN
-        networks = with_room(lambda: _Modules(checkpoint, dtype, ops, place), f"the weights in {self.precision}", _FREE)
+        chosen = kernels or triton_kernels()
+        ops = KernelOps(chosen) if kernels or dtype != torch.float32 else PLAIN
+        what = f"the weights in {self.precision}"
+        networks = with_memory(lambda: _Modules(checkpoint, dtype, ops, place), what, _FREE)
         log.info("weights are on the device after %.1f s", time.monotonic() - begin)
         self.moments = Moments(checkpoint)  # on the host: a preview's map is fitted once
-        super().__init__(checkpoint.spec, networks, own, place, pixels)
+        super().__init__(checkpoint.spec, networks, chosen, place, pixels)
 
 
 class _Modules:
@@ -91,7 +92,7 @@ class _Modules:
         return self._text
 
     def unet(self, width: int, height: int, chunks: int) -> TorchNetwork:
-        """Of any size."""
+        """Return the network for prompts of `chunks` chunks; it takes pictures of any size."""
         if chunks not in self._networks:
             self._networks[chunks] = TorchNetwork(self._unet, chunks * self._tokens)
         return self._networks[chunks]
@@ -101,4 +102,4 @@ class _Modules:
         return lambda latents: self._decoder(latents.to(**like))
 
     def captured(self) -> None:
-        """Modules keep nothing."""
+        """See Networks.captured: modules have nothing to keep."""

@@ -1,4 +1,4 @@
-"""What computes what on a GPU, where there is more than one way: data, so that measured rows are acted on here alone.
+"""The way that each operation takes on a GPU, where there are several: data, so a measurement changes only this file.
 
 Each table is read by shape; `None` stands for every shape that it does not name. No GPU has measured any of it yet.
 The sections of `make gpu-check` that compare are named behind each.
@@ -18,7 +18,7 @@ _Way = TypeVar("_Way")
 
 @dataclass(frozen=True)
 class Choices:
-    """See docs/gpu.md, "A measured choice"."""
+    """A way for each operation that has several: see docs/gpu.md, "A measured choice"."""
 
     # (width of a head, queries, keys). Ours takes the widths of kernels/attention.py; a library whatever it takes, and
     # what it refuses ends the start. [attention, forms]
@@ -43,5 +43,5 @@ CHOSEN = Choices()
 
 
 def way(table: Mapping[Any, _Way], *shape: int) -> _Way:
-    """The table's choice for this shape."""
+    """Return the choice of `table` for this shape."""
     return table.get(shape, table[None])

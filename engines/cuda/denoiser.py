@@ -13,9 +13,9 @@ from pipeline.spec import Spec
 
 
 class CudaDenoiser(Buffers):
-    """See engines.backend.Denoiser. Not exact: rows are one batch, in the bucket that the stepper would take.
+    """See engines.backend.Denoiser. If not `exact`, rows are one batch in the stepper's bucket.
 
-    Never twins, whatever the stepper would take: nobody says here which rows belong together.
+    They are never twins, whatever the stepper would take: nobody says here which rows belong together.
     """
 
     def __init__(

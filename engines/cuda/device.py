@@ -20,7 +20,7 @@ from torch import Tensor
 from engines.backend import Pending
 from engines.cache import devices
 from engines.cuda.denoiser import CudaDenoiser
-from engines.cuda.errors import device_errors, with_room
+from engines.cuda.errors import device_errors, with_memory
 from engines.cuda.kernels import Kernels
 from engines.cuda.network import Network
 from engines.cuda.stepper import CudaStepper
@@ -33,34 +33,34 @@ log = logging.getLogger("latentd.cuda")
 
 
 def key_of(device: torch.device) -> str:
-    """A device's name in engines/cache/devices.py: what is measured on one driver or torch says nothing of another."""
+    """Name a device for engines/cache/devices.py: what is measured on one driver or torch says nothing of another."""
     if device.type != "cuda":
         return devices.this_cpu()
     return f"{torch.cuda.get_device_name(device)}, driver {driver_version()}, torch {torch.__version__}"
 
 
 class Networks(Protocol):
-    """The networks of one model on one device. What each gives is called within the stream that it was asked in."""
+    """The networks of one model on one device. Each method, and what it returns, is called within one stream."""
 
     def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
-        """ids int64 [1, tokens] -> context [1, tokens, width], and where there are any skipped [1, skips, ...]."""
+        """Return the text encoder: ids int64 [1, tokens] to context [1, tokens, width], and skipped [1, skips, ..]."""
         ...
 
     def unet(self, width: int, height: int, chunks: int) -> Network:
-        """Errors: NoEngine."""
+        """Return the UNet for one size and length of prompt. Errors: NoEngine."""
         ...
 
     def decoder(self, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-        """latents float32 [1, C, h, w], `shape` without the 1, -> picture [1, 3, H, W]."""
+        """Return the decoder for latents of `shape` [C, h, w]: float32 [1, C, h, w] to a picture [1, 3, H, W]."""
         ...
 
     def captured(self) -> None:
-        """Called when what was asked for has run, and has been captured."""
+        """Take note that what the other methods have returned has run, and has been captured."""
         ...
 
 
 class CudaDevice:
-    """See engines.backend.Backend; who inherits has `name` and `precision`, and `networks` made."""
+    """See engines.backend.Backend. A subclass sets `name` and `precision`, and makes the `networks`."""
 
     name: str
     precision: str
@@ -78,7 +78,7 @@ class CudaDevice:
         self._unets: dict[tuple[int, int, int], Network] = {}
         self._decoders: dict[tuple[int, ...], _Decoder] = {}
         mend, begin = "free the card (nvidia-smi shows who holds it) or take a larger one", time.monotonic()
-        self._ids, self._contexts, self._encode = with_room(self._captured_encoder, "the text encoder", mend)
+        self._ids, self._contexts, self._encode = with_memory(self._captured_encoder, "the text encoder", mend)
         log.info("captured the text encoder in %.1f s", time.monotonic() - begin)
         networks.captured()
 
@@ -100,15 +100,15 @@ class CudaDevice:
         return None
 
     def picture(self, latents: Pending[F32]) -> Pending[Pixels | None]:
-        """On a stream of its own, beside the steps; latents of a stepper of ours never leave the device."""
-        own = latents if isinstance(latents, OnDevice) else None
-        host = np.empty(0, np.float32) if own else latents.get()
-        decoder = self._decoder_of(own.tensor.shape if own else host.shape)
+        """See Backend.picture. It has a stream beside the steps'; latents of a CudaStepper never leave the device."""
+        ours = latents if isinstance(latents, OnDevice) else None
+        host = np.empty(0, np.float32) if ours else latents.get()
+        decoder = self._decoder_of(ours.tensor.shape if ours else host.shape)
         stream = self._decoding
         with stream.here():
-            if own:
-                stream.after(own.mark, own.tensor)
-                decoder.latents[0].copy_(own.tensor)
+            if ours:
+                stream.after(ours.mark, ours.tensor)
+                decoder.latents[0].copy_(ours.tensor)
             else:
                 stream.upload(decoder.latents, host[None])
             decoder.replay()
@@ -118,7 +118,7 @@ class CudaDevice:
         return self._denoiser(width, height, rows, chunks, exact=self.pixels == "exact")
 
     def together(self, width: int, height: int, rows: int, chunks: int = 1) -> CudaDenoiser:
-        """See Backend.together: so each bucket can be checked."""
+        """See Backend.together: this is how each bucket can be checked."""
         return self._denoiser(width, height, rows, chunks, exact=False)
 
     def _denoiser(self, width: int, height: int, rows: int, chunks: int, *, exact: bool) -> CudaDenoiser:
@@ -148,9 +148,9 @@ class CudaDevice:
         what = f"{seats} seat{'s' if seats > 1 else ''} of {width}x{height}{long}, jobs of up to {steps} steps"
         mend = f"lower --seats (it is {seats}), --max-steps ({steps}) or --sizes, or free the card (nvidia-smi)"
         log.info("capturing the step of %s", what)
-        made = with_room(make, what, mend, drop)
+        stepper = with_memory(make, what, mend, drop)
         self._networks.captured()
-        return made
+        return stepper
 
     def identity(self) -> dict[str, Any]:
         """See Backend.identity."""
@@ -182,14 +182,14 @@ class CudaDevice:
 
             mend = "lower --seats, --max-steps or --sizes, or free the card (nvidia-smi)"
             begin = time.monotonic()
-            made = with_room(make, f"decoding {width}x{height}", mend, self._networks.captured)
-            self._decoders[key] = made
+            decoder = with_memory(make, f"decoding {width}x{height}", mend, self._networks.captured)
+            self._decoders[key] = decoder
             log.info("captured the decoder of %dx%d in %.1f s", width, height, time.monotonic() - begin)
             self._networks.captured()
         return self._decoders[key]
 
     def _captured_encoder(self) -> tuple[Tensor, Tensor, Callable[[], None]]:
-        """Ids [1, tokens], contexts [1 + skips, tokens, width], and what makes these of those."""
+        """Return ids [1, tokens], contexts [1 + skips, tokens, width], and the captured call from those to these."""
         text = self.spec.text
         with self._encoding.here():
             net = self._networks.text()
@@ -206,7 +206,7 @@ class CudaDevice:
 
 
 class _Decoder:
-    """One picture of one size at a time, over fixed buffers."""
+    """The decoder of one size: one picture at a time, over fixed buffers."""
 
     def __init__(
         self, net: Callable[[Tensor], Tensor], kernels: Kernels, spec: Spec, shape: tuple[int, ...], stream: Stream
@@ -219,9 +219,9 @@ class _Decoder:
             self.broken = broken = torch.zeros(1, dtype=torch.int32, device=stream.device)
 
             def run() -> None:
-                made = net(latents)
-                bytes_of_it, flags = kernels.to_uint8(made)
-                picture.copy_(made)
+                decoded = net(latents)
+                bytes_of_it, flags = kernels.to_uint8(decoded)
+                picture.copy_(decoded)
                 pixels.copy_(bytes_of_it)
                 broken.copy_(flags)
 

@@ -1,9 +1,11 @@
 """What torch, cuDNN, cuBLAS and Triton raise on a GPU, as errors of ours: whose each is, and what mends it.
 
-Three kinds. No room: the device is intact, and whoever asked may ask for less (OutOfMemory). A machine that cannot run
-this: a compiler, a version, a card (BackendError). All else that comes from CUDA may have poisoned its context, so that
-nothing after it can be believed (DeviceError). The messages are those of torch 2.13 (c10/cuda/CUDAException.cpp,
-CUDACachingAllocator.cpp) and of Triton 3.6 and 3.7 (backends/nvidia/driver.c, runtime/build.py).
+There are three kinds. Memory is full: the device is intact, and whoever wanted it may want less (OutOfMemory). The
+machine cannot run this: a compiler, a version or a card is in the way (BackendError). All else that comes from CUDA may
+have poisoned its context, so that nothing after it can be believed (DeviceError).
+
+The messages are those of torch 2.13 (c10/cuda/CUDAException.cpp, CUDACachingAllocator.cpp) and of Triton 3.6 and 3.7
+(backends/nvidia/driver.c, runtime/build.py).
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ from engines.errors import BackendError, DeviceError, OutOfMemory
 from engines.machine import toolchain
 from pipeline.errors import LatentdError
 
-_Made = TypeVar("_Made")
+_Result = TypeVar("_Result")
 
 _CUDA, _TRITON = "CUDA error: ", "Triton Error [CUDA]: "
 # The allocator's: "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.65 GiB of which 41.56 MiB is free.
 # Including non-PyTorch memory, this process has 23.60 GiB memory in use."
-_ROOM = re.compile(
+_REFUSED = re.compile(
     r"Tried to allocate ([\d.]+ \w+)\..* has a total capaci?ty of ([\d.]+ \w+) of which ([\d.]+ \w+) is free\."
     r"(?:.*this process has ([\d.]+ \w+) memory in use)?",
     re.DOTALL,
 )
-# What the libraries say when they find no room, and nothing is wrong with the device.
+# What the libraries say when memory is full, and nothing is wrong with the device.
 _FULL = (
     f"{_CUDA}out of memory",
     f"{_TRITON}out of memory",
@@ -53,22 +55,22 @@ _CUDAS = (_CUDA, _TRITON, "cuDNN error", "cuBLAS error", "CUDA driver error")
 
 @contextlib.contextmanager
 def device_errors() -> Iterator[None]:
-    """What is raised inside becomes OutOfMemory, BackendError or DeviceError; what is none of CUDA's goes through."""
+    """Turn what is raised inside into OutOfMemory, BackendError or DeviceError; what is none of CUDA's goes through."""
     try:
         yield
     except Exception as error:
-        if (told := translated(error)) is None or told is error:
+        if (ours := translated(error)) is None or ours is error:
             raise
-        raise told from error
+        raise ours from error
 
 
 def translated(error: BaseException) -> LatentdError | None:
-    """The error of ours that this is; None where it is not the device's, nor a compiler's of its kernels."""
+    """Return the error of ours for this one; None where neither the device nor a compiler of its kernels raised it."""
     words = str(error)
     if isinstance(error, LatentdError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemory(_room(words))
+        return OutOfMemory(_why_full(words))
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in words:
         return BackendError(f"the machine's own memory is full, not the GPU's: {_first(words) or 'no room'}")
     if isinstance(error, RuntimeError):
@@ -84,10 +86,12 @@ def translated(error: BaseException) -> LatentdError | None:
     return _of_triton(error, words)
 
 
-def with_room(make: Callable[[], _Made], what: str, mend: str, drop: Callable[[], object] = lambda: None) -> _Made:
-    """`make()`. Where memory runs out, what it had taken is given back, and the error says what it was for.
+def with_memory(
+    make: Callable[[], _Result], what: str, mend: str, drop: Callable[[], object] = lambda: None
+) -> _Result:
+    """Return `make()`. Where memory runs out, give back what it had taken, and say in the error what it was for.
 
-    `drop` forgets what was kept of it elsewhere. Errors: OutOfMemory, and those of `device_errors`.
+    `drop` forgets what `make` has left elsewhere. Errors: OutOfMemory, and those of `device_errors`.
     """
     try:
         with device_errors():
@@ -103,16 +107,17 @@ def with_room(make: Callable[[], _Made], what: str, mend: str, drop: Callable[[]
     raise OutOfMemory(f"{what}: {why}; {mend}")
 
 
-def _room(words: str) -> str:
-    if (found := _ROOM.search(words)) is None:
+def _why_full(words: str) -> str:
+    """Say that the GPU's memory is full, with the allocator's figures where `words` has them."""
+    if (match := _REFUSED.search(words)) is None:
         return f"the GPU's memory is full ({_first(words)}){_free()}"
-    asked, total, free, own = found.groups()
-    held = f", this process holds {own}" if own else ""
-    return f"the GPU's memory is full: {asked} more was asked for, {free} of {total} is free{held}"
+    wanted, total, free, used = match.groups()
+    held = f", this process holds {used}" if used else ""
+    return f"the GPU's memory is full: {wanted} more was asked for, {free} of {total} is free{held}"
 
 
 def _free() -> str:
-    """The figures where an error has none; nothing where CUDA does not answer any more."""
+    """Say how much memory is free, for an error without figures; "" where CUDA does not answer any more."""
     try:
         if not torch.cuda.is_initialized():
             return ""
@@ -123,20 +128,20 @@ def _free() -> str:
 
 
 def _failed(words: str, behind: BaseException | None) -> DeviceError:
-    """`behind`: what was being handled when this was raised."""
-    told = f"cuda failed: {_first(words)}"
+    """Return the error for a failure of CUDA; `behind` is the exception that was being handled when it was raised."""
+    sentence = f"cuda failed: {_first(words)}"
     if "capture" in words:
         # What ends a capture is followed by an error of its clean-up, which tells only that it is invalid; nor may the
         # process go on: torch's allocator is then still in the capture (pytorch/pytorch#187795).
         if behind is not None:
-            cause = _room(str(behind)) if isinstance(behind, torch.OutOfMemoryError) else _first(str(behind))
-            told = f"cuda failed in a capture: {cause or type(behind).__name__}"
-        return DeviceError(f"{told}{_free()}; if that is little, lower --seats, --max-steps or --sizes")
-    return DeviceError(f"{told}; `dmesg | grep Xid` has the driver's view, CUDA_LAUNCH_BLOCKING=1 names the call")
+            cause = _why_full(str(behind)) if isinstance(behind, torch.OutOfMemoryError) else _first(str(behind))
+            sentence = f"cuda failed in a capture: {cause or type(behind).__name__}"
+        return DeviceError(f"{sentence}{_free()}; if that is little, lower --seats, --max-steps or --sizes")
+    return DeviceError(f"{sentence}; `dmesg | grep Xid` has the driver's view, CUDA_LAUNCH_BLOCKING=1 names the call")
 
 
 def _of_triton(error: BaseException, words: str) -> BackendError | None:
-    """A kernel that could not be compiled, or its launcher, or could not be kept."""
+    """Return the error for a kernel, or its launcher, that could not be compiled or kept; None for anything else."""
     if "Failed to find C compiler" in words:
         return BackendError(toolchain.NO_COMPILER)
     if isinstance(error, subprocess.CalledProcessError):
@@ -166,6 +171,6 @@ def _of_triton(error: BaseException, words: str) -> BackendError | None:
 
 
 def _first(words: str) -> str:
-    """The first line, without what it begins with."""
+    """Return the first line, without the prefix that the library gives it."""
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     return lines[0].removeprefix(_CUDA).removeprefix(_TRITON)[:300] if lines else ""

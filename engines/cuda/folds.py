@@ -30,15 +30,15 @@ class Onto(nn.Linear):
     """A linear layer without a bias whose residual nobody reads after it: the sum may take its place."""
 
     def __init__(self, product: nn.Linear | nn.Conv2d) -> None:
-        """product: a linear layer, or a 1x1 convolution, which of tokens is the same."""
+        """Take the weight of `product`: a linear layer, or a 1x1 convolution, which computes the same on tokens."""
         weight = product.weight
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.weight = nn.Parameter(weight.flatten(1), requires_grad=weight.requires_grad)
 
     def onto(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x [.., in], residual [.., out] -> `residual`, which is overwritten with the sum, rounded once.
+        """Add the product of x [.., in] to `residual` [.., out] in place, rounded once, and return `residual`.
 
-        In place, because torch's addmm into a result of its own first copies what it adds to there
+        It is done in place, because torch's addmm into a result of its own first copies what it adds to there
         (pytorch/pytorch#191706): as many bytes as the addition. RuntimeError where the rows of `residual` are not one
         stride apart.
         """
@@ -47,7 +47,7 @@ class Onto(nn.Linear):
 
 
 class ShiftedNorm(nn.LayerNorm):
-    """A layer norm of the stream and what it lacks: `shift` [channels]."""
+    """A layer norm that first adds what the stream lacks: `shift` [channels]."""
 
     shift: Tensor
 
@@ -61,7 +61,7 @@ class ShiftedNorm(nn.LayerNorm):
 
 
 class ShiftedGroupNorm(nn.GroupNorm):
-    """A group norm of a picture without what it has ahead of time: `shift` [channels] is minus that."""
+    """A group norm that first takes away the biases that the picture has early: `shift` [channels] is minus these."""
 
     shift: Tensor
 
@@ -76,9 +76,10 @@ class ShiftedGroupNorm(nn.GroupNorm):
 
 @torch.no_grad()
 def fold_residuals(resnet: Resnet, transformer: SpatialTransformer) -> None:
-    """Its linear layers that are added to something lose their biases; the network computes the same, by any Ops.
+    """Take the biases from a transformer's linear layers that are added to something; the network computes the same.
 
-    `resnet`, whose picture the transformer alone is given, has moved its own biases (engines.cuda.ops.fold_biases).
+    That holds with any Ops. `resnet`, whose picture the transformer alone is given, must have moved its own biases
+    (engines.cuda.ops.fold_biases).
     """
     project = transformer.proj_out
     if isinstance(project, Onto):

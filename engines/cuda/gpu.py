@@ -1,4 +1,4 @@
-"""Is there an NVIDIA GPU that torch can use? Asked without loading torch where there is no driver."""
+"""Finds out whether there is an NVIDIA GPU that torch can use, without loading torch where there is no driver."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from engines.machine.driver import driver_here
 
 
 def cuda_here() -> bool:
-    """A driver, an installed torch, and a GPU that this torch can use."""
+    """Return whether there are a driver, an installed torch, and a GPU that this torch can use."""
     return not why_not()
 
 
 def why_not() -> str:
-    """Why there is no GPU to be used, and what mends it, as the rest of a sentence; "" where there is one."""
+    """Say why no GPU can be used, and what mends that, as the rest of a sentence; "" where one can be used."""
     if not driver_here():
         return (
             "there is no NVIDIA driver here: install it, or start the container with --gpus all (nvidia-smi shows it)"
@@ -28,5 +28,5 @@ def why_not() -> str:
 
 
 def check_kernels() -> None:
-    """Will our kernels run on the GPU that is here? Errors: BackendError."""
+    """Check that our kernels will run on the GPU that is here. Errors: BackendError."""
     importlib.import_module("engines.cuda.ready").check_kernels()

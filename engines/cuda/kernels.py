@@ -13,7 +13,7 @@ from engines.cuda import plain
 
 @dataclass(frozen=True)
 class Kernels:
-    """Signatures and meaning are those of engines/cuda/plain.py."""
+    """The kernels, by name. Their signatures and their meaning are those of engines/cuda/plain.py."""
 
     attention: Callable[..., Tensor]
     group_norm_silu: Callable[..., Tensor]
@@ -41,7 +41,7 @@ def plain_kernels() -> Kernels:
 
 
 def triton_kernels() -> Kernels:
-    """Errors: ModuleNotFoundError where triton is not installed."""
+    """Return Triton's kernels. Errors: ModuleNotFoundError where triton is not installed."""
     from kernels.attention import PARTS, attention
     from kernels.geglu import geglu, geglu_linear, interleave
     from kernels.group_norm_silu import group_norm_silu

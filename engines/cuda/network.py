@@ -17,7 +17,7 @@ from model.unet import Unet
 
 
 class Network(Protocol):
-    """All tensors are on one device. Rows do not depend on each other, but for the last bits where buckets differ."""
+    """A UNet on one device. Its rows do not depend on each other, but for the last bits where buckets differ."""
 
     text_width: int  # numbers kept of a prompt
     text_dtype: torch.dtype
@@ -29,22 +29,22 @@ class Network(Protocol):
     twins: bool
 
     def text(self, context: Tensor) -> Tensor:
-        """context float32 [T, D] -> [text_width]; once a prompt, outside the step."""
+        """Return what is kept of a context: float32 [T, D] -> [text_width]; once a prompt, outside the step."""
         ...
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:
-        """timesteps, guidance float32 [n] -> [n, time_width]; once a table, outside the step."""
+        """Return what is kept of timesteps and guidance: float32 [n] -> [n, time_width]; once a table, before a step."""
         ...
 
     def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
-        """samples [R, C, h, w], channels_last, times [R, time_width], texts [R, text_width] -> [R, C, h, w].
+        """Evaluate samples [R, C, h, w], channels_last, times [R, time_width], texts [R, text_width]: [R, C, h, w].
 
-        Of twins samples [R / 2, C, h, w]. Inside the capture: it may allocate, and may depend on no value.
+        For twins samples are [R / 2, C, h, w]. It is captured: it may allocate memory, and may depend on no value.
         """
         ...
 
     def buckets(self, rows: int) -> Sequence[int]:
-        """The numbers of rows, rising up to `rows`, that it is to run."""
+        """Return the numbers of rows, rising up to `rows`, that it is to run."""
         ...
 
 
@@ -52,7 +52,7 @@ class TorchNetwork:
     """Our modules: of a prompt the keys and values of every cross-attention, of a timestep every resnet's shift."""
 
     def __init__(self, unet: Unet, tokens: int, *, twins: bool = CHOSEN.twins) -> None:
-        """`tokens` of a context, all its chunks. Projects nothing, once, to learn the widths.
+        """Project zeros once, to learn the widths; `tokens` are those of a context, all its chunks.
 
         `twins`: let guided rows be computed once until they differ, where the model has them.
         """
@@ -89,7 +89,7 @@ class TorchNetwork:
 
 
 def bucket_sizes(rows: int) -> list[int]:
-    """1, 2, 4, .. 16, 20, .. 32, 40, .. 64, 80, ..: four to a doubling, from eight rows on.
+    """Return the buckets 1, 2, 4, .. 16, 20, .. 32, 40, .. 64, 80, ..: four to a doubling, from eight rows on.
 
     Of three rows a quarter of the bucket is idle, of more at most a fifth. Each bucket is run three times and captured
     when the server starts: 9 buckets of 73 rows in all for 8 seats (16 rows), 13 of 177 for 16, 21 of 801 for 64, 29

@@ -24,7 +24,7 @@ _ALIGNED = 8  # numbers of two bytes in 16: rows of other widths are slow in a m
 
 @dataclass(frozen=True)
 class _Packed:
-    """Several linear layers as one."""
+    """Several linear layers, packed as one."""
 
     weight: Tensor  # [sum of outs, in]
     bias: Tensor | None
@@ -46,7 +46,7 @@ class KernelOps:
         return y if residual is None else y.add_(residual)
 
     def linears(self, x: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
-        """Views of one product, [.., sum of outs]."""
+        """Compute one product [.., sum of outs] for all of them, and return views of it."""
         key = tuple(linears)
         if key not in self._packed:
             self._packed[key] = _pack(key)
@@ -63,8 +63,11 @@ class KernelOps:
         return y if residual is None else y.add_(residual)
 
     def concat(self, x: Tensor, skip: Tensor) -> Tensor:
-        """As tokens: of pictures in channels_last torch.cat never takes the kernel that moves 16 bytes at a time, but
-        one that writes number by number (ATen/native/cuda/Shape.cu), 31 million in a step of two rows of SD 1.5."""
+        """Join x and skip along the channels, as tokens.
+
+        For pictures in channels_last torch.cat never takes the kernel that moves 16 bytes at a time, but one that
+        writes number by number (ATen/native/cuda/Shape.cu), 31 million in a step of two rows of SD 1.5.
+        """
         return to_picture(torch.cat((to_tokens(x), to_tokens(skip)), dim=-1), like=x)
 
     def upsample_conv(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -101,8 +104,10 @@ class KernelOps:
         return PLAIN.attention(q, k, v, heads, causal)
 
     def shared_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, copies: int) -> Tensor:
-        """The query is not written out: a row of it is a view of stride 0, of several each one's first texts are
-        attended to, then their second ones. At 32 rows of SD 1.5 at 512x512 that spares a pass of 126 MB.
+        """Attend to `copies` texts a row without writing the query out as often.
+
+        Of a single row the query is a view of stride 0; of several, the first text of each is attended to, then the
+        second of each. At 32 rows of SD 1.5 at 512x512 that spares a pass of 126 MB.
         """
         if copies == 1:
             return self.attention(q, k, v, heads)
@@ -111,18 +116,18 @@ class KernelOps:
         if len(q) == 1:
             return self._kernels.attention(q.expand(copies, -1, -1), k, v, heads, causal=False)
         out = q.new_empty(len(k), *q.shape[1:])
-        for own in range(copies):
-            self._kernels.attention(q, k[own::copies], v[own::copies], heads, causal=False, out=out[own::copies])
+        for copy in range(copies):
+            self._kernels.attention(q, k[copy::copies], v[copy::copies], heads, causal=False, out=out[copy::copies])
         return out
 
     def _attention_of(self, q: Tensor, k: Tensor, heads: int) -> str:
-        """Who attends: "other" where the table says ours, and ours does not take the width."""
+        """Return who attends: the table's choice, or "other" where that is ours and ours does not take the width."""
         width = q.shape[-1] // heads
         chosen = way(self._choices.attention, width, q.shape[1], k.shape[1])
         return "other" if chosen == "ours" and width not in self._kernels.heads else chosen
 
     def _is_product(self, x: Tensor, conv: nn.Conv2d) -> bool:
-        """1x1, and chosen to be a matrix product of positions."""
+        """Return whether a convolution is 1x1, and chosen to be computed as a matrix product of positions."""
         shape = (conv.kernel_size[0], conv.in_channels, conv.out_channels, *x.shape[2:])
         return (
             conv.kernel_size == (1, 1)
@@ -135,12 +140,12 @@ class KernelOps:
 def fold_biases(net: nn.Module, *, residuals: bool = True) -> None:
     """Move biases to where they cost nothing, once and for all; the network computes the same.
 
-    Before `KernelOps` has run it: what that packs are copies.
+    Call it before `KernelOps` has run the network: `KernelOps` packs copies of the weights.
 
     torch adds a convolution's bias in a pass of its own over the result, but a matrix product's within the product. In
     a resnet the first convolution's goes into the time's projection, which is added to the same channels next; the
-    second's into the shortcut's, where there is one, which is added last. In a transformer they make room for the
-    residuals (see engines.cuda.folds), unless told not to.
+    second's into the shortcut's, where there is one, which is added last. In a transformer they make way for the
+    residuals (see engines.cuda.folds), unless `residuals` is False.
     """
     with torch.no_grad():
         for resnet in net.modules():
@@ -161,7 +166,7 @@ def fold_biases(net: nn.Module, *, residuals: bool = True) -> None:
 
 
 def sum_in_float32(to_the_end: bool = True) -> None:
-    """Matrix products, whatever they are made of, keep float32 sums to the end, or as torch has it; in this process.
+    """Let matrix products of every type keep float32 sums to the end, or as torch has it; in all of this process.
 
     torch lets cuBLAS add the parts of a product that it cuts along its depth in half precision, by default: bits are
     lost where rows are few, and a part above 65504 is infinite (docs.pytorch.org/docs/stable/notes/cuda.html).
@@ -172,7 +177,7 @@ def sum_in_float32(to_the_end: bool = True) -> None:
 
 
 def _one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A head too wide for a kernel's registers (the VAE's has 512): two products, and a softmax in float32.
+    """Attend with a head too wide for a kernel's registers (the VAE's has 512): two products, and a softmax in float32.
 
     The scores are stored: 34 MB in float16 for 64 x 64 positions. They are scaled before they are rounded, so that
     float16 holds them.
@@ -183,7 +188,7 @@ def _one_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _pack(linears: tuple[nn.Linear, ...]) -> _Packed:
-    """One weight for all of them; each module's own becomes a view of it, so that they are held once."""
+    """Pack all of them into one weight; each module's weight becomes a view of it, so that they are held once."""
     widths = [linear.out_features for linear in linears]
     with torch.inference_mode(False), torch.no_grad():
         weight = torch.cat([linear.weight for linear in linears])

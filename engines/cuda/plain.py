@@ -15,7 +15,7 @@ from pipeline.samplers import STATE
 
 
 def guided_step(seats: Seats, outputs: Tensor) -> None:
-    """Guidance and one evaluation of each seat's table, for seats that have rows and have not finished.
+    """Guide and advance by one evaluation each seat that has rows and has not finished.
 
     outputs [R, C, h, w] of any type. Writes `state`, `predictions` and `step_next`; all in float32.
     """
@@ -41,7 +41,7 @@ def guided_step(seats: Seats, outputs: Tensor) -> None:
 
 
 def _kept(seats: Seats, step: Tensor, x: Tensor) -> Tensor:
-    """x [S, C, h, w] after evaluation `step` of each seat, with its original where it has a mask that is not 1."""
+    """Return x [S, C, h, w] after evaluation `step`, with the original where a seat has a mask that is not 1."""
     blend = seats.blend[torch.arange(len(step), device=step.device), step]  # [S, 2]
     known = torch.zeros_like(x)
     for i, term in enumerate((seats.original, seats.first_noise)):
@@ -52,7 +52,7 @@ def _kept(seats: Seats, step: Tensor, x: Tensor) -> Tensor:
 
 
 def to_uint8(picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures [n, 3, H, W] in -1..1 -> uint8 [n, H, W, 3], rounded half to even, and int32 [n]: 1 if not a number."""
+    """Round pictures [n, 3, H, W] in -1..1 half to even: uint8 [n, H, W, 3], and int32 [n], 1 if not a number."""
     picture = picture.float()
     broken = ~torch.isfinite(picture).flatten(1).all(dim=1)
     unit = torch.nan_to_num(picture * 0.5 + 0.5).clamp(0, 1)
@@ -77,7 +77,7 @@ def group_norm_silu(
     silu: bool = True,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x [n, c, h, w], channels_last, plus shift [n, c], normalised, then SiLU if asked."""
+    """Add shift [n, c] to x [n, c, h, w], channels_last, normalise it, and apply SiLU where `silu` says so."""
     y = F.group_norm(x if shift is None else x + shift[:, :, None, None], groups, weight, bias, eps)
     return _into(out, F.silu(y) if silu else y)
 
@@ -91,24 +91,24 @@ def layer_norm(
     shift: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x [.., c], plus shift [c], normalised over the last dimension."""
+    """Add shift [c] to x [.., c], and normalise it over the last dimension."""
     return _into(out, F.layer_norm(x if shift is None else x + shift, weight.shape, weight, bias, eps))
 
 
 def geglu(x: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """[.., 2 c] -> [.., c]: the first half times GELU of the second."""
+    """Multiply the first half of x [.., 2 c] by GELU of the second: [.., c]."""
     value, gate = x.chunk(2, dim=-1)
     return _into(out, value * F.gelu(gate))
 
 
 def geglu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """geglu of a projection whose weights were interleaved: [.., in] -> [.., c], weight [2 c, in]."""
+    """Apply geglu to a projection whose weights were interleaved: [.., in] -> [.., c], weight [2 c, in]."""
     pairs = F.linear(x, weight, bias).unflatten(-1, (-1, 2))
     return pairs[..., 0] * F.gelu(pairs[..., 1])
 
 
 def interleave(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Rows of values and of gates in turn, as geglu_linear takes them."""
+    """Order the rows of values and of gates in turn, as geglu_linear takes them."""
 
     def mixed(x: Tensor) -> Tensor:
         return torch.stack(x.chunk(2), dim=1).flatten(0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Can this torch use the GPU that is here, and our kernels on it? Asked in seconds, before the minutes of a load."""
+"""Finds out in seconds, before the minutes of a load, whether torch and our kernels can use the GPU that is here."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _CODES = {
 
 
 def why_not() -> str:
-    """Why torch cannot use a GPU here, and what mends it; "" where it can."""
+    """Say why torch cannot use a GPU here, and what mends that; "" where it can."""
     build = f"torch {torch.__version__}"
     if torch.version.cuda is None:
         return f"{build} is built without CUDA; install the build for CUDA in its place (pytorch.org names it)"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of cards that it does not support: told below, for the one that is used
+            warnings.simplefilter("ignore")  # of cards that it does not support: said below, for the one that is used
             torch.cuda.init()
             name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
             archs = torch.cuda.get_arch_list()
@@ -44,39 +44,42 @@ def why_not() -> str:
     try:
         torch.zeros(1, device="cuda").item()  # a context, memory and a kernel: a busy or broken card says so here
     except Exception as error:
-        told = translated(error)
-        return str(told) if told else f"{name} computes nothing: {str(error).strip().splitlines()[0]}"
+        ours = translated(error)
+        return str(ours) if ours else f"{name} computes nothing: {str(error).strip().splitlines()[0]}"
     return ""
 
 
 def check_kernels() -> None:
-    """Are our kernels for this card, and can Triton compile them? Errors: BackendError."""
+    """Check that our kernels are for this card, and that Triton can compile them. Errors: BackendError."""
     capability = torch.cuda.get_device_capability()
     if capability < LEAST:
-        told = "sm_{}{}".format(*capability)
+        arch = "sm_{}{}".format(*capability)
         raise BackendError(
-            f"device cuda: {torch.cuda.get_device_name()} is {told}, and the kernels are for sm_80 and later (A100, "
+            f"device cuda: {torch.cuda.get_device_name()} is {arch}, and the kernels are for sm_80 and later (A100, "
             f"A10, L4, RTX 30 and newer); --device cpu serves on the CPU"
         )
-    toolchain.check()
+    toolchain.check_toolchain()
 
 
 def _runs(arch: str, major: int, minor: int) -> bool:
-    """Machine code (sm_86, sm_90a) runs on its own generation from its minor on, PTX (compute_90) on all later ones."""
-    if (found := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)) is None:
+    """Return whether code for `arch` runs on compute capability `major`.`minor`.
+
+    Machine code (sm_86, sm_90a) runs on its own generation from its minor on, PTX (compute_90) on all later ones.
+    """
+    if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)) is None:
         return True  # a word that we do not know
-    own = int(found[2]), int(found[3])
-    if found[4] == "a":
-        return own == (major, minor)
-    return own <= (major, minor) and (found[1] == "compute" or own[0] == major)
+    built_for = int(match[2]), int(match[3])
+    if match[4] == "a":
+        return built_for == (major, minor)
+    return built_for <= (major, minor) and (match[1] == "compute" or built_for[0] == major)
 
 
 def _of_start(words: str, build: str) -> str:
-    """CUDA did not start: the words are torch's (c10/cuda/CUDAFunctions.cpp)."""
+    """Say why CUDA did not start; `words` are torch's (c10/cuda/CUDAFunctions.cpp)."""
     first = (words.strip().splitlines() or ["it gives no reason"])[0]
     cuda = torch.version.cuda
-    if found := re.search(r"driver on your system is too old \(found version (\d+)\)", words):
-        has = f"{int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}"
+    if match := re.search(r"driver on your system is too old \(found version (\d+)\)", words):
+        has = f"{int(match[1]) // 1000}.{int(match[1]) % 1000 // 10}"
         return (
             f"the NVIDIA driver {driver_version()} is too old: it has CUDA {has}, {build} needs {cuda}; update the "
             f"driver, or install a torch that was built for CUDA {has} or older"
@@ -91,6 +94,6 @@ def _of_start(words: str, build: str) -> str:
             "the NVIDIA driver's libraries are not to be found (libcuda.so.1), though its kernel module is loaded: "
             "install them, or start the container with --gpus all"
         )
-    if found := re.search(r"Error (80[234]): ([^\n(]+)", words):
-        return f"CUDA does not start, error {found[1]} ({found[2].strip()}): {_CODES[found[1]]}"
+    if match := re.search(r"Error (80[234]): ([^\n(]+)", words):
+        return f"CUDA does not start, error {match[1]} ({match[2].strip()}): {_CODES[match[1]]}"
     return f"CUDA does not start: {first}; see whether nvidia-smi works, and CUDA_VISIBLE_DEVICES"

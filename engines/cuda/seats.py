@@ -52,9 +52,10 @@ def empty_seats(
     text: tuple[int, torch.dtype],
     device: torch.device,
 ) -> Seats:
-    """Seats for latents of `shape` [C, h, w] and tables of up to `steps` steps; `time` and `text`: numbers and type.
+    """Allocate seats for latents of `shape` [C, h, w] and tables of up to `steps` steps.
 
-    Zeros throughout: an empty seat is stepped over, and what a row computes that is nobody's is finite.
+    `time` and `text` are the width and the type of what the network keeps. All buffers are zeros: an empty seat is
+    stepped over, and a row that belongs to nobody computes finite numbers.
     """
     evaluations, draws = 2 * steps, max(steps - 1, 1)  # Heun takes 2n - 1, no noisy sampler more than n
 

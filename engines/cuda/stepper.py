@@ -37,7 +37,7 @@ log = logging.getLogger("latentd.cuda")
 
 
 class _Key(NamedTuple):
-    """Of a captured evaluation."""
+    """The name of a captured evaluation: whose it is, and in which form."""
 
     seat: int  # whose it is; 0 where rows are packed
     rows: int
@@ -46,7 +46,7 @@ class _Key(NamedTuple):
 
 @dataclass(frozen=True)
 class _Bucket:
-    """R rows that are evaluated together, and the seats that they may be of."""
+    """R rows that are evaluated together, and the seats that they may belong to."""
 
     seats: Seats
     seat: Tensor  # int32 [R]: whose each row is, counted in `seats`
@@ -56,7 +56,7 @@ class _Bucket:
 
 
 def evaluate(network: Network, kernels: Kernels, bucket: _Bucket) -> None:
-    """One evaluation of a bucket: all that a graph holds. Fixed shapes, no branch on a value, nothing read back."""
+    """Evaluate a bucket once: all that a graph holds. Fixed shapes, no branch on a value, nothing read back."""
     seats, each = bucket.seats, slice(None, None, 2 if bucket.twins else 1)
     place = bucket.place + seats.step.index_select(0, bucket.seat)  # [R]
     x = seats.state[:, 0].index_select(0, bucket.seat[each])  # [R, C, h, w], of twins half of them
@@ -88,7 +88,7 @@ class CudaStepper:
         *,
         exact: bool,
     ) -> None:
-        """`stream`: of all steps of the device, one after the other; `side`: of what is fetched beside them."""
+        """Capture the lane. All steps of the device run on `stream`, one after another; `side` fetches beside them."""
         self.seats, self._exact = seats, exact
         self._network, self._kernels = network, kernels
         self._stream, self._side = stream, side
@@ -109,32 +109,32 @@ class CudaStepper:
 
     def sit(self, seat: int, sitting: Sitting) -> None:
         """See Stepper.sit. Everything is copied before this returns, and written between two steps."""
-        table, (at, own), upload = sitting.table, self._at(seat), self._stream.upload
+        table, (group, index), upload = sitting.table, self._at(seat), self._stream.upload
         run, inpaint = table.evaluations, sitting.inpaint
-        assert run <= at.matrices.shape[1], f"{run} evaluations in seats for {at.matrices.shape[1]}"
+        assert run <= group.matrices.shape[1], f"{run} evaluations in seats for {group.matrices.shape[1]}"
         with self._stream.here():
-            upload(at.state[own, 0], sitting.latents)
-            at.state[own, 1:].zero_()  # the history of the last tenant
-            upload(at.matrices[own, :run], table.matrices.astype(np.float32))
-            upload(at.draw[own, :run], table.noise.astype(np.int32))
+            upload(group.state[index, 0], sitting.latents)
+            group.state[index, 1:].zero_()  # the history of the last tenant
+            upload(group.matrices[index, :run], table.matrices.astype(np.float32))
+            upload(group.draw[index, :run], table.noise.astype(np.int32))
             if table.draws:
-                upload(at.noise[own, : table.draws], sitting.noise[1:])
-            upload(at.scales[own, :run], table.input_scales.astype(np.float32))
+                upload(group.noise[index, : table.draws], sitting.noise[1:])
+            upload(group.scales[index, :run], table.input_scales.astype(np.float32))
             timesteps = self._stream.new(table.timesteps.astype(np.float32))
-            at.times[own, :run] = self._network.time(timesteps, torch.full_like(timesteps, sitting.guidance))
+            group.times[index, :run] = self._network.time(timesteps, torch.full_like(timesteps, sitting.guidance))
             for sign, text in enumerate(sitting.texts):
-                at.texts[own, sign] = self._network.text(self._stream.new(text))
-            at.masked[own].fill_(inpaint is not None)
+                group.texts[index, sign] = self._network.text(self._stream.new(text))
+            group.masked[index].fill_(inpaint is not None)
             if inpaint is not None:
-                upload(at.mask[own], inpaint.mask)
-                upload(at.original[own], inpaint.original)
-                upload(at.first_noise[own], sitting.noise[0])
-                upload(at.blend[own, :run], table.levels[1:].astype(np.float32))
-            at.guidance[own].fill_(sitting.guidance)
-            at.step[own].fill_(sitting.start)
-            at.last[own].fill_(run)
+                upload(group.mask[index], inpaint.mask)
+                upload(group.original[index], inpaint.original)
+                upload(group.first_noise[index], sitting.noise[0])
+                upload(group.blend[index, :run], table.levels[1:].astype(np.float32))
+            group.guidance[index].fill_(sitting.guidance)
+            group.step[index].fill_(sitting.start)
+            group.last[index].fill_(run)
             if self._exact:
-                upload(at.row[own], np.array([0, 1 if sitting.guided else -1], np.int32))
+                upload(group.row[index], np.array([0, 1 if sitting.guided else -1], np.int32))
         self._tables[seat], self._rows[seat], self._reached[seat] = table, len(sitting.texts), sitting.start
         self._arranged = ()  # the rows' texts have changed
 
@@ -142,11 +142,11 @@ class CudaStepper:
         self._tables[seat] = None
 
     def rows(self, seat: int) -> int:
-        """UNet rows that the seat's tenant takes: two when guided."""
+        """Return how many UNet rows the seat's tenant takes: two when guided."""
         return self._rows[seat]
 
     def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
-        """See Stepper.step. x0 is kept at every step, asked for or not: the update has it in registers."""
+        """See Stepper.step. x0 is kept at every step, whatever `predict` has: the update has it in registers."""
         for seat in seats:
             assert self._reached[seat] < self._table(seat).evaluations, f"seat {seat} is finished"
         if not seats:
@@ -168,14 +168,14 @@ class CudaStepper:
         return self._reached[seat] == self._table(seat).evaluations
 
     def pending_latents(self, seat: int) -> OnDevice:
-        """See Stepper. The copy is a step's neighbour in its stream, so whoever sits next cannot be in it."""
-        at, own = self._at(seat)
-        return self._copied(at.state[own, 0])
+        """See Stepper. The copy is made between two steps of the stream, so whoever sits next cannot be in it."""
+        group, index = self._at(seat)
+        return self._copied(group.state[index, 0])
 
     def pending_prediction(self, seat: int) -> Pending[F32]:
         """See Stepper. It leaves the device on a stream of its own, beside the next step."""
-        at, own = self._at(seat)
-        return self._copied(at.predictions[own]).fetched()
+        group, index = self._at(seat)
+        return self._copied(group.predictions[index]).fetched()
 
     def latents(self, seat: int) -> F32:
         return self.pending_latents(seat).get()
@@ -188,26 +188,27 @@ class CudaStepper:
             return OnDevice(tensor.clone(), self._stream.mark(), self._side)
 
     def _due(self, seats: tuple[int, ...]) -> list[Callable[[], None]]:
-        """The replays that step these seats; where rows are packed, their places are written first if they changed."""
+        """Return the replays that step these seats; where rows are packed, first write their places if they changed."""
         if self._exact:
-            return [self._replays[self._own(seat, self.rows(seat))] for seat in seats]
+            return [self._replays[self._key(seat, self.rows(seat))] for seat in seats]
         if seats != self._arranged:
             self._live = self._arrange(seats)
             self._arranged = seats
         return [self._replays[self._live]]
 
     def _arrange(self, seats: tuple[int, ...]) -> _Key:
-        """Give each of these seats its rows, one after the other, and all others none; returns the bucket's key."""
+        """Give each of these seats its rows, one after the other, and all others none; return the bucket's key."""
         most, (everyone,) = 2 * self.seats, self._groups
         row = np.full((self.seats, 2), -1, np.int32)
-        seat, text = np.zeros(most, np.int32), np.zeros(most, np.int32)  # what is nobody's computes the first seat's
+        # A bucket may be larger than the rows that are used. The rest computes the first seat's row again, for nobody.
+        seat, text = np.zeros(most, np.int32), np.zeros(most, np.int32)
         used = 0
-        for own in seats:
-            for sign in range(self.rows(own)):
-                row[own, sign], seat[used], text[used] = used, own, 2 * own + sign
+        for tenant in seats:
+            for sign in range(self.rows(tenant)):
+                row[tenant, sign], seat[used], text[used] = used, tenant, 2 * tenant + sign
                 used += 1
         size = min(key.rows for key in self._replays if key.rows >= used)
-        live = _Key(0, size, twins=used == 2 * len(seats))  # what is nobody's is in pairs too
+        live = _Key(0, size, twins=used == 2 * len(seats))  # the rest of such a bucket is in pairs too
         stride = everyone.scales.shape[1]
         self._stream.upload(self._layout, np.concatenate([seat, seat * stride, text, row.ravel()]))
         everyone.row.copy_(self._layout[3 * most :].view(self.seats, 2))
@@ -217,9 +218,10 @@ class CudaStepper:
         return live if live in self._replays else _Key(0, size, twins=False)
 
     def _captured(self, buckets: dict[_Key, _Bucket]) -> dict[_Key, Callable[[], None]]:
-        """Largest first: see Stream.captured. In exact order: two rows of every seat, then one.
+        """Capture the buckets, the largest first, as Stream.captured wants it; `exact`: two rows of each seat, then one.
 
-        Whoever waits sees it move: the first one compiles kernels, and with `fast` each has its convolutions measured.
+        Each is logged, so that whoever waits sees it move: the first one compiles kernels, and with `fast` each has its
+        convolutions measured.
         """
         replays, network, kernels = {}, self._network, self._kernels
         for number, key in enumerate(sorted(buckets, key=lambda key: (-key.rows, key.twins)), 1):
@@ -231,7 +233,7 @@ class CudaStepper:
         return replays
 
     def _packed(self) -> dict[_Key, _Bucket]:
-        """The first n rows, for every n of the network's buckets, and for every even n as twins."""
+        """Return a bucket of the first n rows for every n of the network's buckets, and of twins for every even n."""
         most, (everyone,) = 2 * self.seats, self._groups
         self._layout = torch.zeros(3 * most + 2 * self.seats, dtype=torch.int32, device=self._stream.device)
         self._row_texts = torch.zeros_like(everyone.texts.flatten(0, 1))
@@ -241,17 +243,17 @@ class CudaStepper:
         return {key: _Bucket(everyone, *(x[: key.rows] for x in (seat, place, texts)), twins=key.twins) for key in keys}
 
     def _one_a_seat(self) -> dict[_Key, _Bucket]:
-        """Two rows and one row of every seat."""
+        """Return two buckets for every seat: of its two rows and of its one row."""
         zeros = torch.zeros(2, dtype=torch.int32, device=self._stream.device)
-        numbered = [(self._own(seat, n), own, n) for seat, own in enumerate(self._groups) for n in (2, 1)]
-        return {key: _Bucket(own, zeros[:n], zeros[:n], own.texts[0, :n], key.twins) for key, own, n in numbered}
+        numbered = [(self._key(seat, n), group, n) for seat, group in enumerate(self._groups) for n in (2, 1)]
+        return {key: _Bucket(group, zeros[:n], zeros[:n], group.texts[0, :n], key.twins) for key, group, n in numbered}
 
-    def _own(self, seat: int, rows: int) -> _Key:
-        """Of a seat by itself, which is always evaluated in the same form."""
+    def _key(self, seat: int, rows: int) -> _Key:
+        """Return the key of a seat's bucket in `exact`, where a seat is always evaluated in the same form."""
         return _Key(seat, rows, self._network.twins and rows == 2)
 
     def _at(self, seat: int) -> tuple[Seats, int]:
-        """Where a seat is: its group of buffers, and its place in it."""
+        """Return where a seat is: its group of buffers, and its index in the group."""
         return (self._groups[seat], 0) if self._exact else (self._groups[0], seat)
 
     def _table(self, seat: int) -> Table:

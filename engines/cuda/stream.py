@@ -31,11 +31,12 @@ class Mark:
         self.event = event
 
     def done(self) -> bool:
+        """Return whether the work before the mark is done."""
         with device_errors():
             return self.event is None or self.event.query()
 
     def wait(self) -> None:
-        """Of the host, asleep and not spinning."""
+        """Let the host sleep, and not spin, until the work before the mark is done."""
         if self.event is not None:
             with device_errors():
                 self.event.synchronize()
@@ -70,24 +71,24 @@ class Stream:
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
-        """What is called inside is work of this stream. Errors: those of engines.cuda.errors.device_errors."""
+        """Make what is called inside work of this stream. Errors: those of engines.cuda.errors.device_errors."""
         current = contextlib.nullcontext() if self._cuda is None else torch.cuda.stream(self._cuda)
         with device_errors(), torch.inference_mode(), current:
             yield
 
     def captured(self, run: Callable[[], None]) -> Callable[[], None]:
-        """`run`, which reads and writes fixed buffers only, as one CUDA graph; `run` itself on a CPU.
+        """Capture `run`, which reads and writes fixed buffers only, as one CUDA graph; on a CPU return `run` itself.
 
         `run` must hold whatever it touches, and not what holds the replay: that would be a cycle, freed late. The graph
-        replays on the stream that is current. Captures go from the largest to the smallest: the pool that
-        the first one left suffices for the others. Errors: OutOfMemory, before a capture is begun.
+        replays on the stream that is current. The largest is captured first: the pool that it leaves suffices for the
+        others. Errors: OutOfMemory, before a capture is begun.
         """
         if self._cuda is None:
             return run
         with self.here():
             for _ in range(_WARM - 1):
                 run()
-            self._make_room(self._taken_by(run))
+            self._ensure_memory(self._taken_by(run))
             self._graphs.append(graph := torch.cuda.CUDAGraph())
             # thread_local: other threads may wait for their events meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._cuda, capture_error_mode="thread_local"):
@@ -95,7 +96,7 @@ class Stream:
         return Replay(graph, run)
 
     def _taken_by(self, run: Callable[[], None]) -> int:
-        """Runs it; the bytes that torch's allocator took from the device for it, in large pieces, as for a capture."""
+        """Run it; return the bytes that torch's allocator took from the device, in large pieces as for a capture."""
         assert self._cuda is not None
         self._cuda.synchronize()
         torch.cuda.empty_cache()
@@ -104,20 +105,21 @@ class Stream:
         self._cuda.synchronize()
         return torch.cuda.memory_reserved(self.device) - before
 
-    def _make_room(self, taken: int) -> None:
-        """For a capture of what took so much, beside what the pool has. Errors: OutOfMemory.
+    def _ensure_memory(self, taken: int) -> None:
+        """Check that there is memory to capture what took `taken` bytes, beside what the pool has. Errors: OutOfMemory.
 
-        Where memory runs out in a capture, torch's allocator frees some, which invalidates it (pytorch/pytorch#187795).
+        It is checked before, because where memory runs out in a capture, torch's allocator frees some, which
+        invalidates the capture (pytorch/pytorch#187795).
         """
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         if taken - self._pooled > free:
-            more, *room = (f"{size / 2**30:.2f} GiB" for size in (taken - self._pooled, free, total))
-            raise OutOfMemory(f"the GPU's memory is full: a graph needs {more} more, {room[0]} of {room[1]} is free")
+            more, *sizes = (f"{size / 2**30:.2f} GiB" for size in (taken - self._pooled, free, total))
+            raise OutOfMemory(f"the GPU's memory is full: a graph needs {more} more, {sizes[0]} of {sizes[1]} is free")
         self._pooled = max(self._pooled, taken)
 
     def mark(self) -> Mark:
-        """After all work so far."""
+        """Return a mark after all work so far."""
         if self._cuda is None:
             return Mark(None)
         event = torch.cuda.Event(blocking=True)
@@ -125,7 +127,7 @@ class Stream:
         return Mark(event)
 
     def after(self, mark: Mark, *read: Tensor) -> None:
-        """Work from now on waits for `mark`, of another stream; it will read these tensors of that stream."""
+        """Let work from now on wait for `mark` of another stream, whose tensors `read` it will read."""
         if self._cuda is None:
             return
         assert mark.event is not None
@@ -134,7 +136,7 @@ class Stream:
             tensor.record_stream(self._cuda)
 
     def upload(self, target: Tensor, values: NDArray[np.generic]) -> None:
-        """target[:] = values, in this stream's order; the caller may write over `values` at once.
+        """Copy `values` into `target`, in this stream's order; the caller may write over `values` at once.
 
         torch's pinned allocator does not hand out the staging buffer again before its copy is done.
         """
@@ -145,14 +147,14 @@ class Stream:
             target.copy_(source.pin_memory(), non_blocking=True)
 
     def new(self, values: NDArray[np.generic]) -> Tensor:
-        """A tensor of this device with these values."""
+        """Return a tensor of this device with these values."""
         source = torch.from_numpy(np.array(values))
-        made = torch.empty(source.shape, dtype=source.dtype, device=self.device)
-        self.upload(made, values)
-        return made
+        target = torch.empty(source.shape, dtype=source.dtype, device=self.device)
+        self.upload(target, values)
+        return target
 
     def fetch(self, *tensors: Tensor) -> Fetched:
-        """Copies on the host, once this stream's work so far is done."""
+        """Copy tensors to the host, once this stream's work so far is done."""
         if self._cuda is None:
             return Fetched(self.mark(), [tensor.clone() for tensor in tensors])
         targets = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
@@ -179,7 +181,7 @@ class Fetched:
         return [target.numpy() for target in self._targets]
 
     def floats(self) -> F32:
-        """The one array as a copy: contexts are remembered, and pinned memory is not for keeping."""
+        """Return the one array as a copy: contexts are remembered, and pinned memory is not for keeping."""
         (array,) = self.arrays()
         return array.astype(np.float32)
 

@@ -47,7 +47,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TRITON_HOME") or os.path.expanduser("~"), ".triton", "cache")
 
 
-def check() -> None:
+def check_toolchain() -> None:
     """Can Triton compile and launch here? Errors: BackendError, naming the package or the variable."""
     if importlib.util.find_spec("triton") is None:
         raise BackendError("the kernels need triton, which is not installed: pip install -e '.[kernels]' in a clone")

@@ -201,7 +201,7 @@ def load_slow(settings):
             print("making", flush=True)
             sides = ports.sides(model.spec, width, height, 1, chunks)
             while gate.exists():
-                model.backend._compiled("unet", ports.shapes("unet", model.spec, sides))
+                model.backend._compile("unet", ports.shapes("unet", model.spec, sides))
         return make(width, height, rows, chunks)
     model.backend.denoiser = denoiser
     return model

@@ -116,7 +116,7 @@ def test_a_large_network_tells_what_a_row_takes_and_a_small_one_is_stepped(
 def test_a_steppers_decoder_is_there_with_it(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = OpenVinoBackend(checkpoint, "f32")
     backend.stepper(24, 24, 2)
-    monkeypatch.setattr(backend, "_compiled", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(backend, "_compile", lambda *_: pytest.fail("compiled again"))
     assert backend.decode(np.ones(backend.spec.latent_shape(24, 24), np.float32)).shape == (3, 24, 24)
 
 

@@ -13,7 +13,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.build import compile_module_from_src
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from engines.cuda.errors import device_errors, translated, with_room
+from engines.cuda.errors import device_errors, translated, with_memory
 from engines.errors import BackendError, DeviceError, NoEngine, OutOfMemory
 
 # c10/cuda/CUDACachingAllocator.cpp, as people report it for torch 2.6 to 2.9.
@@ -170,9 +170,9 @@ def test_what_was_half_made_is_given_back() -> None:
         raise torch.OutOfMemoryError(FULL)
 
     with pytest.raises(OutOfMemory, match="^8 seats: the GPU's memory is full: 22.78 .*; lower --seats$") as caught:
-        with_room(make, "8 seats", "lower --seats", kept.clear)
+        with_memory(make, "8 seats", "lower --seats", kept.clear)
     assert held[0]() is None and not kept and caught.value.__context__ is None
-    assert with_room(lambda: 7, "", "") == 7
+    assert with_memory(lambda: 7, "", "") == 7
 
 
 def test_kernels_that_triton_refuses_are_named() -> None:

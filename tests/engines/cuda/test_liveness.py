@@ -92,7 +92,7 @@ def test_a_lane_that_finds_no_room_leaves_the_others_their_workspace(
             raise OutOfMemory("the GPU's memory is full")
 
     with monkeypatch.context() as at_this:
-        at_this.setattr(Stream, "_make_room", full)
+        at_this.setattr(Stream, "_ensure_memory", full)
         with pytest.raises(OutOfMemory, match=r"^2 seats of 24x24 and prompts of 2 x "):
             backend.stepper(default.width, default.height, SEATS, 2, steps=2)
     gc.collect()

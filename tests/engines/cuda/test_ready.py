@@ -53,7 +53,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "sm_120", "compute_120"])
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *a, device="cpu", **k: zeros(*a, **k))
-    monkeypatch.setattr(toolchain, "check", lambda: None)
+    monkeypatch.setattr(toolchain, "check_toolchain", lambda: None)
     return monkeypatch
 
 
@@ -173,7 +173,7 @@ def test_plans_run_on_a_card_older_than_the_kernels(cuda: pytest.MonkeyPatch) ->
 
 
 def test_a_compiler_is_missed_before_the_model_is_loaded(cuda: pytest.MonkeyPatch) -> None:
-    cuda.setattr(toolchain, "check", raising(BackendError("no compiler")))
+    cuda.setattr(toolchain, "check_toolchain", raising(BackendError("no compiler")))
     for backend in ("torch", "tensorrt_rtx"):
         with pytest.raises(BackendError, match="no compiler"):
             on_gpu(Choice(backend, device="cuda"))

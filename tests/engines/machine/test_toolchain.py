@@ -35,13 +35,13 @@ def complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def refused(told: str) -> None:
     with pytest.raises(BackendError, match=told):
-        toolchain.check()
+        toolchain.check_toolchain()
 
 
 def test_nothing_is_missing(monkeypatch: pytest.MonkeyPatch, complete: Path) -> None:
-    toolchain.check()
+    toolchain.check_toolchain()
     monkeypatch.setenv("CC", "cc")
-    toolchain.check()
+    toolchain.check_toolchain()
     assert not (complete / "deep").exists(), "nothing is written"
 
 
@@ -57,7 +57,7 @@ def test_python_s_header(monkeypatch: pytest.MonkeyPatch, complete: Path) -> Non
     (complete / "include/Python.h").rename(complete / "Python.h")
     refused(re.escape(f"{complete}/include/Python.h, which is not there: apt-get install gcc python3-dev"))
     monkeypatch.setenv("CPATH", f"/nowhere:{complete}")  # as a compiler looks for it
-    toolchain.check()
+    toolchain.check_toolchain()
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, complete: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_cache_that_was_shipped_needs_none_of_it(monkeypatch: pytest.MonkeyPat
     launcher.touch()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(os, "access", lambda path, how: False)
-    toolchain.check()
+    toolchain.check_toolchain()
 
 
 @pytest.mark.parametrize("version", ["3.5.1", "2.1.0+abc"])
@@ -96,8 +96,8 @@ def test_a_newer_triton_is_tried(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.10.0")
     toolchain._warn_of.cache_clear()
     with caplog.at_level(logging.WARNING):
-        toolchain.check()
-        toolchain.check()
+        toolchain.check_toolchain()
+        toolchain.check_toolchain()
     assert caplog.messages == ["triton 3.10.0 is newer than 3.7, the last one that the kernels were tested with"]
 
 
@@ -118,4 +118,4 @@ def test_a_triton_of_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert toolchain.installed() == "3.6.0"
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version("triton"))
     assert toolchain.installed() == "none"
-    toolchain.check()
+    toolchain.check_toolchain()

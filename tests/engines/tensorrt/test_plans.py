@@ -202,7 +202,7 @@ def test_a_server_without_plans_does_not_start(
     from engines.cuda.backend import device_named
 
     monkeypatch.setattr(gpu, "why_not", lambda: "")
-    monkeypatch.setattr(toolchain, "check", lambda: None)
+    monkeypatch.setattr(toolchain, "check_toolchain", lambda: None)
     monkeypatch.setattr("engines.tensorrt.serve.backend.artifact_of", lambda checkpoint: plain)
     monkeypatch.setattr("engines.tensorrt.serve.backend.device_named", lambda name: device_named("cpu"))
     with pytest.raises(NoEngine, match="there is no plan of text_encoder for sm_89, backend tensorrt_rtx; run `make "):

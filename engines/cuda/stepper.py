@@ -218,7 +218,7 @@ class CudaStepper:
         return live if live in self._replays else _Key(0, size, twins=False)
 
     def _captured(self, buckets: dict[_Key, _Bucket]) -> dict[_Key, Callable[[], None]]:
-        """Capture the buckets, the largest first, as Stream.captured wants it; `exact`: two rows of each seat, then one.
+        """Capture the buckets, the largest first, as Stream.captured wants it; `exact`: each seat's two rows, then one.
 
         Each is logged, so that whoever waits sees it move: the first one compiles kernels, and with `fast` each has its
         convolutions measured.

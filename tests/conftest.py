@@ -107,3 +107,27 @@ def model(checkpoint: Checkpoint) -> Model:
     from engines.model import load
 
     return load(checkpoint, "openvino", "f32")
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A checkpoint that torch alone reads."""
+    from tests.support.bare import bare_checkpoint
+
+    return bare_checkpoint(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def plain(bare: Checkpoint) -> Artifact:
+    from tests.support.bare import plain_artifact
+
+    return plain_artifact(bare)
+
+
+@pytest.fixture(scope="session")
+def oracle(bare: Checkpoint) -> Model:
+    """`bare` in float32 torch, on the host."""
+    from engines.cpu.torch import TorchBackend
+    from pipeline.tokenizer import ClipTokenizer
+
+    return Model(bare, ClipTokenizer(bare.source, bare.spec.text), TorchBackend(bare, threads=1))

@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from numpy.typing import NDArray
 
+from engines.commands.compare import psnr
 from engines.generate import generate
 from engines.model import Model, load
 from pipeline.checkpoint.opened import Checkpoint
@@ -31,11 +32,6 @@ EXACT, HALF = 45.0, 30.0  # dB; measured 77 and more in f32, 39 and more in bf16
 ASKED: dict[str, Any] = {"prompt": "a red apple", "negative_prompt": "a blue cat", "seed": 3, "steps": 10}
 
 Picture = NDArray[np.uint8]
-
-
-def psnr(one: Picture, other: Picture) -> float:
-    error = np.square(one.astype(float) - other).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 class Diffusers:

@@ -10,6 +10,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from numpy.typing import NDArray
 
+from engines.commands.compare import psnr
 from engines.cpu.stepper import HostStepper
 from engines.generate import generate
 from engines.model import Model, load
@@ -59,11 +60,6 @@ def theirs(pipe: Any, sampler: str) -> Pixels:
         output_type="np",
     )
     return np.asarray(np.round(result.images[0] * 255), np.uint8)
-
-
-def psnr(one: Pixels, two: Pixels) -> float:
-    error = np.mean((one.astype(np.float64) - two) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-12)))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

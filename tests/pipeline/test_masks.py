@@ -9,8 +9,7 @@ import pytest
 
 from pipeline.samplers import SAMPLERS, table
 from pipeline.schedule import ScheduleSpec
-from tests.pipeline.test_samplers import SPACINGS, TOLERANCE
-from tests.support.trajectories import SD, Masked, difference, draws, ours, theirs
+from tests.support.trajectories import SD, SPACINGS, TOLERANCE, Masked, difference, draws, ours, theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

@@ -10,14 +10,10 @@ import pytest
 from pipeline.errors import InvalidRequest
 from pipeline.samplers import SAMPLERS
 from pipeline.schedule import ScheduleSpec
-from tests.support.trajectories import OTHER, SD, THEIRS, difference, ours, theirs
+from tests.support.trajectories import OTHER, SD, SPACINGS, THEIRS, TOLERANCE, difference, ours, theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
-# Of the largest |x| of a step. Both sides round to float32 in the same places; what is left is the last bit of torch's
-# logarithms and roots, divided by small numbers in diffusers' order of operations.
-TOLERANCE = 1e-5
-SPACINGS = ["leading", "trailing", "linspace", None]
 STEPS = (1, 2, 4, 7, 20, 50)
 FIXED_COURSE = {"lcm", "unipc_karras", *(name for name in SAMPLERS if name.startswith("dpm") and "karras" in name)}
 

@@ -25,7 +25,7 @@ from server.job import Job, LaneKey, Size, Wish
 from server.limits import Limits
 from server.mailbox import is_last
 from server.metrics import Metrics
-from tests.support.held import PATIENCE
+from tests.support.patience import PATIENCE
 
 Pixels = NDArray[np.uint8]
 

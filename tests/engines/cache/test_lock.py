@@ -16,7 +16,7 @@ from engines.cache import lock
 ROOT = Path(__file__).parents[3]
 HOLDS = """
 import sys, pathlib
-from engines import lock
+from engines.cache import lock
 with lock.alone(pathlib.Path(sys.argv[1]), print) as waited:
     print("has it", waited, flush=True)
     sys.stdin.read()

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 PARENT = """
 import sys
 from pathlib import Path
-from engines import exporting
+from engines.process import exporting
 exporting._ROOT = Path(sys.argv[1])
 exporting.run_export([])
 """

@@ -26,6 +26,7 @@ from engines.tensorrt.build.builder import TensorRtBuilder
 from engines.tensorrt.build.header import HEADER, Header, read_header
 from engines.tensorrt.types.islands import METHOD, NoNotes, Study, study
 from engines.tensorrt.types.typed import element_types
+from tests.support.plan_doubles import ports
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 SIZE = 64, 64
@@ -57,22 +58,6 @@ def check_plan(facts: dict[str, Any], out: Path, target: str) -> bytes:
     norms = {name.decode() for name in re.findall(rb"__global__ void __myl_([A-Za-z]*Mean[A-Za-z]*)", data)}
     assert norms and (facts["islands"] or all("CastMean" in name for name in norms)), norms
     return digest.digest()
-
-
-def ports(order: Order, artifact: Artifact) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Inputs and outputs as the networks' own code says."""
-    spec, shapes = artifact.spec, {name: list(shape) for name, shape in order.shapes.items()}
-    kind = "INT64" if order.network == "text_encoder" else "FLOAT"
-    inputs = [{"name": name, "dtype": kind, "shape": shape} for name, shape in shapes.items()]
-    if order.network == "unet":
-        outputs = {"out": shapes["sample"]}
-    elif order.network == "text_encoder":
-        outputs = {"context": [1, spec.text.tokens, spec.text.width]}
-        outputs |= {"skipped": [1, spec.text.skips, *outputs["context"][1:]]} if spec.text.skips else {}
-    else:
-        _, _, h, w = shapes["latents"]
-        outputs = {"picture": [1, 3, h * spec.vae.factor, w * spec.vae.factor]}
-    return inputs, [{"name": name, "dtype": "FLOAT", "shape": shape} for name, shape in outputs.items()]
 
 
 def build_all(artifact: Artifact, notes: NoNotes, rows: list[int], size: tuple[int, int], out: Path) -> None:

@@ -1,6 +1,6 @@
 # One word per chore; continuous integration runs the same words.
 #   make demo    pictures from the embedded model, on any laptop
-#   make test    everything, as continuous integration runs it
+#   make test    the tests, as continuous integration runs them
 #   make help    the rest
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ given = $(if $($(1)),--$(2) '$($(1))')
 SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS HOST GRPC_PORT METRICS_PORT SEATS SIZES \
     CHUNKS QUEUE_JOBS QUEUE_SECONDS MAX_PROMPT MAX_STEPS MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE CONFIG GRACE WATCHDOG \
     LOG_FORMAT
-OTHERS := ARCH BASE CHECK GENAI LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECTIONS SIZE STEPS TORCH_INDEX VENV WHEELS
+OTHERS := ARCH BASE CHECK GENAI LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECTIONS SIZE STEPS T TORCH_INDEX VENV WHEELS WORKERS
 on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(SETTINGS) $(OTHERS) $(addprefix LATENTD_,$(SETTINGS) CACHE CACHE_GB),$(on_the_command_line))
 $(if $(unknown),$(error no word of make takes $(unknown); there are: $(sort $(SETTINGS) $(OTHERS))))
@@ -28,12 +28,16 @@ settings_given := $(if $(filter environment,$(origin HOST)),$(filter-out HOST,$(
 flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ a-z-)))
 
 .DEFAULT_GOAL := help
-.PHONY: need-model help demo test setup serve onnx engines clean-cache check proto lint types format lock bench kernels \
+.PHONY: need-model help demo test test-all one durations setup serve onnx engines clean-cache check proto lint types \
+    format lock bench kernels \
     gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
 	@echo "make demo                            draw eight prompts with the embedded model"
-	@echo "make test                            install what the tests need and run them all"
+	@echo "make test [WORKERS=2]                install what the tests need and run them, in so many processes (0: in one)"
+	@echo "make test-all                        with every grid whole, 200 mixes, random damage, and kills: for hours"
+	@echo "make one T=tests/server/test_main.py one file, folder or test, in one process (T='tests -k sampler -x')"
+	@echo "make durations                       how long each file and the slowest sixty tests take: tests/durations.csv"
 	@echo "make serve [MODEL=dir|file.safetensors] [BACKEND=auto] [GRPC_PORT=8001] [SEATS=8] [SIZES=512x512] .."
 	@echo "                                     serve over gRPC until SIGTERM; every setting that"
 	@echo "                                     $(BIN)/python -m server --help lists may be given so"
@@ -74,8 +78,25 @@ onnx: need-model $(VENV)/.export
 need-model:
 	@test -n '$(MODEL)' || { echo 'give MODEL=, the checkpoint: a folder, or a .safetensors file' >&2; exit 2; }
 
-test: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
-	$(BIN)/python -m pytest
+# Files are handed out in the order that tests/conftest.py gives them, the longest first.
+PYTEST := $(BIN)/python -m pytest
+SHARED := -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations=20
+test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
+
+test:
+	$(PYTEST) $(SHARED)
+
+test-all:
+	MIXES=200 $(PYTEST) $(SHARED) --exhaustive
+	$(BIN)/python -m tests.support.mutations
+	$(BIN)/python -m tests.export.kills
+
+one:
+	@test -n '$(T)' || { echo 'give T=, what to run: tests/server/test_main.py' >&2; exit 2; }
+	$(PYTEST) $(T)
+
+durations:
+	$(PYTEST) $(SHARED) --write-durations tests/durations.csv
 
 lint: $(VENV)/.ruff
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ def published() -> dict[str, Spec]:
 def under_test() -> dict[str, Spec]:
     """Return a spec with the networks of every test checkpoint, by a name; none in a wheel.
 
-    tests/graphs/specs.py writes the parts of a spec that shape a graph; the others are the demo model's.
+    tests/support/graph_specs.py writes the parts of a spec that shape a graph; the others are the demo model's.
     """
     values = json.loads(_SPECS.read_bytes()) if _SPECS.is_file() else {}
     demo = read_spec(_DEMO).to_json()

@@ -14,7 +14,9 @@ from engines.artifact.opened import Artifact
 from engines.choice import Choice
 from engines.model import Model
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
+from tests.support import durations
 
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # Triton reads it when it is imported, which any test module may do first: kernels run in its interpreter here. Tests
 # that compile are marked `compiled`; tests/test_compiled.py runs them all in a process of their own.
 COMPILED = "TESTS_THAT_COMPILE" in os.environ
@@ -30,10 +32,27 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # gRPC reads it once; export/ forks too, and no child of a test uses gRPC
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("latentd")
+    group.addoption("--exhaustive", action="store_true", help="whole grids instead of each pair of values once")
+    group.addoption(
+        "--write-durations", type=Path, metavar="CSV", help="keep how long files and the slowest tests take"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # a worker of xdist reports to the process that has this
+        config.pluginmanager.register(durations.Durations(config.getoption("write_durations")))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    own = [item for item in items if ("compiled" in item.keywords) == COMPILED]
-    config.hook.pytest_deselected(items=[item for item in items if item not in own])
-    items[:] = own
+    def runs(item: pytest.Item) -> bool:
+        whole = config.getoption("exhaustive") or "exhaustive" not in item.keywords
+        return whole and ("compiled" in item.keywords) == COMPILED
+
+    running = [item for item in items if runs(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
+    items[:] = durations.longest_first(running, durations.read()) if WORKER else running
 
 
 def _no_graphs(names: list[str]) -> set[str]:
@@ -108,3 +127,27 @@ def model(checkpoint: Checkpoint) -> Model:
     from engines.model import load
 
     return load(checkpoint, Choice("openvino", "f32"))
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A checkpoint that torch alone reads."""
+    from tests.support.bare import bare_checkpoint
+
+    return bare_checkpoint(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def plain(bare: Checkpoint) -> Artifact:
+    from tests.support.bare import plain_artifact
+
+    return plain_artifact(bare)
+
+
+@pytest.fixture(scope="session")
+def oracle(bare: Checkpoint) -> Model:
+    """`bare` in float32 torch, on the host."""
+    from engines.cpu.torch import TorchBackend
+    from pipeline.tokenizer import ClipTokenizer
+
+    return Model(bare, ClipTokenizer(bare.source, bare.spec.text), TorchBackend(bare, threads=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,26 @@ def test_nobodys_names(path: Path) -> None:
     names = [path.stem, *path.parent.parts]
     names += [node.name for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     assert not [name for name in names if any(word in name.lower() for word in NOBODYS_NAMES)]
+
+
+TESTS = [path.relative_to(ROOT) for path in modules("tests")]
+
+
+def spelt(text: str) -> set[str]:
+    """Return the modules of tests/ that a text imports, as a child's code does, or names as a child's job."""
+    return set(re.findall(r"\b(?:from|import)\s+(tests[\w.]+)", text)) | set(re.findall(r"(tests\.[\w.]+):\w", text))
+
+
+def test_what_tests_share_is_in_tests_support() -> None:
+    """Nobody imports a test's own file, nor a conftest."""
+    for tests_own in ("test_b", "conftest"):
+        assert spelt(f"x = 1\nfrom tests.a.{tests_own} import c") == {f"tests.a.{tests_own}"}
+        assert spelt(f"tests.{tests_own}:job") == {f"tests.{tests_own}"}
+    for path in TESTS:
+        texts = [node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant)]
+        names = dotted(path).union(*(spelt(text) for text in texts if isinstance(text, str)))
+        parts = {part for name in names if name.startswith("tests.") for part in name.split(".")}
+        assert not [part for part in parts if part.startswith("test_") or part == "conftest"], path
 
 
 LOADED = """

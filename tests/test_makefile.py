@@ -66,11 +66,18 @@ def test_a_variable_that_no_word_takes_is_refused_with_the_list(word: str) -> No
         ("check", "MODEL=a", "SIZE=64x64", "SAMPLERS=all", "STEPS=3"),
         ("engines", "MODEL=a", "ARCH=sm_89", "ROWS=2", "SIZES=64x64", "TORCH_INDEX=https://example.org"),
         ("-j2", "-s", "setup"),
+        ("test", "WORKERS=0"),
+        ("one", "T=tests/test_makefile.py -k takes"),
     ],
 )
 def test_what_the_words_take_is_not(arguments: tuple[str, ...]) -> None:
     done = make(*arguments)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_word_that_runs_one_test_asks_which() -> None:
+    assert make("one", "T=tests/a.py -x").stdout.splitlines()[-1].endswith("-m pytest tests/a.py -x")
+    assert "give T=, what to run" in make("one").stdout and "-n 2 " in make("test").stdout
 
 
 def test_whatever_a_word_reads_is_in_the_lists() -> None:

@@ -33,7 +33,7 @@ class Network(Protocol):
         ...
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:
-        """Return what is kept of timesteps and guidance, float32 [n] -> [n, time_width]; once a table, not in a step."""
+        """Return what is kept of timesteps, guidance: float32 [n] -> [n, time_width]; once a table, not in a step."""
         ...
 
     def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:

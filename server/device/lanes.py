@@ -103,7 +103,7 @@ class Lanes:
         return self._thread is not None and self._thread.is_alive()
 
     def begin(self, lane: LaneKey) -> None:
-        """Make a lane, in a thread of its own or, if the backend wants that, in the caller's; `end` tells how it went."""
+        """Make a lane, in a thread of its own or, if the backend wants that, in the caller's; `end` tells the rest."""
         assert self.free and lane not in self._steppers
         self._begun, self._making = time.monotonic(), lane
         if not self._model.backend.makes_beside:

@@ -9,72 +9,19 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
-import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from numpy.typing import NDArray
 
 from engines.choice import Choice
+from engines.commands.compare import psnr
 from engines.generate import generate
 from engines.model import Model, load
 from pipeline.checkpoint.opened import Checkpoint
+from tests.support.diffusers_pipeline import Diffusers
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
-SAMPLERS: dict[str, type[Any]] = {
-    "ddim": DDIMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "dpmpp_2m": DPMSolverMultistepScheduler,
-}
+SAMPLERS = ["ddim", "euler", "dpmpp_2m"]
 EXACT, HALF = 45.0, 30.0  # dB; measured 77 and more in f32, 39 and more in bf16
 ASKED: dict[str, Any] = {"prompt": "a red apple", "negative_prompt": "a blue cat", "seed": 3, "steps": 10}
-
-Picture = NDArray[np.uint8]
-
-
-def psnr(one: Picture, other: Picture) -> float:
-    error = np.square(one.astype(float) - other).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
-
-
-class Diffusers:
-    """diffusers' pipeline of a checkpoint, with generate's arguments."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._pipe: Any = StableDiffusionPipeline.from_pretrained(
-            checkpoint.path, dtype=torch.float32, safety_checker=None
-        )
-        self._pipe.set_progress_bar_config(disable=True)
-        self._config = self._pipe.scheduler.config
-
-    def generate(
-        self,
-        prompt: str,
-        negative_prompt: str,
-        *,
-        seed: int,
-        steps: int,
-        guidance: float,
-        sampler: str,
-        width: int | None = None,
-        height: int | None = None,
-    ) -> Picture:
-        self._pipe.scheduler = SAMPLERS[sampler].from_config(self._config)
-        (picture,) = self._pipe(
-            prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            width=width,
-            height=height,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="np",
-        ).images
-        picture = (picture * 255).round().astype(np.uint8)
-        assert picture.std() > 20, "a flat picture would prove nothing"
-        return picture
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,9 +22,10 @@ from pipeline.conditions.mask import Inpaint
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, table
 from pipeline.tokenizer import ClipTokenizer
-from tests.engines.conftest import bare_checkpoint
-from tests.engines.cpu.test_stepper import latent_shape
-from tests.engines.cuda.test_stepper import SEATS, SHAPE, Toy, toy_bench, toy_context
+from tests.support.bare import bare_checkpoint
+from tests.support.bench import toy_bench
+from tests.support.requests import latent_shape
+from tests.support.toy import SEATS, SHAPE, Toy, toy_context
 from tests.support.trajectories import THEIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own

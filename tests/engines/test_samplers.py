@@ -1,14 +1,9 @@
-"""Whole pictures of every sampler: diffusers' pipeline draws the same, and so does a seat in company."""
+"""Pictures of every sampler in company have the bits of those alone; what they are is test_topologies' to tell."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from numpy.typing import NDArray
 
 from engines.choice import Choice
 from engines.cpu.stepper import HostStepper
@@ -19,15 +14,9 @@ from pipeline.arrays import to_pixels
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, table
-from tests.support.trajectories import THEIRS
-
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
-
-Pixels = NDArray[np.uint8]
 
 PROMPT, NEGATIVE = "a red apple", "the blue cat"
-STEPS, GUIDANCE, SEED = 20, 4.0, 11
-LEAST = 45.0  # dB
+GUIDANCE, SEED = 4.0, 11
 
 
 @pytest.fixture(scope="module")
@@ -35,51 +24,6 @@ def tiny(checkpoint: Checkpoint) -> Model:
     return load(
         checkpoint, Choice("torch", "f32", threads=1)
     )  # as conftest has it: beside others torch's threads only spin
-
-
-@pytest.fixture(scope="module")
-def pipe(checkpoint: Checkpoint) -> Any:
-    made: Any = StableDiffusionPipeline.from_pretrained(
-        checkpoint.path, safety_checker=None, torch_dtype=torch.float32, requires_safety_checker=False
-    )
-    made.set_progress_bar_config(disable=True)
-    made.checkpoints_own = made.scheduler.config
-    return made
-
-
-def ours(model: Model, sampler: str, seed: int = SEED) -> Pixels:
-    return generate(model, PROMPT, NEGATIVE, seed=seed, steps=STEPS, guidance=GUIDANCE, sampler=sampler)
-
-
-def theirs(pipe: Any, sampler: str) -> Pixels:
-    scheduler, switches = THEIRS[sampler]
-    pipe.scheduler = scheduler.from_config(pipe.checkpoints_own, **switches)
-    result = pipe(
-        PROMPT,
-        negative_prompt=NEGATIVE,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        generator=torch.Generator().manual_seed(SEED),
-        output_type="np",
-    )
-    return np.asarray(np.round(result.images[0] * 255), np.uint8)
-
-
-def psnr(one: Pixels, two: Pixels) -> float:
-    error = np.mean((one.astype(np.float64) - two) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-12)))
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_picture_of_diffusers(sampler: str, tiny: Model, pipe: Any) -> None:
-    """A stochastic sampler's noise comes from the seed's generator, in the pipeline's order."""
-    wanted = theirs(pipe, sampler)
-    assert wanted.std() > 20, "flat"
-    assert psnr(ours(tiny, sampler), wanted) >= LEAST
-    assert psnr(ours(tiny, sampler, seed=SEED + 1), wanted) < LEAST
-    names = list(SAMPLERS)
-    neighbour = names[(names.index(sampler) + 1) % len(names)]
-    assert psnr(ours(tiny, neighbour), wanted) < LEAST, neighbour
 
 
 def test_a_seat_in_company_has_the_bits_of_the_picture_alone(tiny: Model) -> None:

@@ -1,7 +1,8 @@
-"""SD 1.5's and SD 2.1's topology at a fifth of the width: every sampler draws diffusers' latents and pictures.
+"""Whole pictures of every sampler: diffusers' pipeline draws the same, on three networks and two backends.
 
-The first has its UNet in shards and its VAE under old names, the second its weights as they come; single files are
-converted bit for bit into such folders (tests/export/test_single_file.py).
+SD 1.5's and SD 2.1's topologies are at a fifth of their width. The first has its UNet in shards and its VAE under old
+names, the second its weights as they come; single files are converted bit for bit into such folders
+(tests/export/test_single_file.py).
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 from engines.choice import Choice
 from engines.commands.compare import psnr
@@ -22,78 +21,75 @@ from engines.model import Model, load
 from pipeline.arrays import F32, to_pixels
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.samplers import SAMPLERS
-from tests.support.topologies import TOPOLOGIES, make_topology
-from tests.support.trajectories import THEIRS
+from tests.support.diffusers_pipeline import Diffusers
+from tests.support.pairs import grid
+from tests.support.topologies import make_topology
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
 PROMPT, NEGATIVE = "a red apple", "the blue cat"
-STEPS, GUIDANCE, SEED = 20, 4.0, 11
+GUIDANCE, SEED = 4.0, 11
+NETWORKS, BACKENDS, STEPS = ["tiny", "sd1", "sd2"], ["torch", "onnxruntime"], [7, 20]
+ROWS = grid(NETWORKS, list(SAMPLERS), BACKENDS, STEPS)
+SAME_EQUATION = ({"ddim", "euler"}, {"ddpm", "euler_a"})  # in other variables
 
 
-@pytest.fixture(scope="module", params=TOPOLOGIES)
-def topology(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    kind: str = request.param
-    if kind == "sd1":
-        return request.getfixturevalue("sd1_checkpoint")
-    return open_checkpoint(make_topology(kind, tmp_path_factory.mktemp(kind) / kind))
+class Network:
+    """diffusers' pipeline and our models of one checkpoint; what they draw is drawn once."""
+
+    def __init__(self, name: str, checkpoint: Checkpoint) -> None:
+        self.name, self.theirs = name, Diffusers(checkpoint)
+        # One thread, as conftest has it: beside others torch's threads only spin.
+        self.models: dict[str, Model] = {name: load(checkpoint, Choice(name, "f32", threads=1)) for name in BACKENDS}
+        self.latents = functools.cache(self._latents)
+
+    def _latents(self, backend: str, sampler: str, steps: int, seed: int = SEED) -> F32:
+        return latents_of(self.models[backend], PROMPT, NEGATIVE, **asked(sampler, steps, seed))
+
+    def counter_examples(self, sampler: str, backend: str, steps: int) -> list[F32]:
+        """Return the latents of a sampler that is another equation, one that is drawn of this network anyhow."""
+        rows = [row.values for row in ROWS if not row.marks]
+        names = [other for name, other, *where in rows if (name, *where) == (self.name, backend, steps)]
+        others = [other for other in names if other != sampler and {other, sampler} not in SAME_EQUATION]
+        return [self.latents(backend, other, steps) for other in others[:1]]
+
+
+def asked(sampler: str, steps: int, seed: int = SEED) -> dict[str, Any]:
+    return {"seed": seed, "steps": steps, "guidance": GUIDANCE, "sampler": sampler}
 
 
 @pytest.fixture(scope="module")
-def pipe(topology: Checkpoint) -> Any:
-    made: Any = StableDiffusionPipeline.from_pretrained(
-        topology.path, safety_checker=None, dtype=torch.float32, requires_safety_checker=False
-    )
-    made.set_progress_bar_config(disable=True)
-    made.checkpoints_own = made.scheduler.config
-    return made
+def networks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Network]:
+    def checkpoint(name: str) -> Checkpoint:
+        if name == "sd2":
+            return open_checkpoint(make_topology("sd2", tmp_path_factory.mktemp("sd2") / "sd2"))
+        return request.getfixturevalue({"tiny": "checkpoint", "sd1": "sd1_checkpoint"}[name])
+
+    return functools.cache(lambda name: Network(name, checkpoint(name)))
 
 
-@pytest.fixture(scope="module")
-def models(topology: Checkpoint) -> dict[str, Model]:
-    return {name: load(topology, Choice(name, "f32", threads=1)) for name in ("torch", "onnxruntime")}
+def apart(got: F32, wanted: F32) -> float:
+    """Return the largest difference as a part of the largest value."""
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 
-@pytest.fixture(scope="module")
-def drawn(models: dict[str, Model]) -> Callable[..., F32]:
-    """Latents of a backend and a sampler, drawn once: a sampler's are its neighbour's counter-example."""
-
-    @functools.cache
-    def draw(backend: str, sampler: str, seed: int = SEED) -> F32:
-        options = {"seed": seed, "steps": STEPS, "guidance": GUIDANCE, "sampler": sampler}
-        return latents_of(models[backend], PROMPT, NEGATIVE, **options)
-
-    return draw
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("name", "sampler", "backend", "steps"), ROWS)
 def test_latents_and_picture_are_diffusers(
-    sampler: str, pipe: Any, models: dict[str, Model], drawn: Callable[..., F32]
+    networks: Callable[[str], Network], name: str, sampler: str, backend: str, steps: int
 ) -> None:
-    scheduler, switches = THEIRS[sampler]
-    pipe.scheduler = scheduler.from_config(pipe.checkpoints_own, **switches)
-    with torch.inference_mode():
-        latents = pipe(
-            PROMPT,
-            negative_prompt=NEGATIVE,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
-            generator=torch.Generator().manual_seed(SEED),
-            output_type="latent",
-        ).images
-        config = pipe.vae.config
-        decoded = pipe.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0)).sample
-    wanted, picture = latents[0].numpy(), to_pixels(decoded[0].numpy())
-    assert picture.std() > 20, "flat"
+    """A stochastic sampler's noise comes from the seed's generator, in the pipeline's order."""
+    network, options = networks(name), asked(sampler, steps)
+    wanted, picture = (draw(PROMPT, NEGATIVE, **options) for draw in (network.theirs.latents, network.theirs.generate))
+    got = network.latents(backend, sampler, steps)
+    assert apart(got, wanted) < 1e-3
+    assert psnr(to_pixels(network.models[backend].backend.decode(got)), picture) >= 45
+    for other in network.counter_examples(sampler, backend, steps):
+        assert apart(other, wanted) > 1e-3, "the check must be able to fail"
 
-    for name, model in models.items():
-        got = drawn(name, sampler)
-        error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
-        assert error < 1e-3, f"{name}: {error:.1e}"
-        assert psnr(to_pixels(model.backend.decode(got)), picture) >= 45, name
-    names = list(SAMPLERS)
-    others = [drawn("torch", names[(names.index(sampler) + 1) % len(names)])]
-    if sampler == names[0]:
-        others.append(drawn("torch", sampler, SEED + 1))
-    for other in others:
-        assert np.abs(other - wanted).max() / np.abs(wanted).max() > 1e-3, "the check must be able to fail"
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
+def test_another_seed_draws_another_picture(networks: Callable[[str], Network], name: str, sampler: str) -> None:
+    network = networks(name)
+    wanted = network.theirs.latents(PROMPT, NEGATIVE, **asked(sampler, 7))
+    assert apart(network.latents("torch", sampler, 7, SEED + 1), wanted) > 1e-3

@@ -16,7 +16,7 @@ from pipeline.checkpoint.single_file.layout import TextLayout, UnetLayout, VaeLa
 from pipeline.checkpoint.single_file.marks import Trained
 from pipeline.source import InMemory
 from pipeline.spec import Spec, UnetSpec, read_spec
-from tests.graphs.specs import SPECS, made, text_of
+from tests.support.graph_specs import SPECS, specs_of_all, text_of
 
 PUBLISHED, TESTED = published(), under_test()
 SD15 = PUBLISHED["stable-diffusion-v1-5/stable-diffusion-v1-5"]
@@ -88,7 +88,7 @@ def test_a_field_that_comes_later_renames_nothing() -> None:
 
 
 def test_specs_json_is_what_the_test_checkpoints_are() -> None:
-    assert SPECS.read_text() == text_of(made()), "run python -m tests.graphs.specs, then make graphs"
+    assert SPECS.read_text() == text_of(specs_of_all()), "run python -m tests.support.graph_specs, then make graphs"
 
 
 def test_serving_finds_the_graphs_of_the_test_checkpoints(cache: Path) -> None:

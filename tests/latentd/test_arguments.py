@@ -10,8 +10,9 @@ import pytest
 from latentd import ServerError, errors
 from latentd.__main__ import main
 from latentd.channel import server_address
-from tests.latentd.test_client import PATIENCE, both, plain
+from tests.support.clients import both, plain
 from tests.support.fake import FakeServer
+from tests.support.patience import PATIENCE
 
 
 @both

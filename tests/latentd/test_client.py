@@ -13,25 +13,9 @@ from PIL import Image as PILImage
 from latentd import AsyncClient, Client, ServerError
 from latentd.events import Done, Event, Image, Preview, Queued, Started, Step
 from latentd.v1 import images_pb2 as pb
+from tests.support.clients import both
 from tests.support.fake import FakeServer
-
-PATIENCE = 30  # seconds until a test that would hang fails
-
-
-def plain(address: str, method: str, *args: Any, **options: Any) -> Any:
-    with Client(address) as client:
-        return getattr(client, method)(*args, **options)
-
-
-def from_asyncio(address: str, method: str, *args: Any, **options: Any) -> Any:
-    async def call() -> Any:
-        async with AsyncClient(address) as client:
-            return await getattr(client, method)(*args, **options)
-
-    return asyncio.run(call())
-
-
-both = pytest.mark.parametrize("call", [plain, from_asyncio])
+from tests.support.patience import PATIENCE
 
 
 @both

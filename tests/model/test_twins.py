@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.subjects import networks
@@ -15,9 +14,8 @@ from model.ops import spread
 from model.random import init_random
 from model.unet import Unet
 from pipeline.spec import UnetSpec
+from tests.support.unets import CLOSE, SD15, SD21, twin_inputs
 
-SD15 = replace(networks.SD15, sample_size=8, channels=(32, 64, 128, 128), context_width=48)
-SD21 = replace(SD15, heads=(2, 4, 8, 8), linear_projection=True)
 NOWHERE = {"attention_down": (False,) * 4, "attention_up": (False,) * 4}
 SPECS = {
     "sd15": SD15,
@@ -29,17 +27,6 @@ SPECS = {
     "nowhere": replace(SD15, **NOWHERE, transformer_layers=(0,) * 4),
 }
 FEW = {"attention_down": (True, False), "attention_up": (False, True), "transformer_layers": (1, 1)}
-# Products over half the rows may sum in another order.
-CLOSE = 1e-12
-
-
-def given(spec: UnetSpec, rows: int, copies: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents of `rows` rows, not square; timesteps and contexts of all."""
-    generator = torch.Generator().manual_seed(rows)
-    latents = torch.randn(rows, spec.in_channels, 8, 16, generator=generator).double()
-    timesteps = torch.rand(rows, generator=generator) * 999
-    context = torch.randn(rows * copies, 9, spec.context_width, generator=generator).double()
-    return latents, timesteps.repeat_interleave(copies), context
 
 
 @pytest.mark.parametrize(("rows", "copies"), [(1, 2), (3, 2), (2, 3)])
@@ -48,7 +35,7 @@ def given(spec: UnetSpec, rows: int, copies: int) -> tuple[Tensor, Tensor, Tenso
 def test_twins_are_all_rows(name: str, rows: int, copies: int) -> None:
     spec = SPECS[name]
     net = init_random(Unet(spec), 3).eval().double()
-    latents, timesteps, context = given(spec, rows, copies)
+    latents, timesteps, context = twin_inputs(spec, rows, copies)
     before = latents.clone()
     wanted = net(latents.repeat_interleave(copies, dim=0), timesteps, context)
     shifts, kv = net.time_shifts(timesteps), net.context_kv(context)

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.samplers import SAMPLERS, table
 from pipeline.schedule import ScheduleSpec
-from tests.pipeline.test_samplers import SPACINGS, TOLERANCE
-from tests.support.trajectories import SD, Masked, difference, draws, ours, theirs
+from tests.support.pairs import grid
+from tests.support.trajectories import SD, SPACINGS, TOLERANCE, Masked, difference, draws, ours, theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
@@ -22,19 +22,19 @@ def masked(mask: np.ndarray | float | None = None) -> Masked:
     return Masked(soft if mask is None else np.broadcast_to(np.float64(mask), shape), original)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_whole_trajectories(spacing: str | None, prediction: str, sampler: str) -> None:
+@pytest.mark.parametrize(
+    ("spacing", "prediction", "sampler", "steps"),
+    grid(SPACINGS, ["epsilon", "v_prediction"], list(SAMPLERS), (1, 2, 7, 20)),
+)
+def test_whole_trajectories(spacing: str | None, prediction: str, sampler: str, steps: int) -> None:
     """At every evaluation, so also between the two of a Heun step and of the first PNDM one: diffusers blends there."""
     spec = dataclasses.replace(SD, spacing=spacing, prediction=prediction)
-    for steps in (1, 2, 7, 20):
-        got, wanted = ours(spec, sampler, steps, masked()), theirs(spec, sampler, steps, masked=masked())
-        assert difference(got.x, wanted.x) < TOLERANCE, steps
-        if wanted.x0 is not None:
-            assert got.x0 is not None and difference(got.x0, wanted.x0) < TOLERANCE, steps
-        if steps == 7:
-            assert difference(got.x, ours(spec, sampler, steps).x) > 100 * TOLERANCE, "the mask shows"
+    got, wanted = ours(spec, sampler, steps, masked()), theirs(spec, sampler, steps, masked=masked())
+    assert difference(got.x, wanted.x) < TOLERANCE
+    if wanted.x0 is not None:
+        assert got.x0 is not None and difference(got.x0, wanted.x0) < TOLERANCE
+    if steps == 7:
+        assert difference(got.x, ours(spec, sampler, steps).x) > 100 * TOLERANCE, "the mask shows"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

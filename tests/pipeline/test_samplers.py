@@ -10,15 +10,14 @@ import pytest
 from pipeline.errors import InvalidRequest
 from pipeline.samplers import SAMPLERS
 from pipeline.schedule import ScheduleSpec
-from tests.support.trajectories import OTHER, SD, THEIRS, difference, ours, theirs
+from tests.support.pairs import grid
+from tests.support.trajectories import OTHER, SD, SPACINGS, THEIRS, TOLERANCE, difference, ours, theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
-# Of the largest |x| of a step. Both sides round to float32 in the same places; what is left is the last bit of torch's
-# logarithms and roots, divided by small numbers in diffusers' order of operations.
-TOLERANCE = 1e-5
-SPACINGS = ["leading", "trailing", "linspace", None]
 STEPS = (1, 2, 4, 7, 20, 50)
+PREDICTIONS = ["epsilon", "v_prediction"]
+SCHEDULES = {"scaled_linear": SD, "linear": OTHER}
 FIXED_COURSE = {"lcm", "unipc_karras", *(name for name in SAMPLERS if name.startswith("dpm") and "karras" in name)}
 
 
@@ -35,15 +34,14 @@ def test_each_has_its_scheduler() -> None:
     assert list(SAMPLERS) == list(THEIRS)
 
 
-@pytest.mark.parametrize("spec", [SD, OTHER], ids=["scaled_linear", "linear"])
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_whole_trajectories(spec: ScheduleSpec, spacing: str | None, prediction: str, sampler: str) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "spacing", "prediction", "sampler", "steps"),
+    grid(list(SCHEDULES), SPACINGS, PREDICTIONS, list(SAMPLERS), STEPS),
+)
+def test_whole_trajectories(schedule: str, spacing: str | None, prediction: str, sampler: str, steps: int) -> None:
     for to_one in (False, True) if sampler in ("ddim", "pndm") else (False,):
-        own = dataclasses.replace(spec, spacing=spacing, prediction=prediction, set_alpha_to_one=to_one)
-        for steps in STEPS:
-            compare(own, sampler, steps)
+        changes = {"spacing": spacing, "prediction": prediction, "set_alpha_to_one": to_one}
+        compare(dataclasses.replace(SCHEDULES[schedule], **changes), sampler, steps)
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"lcm"}))
@@ -52,46 +50,59 @@ def test_a_long_run(sampler: str) -> None:
     compare(SD, sampler, 150, 10 * TOLERANCE if sampler.startswith("dpmpp_3m") else TOLERANCE)
 
 
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"euler_a", "pndm"}))
-def test_a_model_that_predicts_the_sample(sampler: str) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "spacing", "steps"), grid(sorted(SAMPLERS.keys() - {"euler_a", "pndm"}), SPACINGS, (1, 4, 20))
+)
+def test_a_model_that_predicts_the_sample(sampler: str, spacing: str | None, steps: int) -> None:
     """diffusers' Euler ancestral and PNDM refuse it: see test_sampler_formulas."""
-    for spacing in SPACINGS:
-        for steps in (1, 4, 20):
-            compare(dataclasses.replace(SD, prediction="sample", spacing=spacing), sampler, steps)
+    compare(dataclasses.replace(SD, prediction="sample", spacing=spacing), sampler, steps)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_a_cosine_schedule(prediction: str, sampler: str) -> None:
+@pytest.mark.parametrize(
+    ("prediction", "sampler", "spacing", "steps"),
+    grid(PREDICTIONS, list(SAMPLERS), SPACINGS, (2, 4, 20), always=[("epsilon", "euler_a", "linspace", 4)]),
+)
+def test_a_cosine_schedule(prediction: str, sampler: str, spacing: str | None, steps: int) -> None:
     """Its first sigma is 20,000, which costs diffusers' float32 more than the tolerance in two places."""
-    spec = dataclasses.replace(SD, beta_schedule="squaredcos_cap_v2", prediction=prediction)
-    for spacing in SPACINGS:
-        own = dataclasses.replace(spec, spacing=spacing)
-        for steps in (2, 4, 20):
-            if sampler == "euler_a" and np.isnan(theirs(own, sampler, steps).x).any():
-                assert np.isfinite(ours(own, sampler, steps).x).all()  # sigma_up is rounded past the level it leads to
-            elif sampler == "pndm" and spacing in ("trailing", "linspace"):
-                compare(own, sampler, steps, 2e-3)  # its eq. 9 takes the difference of two numbers of 20,000
-            else:
-                compare(own, sampler, steps)
+    spec = dataclasses.replace(SD, beta_schedule="squaredcos_cap_v2", prediction=prediction, spacing=spacing)
+    if sampler == "euler_a" and np.isnan(theirs(spec, sampler, steps).x).any():
+        assert np.isfinite(ours(spec, sampler, steps).x).all()  # sigma_up is rounded past the level it leads to
+    elif sampler == "pndm" and spacing in ("trailing", "linspace"):
+        compare(spec, sampler, steps, 2e-3)  # its eq. 9 takes the difference of two numbers of 20,000
+    else:
+        compare(spec, sampler, steps)
+
+
+SCALED = sorted(SAMPLERS.keys() - {"heun", "heun_karras", "pndm"})  # to no signal at all: diffusers' others are not
+WITHOUT_SIGNAL = ["ddim", "ddpm", "lcm"]  # start at the last timestep itself, where noise tells nothing of the picture
 
 
 @pytest.mark.usefixtures("rounded_roots")
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"heun", "heun_karras", "pndm"}))
-def test_zero_terminal_snr(prediction: str, sampler: str) -> None:
+@pytest.mark.parametrize(
+    ("prediction", "sampler", "spacing", "steps"),
+    [
+        *grid(["v_prediction"], SCALED, SPACINGS, STEPS),
+        *grid(["epsilon"], [sampler for sampler in SCALED if sampler not in WITHOUT_SIGNAL], SPACINGS, STEPS),
+        *grid(["epsilon"], ["ddim", "ddpm"], ["leading", None], STEPS),
+    ],
+)
+def test_zero_terminal_snr(prediction: str, sampler: str, spacing: str | None, steps: int) -> None:
     """diffusers' Heun and PNDM do not take it: see test_sampler_formulas."""
-    for spacing in SPACINGS:
-        spec = dataclasses.replace(SD, prediction=prediction, spacing=spacing, rescale_betas_zero_snr=True)
-        for steps in STEPS:
-            visits_the_last = sampler == "lcm" or spacing in ("trailing", "linspace")
-            if prediction == "epsilon" and sampler in ("ddim", "ddpm", "lcm") and visits_the_last:
-                if spacing == "linspace" and steps == 1 and sampler != "lcm":
-                    continue  # linspace's one step starts at the clean end
-                with pytest.raises(InvalidRequest, match="without signal"):
-                    ours(spec, sampler, steps)
-            else:
-                compare(spec, sampler, steps)
+    spec = dataclasses.replace(SD, prediction=prediction, spacing=spacing, rescale_betas_zero_snr=True)
+    compare(spec, sampler, steps)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("sampler", WITHOUT_SIGNAL)
+def test_noise_without_signal_is_refused(sampler: str, spacing: str | None, steps: int) -> None:
+    spec = dataclasses.replace(SD, prediction="epsilon", spacing=spacing, rescale_betas_zero_snr=True)
+    # linspace's one step starts at the clean end.
+    if sampler == "lcm" or spacing == "trailing" or (spacing == "linspace" and steps > 1):
+        with pytest.raises(InvalidRequest, match="without signal"):
+            ours(spec, sampler, steps)
+    else:
+        assert np.isfinite(ours(spec, sampler, steps).x).all()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -14,8 +14,8 @@ from transformers import AddedToken, CLIPTokenizer
 from pipeline.errors import CheckpointError
 from pipeline.spec import read_spec
 from pipeline.tokenizer import ClipTokenizer
-from tests.pipeline.test_tokenizer import strange_texts
 from tests.support.checkpoints import make_checkpoint
+from tests.support.strange_texts import strange_texts
 
 ADDED = ["<toy>", "Zed", "blue cat", "🍎"]
 TEXTS = ["", "a <toy> of zed", "ZED <TOY>apple zedzed", "a blue cat, bluecat 🍎🍎", "<toy><toy> <|endoftext|> zed!"]

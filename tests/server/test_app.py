@@ -26,7 +26,8 @@ from server.app import Server, load_model
 from server.settings import Settings, SettingsError
 from server.wish import Size
 from tests.support import wire
-from tests.support.held import PATIENCE, Held, raising
+from tests.support.held import Held, raising
+from tests.support.patience import PATIENCE
 from tests.support.serving import address, serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

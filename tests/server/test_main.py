@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import grpc
 import pytest
@@ -20,10 +14,7 @@ from latentd import Client, ServerError
 from latentd.events import Done, Image, Queued, Started
 from pipeline.checkpoint.opened import Checkpoint
 from server.app import Server
-from tests.support.held import PATIENCE
-
-ROOT = Path(__file__).parent.parent.parent
-FREE = ("--grpc-port", "0", "--metrics-port", "0", "--precision", "f32")
+from tests.support.server_process import FREE, SLOW_LOAD, Process, process
 
 # The server, with a backend that the test holds: the steps wait while a file of this name is there.
 HELD = """
@@ -55,69 +46,6 @@ def load_held(settings):
 app.load_model = load_held
 sys.exit(main(sys.argv[3:]))
 """
-
-
-class Process:
-    """A running server; its lines are read by threads, so that it never waits for us."""
-
-    def __init__(self, *arguments: str | Path, environment: dict[str, str] | None = None) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=ROOT,
-            env={**os.environ, **(environment or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.out: list[str] = []
-        self.err: list[str] = []
-        self._changed = threading.Condition()
-        self._readers = [
-            threading.Thread(target=self._read, args=pair, daemon=True)
-            for pair in ((self.popen.stdout, self.out), (self.popen.stderr, self.err))
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    def _read(self, stream: IO[str], lines: list[str]) -> None:
-        for line in stream:
-            with self._changed:
-                lines.append(line.rstrip("\n"))
-                self._changed.notify_all()
-        with self._changed:
-            self._changed.notify_all()
-
-    def says(self, pattern: str) -> re.Match[str]:
-        """The first line of either stream that has `pattern`, once there is one."""
-
-        def found() -> re.Match[str] | None:
-            return next((match for line in self.out + self.err if (match := re.search(pattern, line))), None)
-
-        with self._changed:
-            assert self._changed.wait_for(lambda: found() or self.popen.poll() is not None, PATIENCE), self.err
-            match = found()
-        assert match, (pattern, self.out, self.err)
-        return match
-
-    def address(self) -> str:
-        return self.says(r"gRPC (\S+:\d+),")[1]
-
-    def end(self) -> int:
-        """The exit status."""
-        status = self.popen.wait(PATIENCE)
-        for reader in self._readers:
-            reader.join(PATIENCE)
-        return status
-
-
-@contextlib.contextmanager
-def process(*arguments: str | Path, environment: dict[str, str] | None = None) -> Iterator[Process]:
-    started = Process(*arguments, environment=environment)
-    try:
-        yield started
-    finally:
-        started.popen.kill()
-        started.end()
 
 
 @contextlib.contextmanager
@@ -244,20 +172,6 @@ def test_a_stuck_device_ends_the_process(checkpoint: Checkpoint, tmp_path: Path)
         assert failed.value.code is grpc.StatusCode.UNAVAILABLE
         assert started.end() == 1
     assert "Traceback" not in "\n".join(started.err)
-
-
-SLOW_LOAD = """
-import sys, threading
-from server import app
-from server.__main__ import main
-
-def load_for_ever(settings):
-    print("loading", flush=True)
-    threading.Event().wait()
-
-app.load_model = load_for_ever
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -13,7 +13,7 @@ import pytest
 
 from latentd import Client
 from pipeline.checkpoint.opened import Checkpoint
-from tests.server.test_main import FREE, ROOT, SLOW_LOAD, process
+from tests.support.server_process import FREE, ROOT, SLOW_LOAD, process
 
 
 @pytest.mark.parametrize("start", [("-m", "server"), ("-m", "latentd", "serve")])

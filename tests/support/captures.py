@@ -18,7 +18,7 @@ from engines.artifact.opened import Artifact
 from engines.cache import store
 from engines.cuda.stream import Stream
 from engines.tensorrt.serve.plan import Workspace
-from tests.engines.cuda.test_stream import Notes
+from tests.support.cuda_notes import Notes
 from tests.support.plan_doubles import Engines, TorchEngine
 
 

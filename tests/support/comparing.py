@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 # Relative to 1 + |wanted|. Half: a result rounded once to 11 bits is off by 2^-12 of itself; twice that, because what
@@ -23,3 +24,8 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> N
     assert got.shape == wanted.shape
     error = ((got.double() - wanted).abs() / (1 + wanted.abs())).max().item()
     assert error <= tolerance, f"{error:.3g} is more than {tolerance:.3g}"
+
+
+def error(got: np.ndarray, wanted: np.ndarray) -> float:
+    assert got.shape == wanted.shape and got.dtype == wanted.dtype == np.float32
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())

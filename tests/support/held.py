@@ -15,8 +15,7 @@ from engines.backend import Backend, Denoiser
 from engines.cpu.host import HostBackend
 from engines.model import Model
 from pipeline.arrays import F32
-
-PATIENCE = 30.0  # seconds until a test that would hang fails
+from tests.support.patience import PATIENCE
 
 
 class Held(HostBackend):

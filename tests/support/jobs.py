@@ -26,7 +26,7 @@ from server.mailbox import is_last
 from server.metrics import Metrics
 from server.request import ImageRequest
 from server.wish import LaneKey, Size, Wish
-from tests.support.held import PATIENCE
+from tests.support.patience import PATIENCE
 
 Pixels = NDArray[np.uint8]
 

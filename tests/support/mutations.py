@@ -13,6 +13,7 @@ import json
 import random
 import resource
 import struct
+import sys
 import tempfile
 import time
 import traceback
@@ -162,4 +163,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        print(*run(Path(place), options.times, options.seed, print))
+        refused, broken = run(Path(place), options.times, options.seed, print)
+    print(f"{refused} refused, {broken} broken")
+    sys.exit(broken > 0)

@@ -18,7 +18,6 @@ from engines.tensorrt.serve.engine import port_bytes
 from engines.tensorrt.serve.plan import _DTYPES
 from model import weights
 from pipeline.checkpoint.opened import open_checkpoint
-from tests.engines.tensorrt.test_builder import ports
 
 TARGET = "sm_89"
 
@@ -101,3 +100,19 @@ class TorchEngine:
     def _tensor(self, port: dict[str, Any]) -> Tensor:
         memory = (ctypes.c_byte * port_bytes(port)).from_address(self.bound[port["name"]])
         return torch.frombuffer(memory, dtype=_DTYPES[port["dtype"]]).view(port["shape"])
+
+
+def ports(order: Order, artifact: Artifact) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Inputs and outputs as the networks' own code says."""
+    spec, shapes = artifact.spec, {name: list(shape) for name, shape in order.shapes.items()}
+    kind = "INT64" if order.network == "text_encoder" else "FLOAT"
+    inputs = [{"name": name, "dtype": kind, "shape": shape} for name, shape in shapes.items()]
+    if order.network == "unet":
+        outputs = {"out": shapes["sample"]}
+    elif order.network == "text_encoder":
+        outputs = {"context": [1, spec.text.tokens, spec.text.width]}
+        outputs |= {"skipped": [1, spec.text.skips, *outputs["context"][1:]]} if spec.text.skips else {}
+    else:
+        _, _, h, w = shapes["latents"]
+        outputs = {"picture": [1, 3, h * spec.vae.factor, w * spec.vae.factor]}
+    return inputs, [{"name": name, "dtype": "FLOAT", "shape": shape} for name, shape in outputs.items()]

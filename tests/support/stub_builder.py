@@ -10,6 +10,7 @@ from typing import Any
 
 from engines.artifact.opened import Artifact
 from engines.build.builder import Order
+from engines.build.building import Built, apart_from, build_all
 from engines.build.makers import Maker
 from engines.cache import disk
 from engines.errors import BackendError
@@ -55,3 +56,16 @@ class StubBuilder:
 
 def engine(order: Order) -> bytes:
     return bytes(range(256)) * order.shapes["sample"][0]
+
+
+ROWS = (2, 3, 4)
+
+
+def build(
+    artifact: Artifact, how: str = "good", apart: bool = False, rows: tuple[int, ...] = ROWS
+) -> tuple[list[Built], list[str]]:
+    """The stub's engines, in this process unless told otherwise; what was said."""
+    builder, said = StubBuilder(artifact, "cpu", how), []
+    own = lambda order, out, new, tick, say: builder.build(order, out, say)  # noqa: E731
+    compile = apart_from(artifact, MAKER, "cpu", how) if apart else own
+    return build_all(artifact, builder, builder.orders(rows, []), compile, said.append), said

@@ -28,6 +28,10 @@ from numpy.typing import NDArray
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
 from pipeline.schedule import ScheduleSpec
 
+# Of the largest |x| of a step. Both sides round to float32 in the same places; what is left is the last bit of torch's
+# logarithms and roots, divided by small numbers in diffusers' order of operations.
+TOLERANCE = 1e-5
+SPACINGS = ["leading", "trailing", "linspace", None]
 SD = ScheduleSpec(1000, 0.00085, 0.012, "scaled_linear", "epsilon", "leading", 1, False)
 OTHER = ScheduleSpec(900, 0.0007, 0.011, "linear", "epsilon", "leading", 1, False)
 

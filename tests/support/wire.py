@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from latentd import Client, ServerError
-from tests.support.held import PATIENCE
+from tests.support.patience import PATIENCE
 
 GENERATE = "/latentd.v1.Images/Generate"
 BLOCKING = "/latentd.v1.Images/GenerateBlocking"

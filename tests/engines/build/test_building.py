@@ -14,15 +14,14 @@ from typing import Any
 import pytest
 
 from engines.artifact.opened import Artifact
-from engines.build.building import Built, apart_from, build_all, build_one
+from engines.build.building import apart_from, build_all, build_one
 from engines.cache import devices, disk, entries, lock, store
 from engines.cache.disk import DiskError
 from engines.process.apart import ApartError
 from pipeline.errors import CheckpointError
-from tests.support.stub_builder import MAKER, StubBuilder, engine
+from tests.support.stub_builder import MAKER, ROWS, StubBuilder, build, engine
 
 ROOT = Path(__file__).parents[3]
-ROWS = (2, 3, 4)
 FEW = (2, 3)  # of the loops over every operation: the first engine and one after it
 
 
@@ -30,16 +29,6 @@ FEW = (2, 3)  # of the loops over every operation: the first engine and one afte
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LATENTD_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def build(
-    artifact: Artifact, how: str = "good", apart: bool = False, rows: tuple[int, ...] = ROWS
-) -> tuple[list[Built], list[str]]:
-    """The stub's engines, in this process unless told otherwise; what was said."""
-    builder, said = StubBuilder(artifact, "cpu", how), []
-    own = lambda order, out, new, tick, say: builder.build(order, out, say)  # noqa: E731
-    compile = apart_from(artifact, MAKER, "cpu", how) if apart else own
-    return build_all(artifact, builder, builder.orders(rows, []), compile, said.append), said
 
 
 def whole(artifact: Artifact, rows: tuple[int, ...] = ROWS) -> list[bool]:
@@ -242,10 +231,10 @@ def test_two_at_once_build_once(artifact: Artifact, folder: Path) -> None:
 
 KILLED = """
 import os, sys
-from engines import disk
+from engines.cache import disk
 from engines.artifact.opened import open_artifact
 from pathlib import Path
-from tests.engines.build.test_building import build
+from tests.support.stub_builder import build
 left = int(sys.argv[2])
 def before(doing, path):
     global left

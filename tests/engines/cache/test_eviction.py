@@ -63,8 +63,7 @@ def test_use_makes_it_the_last_to_go(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_what_is_in_use_stays(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Here and in another process, until that is dead."""
     mine, theirs, nobodys = (entry(folder, f"engines/{name}", 10) for name in "abc")
-    code = "import sys, pathlib; from engines.cache import lock; "
-    code += "print(lock.use(pathlib.Path(sys.argv[1]))); sys.stdin.read()"
+    code = "import sys; from engines.cache.lock import Path, use; print(use(Path(sys.argv[1]))); sys.stdin.read()"
     command = [sys.executable, "-u", "-c", code, str(theirs)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout and other.stdout.readline() == "True\n"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,46 +17,10 @@ from engines.model import Model
 from engines.seat import Sitting
 from pipeline.arrays import F32, to_pixels
 from pipeline.conditions.mask import Inpaint
-from pipeline.noise import standard_normal
-from pipeline.samplers import SAMPLERS, Table, table
+from pipeline.samplers import SAMPLERS
+from tests.support.requests import Request, finish, inpaint_of, latent_shape, random_request, sit, table_of
 
 SEATS = 4
-WORDS = ["a", "red", "blue", "apple", "cat", "photo", "of", "the"]
-
-
-@dataclass(frozen=True)
-class Request:
-    prompt: str
-    negative: str
-    seed: int
-    steps: int
-    guidance: float
-    sampler: str
-    mask: int | None = None  # seed of a mask and of the picture under it
-
-
-def inpaint_of(request: Request, shape: Sequence[int]) -> Inpaint | None:
-    """What stays, what is made anew and what is between the two, for latents of `shape` [C, h, w]."""
-    if request.mask is None:
-        return None
-    chance = np.random.default_rng(request.mask)
-    mask = np.clip(chance.random(tuple(shape[1:]), np.float32) * 2 - np.float32(0.5), 0, 1)
-    return Inpaint(mask, chance.standard_normal(tuple(shape), np.float32))
-
-
-def random_request(chance: random.Random, sampler: str | None = None) -> Request:
-    def words() -> str:
-        return " ".join(chance.choices(WORDS, k=chance.randrange(6)))
-
-    return Request(
-        words(),
-        words(),
-        chance.randrange(2**32),
-        chance.randrange(1, 9),
-        chance.choice((0.0, 1.0, 1.5, 3.0, 7.5)),
-        sampler or chance.choice(list(SAMPLERS)),
-        chance.choice((None, None, chance.randrange(2**32))),
-    )
 
 
 class Recorder:
@@ -90,32 +53,6 @@ def alone(model: Model, request: Request) -> tuple[F32, NDArray[np.uint8]]:
     )
     (latents,) = recorder.latents
     return latents, pixels
-
-
-def table_of(model: Model, request: Request) -> Table:
-    return table(model.spec.schedule, request.sampler, request.steps)
-
-
-def latent_shape(model: Model) -> tuple[int, int, int]:
-    return model.spec.latent_shape(model.spec.defaults.width, model.spec.defaults.height)
-
-
-def sit(stepper: HostStepper, seat: int, model: Model, request: Request) -> None:
-    run, shape = table_of(model, request), latent_shape(model)
-
-    def context(text: str) -> F32:
-        return model.backend.encode(model.tokenizer.encode(text).ids)
-
-    noise = standard_normal(request.seed, shape, draws=1 + run.draws)
-    negative = context(request.negative) if request.guidance > 1 else None
-    inpaint = inpaint_of(request, shape)
-    stepper.sit(seat, Sitting(run, noise, context(request.prompt), negative, request.guidance, inpaint=inpaint))
-
-
-def finish(stepper: HostStepper, seat: int) -> F32:
-    while not stepper.finished(seat):
-        stepper.step([seat])
-    return stepper.latents(seat)
 
 
 @pytest.fixture(scope="module")

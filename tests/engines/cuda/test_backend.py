@@ -27,6 +27,7 @@ from pipeline.arrays import to_pixels
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
+from tests.support.comparing import error
 
 # Of max|y|, in one pass of a network: float32 in another order of sums; 11 and 8 bits of mantissa.
 CLOSE = {"f32": 1e-5, "f16": 1e-2, "bf16": 6e-2}
@@ -42,11 +43,6 @@ class OnCpu(CudaBackend):
 @pytest.fixture(scope="module", params=CLOSE)
 def backend(request: pytest.FixtureRequest, bare: Checkpoint) -> CudaBackend:
     return OnCpu(bare, request.param, None, pixels="fast")
-
-
-def error(got: np.ndarray, wanted: np.ndarray) -> float:
-    assert got.shape == wanted.shape and got.dtype == wanted.dtype == np.float32
-    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 
 def test_text_is_in_float32_whatever_the_precision(backend: CudaBackend, oracle: Model) -> None:

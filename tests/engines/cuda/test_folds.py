@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.subjects import networks
 from engines.cuda.folds import Onto, ShiftedGroupNorm, ShiftedNorm
@@ -21,50 +20,9 @@ from model.random import init_random
 from model.transformer import SpatialTransformer
 from model.unet import Unet
 from pipeline.spec import UnetSpec
+from tests.support.unets import SD15, SD21, SDXL, Passes, away, inputs, unet_of, use
 
-SD15 = replace(networks.SD15, sample_size=8, channels=(32, 64, 128, 128), context_width=48)
-SD21 = replace(SD15, heads=(2, 4, 8, 8), linear_projection=True)
 LAST = torch.channels_last
-# SDXL's: no attention outermost, then two layers in each transformer, then ten.
-SDXL = replace(
-    SD21,
-    channels=(32, 64, 128),
-    layers=(1, 1, 1),
-    attention_down=(False, True, True),
-    attention_up=(True, True, False),
-    heads=(2, 4, 8),
-    transformer_layers=(1, 2, 10),
-)
-
-
-def made(spec: UnetSpec, dtype: torch.dtype, *, biases: float = 1.0, without: Any = (), seed: int = 3) -> Unet:
-    """With kernels' operations. `biases` of what is added to streams and pictures: of their order, where a forgotten
-    one shows; layers whose names end in `without` have none."""
-    net = init_random(Unet(spec, KernelOps(plain_kernels())), seed).eval().to(dtype)
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and name.endswith(("to_out.0", "ff.net.2", "proj_out")):
-            assert module.bias is not None
-            module.bias.data.mul_(10 * biases)
-            if name.endswith(without):
-                module.register_parameter("bias", None)
-    return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stubs lack this)
-
-
-def inputs(spec: UnetSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x, context = (torch.randn(s, generator=generator) for s in ((2, 4, 8, 8), (2, 9, spec.context_width)))
-    return x.to(dtype), torch.tensor([3.0, 701.0]), context.to(dtype)
-
-
-def away(got: Tensor, wanted: Tensor) -> float:
-    return float((got.double() - wanted).norm() / wanted.norm())
-
-
-def use(net: Unet, ops: Any) -> Unet:
-    for module in net.modules():
-        if hasattr(module, "ops"):
-            module.ops = ops
-    return net
 
 
 @pytest.mark.parametrize(
@@ -77,8 +35,8 @@ def use(net: Unet, ops: Any) -> Unet:
 )
 def test_it_computes_the_same_through_any_operations(spec: UnetSpec, without: Any) -> None:
     """In float64, where a bias that came twice, late or never cannot pass for rounding: the result is off by half."""
-    wanted = use(made(spec, torch.float64, without=without), PLAIN)
-    folded = made(spec, torch.float64, without=without)
+    wanted = use(unet_of(spec, torch.float64, without=without), PLAIN)
+    folded = unet_of(spec, torch.float64, without=without)
     fold_biases(folded)
     fold_biases(folded)  # there is nothing left to fold
     given = inputs(spec, torch.float64)
@@ -90,14 +48,14 @@ def test_it_computes_the_same_through_any_operations(spec: UnetSpec, without: An
 
 
 def test_what_is_folded_and_what_is_left() -> None:
-    net = made(SDXL, torch.float32)
+    net = unet_of(SDXL, torch.float32)
     fold_biases(net)
     layers, transformers = 2 * 3 + 10 * 4, 7
     kinds = Counter(type(module) for module in net.modules())
     assert kinds[Onto] == 3 * layers + transformers
     assert kinds[SpatialTransformer] == kinds[ShiftedGroupNorm] == transformers
     assert kinds[ShiftedNorm] == 3 * layers - transformers, "the first of each reads a whole stream"
-    apart = made(SDXL, torch.float32)
+    apart = unet_of(SDXL, torch.float32)
     fold_biases(apart, residuals=False)
     assert not any(isinstance(module, Onto | ShiftedNorm | ShiftedGroupNorm) for module in apart.modules())
 
@@ -111,27 +69,15 @@ def test_float16_is_no_worse(spec: UnetSpec, biases: float) -> None:
     with torch.inference_mode():
         errors = {True: 0.0, False: 0.0}
         for seed in range(2):
-            right = made(spec, torch.float16, biases=biases, seed=seed).double()(*(x.double() for x in given))
+            right = unet_of(spec, torch.float16, biases=biases, seed=seed).double()(*(x.double() for x in given))
             for residuals in errors:
-                net = made(spec, torch.float16, biases=biases, seed=seed)
+                net = unet_of(spec, torch.float16, biases=biases, seed=seed)
                 fold_biases(net, residuals=residuals)
                 errors[residuals] += away(net(*given), right) / 2
     folded, apart = errors.values()
     # Of one network 0.79 to 1.09 of it, of the mean of twelve 0.97 and 0.96, of SDXL's six 0.86; the layers' biases
     # ahead instead of behind up to 1.24.
     assert folded < 1.2 * apart < 1.2e-2, f"{folded:.2e}, apart {apart:.2e}"
-
-
-class Passes(TorchDispatchMode):
-    """Counts operations by their names without an overload's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func._schema.name.removeprefix("aten::")] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_step_of_stable_diffusion_adds_22_residuals_instead_of_86() -> None:
@@ -168,7 +114,7 @@ def test_a_step_of_stable_diffusion_adds_22_residuals_instead_of_86() -> None:
 @pytest.mark.parametrize("rows", [1, 2])
 def test_what_a_transformer_adds_takes_the_place_of_the_picture_that_it_was_given(spec: UnetSpec, rows: int) -> None:
     """No copy of the picture on the way, and the resnet's own memory goes on."""
-    net = made(spec, torch.float16)
+    net = unet_of(spec, torch.float16)
     fold_biases(net)
     before, after = [], []
     for resnet, transformer in net.attended():

@@ -17,7 +17,7 @@ from engines.errors import OutOfMemory
 from engines.tensorrt import api
 from engines.tensorrt.serve.backend import TensorRtRtxBackend
 from pipeline.checkpoint.opened import Checkpoint
-from tests.engines.conftest import plain_artifact
+from tests.support.bare import plain_artifact
 from tests.support.captures import Card, Loading
 from tests.support.plan_doubles import TARGET, keep_plans
 

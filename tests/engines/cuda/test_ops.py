@@ -13,9 +13,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu.subjects import networks
 from engines.cuda.choices import Choices
-from engines.cuda.kernels import Kernels, plain_kernels, triton_kernels
+from engines.cuda.kernels import plain_kernels, triton_kernels
 from engines.cuda.ops import KernelOps, fold_biases
 from model.blocks import Resnet
 from model.clip import ClipText
@@ -24,12 +23,13 @@ from model.random import init_random
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeEncoder
 from pipeline.spec import TextSpec, UnetSpec, VaeSpec
+from tests.support.counted import Counted
+from tests.support.unets import SD15, SD21
 
 # Float32, summed in another order: of max|y|. Seen: 2e-6.
 CLOSE = 1e-5
 
-SD15 = replace(networks.SD15, sample_size=8, channels=(32, 64, 128, 128), context_width=48)
-SD21 = replace(SD15, heads=(2, 4, 8, 8), linear_projection=True, context_width=64)
+WIDER = replace(SD21, context_width=64)
 LCM = replace(SD15, guidance_width=16)
 TEXT = TextSpec(vocab_size=60, tokens=9, width=32, hidden=128, layers=3, heads=4, activation="quick_gelu", eps=1e-5)
 VAE = VaeSpec(
@@ -44,38 +44,6 @@ VAE = VaeSpec(
     post_quant_conv=True,
     mid_attention=True,
 )
-
-
-class Counted:
-    """Plain kernels that count their calls and refuse what Triton's would."""
-
-    def __init__(self, heads: range = range(8, 161, 8)) -> None:
-        self.calls: dict[str, int] = {}
-        plain = plain_kernels()
-        names = ("attention", "group_norm_silu", "layer_norm", "geglu", "geglu_linear")
-        self.kernels: Kernels = replace(plain, heads=heads, **{n: self._counting(n, getattr(plain, n)) for n in names})
-
-    def _counting(self, name: str, kernel: Any) -> Any:
-        def counted(x: Tensor, *rest: Any, **options: Any) -> Tensor:
-            self.calls[name] = self.calls.get(name, 0) + 1
-            getattr(self, f"_check_{name}", _check_rows)(x, *rest, **options)
-            return kernel(x, *rest, **options)
-
-        return counted
-
-    @staticmethod
-    def _check_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool, out: Tensor | None = None) -> None:
-        for x in (q, k, v, q if out is None else out):
-            assert x.stride(2) == 1 and x.stride(1) % 8 == 0 and x.data_ptr() % 16 == 0
-
-    @staticmethod
-    def _check_group_norm_silu(x: Tensor, weight: Tensor, *rest: Any, shift: Tensor | None, silu: bool) -> None:
-        assert x.is_contiguous(memory_format=torch.channels_last) and weight.data_ptr() % 16 == 0
-        assert shift is None or (shift.stride(1) == 1 and shift.shape == (len(x), x.shape[1]))
-
-
-def _check_rows(x: Tensor, *rest: Any, **options: Any) -> None:
-    x.view(-1, x.shape[-1])
 
 
 def pair(build: Any, ops: KernelOps) -> tuple[nn.Module, nn.Module]:
@@ -98,7 +66,7 @@ def randoms(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["geglu", "geglu_linear"])
-@pytest.mark.parametrize("spec", [SD15, SD21, LCM], ids=["sd15", "sd21", "lcm"])
+@pytest.mark.parametrize("spec", [SD15, WIDER, LCM], ids=["sd15", "sd21", "lcm"])
 def test_unet(spec: UnetSpec, fused: bool) -> None:
     counted = Counted(range(4, 161, 4))
     ops = KernelOps(counted.kernels, Choices(geglu={None: "fused" if fused else "apart"}))
@@ -193,7 +161,7 @@ def test_one_wide_head_in_float16_does_not_overflow() -> None:
     assert float((got - wanted).abs().max() / wanted.abs().max()) < 2e-3
 
 
-@pytest.mark.parametrize("spec", [SD15, SD21], ids=["convolutions", "linear"])
+@pytest.mark.parametrize("spec", [SD15, WIDER], ids=["convolutions", "linear"])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_no_picture_is_laid_out_anew(spec: UnetSpec, rows: int) -> None:
     """A stride of a single row that torch takes for the other memory format costs copies in every step."""

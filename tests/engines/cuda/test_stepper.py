@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import functools
 import random
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,197 +19,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.gpu.subjects.networks import SD15
 from engines.cpu.stepper import HostStepper
 from engines.cpu.torch import TorchBackend
-from engines.cuda.backend import CudaBackend
 from engines.cuda.kernels import plain_kernels
 from engines.cuda.network import TorchNetwork, bucket_sizes
 from engines.cuda.ops import KernelOps, fold_biases
-from engines.cuda.plain import guided_step
-from engines.cuda.seats import Seats
 from engines.cuda.stepper import CudaStepper
 from engines.cuda.stream import Stream
 from engines.model import Model
 from engines.seat import Sitting
 from model import weights
-from model.ops import spread
 from model.unet import Unet
 from pipeline.arrays import F32
 from pipeline.checkpoint.opened import Checkpoint
-from pipeline.conditions.mask import Inpaint
 from pipeline.noise import standard_normal
-from pipeline.samplers import SAMPLERS, Table, table
+from pipeline.samplers import SAMPLERS, table
 from pipeline.tokenizer import ClipTokenizer
-from tests.engines.conftest import bare_checkpoint
-from tests.engines.cpu.test_stepper import Request, finish, inpaint_of, random_request, sit, table_of
-
-SEATS, STEPS = 4, 8
-SHAPE, TOKENS, WIDTH = (3, 8, 8), 4, 6  # of the toy network
-CPU = torch.device("cpu")
-# Of max|x| after a run: the UNet over a batch, with its projections packed, sums in another order than row by row.
-# Seen: 3e-6.
-BATCHED = 3e-5
-
-
-class Toy:
-    """Stands for a UNet, on both sides: each row a function of itself alone, whose bits no batch can change."""
-
-    text_width, time_width = TOKENS * WIDTH, 2
-    text_dtype = time_dtype = sample_dtype = torch.float32
-    twins = True
-
-    def __init__(self, rows: int = 2 * SEATS) -> None:
-        self.samples = np.zeros((rows, *SHAPE), np.float32)
-        self.timesteps, self.guidance = np.zeros(rows, np.float32), np.ones(rows, np.float32)
-        self.contexts, self.outputs = np.zeros((rows, TOKENS, WIDTH), np.float32), np.zeros_like(self.samples)
-
-    def text(self, context: Tensor) -> Tensor:
-        return context.flatten()
-
-    def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:
-        return torch.stack([timesteps, guidance], dim=1)
-
-    def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
-        t, g = times[:, 0, None, None, None], times[:, 1, None, None, None]
-        first, last = texts[:, 0, None, None, None], texts[:, -1, None, None, None]
-        samples = spread(samples, len(texts) // len(samples))
-        return samples * 0.75 - 0.5 * samples.abs() * first + 0.001 * t * last + 0.03125 * g
-
-    def buckets(self, rows: int) -> list[int]:
-        return bucket_sizes(rows)
-
-    def run(self, rows: Sequence[int]) -> None:
-        for row in rows:
-            own = slice(row, row + 1)
-            inputs = [torch.from_numpy(x[own]) for x in (self.samples, self.timesteps, self.guidance, self.contexts)]
-            self.outputs[own] = self.denoise(
-                inputs[0], self.time(inputs[1], inputs[2]), self.text(inputs[3])[None]
-            ).numpy()
-
-
-class Bench:
-    """A stepper on CPU tensors whose replays are counted: by what, and how often."""
-
-    def __init__(self, make: Callable[[Stream], CudaStepper]) -> None:
-        self.replays: Counter[int] = Counter()
-        self.captured: list[Any] = []
-        self.stream = Stream(CPU)
-        self.stream.captured = self._captured  # type: ignore[method-assign]
-        self.stepper = make(self.stream)
-
-    def _captured(self, run: Callable[[], None]) -> Callable[[], None]:
-        number = len(self.captured)
-        self.captured.append(run)
-
-        def replay() -> None:
-            self.replays[number] += 1
-            run()
-
-        return replay
-
-    @property
-    def buffers(self) -> dict[str, Tensor]:
-        """Every tensor that a graph could have the address of."""
-        stepper = self.stepper
-        found = {f"{i}.{f.name}": getattr(g, f.name) for i, g in enumerate(stepper._groups) for f in fields(g)}
-        return found | {name: getattr(stepper, name) for name in ("_layout", "_row_texts") if hasattr(stepper, name)}
-
-
-def bounded_step(seats: Seats, outputs: Tensor) -> None:
-    """Triton's kernel would read whatever lies where a row points to."""
-    moving = seats.row[(seats.row[:, 0] >= 0) & (seats.step < seats.last)]
-    assert not len(moving) or int(moving.max()) < len(outputs), "a row beyond its bucket"
-    guided_step(seats, outputs)
-
-
-def toy_bench(exact: bool, seats: int = SEATS) -> Bench:
-    kernels = replace(plain_kernels(), guided_step=bounded_step)
-
-    def make(stream: Stream) -> CudaStepper:
-        return CudaStepper(Toy(), kernels, SHAPE, seats, STEPS, stream, stream, exact=exact)
-
-    return Bench(make)
-
-
-def real_bench(model: Model, exact: bool, seats: int = SEATS) -> Bench:
-    backend = CudaBackend(
-        model.checkpoint, "f32", pixels="exact" if exact else "fast", device="cpu", kernels=plain_kernels()
-    )
-    default, modules = model.spec.defaults, cast(Any, backend._networks)
-    modules._networks[1] = TorchNetwork(modules._unet, modules._tokens, twins=True)  # the harder form, off by default
-
-    def make(stream: Stream) -> CudaStepper:
-        backend._stepping = stream
-        return backend.stepper(default.width, default.height, seats, steps=STEPS)
-
-    return Bench(make)
-
-
-@functools.cache
-def toy_context(words: str) -> F32:
-    return np.random.default_rng(len(words) + sum(map(ord, words))).standard_normal((TOKENS, WIDTH), np.float32)
-
-
-def toy_sit(stepper: CudaStepper | HostStepper, seat: int, model: Model, request: Request) -> None:
-    run = table_of(model, request)
-    noise = standard_normal(request.seed, SHAPE, draws=1 + run.draws)
-    negative = toy_context(request.negative + "-") if request.guidance > 1 else None
-    inpaint = inpaint_of(request, SHAPE)
-    stepper.sit(seat, Sitting(run, noise, toy_context(request.prompt), negative, request.guidance, inpaint=inpaint))
-
-
-def poisoned_sit(stepper: CudaStepper, seat: int, run: Table, shape: tuple[int, ...], context: F32) -> None:
-    noise = np.full((1 + run.draws, *shape), np.nan, np.float32)
-    masked = Inpaint(np.full(shape[1:], 0.25, np.float32), noise[0]) if seat % 2 else None
-    nothing = context * np.float32(np.nan)
-    stepper.sit(seat, Sitting(run, noise, nothing, nothing, 5.0, inpaint=masked))
-
-
-def crowd(
-    stepper: CudaStepper,
-    seed: int,
-    joins: int,
-    requests: list[Request],
-    sit_down: Callable[[int, Request], None],
-    poison: Callable[[int], None],
-    compare: Callable[[Request, F32], None],
-    model: Model,
-) -> Counter[str]:
-    """`joins` at random, of requests, with cancellations, steps of any subset, and tenants that are not numbers."""
-    chance, told = random.Random(seed), Counter[str]()
-    tenants: dict[int, Request | None] = {}
-    lengths: dict[int, int] = {}
-    while told["joined"] < joins or tenants:
-        for seat in range(stepper.seats):
-            if seat in tenants or told["joined"] >= joins or chance.random() < 0.4:
-                continue
-            told["joined"] += 1
-            if chance.random() < 0.06:
-                tenants[seat], lengths[seat] = None, chance.randrange(1, 5)
-                poison(seat)
-            else:
-                tenants[seat] = asked = chance.choice(requests)
-                lengths[seat] = table_of(model, asked).evaluations
-                sit_down(seat, asked)
-        # Mostly all who sit, as a server has it; else some of them.
-        stepping = [seat for seat in tenants if chance.random() < (1.0 if chance.random() < 0.8 else 0.6)]
-        chance.shuffle(stepping)
-        stepper.step(stepping)
-        for seat in list(tenants):
-            request = tenants[seat]
-            if request is None and stepper.reached(seat) > 0:
-                assert np.isnan(stepper.latents(seat)).all()
-            if stepper.reached(seat) == lengths[seat]:
-                if request is not None:
-                    assert stepper.finished(seat)
-                    compare(request, stepper.latents(seat))
-                    told["finished"] += 1
-                    told["masked"] += request.mask is not None
-            elif chance.random() > 0.04:
-                continue
-            else:
-                told["left"] += 1
-            stepper.leave(seat)
-            del tenants[seat]
-    return told
+from tests.support.bare import bare_checkpoint
+from tests.support.bench import CPU, real_bench, toy_bench
+from tests.support.crowd import BATCHED, crowd, poisoned_sit
+from tests.support.requests import Request, finish, random_request, sit
+from tests.support.toy import SEATS, SHAPE, STEPS, Toy, toy_context, toy_sit
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])

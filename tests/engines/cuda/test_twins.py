@@ -17,10 +17,9 @@ from model import weights
 from model.ops import PLAIN, spread
 from model.unet import Unet
 from pipeline.checkpoint.opened import Checkpoint
-from tests.engines.conftest import bare_checkpoint
-from tests.engines.cuda.test_folds import SD15, SD21, SDXL, Passes, away, made, use
-from tests.engines.cuda.test_ops import Counted
-from tests.model.test_twins import CLOSE, given
+from tests.support.bare import bare_checkpoint
+from tests.support.counted import Counted
+from tests.support.unets import CLOSE, SD15, SD21, SDXL, Passes, away, twin_inputs, unet_of, use
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -29,10 +28,10 @@ from tests.model.test_twins import CLOSE, given
 @torch.inference_mode()
 def test_twins_are_all_rows(spec: Any, folded: bool, rows: int) -> None:
     """A sum that is added in place must not be one that a skip, or the other twin, still has."""
-    net = use(made(spec, torch.float64), KernelOps(Counted(range(4, 161, 4)).kernels))
+    net = use(unet_of(spec, torch.float64), KernelOps(Counted(range(4, 161, 4)).kernels))
     if folded:
         fold_biases(net)
-    latents, timesteps, context = given(spec, rows, 2)
+    latents, timesteps, context = twin_inputs(spec, rows, 2)
     latents = latents.contiguous(memory_format=torch.channels_last)
     wanted = net(latents.repeat_interleave(2, dim=0), timesteps, context)
     shifts, kv = net.time_shifts(timesteps), net.context_kv(context)
@@ -96,7 +95,7 @@ def test_who_has_twins(bare: Checkpoint, tmp_path_factory: pytest.TempPathFactor
     lcm_unet = weights.load_unet(lcm.spec, lcm.weights)
     assert not TorchNetwork(lcm_unet, tokens, twins=True).twins, "a row has its guidance"
     nobody = replace(SD15, attention_down=(False,) * 4, attention_up=(False,) * 4, transformer_layers=(0,) * 4)
-    assert not TorchNetwork(made(nobody, torch.float32), tokens, twins=True).twins
+    assert not TorchNetwork(unet_of(nobody, torch.float32), tokens, twins=True).twins
 
 
 @torch.inference_mode()
@@ -104,7 +103,7 @@ def test_a_network_takes_half_the_samples(bare: Checkpoint) -> None:
     """Texts and times are of all rows; rows 2k and 2k + 1 are of row k of the samples."""
     spec, text = bare.spec.unet, bare.spec.text
     network = TorchNetwork(weights.load_unet(bare.spec, bare.weights), text.tokens)
-    latents, timesteps, _ = given(spec, 3, 2)
+    latents, timesteps, _ = twin_inputs(spec, 3, 2)
     samples = latents.float()
     texts = torch.stack([network.text(torch.randn(text.tokens, text.width)) for _ in timesteps])
     times = network.time(timesteps, torch.ones(6))

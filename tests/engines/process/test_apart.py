@@ -9,51 +9,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engines.cache.disk import DiskError
-from engines.errors import BackendError
 from engines.process import apart
 from engines.process.apart import ApartError
 
 ROOT = Path(__file__).parents[3]
 
 
-def job(job: dict[str, Any], say: Callable[[str], None]) -> Any:
-    """What the child does: a word for each way to end."""
-    say("begun")
-    match job["how"]:
-        case "well":
-            print("compilers write what they like")
-            return {"twice": 2 * job["number"]}
-        case "refused":
-            raise BackendError("no such kernel")
-        case "full":
-            raise DiskError("write", Path("/cache/engine"), OSError(28, "No space left on device"), 12)
-        case "wrong":
-            raise ValueError("our own mistake")
-        case "status":
-            os._exit(3)
-        case "signal":
-            print("[E] internal error 7", file=sys.stderr, flush=True)
-            os.kill(os.getpid(), job["number"])
-        case "asked":
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGTERM)
-            return Path("/proc/self/oom_score_adj").read_text() if sys.platform == "linux" else "1000\n"
-        case "forever":
-            say(str(os.getpid()))
-            time.sleep(600)
-    return None
-
-
 def run(how: str, number: int = 0) -> tuple[Any, list[str]]:
     said: list[str] = []
-    return apart.run("tests.engines.process.test_apart:job", {"how": how, "number": number}, said.append), said
+    return apart.run("tests.support.child_job:job", {"how": how, "number": number}, said.append), said
 
 
 def test_a_result_and_what_was_said() -> None:
@@ -103,7 +72,7 @@ import os, sys, threading
 from engines.process import apart
 
 def work():
-    apart.run("tests.engines.process.test_apart:job", {"how": "forever"}, lambda line: print(line, flush=True))
+    apart.run("tests.support.child_job:job", {"how": "forever"}, lambda line: print(line, flush=True))
 
 threading.Thread(target=work, daemon=True).start()  # as a server makes a lane
 sys.stdin.readline()

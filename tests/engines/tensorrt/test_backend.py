@@ -35,11 +35,11 @@ from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, table
 from pipeline.tokenizer import ClipTokenizer
-from tests.engines.conftest import bare_checkpoint, plain_artifact
-from tests.engines.cpu.test_stepper import Request, finish, random_request, sit
-from tests.engines.cuda.test_backend import error
-from tests.engines.cuda.test_stepper import BATCHED, crowd, poisoned_sit
+from tests.support.bare import bare_checkpoint, plain_artifact
+from tests.support.comparing import error
+from tests.support.crowd import BATCHED, crowd, poisoned_sit
 from tests.support.plan_doubles import TARGET, Engines, keep_plans
+from tests.support.requests import Request, finish, random_request, sit
 
 SEATS = 4
 ROWS = (2, 4)

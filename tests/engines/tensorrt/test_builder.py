@@ -6,6 +6,7 @@ A plan cannot be deserialised without a GPU, so ports are those of the parsed ne
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -27,9 +28,12 @@ from engines.tensorrt.build.header import HEADER, Header, read_header
 from engines.tensorrt.notes import ProcessNotes
 from engines.tensorrt.types.islands import METHOD, Study, study
 from engines.tensorrt.types.typed import element_types
+from tests.support.pairs import grid
+from tests.support.plan_doubles import ports
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
-SIZE = 64, 64
+NETWORKS = ("text_encoder", "unet", "vae_decoder")
+SIZES = {"artifact": (24, 24), "sd1_artifact": (64, 64)}
 
 
 def silent(line: str) -> None:
@@ -60,47 +64,40 @@ def check_plan(facts: dict[str, Any], out: Path, target: str) -> bytes:
     return digest.digest()
 
 
-def ports(order: Order, artifact: Artifact) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Inputs and outputs as the networks' own code says."""
-    spec, shapes = artifact.spec, {name: list(shape) for name, shape in order.shapes.items()}
-    kind = "INT64" if order.network == "text_encoder" else "FLOAT"
-    inputs = [{"name": name, "dtype": kind, "shape": shape} for name, shape in shapes.items()]
-    if order.network == "unet":
-        outputs = {"out": shapes["sample"]}
-    elif order.network == "text_encoder":
-        outputs = {"context": [1, spec.text.tokens, spec.text.width]}
-        outputs |= {"skipped": [1, spec.text.skips, *outputs["context"][1:]]} if spec.text.skips else {}
-    else:
-        _, _, h, w = shapes["latents"]
-        outputs = {"picture": [1, 3, h * spec.vae.factor, w * spec.vae.factor]}
-    return inputs, [{"name": name, "dtype": "FLOAT", "shape": shape} for name, shape in outputs.items()]
+@pytest.fixture(scope="module")
+def digests() -> dict[tuple[str, str], dict[str, bytes]]:
+    """Of a model's network: each target's plan."""
+    return {}
 
 
-def build_all(artifact: Artifact, notes: ProcessNotes, rows: list[int], size: tuple[int, int], out: Path) -> None:
-    digests: dict[str, set[bytes]] = {}
-    for target in TARGETS:
-        builder = TensorRtBuilder(artifact, target, notes=notes)
-        assert (builder.name, builder.target, builder.precision) == ("tensorrt_rtx", target, "f16")
-        orders = builder.orders(rows, [size])
-        assert [order.network for order in orders] == ["text_encoder", *["unet"] * len(rows), "vae_decoder"]
-        for order in orders:
-            facts = builder.build(order, out, silent)
-            assert (facts["inputs"], facts["outputs"]) == ports(order, artifact)
-            assert facts["precision"] == "f16" and facts["islands"] == []
-            assert 0 < facts["emulated_error"] < 1e-2
-            assert facts["unproven"] == ["islands chosen on a CPU; no card has run this plan"]
-            digests.setdefault(str(order), set()).add(check_plan(facts, out, target))
-    assert all(len(found) == len(TARGETS) for found in digests.values()), "another target, another plan"
-
-
-def test_plans_of_the_demo_model(artifact: Artifact, notes: ProcessNotes, tmp_path: Path) -> None:
-    build_all(artifact, notes, [2], (24, 24), tmp_path / "plan")
-
-
-@pytest.mark.timeout(900)  # 30 processor seconds, and the export of its artifact where no test before asked for it
-def test_plans_of_sd15(sd1_artifact: Artifact, notes: ProcessNotes, tmp_path: Path) -> None:
-    """Every block, head and layer of it, at a fifth of its width."""
-    build_all(sd1_artifact, notes, [2], SIZE, tmp_path / "plan")
+@pytest.mark.parametrize(
+    ("model", "target", "network"),
+    grid(list(SIZES), TARGETS, NETWORKS, always=[*itertools.product(["artifact"], TARGETS, NETWORKS)]),
+)
+def test_a_plan(
+    model: str,
+    target: str,
+    network: str,
+    request: pytest.FixtureRequest,
+    notes: ProcessNotes,
+    digests: dict[tuple[str, str], dict[str, bytes]],
+    tmp_path: Path,
+) -> None:
+    """Of the tiny model, and of every block, head and layer of SD 1.5's at a fifth of its width."""
+    artifact: Artifact = request.getfixturevalue(model)
+    builder = TensorRtBuilder(artifact, target, notes=notes)
+    assert (builder.name, builder.target, builder.precision) == ("tensorrt_rtx", target, "f16")
+    orders = builder.orders([2], [SIZES[model]])
+    assert tuple(order.network for order in orders) == NETWORKS
+    order = orders[NETWORKS.index(network)]
+    facts = builder.build(order, tmp_path / "plan", silent)
+    assert (facts["inputs"], facts["outputs"]) == ports(order, artifact)
+    assert facts["precision"] == "f16" and facts["islands"] == []
+    assert 0 < facts["emulated_error"] < 1e-2
+    assert facts["unproven"] == ["islands chosen on a CPU; no card has run this plan"]
+    others = digests.setdefault((model, network), {})
+    others[target] = check_plan(facts, tmp_path / "plan", target)
+    assert len(set(others.values())) == len(others), "another target, another plan"
 
 
 def test_a_plan_is_the_same_bytes_twice(artifact: Artifact, notes: ProcessNotes, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from engines.tensorrt.ladder.climb import (
 )
 from kernels.plugins import NAMESPACE
 from pipeline.checkpoint.opened import open_checkpoint
-from tests.engines.tensorrt.test_rewrite import body
+from tests.support.plugin_doubles import body
 from tests.support.tensorrt_bindings import ROOT, run_with_bindings, stand_in
 
 EVERYTHING = [

@@ -21,6 +21,7 @@ from engines.tensorrt.plugins.rewrite import Rewritten, rewrite
 from engines.tensorrt.types.typed import fix_shapes, typed
 from kernels.plugins import NAMESPACE, Attention, compile_plugin
 from pipeline.checkpoint.opened import open_checkpoint
+from tests.support.plugin_doubles import body
 
 SHAPES = {"sample": (2, 3, 8, 16), "timestep": (2,), "context": (2, 16, 48)}
 
@@ -150,31 +151,6 @@ def test_the_builders_option(unet: Artifact, rewritten: Rewritten, monkeypatch: 
         TensorRtBuilder(unet, None, rtx=False, attention="fast")
     with pytest.raises(BackendError, match="TensorRT for RTX takes no plugins"):
         TensorRtBuilder(unet, None, rtx=True, attention="triton")
-
-
-def body(name: str, heads: int, width: int) -> onnx.FunctionProto:
-    """A plugin as an ONNX function: a double that ONNX Runtime can run."""
-
-    def shape(output: str, dims: list[int]) -> NodeProto:
-        return helper.make_node(
-            "Constant", [], [output], value=helper.make_tensor(output, TensorProto.INT64, [len(dims)], dims)
-        )
-
-    nodes = [shape("apart", [0, 0, heads, width]), shape("together", [0, 0, heads * width])]
-    for x in "qkv":
-        nodes += [
-            helper.make_node("Reshape", [x, "apart"], [f"{x}4"]),
-            helper.make_node("Transpose", [f"{x}4"], [f"{x}t"], perm=[0, 2, 1, 3]),
-        ]
-    nodes += [
-        helper.make_node("Attention", ["qt", "kt", "vt"], ["y"]),
-        helper.make_node("Transpose", ["y"], ["yt"], perm=[0, 2, 1, 3]),
-        helper.make_node("Reshape", ["yt", "together"], ["out"]),
-    ]
-    names = ["plugin_namespace", "plugin_version", "aot"]
-    return helper.make_function(
-        NAMESPACE, name, ["q", "k", "v"], ["out"], nodes, [helper.make_opsetid("", 23)], attributes=names
-    )
 
 
 def run(model: ModelProto, folder: Path, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:

@@ -20,7 +20,6 @@ from pipeline.checkpoint.single_file.marks import Trained, trained
 from pipeline.errors import CheckpointError
 from pipeline.schedule import alphas_cumprod
 from pipeline.spec import Spec, read_spec
-from tests.pipeline.conftest import rounded_roots  # noqa: F401 (a fixture)
 from tests.support.original import Weights, folder_weights, make_folder, write_original
 from tests.support.trajectories import difference, ours, run
 

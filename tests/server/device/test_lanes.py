@@ -16,8 +16,9 @@ from server.batching.admission import Admission
 from server.errors import Busy, NotMade
 from server.events import Done, Started
 from server.job import Job
-from tests.support.held import PATIENCE, Held, eventually, raising, wrapped
+from tests.support.held import Held, eventually, raising, wrapped
 from tests.support.jobs import alone, box_of, running
+from tests.support.patience import PATIENCE
 from tests.support.serving import serving
 
 APPLE = {"prompt": "a red apple", "seed": 1, "steps": 4}

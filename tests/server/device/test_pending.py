@@ -19,8 +19,9 @@ from pipeline.arrays import F32, Pixels
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.tokenizer import ClipTokenizer
 from server.events import Done, Preview
-from tests.support.held import PATIENCE, Held, eventually, wrapped
+from tests.support.held import Held, eventually, wrapped
 from tests.support.jobs import alone, box_of, running
+from tests.support.patience import PATIENCE
 
 APPLE = {"prompt": "a red apple", "steps": 3, "seed": 7, "guidance": 3.0}
 CAT = {"prompt": "a cat", "steps": 2, "seed": 8, "guidance": 1.0}

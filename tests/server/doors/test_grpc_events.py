@@ -18,8 +18,9 @@ from latentd.events import Done, Image, Preview, Queued, Started, Step
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 from server.app import Server
-from tests.support.held import PATIENCE, Held, eventually, raising
+from tests.support.held import Held, eventually, raising
 from tests.support.jobs import alone, decoded
+from tests.support.patience import PATIENCE
 from tests.support.serving import address, serving
 
 

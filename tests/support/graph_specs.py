@@ -1,6 +1,7 @@
-"""The test checkpoints whose graphs are committed here; what shapes these is in specs.json, for `make graphs`.
+"""The test checkpoints whose graphs are committed in tests/graphs; what shapes these is in its specs.json.
 
-python -m tests.graphs.specs writes that file after one of the checkpoints was changed; a test says when that is due.
+`make graphs` reads that. python -m tests.support.graph_specs writes it after one of the checkpoints was changed; a test
+says when that is due.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tests.support.checkpoints import VELOCITY, make_checkpoint
 from tests.support.original import make_folder
 from tests.support.topologies import TOPOLOGIES, VAE
 
-SPECS = Path(__file__).with_name("specs.json")
+SPECS = Path(__file__).parents[1] / "graphs" / "specs.json"
 # Each writes a checkpoint into the folder that it is given.
 CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "sd1": lambda folder: make_checkpoint(folder, kind="sd1"),
@@ -34,7 +35,7 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def made() -> dict[str, Spec]:
+def specs_of_all() -> dict[str, Spec]:
     """Return the spec of each of CHECKPOINTS, read from its configs; its weights are not written."""
     specs = {}
     with patch("tests.support.checkpoints._write_weights"), patch("tests.support.original._stir"):
@@ -52,4 +53,4 @@ def text_of(specs: dict[str, Spec]) -> str:
 
 
 if __name__ == "__main__":
-    SPECS.write_text(text_of(made()))
+    SPECS.write_text(text_of(specs_of_all()))

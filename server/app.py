@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from engines.choice import Choice
 from engines.machine.cores import available_cores
-from engines.model import Model, load
+from engines.model import Model, load, on_gpu
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint
 from server.address import joined
@@ -153,6 +153,7 @@ def load_model(settings: Settings) -> Model:
         settings.pixels,
         settings.attention,
     )
+    on_gpu(choice)  # a device that is not here is told before the model is read; asking again costs next to nothing
     checkpoint = open_checkpoint(settings.model, settings.prediction)
     if checkpoint.has_safety_checker:
         log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")

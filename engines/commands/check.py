@@ -15,7 +15,7 @@ from engines.commands.compare import Finding
 from engines.commands.compare import check as compare
 from engines.cuda import gpu
 from engines.errors import BackendError
-from engines.model import load
+from engines.model import load, on_gpu
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.samplers import SAMPLERS
 from pipeline.size import parse_size
@@ -25,6 +25,8 @@ from pipeline.spec import Spec
 def check(options: argparse.Namespace) -> int:
     """0 when everything is within its tolerance. Errors: LatentdError."""
     choice = Choice(options.backend, options.precision, None, options.device, options.pixels, options.attention)
+    if choice.backend not in PLANS:
+        on_gpu(choice)  # as the server: a device that is not here is told first
     checkpoint = open_checkpoint(options.model)
     width, height = _size(options.size, checkpoint.spec)
     samplers, steps = _samplers(options.samplers), _steps(options.steps)

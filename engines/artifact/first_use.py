@@ -46,7 +46,7 @@ def artifact_of(checkpoint: Checkpoint) -> Artifact:
 
 
 def _kept(place: Path, name: str, say: Callable[[str, Exception], None]) -> Artifact | None:
-    """Return what the cache has, kept from eviction for as long as this process lives."""
+    """Return the artifact that the cache has at `place`, and keep it from eviction while this process lives."""
     if not lock.use(place) or not is_artifact(place / name):
         return None
     try:

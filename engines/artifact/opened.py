@@ -41,7 +41,7 @@ class Artifact:
 
     @property
     def spec_digest(self) -> str:
-        """SHA-256 of all that the spec says."""
+        """Return the SHA-256 of all that the spec says."""
         return hashlib.sha256(json.dumps(self.spec.to_json(), sort_keys=True).encode()).hexdigest()
 
     @property
@@ -52,12 +52,12 @@ class Artifact:
         return self.folder / GRAPHS[name]
 
     def weight_bytes(self, name: str) -> int:
-        """Of the weights beside a graph; the VAE's decoder and encoder share theirs."""
+        """Return the bytes of the weights beside a graph; the VAE's decoder and encoder share theirs."""
         return sum(path.stat().st_size for path in self.graph(name).parent.glob("*.safetensors"))
 
 
 def is_artifact(folder: Path) -> bool:
-    """Does the folder hold a manifest of ours? Other tools write files of that name too."""
+    """Return whether the folder holds a manifest of ours; other tools write files of that name too."""
     try:
         manifest = parse_json(read_file(folder / MANIFEST, _LARGEST))
     except (OSError, ValueError, CheckpointError, RecursionError):
@@ -78,7 +78,7 @@ def strange_file(folder: Path) -> str | None:
 
 
 def open_artifact(folder: Path) -> Artifact:
-    """Read and verify. Errors: CheckpointError naming the file, the reason and the command that mends it."""
+    """Read and verify an artifact. Errors: CheckpointError naming the file, the reason and the command that helps."""
     try:
         return _opened(folder.resolve())
     except (CheckpointError, Damaged) as error:
@@ -105,19 +105,19 @@ def _opened(folder: Path) -> Artifact:
     return Artifact(folder, hashlib.sha256(text).hexdigest(), spec)
 
 
-def _means(told: object, now: Any) -> bool:
-    """Does what an export told of its spec, or of a part, mean what today's spec `now` says?
+def _means(exported: object, now: Any) -> bool:
+    """Return whether `exported`, a spec (or a part of one) as a manifest has it, means the same as today's spec `now`.
 
-    A field that came later is one that the manifest lacks: it must be at its default, which by rule is what was done
-    before there was the field. Anything else that differs means that the graphs were made for something else.
+    The manifest lacks fields that were added later. These must be at their default, which by rule stands for what was
+    done before there was the field. Any other difference means that the graphs were made for something else.
     """
     if not is_dataclass(now):
-        return told == json.loads(json.dumps(now))
+        return exported == json.loads(json.dumps(now))
     named = {field.name: field for field in fields(now)}
-    if not isinstance(told, dict) or told.keys() - named.keys():
+    if not isinstance(exported, dict) or exported.keys() - named.keys():
         return False
     return all(
-        _means(told[name], getattr(now, name)) if name in told else getattr(now, name) == field.default
+        _means(exported[name], getattr(now, name)) if name in exported else getattr(now, name) == field.default
         for name, field in named.items()
     )
 
@@ -136,8 +136,8 @@ def _check_files(folder: Path, vouched: dict[str, str]) -> None:
         # What was hashed must be what a runtime opens, and readers of ONNX refuse links.
         if os.path.realpath(folder / name) != os.path.join(folder, name):
             raise CheckpointError(f"{folder / name} is a link, or named in a roundabout way")
-    for (name, sha256), found in zip(vouched.items(), digests([folder / name for name in vouched]), strict=True):
-        if sha256 != found:
+    for (name, sha256), digest in zip(vouched.items(), digests([folder / name for name in vouched]), strict=True):
+        if sha256 != digest:
             raise CheckpointError(
                 f"{folder / name} is not the file that the manifest vouches for: restore it, unless the change is meant"
             )
@@ -154,7 +154,7 @@ def _check_files(folder: Path, vouched: dict[str, str]) -> None:
 
 
 def digests(paths: list[Path]) -> list[str]:
-    """SHA-256 of each file, several at once: hashing lets go of the interpreter lock. Errors: CheckpointError."""
+    """Return the SHA-256 of each file, hashed several at once without Python's lock. Errors: CheckpointError."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(_digest, paths))
 

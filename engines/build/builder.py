@@ -14,27 +14,27 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Order:
-    """One engine to be built."""
+    """One engine that is to be built."""
 
     network: str  # a key of engines.artifact.opened.GRAPHS
     shapes: dict[str, tuple[int, ...]]  # static, by input name
 
 
 class Builder(Protocol):
-    """Engines of one artifact for one target."""
+    """It builds the engines of one artifact for one target. Only TensorRT has one: other backends build on load."""
 
-    name: str  # the backend: "openvino", "onnxruntime", "tensorrt_rtx", "tensorrt"
-    target: str  # "cpu" or "sm_89"
+    name: str  # the backend: "tensorrt" or "tensorrt_rtx"
+    target: str  # the class of GPU, such as "sm_89"
 
     def orders(self, rows: Sequence[int], sizes: Sequence[tuple[int, int]], chunks: int = 1) -> list[Order]:
-        """The engines that serving pictures of `sizes` (width, height: pixels) in buckets of `rows` rows takes.
+        """Return the orders of all engines for pictures of `sizes` (width, height: pixels) in buckets of `rows` rows.
 
         Prompts are `chunks` times the text encoder's length.
         """
         ...
 
     def identity(self, order: Order) -> dict[str, Any]:
-        """All that the engine's bytes depend on, as JSON values; two orders are the same engine where these agree."""
+        """Return all that the engine's bytes depend on, as JSON values: where they agree, two orders are one engine."""
         ...
 
     def build(self, order: Order, out: Path, say: Callable[[str], None]) -> dict[str, Any]:

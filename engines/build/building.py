@@ -1,4 +1,4 @@
-"""Orders to engines in the store: what is valid is skipped, a killed run is picked up, nothing half is kept."""
+"""Builds orders into the store: valid engines are skipped, a killed run is picked up, nothing half is kept."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Compile = Callable[[Order, Path, entries.Fresh, Callable[[], None], Say], dict[s
 
 @dataclass(frozen=True)
 class Built:
-    """What has become of an order."""
+    """An order and what has become of it."""
 
     order: Order
     manifest: dict[str, Any] | None = None  # of the engine in the store
     new: bool = False
-    why: str = ""  # there is none
+    why: str = ""  # it was not built: a sentence
 
 
 def build_all(artifact: Artifact, builder: Builder, orders: list[Order], compile: Compile, say: Say) -> list[Built]:
-    """Every order's engine, from the store or built now; a compiler that fails costs its own engine only.
+    """Return every order's engine, from the store or built now; a compiler that fails costs its engine only.
 
     Errors: DiskError, or ApartError with `final` set, when the disk ends all work; engines built until then stay.
     """
@@ -73,9 +73,9 @@ def build_all(artifact: Artifact, builder: Builder, orders: list[Order], compile
 def _build(
     artifact: Artifact, builder: Builder, order: Order, compile: Compile, clock: Clock, say: Say
 ) -> tuple[dict[str, Any], bool]:
-    """The manifest of an engine that the store lacks, and whether it was built here: another process may be faster.
+    """Build an engine that the store lacks; return its manifest, and False where another process was faster.
 
-    Errors: ApartError, DiskError, RoomError, and those of `compile`.
+    Errors: ApartError, DiskError, LimitError, and those of `compile`.
     """
     identity = builder.identity(order)
     begin = time.monotonic()
@@ -98,7 +98,7 @@ def _build(
 
 
 def apart_from(artifact: Artifact, maker: Maker, target: str | None, precision: str) -> Compile:
-    """Builds in a process of its own."""
+    """Return a Compile that builds each engine in a process of its own."""
 
     def compile(order: Order, out: Path, new: entries.Fresh, tick: Callable[[], None], say: Say) -> dict[str, Any]:
         job = {
@@ -117,12 +117,12 @@ def apart_from(artifact: Artifact, maker: Maker, target: str | None, precision: 
 
 
 def _prefixed(order: Order, position: int, of: int, say: Say) -> Say:
-    """What is said of one engine, under its number and network."""
+    """Return `say` for one engine: each of its lines begins with the engine's number and network."""
     return lambda line: say(f"[{position}/{of}] {order.network}: {line.removeprefix(f'{order.network}: ')}")
 
 
 def build_one(job: dict[str, Any], say: Say) -> dict[str, Any]:
-    """The child's part: one engine, its facts."""
+    """Build one engine in the child process, and return the facts for its manifest."""
     artifact = open_artifact(Path(job["folder"]))
     if artifact.digest != job["digest"]:
         raise CheckpointError(f"{artifact.folder} has changed since the build began; run the same command again")

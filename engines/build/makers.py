@@ -1,4 +1,4 @@
-"""The builders there are: by backend, imported only when asked for."""
+"""The builders there are, by backend; each is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engines.errors import BackendError
 
 @dataclass(frozen=True)
 class Maker:
-    """How a builder is made, in this process or, told as JSON, in another."""
+    """The recipe of a builder: it makes one in this process, or goes as JSON to another process that makes it."""
 
     module: str
     kind: str
@@ -23,7 +23,7 @@ class Maker:
     options: dict[str, Any] = field(default_factory=dict)  # JSON values
 
     def make(self, artifact: Artifact, target: str | None, precision: str) -> Builder:
-        """Errors: BackendError, naming the extra to install, or refusing target or precision."""
+        """Make the builder. Errors: BackendError, naming the extra to install, or refusing target or precision."""
         self.check_library()
         kind = getattr(importlib.import_module(self.module), self.kind)
         return kind(artifact, target, precision, **self.options)

@@ -9,7 +9,7 @@ from engines.cache import devices
 
 
 class Clock:
-    """Seconds a byte of a network's weights: coarse, but the same compiler on the same machine."""
+    """Estimates of build times, as seconds a byte of weights: coarse, but of the same compiler on the same machine."""
 
     def __init__(self, artifact: Artifact, builder: Builder) -> None:
         self._bytes = {network: artifact.weight_bytes(network) for network in GRAPHS}
@@ -34,7 +34,7 @@ class Clock:
         return f" of about {span(seconds)}" if seconds else ""
 
     def seconds(self, order: Order) -> float | None:
-        """Of a build; None while nothing is known."""
+        """Return the seconds that a build is expected to take; None while nothing is known."""
         if not self._rates:
             return None
         rate = self._rates.get(order.network) or sum(self._rates.values()) / len(self._rates)

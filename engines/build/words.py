@@ -1,4 +1,4 @@
-"""Engines in words: one line each, in columns."""
+"""Puts engines into words: one line each, in columns."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from engines.build.builder import Order
 HEAD = ("engine", "shapes", "target", "size", "build")
 
 
-def table(rows: Sequence[Sequence[str]], head: Sequence[str] = HEAD) -> list[str]:
-    """Lines with columns as wide as their widest cell."""
+def aligned(rows: Sequence[Sequence[str]], head: Sequence[str] = HEAD) -> list[str]:
+    """Return lines whose columns are as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def row(order: Order, target: str, manifest: dict[str, Any] | None) -> list[str]:
-    """`manifest`: the engine's; None where it was not built."""
+    """Return the cells of an order's line; `manifest` is the engine's, None where it was not built."""
     size, build = "-", "not built"
     if manifest is not None:
         size, build = amount(manifest["engine"]["bytes"]), f"{manifest['seconds']:.1f} s"
@@ -27,7 +27,7 @@ def row(order: Order, target: str, manifest: dict[str, Any] | None) -> list[str]
 
 
 def title(order: Order) -> str:
-    """Its network and shapes: "unet sample 1x4x64x64, timestep 1, context 1x77x768"."""
+    """Name an order by its network and shapes: "unet sample 1x4x64x64, timestep 1, context 1x77x768"."""
     return f"{order.network} {shapes(order)}"
 
 
@@ -36,7 +36,7 @@ def shapes(order: Order) -> str:
 
 
 def amount(count: float) -> str:
-    """Bytes for people: "28 MB"."""
+    """Write a number of bytes for people: "28 MB"."""
     for unit in ("bytes", "kB", "MB"):
         if count < 999.5:
             return f"{count:.0f} {unit}" if count >= 10 or unit == "bytes" else f"{count:.1f} {unit}"
@@ -45,12 +45,12 @@ def amount(count: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """Seconds for people: "40 s", "3 min"."""
+    """Write a number of seconds for people: "40 s", "3 min"."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def command(artifact: Artifact, identity: dict[str, Any], buckets: Sequence[int] = ()) -> str:
-    """Return the words that build an engine again, from what it depends on; or its like for `buckets` of rows."""
+    """Return the command that builds an engine of this identity, or one like it for `buckets` of rows."""
     words = f"make engines MODEL={artifact.folder} BACKEND={identity['backend']}"
     words += f" ARCH={identity['target']} PRECISION={identity['precision']}"
     shapes, factor = identity["shapes"], artifact.spec.vae.factor

@@ -1,7 +1,7 @@
 """What was measured on one device: which rows agree, how long builds took. One sealed file a device.
 
-None of it is in an engine's manifest: a copied engine stays what it is, and another machine measures for itself. What
-is lost or damaged is measured again.
+None of it is in an engine's manifest, because an engine may be copied to another machine, which measures for itself.
+What is lost or damaged is measured again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger("latentd.devices")
 
 
 def this_cpu() -> str:
-    """The processor's name and the cores that this process may use."""
+    """Name the processor and the number of cores that this process may use."""
     name = ""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -29,12 +29,12 @@ def this_cpu() -> str:
 
 
 def recall(device: str, what: dict[str, Any]) -> Any:
-    """The value remembered for `what` (JSON values), None where there is none."""
+    """Return the value remembered for `what` (JSON values), None where there is none."""
     return _facts(device).get(entries.key(**what), {}).get("value")
 
 
 def remember(device: str, what: dict[str, Any], value: Any) -> None:
-    """Keep a JSON value, the latest. Where it cannot be kept it is measured again next time."""
+    """Keep the latest JSON value for `what`. Where it cannot be kept it is measured again next time."""
     path = _path(device)
     with lock.alone(path, lambda _: None):
         facts = {**_facts(device), entries.key(**what): {**what, "value": value}}

@@ -1,4 +1,4 @@
-"""Every change that caches, stores and exports make on a disk, so that a test can end or fail each of them in turn.
+"""Makes every change of caches, stores and exports on a disk, so that a test can end or fail each of them in turn.
 
 What is written whole is written beside its place, synced, renamed over it, and its folder synced: whoever looks
 finds the old, the new or nothing, at any moment, also after the power went.
@@ -22,16 +22,16 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
 
 
 class DiskError(LatentdError):
-    """The disk did not do what it was asked: one sentence with the path, the bytes wanted and the reason."""
+    """The disk did not do what it should: one sentence with the path, the bytes wanted and the reason."""
 
     code = "FAILED_PRECONDITION"
 
     def __init__(self, doing: str, path: Path, error: OSError, wanted: int | None = None) -> None:
         self.errno = error.errno
-        room = ""
+        needed = ""
         if wanted is not None:
-            room = f" ({wanted:,} bytes{_free(path) if error.errno == errno.ENOSPC else ''})"
-        super().__init__(f"cannot {doing} {path}{room}: {error.strerror or error}")
+            needed = f" ({wanted:,} bytes{_free(path) if error.errno == errno.ENOSPC else ''})"
+        super().__init__(f"cannot {doing} {path}{needed}: {error.strerror or error}")
 
 
 def _free(path: Path) -> str:
@@ -51,7 +51,7 @@ before: Callable[[str, Path], None] = _nothing
 
 
 def make(folder: Path) -> None:
-    """The folder, and those above it, where they are missing. Errors: DiskError."""
+    """Make the folder, and those above it, where they are missing. Errors: DiskError."""
     if os.path.isdir(folder):  # False where somebody may not look, of which mkdir has the reason
         return
     try:
@@ -62,7 +62,7 @@ def make(folder: Path) -> None:
 
 
 def write(path: Path, data: bytes | memoryview) -> None:
-    """The file's bytes, synced. Not whole or nothing: for files in a folder that is renamed when all are there."""
+    """Write a file and sync it. A failure may leave a part: it is for folders that are renamed when all is there."""
     view = memoryview(data).cast("B")
     half = len(view) // 2
     try:
@@ -79,7 +79,7 @@ def write(path: Path, data: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """A file whose bytes come piece by piece, from the function that is given; synced at the end as by `write`.
+    """Write a file piece by piece, with the function that this yields; it is synced at the end, as by `write`.
 
     Errors: DiskError, of each piece too.
     """
@@ -104,7 +104,7 @@ def written(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """The file with these bytes, or as it was. Errors: DiskError."""
+    """Give a file these bytes, or leave it as it was. Errors: DiskError."""
     temporary = path.with_name(f".new-{path.name}-{os.getpid()}")
     try:
         write(temporary, data)
@@ -117,7 +117,7 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
 
 
 def sync(path: Path) -> None:
-    """A file's bytes, or a folder's names, reach the disk. Errors: DiskError."""
+    """Bring a file's bytes, or a folder's names, to the disk. Errors: DiskError."""
     try:
         before("sync", path)
         number = os.open(path, os.O_RDONLY)
@@ -160,7 +160,7 @@ def exchange(folder: Path, other: Path) -> None:
 
 
 def _swapped(one: Path, other: Path) -> bool:
-    """Have the names been swapped? False where the system cannot. Errors: OSError."""
+    """Swap the names; return False where the system cannot. Errors: OSError."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None or rename(_HERE, bytes(one), _HERE, bytes(other), _EXCHANGE) == 0:
         return rename is not None
@@ -171,7 +171,7 @@ def _swapped(one: Path, other: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """A file, or a folder with all that is in it; nothing where there is nothing. Errors: DiskError.
+    """Remove a file, or a folder with all that is in it, if it is there. Errors: DiskError.
 
     A folder is renamed first, so that nobody takes what is left of it for whole.
     """

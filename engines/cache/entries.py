@@ -34,11 +34,11 @@ _STALE = 3600.0  # seconds; a file beside its place is written in far less
 
 
 def cache_folder() -> Path:
-    """$LATENTD_CACHE, else $XDG_CACHE_HOME/latentd if that is absolute (its specification asks so), else
-    ~/.cache/latentd; absolute.
+    """Return the cache's absolute path: $LATENTD_CACHE, else $XDG_CACHE_HOME/latentd if that is absolute (its
+    specification wants that), else ~/.cache/latentd.
 
-    Where there is no such place, the path of one that cannot be made, root's neither: what need not be kept goes on
-    without, what must be kept fails in a sentence that has this path in it.
+    Where there is no such place it returns a path at which nothing can be made, not even by root: what need not be
+    kept is not kept, and what must be kept fails in a sentence that has this path in it.
     """
     if chosen := os.environ.get("LATENTD_CACHE"):
         try:
@@ -53,7 +53,7 @@ def cache_folder() -> Path:
 
 
 def _home() -> Path | None:
-    """$HOME, else what passwd says; None for a user id without entry, as containers have them."""
+    """Return $HOME, else the home that passwd has; None for a user id without an entry, as in containers."""
     if home := os.environ.get("HOME"):
         return Path(home).absolute()
     try:
@@ -63,7 +63,7 @@ def _home() -> Path | None:
 
 
 def key(**parts: Any) -> str:
-    """A name for what `parts` (JSON values) determine."""
+    """Return a name for what `parts` (JSON values) determine."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -76,7 +76,7 @@ class Fresh:
     number: int
 
     def keep(self) -> None:
-        """It becomes the entry; what was in its place goes. This process uses it from now on. Errors: DiskError."""
+        """Make the folder the entry; what was in its place goes. This process uses it now. Errors: DiskError."""
         disk.sync(self.folder)
         disk.remove(self.place)
         disk.replace(self.folder, self.place)
@@ -85,7 +85,7 @@ class Fresh:
 
 @contextlib.contextmanager
 def fresh(place: Path) -> Iterator[Fresh]:
-    """An empty folder beside `place`; removed at the end unless it was kept. Errors: DiskError."""
+    """Yield an empty folder beside `place`; it is removed at the end unless it was kept. Errors: DiskError."""
     disk.make(place.parent)
     sweep(place.parent)
     folder = place.with_name(f".new-{place.name}-{secrets.token_hex(4)}")
@@ -118,7 +118,7 @@ def sweep(folder: Path) -> None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is kept in a folder of the cache; nothing that is being made or removed."""
+    """Return what is kept in a folder of the cache, without what is being made or removed."""
     return [path for path in _paths(folder) if not path.name.startswith(".")]
 
 

@@ -1,6 +1,6 @@
 """How much the cache may hold: the entry that nobody used for longest goes first, what a live process uses never.
 
-$LATENTD_CACHE_GB gigabytes, 20 unless told otherwise: the exported copy of one SD 1.5 checkpoint (4 GB in float32)
+$LATENTD_CACHE_GB gigabytes, 20 where it is not set: the exported copy of one SD 1.5 checkpoint (4 GB in float32)
 and its plans in half precision (1.7 GB a bucket) for four buckets of two sizes fit, and few laptops miss it.
 """
 
@@ -21,8 +21,8 @@ DEFAULT_GB = 20.0
 log = logging.getLogger("latentd.cache")
 
 
-class RoomError(LatentdError):
-    """A limit that cannot be read."""
+class LimitError(LatentdError):
+    """LATENTD_CACHE_GB is not a number of gigabytes."""
 
     code = "INVALID_ARGUMENT"
 
@@ -35,29 +35,29 @@ class Entry:
 
 
 def limit() -> int:
-    """Bytes that the cache may hold. Errors: RoomError."""
-    told = os.environ.get("LATENTD_CACHE_GB") or DEFAULT_GB
+    """Return how many bytes the cache may hold. Errors: LimitError."""
+    words = os.environ.get("LATENTD_CACHE_GB") or DEFAULT_GB
     try:
-        gigabytes = float(told)
+        gigabytes = float(words)
         if not 0 <= gigabytes < 1e6:
             raise ValueError
     except ValueError:
-        raise RoomError(f"LATENTD_CACHE_GB is {told!r}; it takes a number of gigabytes from 0 to 1e6") from None
+        raise LimitError(f"LATENTD_CACHE_GB is {words!r}; it takes a number of gigabytes from 0 to 1e6") from None
     return int(gigabytes * 1e9)
 
 
 def kept() -> list[Entry]:
-    """Engines and artifacts, the one that was not used for longest first."""
-    found = []
+    """Return the engines and artifacts, the one that was not used for longest first."""
+    listed = []
     for kind in ("engines", "artifacts"):
         for path in entries.entries(entries.cache_folder() / kind):
             with contextlib.suppress(OSError):  # removed meanwhile
-                found.append(Entry(path, size(path), path.stat().st_mtime))
-    return sorted(found, key=lambda entry: entry.used)
+                listed.append(Entry(path, size(path), path.stat().st_mtime))
+    return sorted(listed, key=lambda entry: entry.used)
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Return the bytes of a file, or of all files in a folder."""
     if not path.is_dir():
         return path.stat().st_size
     return sum(
@@ -68,17 +68,17 @@ def size(path: Path) -> int:
 
 
 def touch(folder: Path) -> None:
-    """An entry was used now."""
+    """Write down that an entry was used now."""
     with contextlib.suppress(OSError):
         os.utime(folder)
 
 
 def evict() -> list[Entry]:
-    """Remove the entries that were not used for longest until the rest fits; what was removed. Errors: RoomError."""
+    """Remove the entries that were not used for longest until the rest fits, and return them. Errors: LimitError."""
     most, removed = limit(), []
-    found = kept()
-    total = sum(entry.bytes for entry in found)
-    for entry in found:
+    listed = kept()
+    total = sum(entry.bytes for entry in listed)
+    for entry in listed:
         if total <= most:
             break
         if _remove(entry.path):
@@ -95,7 +95,7 @@ def evict() -> list[Entry]:
 
 
 def clean() -> tuple[list[Entry], list[Entry]]:
-    """Remove all that no live process uses, measurements too; what was removed, and what is in use and stayed."""
+    """Remove all that no live process uses, measurements too; return what was removed, and what stayed in use."""
     removed, stayed = [], []
     for kind in entries.KINDS:
         entries.sweep(entries.cache_folder() / kind)
@@ -110,7 +110,7 @@ def clean() -> tuple[list[Entry], list[Entry]]:
 
 
 def _remove(path: Path) -> bool:
-    """False where a live process uses it, or it cannot be removed."""
+    """Remove an entry; return False where a live process uses it, or it cannot be removed."""
     number = lock.take(path, fcntl.LOCK_EX)
     if number is None:
         return False

@@ -18,7 +18,7 @@ _held: dict[Path, int] = {}  # entries that this process uses: their open folder
 
 
 def take(path: Path, how: int) -> int | None:
-    """Lock what is at `path`, without waiting: its open descriptor, None where there is nothing or it is busy."""
+    """Lock what is at `path`, without waiting; return its descriptor, None where there is nothing or it is busy."""
     try:
         number = os.open(path, os.O_RDONLY)
     except OSError:
@@ -37,13 +37,13 @@ def use(folder: Path) -> bool:
     number = take(folder, fcntl.LOCK_SH)
     if number is None:
         return False
-    let_go(folder)  # of the entry that was here before, if it was replaced
+    let_go(folder)  # another entry may have been here before, and was replaced: this lock is of the new one
     _held[folder] = number
     return True
 
 
 def share(folder: Path, number: int) -> None:
-    """What this process wrote and locked for itself alone has come to be the entry `folder`, which it now uses."""
+    """Turn this process's lock on a folder that it wrote into a shared one: the folder is an entry now, and in use."""
     _lock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
     let_go(folder)
     _held[folder] = number
@@ -56,9 +56,9 @@ def let_go(folder: Path) -> None:
 
 @contextlib.contextmanager
 def alone(place: Path, say: Callable[[str], None]) -> Iterator[bool]:
-    """One process at a time makes what belongs at `place`; `say` is told whom this one waits for.
+    """Let one process at a time make what belongs at `place`; `say` gets a line that names the process waited for.
 
-    Yields whether it had to wait, so that what it came to make may be there now.
+    It yields whether it had to wait: if so, what it came to make may be there now.
 
     The lock is a file beside `place` that holds the number of the process; it goes with its holder. A cache that
     cannot be written has no locks: nobody can build into it either.
@@ -96,7 +96,7 @@ def _open(path: Path) -> int | None:
 
 
 def _lock(number: int, how: int) -> bool:
-    """False when somebody else has it; a file system without locks gives all to everybody."""
+    """Take a lock; return False when somebody else has it. A file system without locks gives all to everybody."""
     try:
         fcntl.flock(number, how)
     except OSError as error:
@@ -105,12 +105,12 @@ def _lock(number: int, how: int) -> bool:
 
 
 def _same(number: int, path: Path) -> bool:
-    """Is the open file still what has this name?"""
+    """Return whether the open file is still the one of this name."""
     try:
-        own, named = os.fstat(number), os.stat(path)
+        opened, named = os.fstat(number), os.stat(path)
     except OSError:
         return False
-    return (own.st_dev, own.st_ino) == (named.st_dev, named.st_ino)
+    return (opened.st_dev, opened.st_ino) == (named.st_dev, named.st_ino)
 
 
 def _holder(number: int) -> str:

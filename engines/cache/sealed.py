@@ -18,19 +18,19 @@ from pipeline.files import read_file
 _MOST = 1 << 22  # bytes: a manifest of a hundred shards has 30 kB
 
 
-class Damaged(LatentdError):  # noqa: N818 (what it is, and a thing that is rebuilt)
+class Damaged(LatentdError):  # noqa: N818 (it names the state of a file, which is then built again)
     """A file that is not what was written: the message names it and says why, in one sentence without a period."""
 
     code = "FAILED_PRECONDITION"
 
 
 def sealed(values: dict[str, Any]) -> bytes:
-    """The file's bytes for `values` (JSON values, no "seal")."""
+    """Return the file's bytes for `values` (JSON values, no "seal")."""
     return _text({**values, "seal": hashlib.sha256(_text(values)).hexdigest()})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The values of a sealed file. Errors: Damaged; FileNotFoundError where there is none."""
+    """Return the values of a sealed file. Errors: Damaged; FileNotFoundError where there is none."""
     try:
         text = read_file(path, _MOST)
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def unsealed(text: bytes, path: Path) -> dict[str, Any]:
-    """The values of a sealed file's bytes. Errors: Damaged, naming `path`."""
+    """Return the values of a sealed file's bytes. Errors: Damaged, naming `path`."""
     try:
         values = json.loads(text)
         seal = values.pop("seal")

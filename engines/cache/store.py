@@ -39,32 +39,32 @@ def place(identity: dict[str, Any]) -> Path:
 
 
 def load(identity: dict[str, Any]) -> Engine | None:
-    """The engine that `identity` (JSON values) determines, or None. In use until this process ends.
+    """Return the engine that `identity` (JSON values) determines, or None; it is in use until this process ends.
 
     Errors: Damaged, naming the file and the reason; what to do about it is the caller's to say.
     """
-    return _found(identity, keep_data=True)
+    return _checked(identity, keep_data=True)
 
 
 def require(identity: dict[str, Any], command: str) -> Engine:
-    """For a backend that cannot build where it serves. Errors: NoEngine with the `command` that builds it."""
+    """Return an engine that cannot be built where it is served. Errors: NoEngine with the `command` that builds it."""
     try:
-        found = load(identity)
+        engine = load(identity)
     except Damaged as error:
         raise NoEngine(f"{error}; run `{command}` to build it again") from None
-    if found is None:
-        told = " ".join(str(identity.get(part)) for part in ("network", "backend", "target"))
-        raise NoEngine(f"there is no engine {told} at {place(identity)}; run `{command}` to build it")
-    return found
+    if engine is None:
+        title = " ".join(str(identity.get(part)) for part in ("network", "backend", "target"))
+        raise NoEngine(f"there is no engine {title} at {place(identity)}; run `{command}` to build it")
+    return engine
 
 
 def verify(identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a whole engine, or None; as `load`, without its bytes in memory."""
-    found = _found(identity, keep_data=False)
-    return found and found.manifest
+    """Return the manifest of a whole engine, or None; it does as `load`, without its bytes in memory."""
+    engine = _checked(identity, keep_data=False)
+    return engine and engine.manifest
 
 
-def _found(identity: dict[str, Any], keep_data: bool) -> Engine | None:
+def _checked(identity: dict[str, Any], keep_data: bool) -> Engine | None:
     folder = place(identity)
     if not lock.use(folder):
         return None
@@ -82,13 +82,13 @@ def _found(identity: dict[str, Any], keep_data: bool) -> Engine | None:
 
 
 def keep(
-    identity: dict[str, Any], told: dict[str, Any], write: Callable[[entries.Fresh, Path], dict[str, Any]]
+    identity: dict[str, Any], about: dict[str, Any], write: Callable[[entries.Fresh, Path], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Make an engine and keep it; its manifest.
+    """Make an engine, keep it, and return its manifest.
 
     `write` makes the engine's file at the path (and may write INSPECTION beside it, synced) and returns the builder's
-    facts; `told` goes into the manifest beside them. Whoever calls holds lock.alone(place(identity)).
-    Errors: DiskError, RoomError, and those of `write`.
+    facts; `about` goes into the manifest beside them. Whoever calls holds lock.alone(place(identity)).
+    Errors: DiskError, LimitError, and those of `write`.
     """
     folder = place(identity)
     begin = time.monotonic()
@@ -100,7 +100,7 @@ def keep(
         manifest = {
             "format": FORMAT,
             "identity": identity,
-            **told,
+            **about,
             "facts": facts,
             "seconds": round(seconds, 3),
             "made": _now(),
@@ -128,18 +128,18 @@ def annotate(identity: dict[str, Any], errors: dict[str, float], device: str) ->
 
 
 def manifests() -> list[tuple[Path, dict[str, Any]]]:
-    """Every engine's folder and manifest; damaged ones left out."""
-    found = []
+    """Return every engine's folder and manifest, damaged ones left out."""
+    whole = []
     for folder in entries.entries(entries.cache_folder() / "engines"):
         try:
-            found.append((folder, _manifest(folder)))
+            whole.append((folder, _manifest(folder)))
         except (Damaged, FileNotFoundError):
             continue
-    return found
+    return whole
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Errors: Damaged; FileNotFoundError."""
+    """Read the manifest of an engine's folder. Errors: Damaged; FileNotFoundError."""
     path = folder / MANIFEST
     manifest = read_sealed(path)
     if manifest.get("format") != FORMAT:
@@ -150,9 +150,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, vouched: dict[str, Any], keep_data: bool) -> bytearray:
-    """The file's bytes, where they are to be kept, hashed in the same pass. Errors: Damaged; FileNotFoundError.
+    """Hash a file, and return its bytes where `keep_data` wants them. Errors: Damaged; FileNotFoundError.
 
-    Piece by piece: a bytearray of gigabytes is cleared first, and other threads would wait for Python's lock so long.
+    It reads piece by piece: a bytearray of gigabytes is cleared first, and other threads would wait for Python's lock
+    so long.
     """
     wanted, digest = int(vouched["bytes"]), hashlib.sha256()
     try:

@@ -1,4 +1,4 @@
-"""python -m engines build and clean: what is said, asked and answered around engines/build/building.py."""
+"""python -m engines build and clean: reads the options, and prints what engines/build/building.py does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engines.artifact.first_use import artifact_of
 from engines.build.builder import Builder, Order
 from engines.build.building import apart_from, build_all
 from engines.build.makers import GPU_ROWS, maker_of
-from engines.build.words import amount, row, table
+from engines.build.words import aligned, amount, row
 from engines.cache import entries, eviction
 from engines.errors import BackendError
 from engines.graphs import check_fit
@@ -29,13 +29,13 @@ def say(line: str) -> None:
 
 
 def build(options: argparse.Namespace) -> int:
-    """Build every plan that was asked for into the store; 0 when all are there. Errors: LatentdError."""
+    """Build every plan that the options name into the store; 0 when all are there. Errors: LatentdError."""
     rows, chunks = _rows(options.rows), _chunks(options.chunks)
     if options.backend in ("auto", *COMPILED_AT_START):
         return _nothing_to_build(options)
     maker = maker_of(options.backend, options.attention)
     maker.check_library()
-    eviction.limit()  # a wrong one is told before the work, not after the first engine
+    eviction.limit()  # a wrong one is refused before the work, not after the first engine
     checkpoint = open_checkpoint(options.model)
     sizes = _sizes(options.sizes, checkpoint.spec)
     artifact = artifact_of(checkpoint)
@@ -44,7 +44,7 @@ def build(options: argparse.Namespace) -> int:
     compile = apart_from(artifact, maker, options.target or None, options.precision)
     built = build_all(artifact, builder, orders, compile, say)
     say("")
-    for line in table([row(each.order, builder.target, each.manifest) for each in built]):
+    for line in aligned([row(each.order, builder.target, each.manifest) for each in built]):
         say(line)
     say(f"\nengines are in {entries.cache_folder() / 'engines'}")
     say(f"their bytes are vouched for; that they run, and how fast, is for a card of {builder.target} to show")
@@ -79,9 +79,10 @@ def clean() -> int:
     """Empty the cache, and say what went."""
     removed, stayed = eviction.clean()
     for kind in entries.KINDS:
-        if own := [entry for entry in removed if entry.path.parent.name == kind]:
-            one = kind if len(own) > 1 else kind.removesuffix("s")
-            say(f"removed {len(own)} {one} ({amount(sum(entry.bytes for entry in own))}) from {entries.cache_folder()}")
+        if gone := [entry for entry in removed if entry.path.parent.name == kind]:
+            one = kind if len(gone) > 1 else kind.removesuffix("s")
+            bytes_gone = amount(sum(entry.bytes for entry in gone))
+            say(f"removed {len(gone)} {one} ({bytes_gone}) from {entries.cache_folder()}")
     for entry in stayed:
         say(f"kept {entry.path}: a live process uses it")
     if not removed and not stayed:
@@ -100,10 +101,10 @@ def _chunks(text: str) -> tuple[int, ...]:
 def _numbers(name: str, text: str, default: tuple[int, ...], most: int) -> tuple[int, ...]:
     if not text:
         return default
-    found = [int(part) for part in text.split(",") if re.fullmatch(r"\d{1,3}", part.strip())]
-    if len(found) != text.count(",") + 1 or not all(1 <= number <= most for number in found):
+    numbers = [int(part) for part in text.split(",") if re.fullmatch(r"\d{1,3}", part.strip())]
+    if len(numbers) != text.count(",") + 1 or not all(1 <= number <= most for number in numbers):
         raise BackendError(f"{name}={text}: it takes numbers from 1 to {most}, separated by commas, such as 1,2")
-    return tuple(sorted(set(found)))
+    return tuple(sorted(set(numbers)))
 
 
 def _sizes(text: str, spec: Spec) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""python -m engines check: what is compared, printed as it is found."""
+"""python -m engines check: prints each comparison with the reference as it is made."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from engines.build.words import command
 from engines.cache import store
 from engines.cache.sealed import Damaged
 from engines.choice import PLANS, Choice
-from engines.commands.compare import Finding
-from engines.commands.compare import check as compare
+from engines.commands.compare import Finding, compare
 from engines.cuda import gpu
 from engines.errors import BackendError
 from engines.model import load, on_gpu
@@ -23,7 +22,7 @@ from pipeline.spec import Spec
 
 
 def check(options: argparse.Namespace) -> int:
-    """0 when everything is within its tolerance. Errors: LatentdError."""
+    """Compare a model with the reference; 0 when everything is within its tolerance. Errors: LatentdError."""
     choice = Choice(options.backend, options.precision, None, options.device, options.pixels, options.attention)
     if choice.backend not in PLANS:
         on_gpu(choice)  # as the server: a device that is not here is told first
@@ -43,22 +42,22 @@ def check(options: argparse.Namespace) -> int:
 
 
 def _plans(artifact: Artifact, backend: str) -> int:
-    """What can be said of plans without their card: whether they are whole. 1: nothing was compared."""
-    own = [
+    """Print of each plan whether it is whole, which is all that shows without its card; 1, as nothing was compared."""
+    identities = [
         manifest["identity"]
         for _, manifest in store.manifests()
         if (manifest["identity"].get("artifact"), manifest["identity"].get("backend")) == (artifact.digest, backend)
     ]
-    for identity in own:
+    for identity in identities:
         try:
             store.verify(identity)
-            found = "whole, its SHA-256 is the one in its manifest"
+            state = "whole, its SHA-256 is the one in its manifest"
         except Damaged as error:
-            found = f"{error}; run `{command(artifact, identity)}` to build it again"
-        print(f"  {identity.get('network')} for {identity.get('target')}: {found}")
+            state = f"{error}; run `{command(artifact, identity)}` to build it again"
+        print(f"  {identity.get('network')} for {identity.get('target')}: {state}")
     print(
         f"nothing was compared: plans of {backend} run on NVIDIA GPUs, and none runs them here; "
-        f"{len(own)} plan{'' if len(own) == 1 else 's'} of {artifact.id} in the cache ({gpu.why_not()})"
+        f"{len(identities)} plan{'' if len(identities) == 1 else 's'} of {artifact.id} in the cache ({gpu.why_not()})"
     )
     return 1
 

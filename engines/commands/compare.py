@@ -1,4 +1,4 @@
-"""How far engines are from the reference: each network's error, and whole trajectories', against torch in float32.
+"""Measures how far engines are from torch in float32: the error of each network, and of whole trajectories.
 
 The errors are written into the manifests of the engines that made them. Whether a row's bits depend on its company
 belongs to the machine, not to the engine, and is kept with what else was measured on the device.
@@ -45,7 +45,7 @@ class Finding:
     good: bool
 
 
-def check(
+def compare(
     model: Model,
     reference: Model,
     size: tuple[int, int],
@@ -53,12 +53,12 @@ def check(
     steps: int,
     say: Callable[[Finding], None],
 ) -> bool:
-    """Compare; `say` is told each finding as it comes. True when all are within their tolerance."""
+    """Compare a model with the reference; `say` gets each finding as it comes. True when all are within tolerance."""
     network, latents, decibels = TOLERANCES[model.backend.precision]
     good = True
     errors: dict[str, float] = {}
 
-    def found(what: str, figure: str, tolerance: str, within: bool) -> None:
+    def report(what: str, figure: str, tolerance: str, within: bool) -> None:
         nonlocal good
         good = good and within
         say(Finding(what, figure, tolerance, within))
@@ -66,7 +66,7 @@ def check(
     def error(what: str, got: F32, wanted: F32, most: float) -> None:
         relative = float(np.abs(got - wanted).max() / np.abs(wanted).max())
         errors[what] = float(f"{relative:.2e}")
-        found(what, f"{relative:.1e}", f"{most:.0e}", relative <= most)
+        report(what, f"{relative:.1e}", f"{most:.0e}", relative <= most)
 
     ids = model.tokenizer.encode(PROMPT).ids
     error("text_encoder", model.backend.encode(ids), reference.backend.encode(ids), network)
@@ -91,7 +91,7 @@ def check(
     agree = _rows_agree(mine)
     fast = model.backend.pixels == "fast"  # where rows may differ, and how is worth knowing
     company = f"rows alone and in company of {_COMPANY}"
-    found(company, "equal" if agree else "differ", "either" if fast else "equal", agree or fast)
+    report(company, "equal" if agree else "differ", "either" if fast else "equal", agree or fast)
     _remember(model, size, agree)
 
     for sampler in samplers:
@@ -100,25 +100,25 @@ def check(
         got, wanted = latents_of(model, PROMPT, **options), latents_of(reference, PROMPT, **options)
         error(f"{sampler}, {most} steps: latents", got, wanted, latents)
         close = psnr(to_pixels(model.backend.decode(got)), to_pixels(reference.backend.decode(wanted)))
-        found(f"{sampler}, {most} steps: picture", f"{close:.1f} dB", f"{decibels:g} dB", close >= decibels)
+        report(f"{sampler}, {most} steps: picture", f"{close:.1f} dB", f"{decibels:g} dB", close >= decibels)
     _record(model, size, errors)
     return good
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal to noise ratio of two pictures, in decibels; infinite for equal ones."""
+    """Return the peak signal to noise ratio of two pictures, in decibels; infinite for equal ones."""
     mean = np.square(a.astype(np.float64) - b).mean()
     return float("inf") if mean == 0 else float(10 * np.log10(255**2 / mean))
 
 
 def _fill(denoiser: Denoiser, context: F32, timestep: float) -> None:
-    """Each row with noise of its own."""
+    """Write inputs into every row, each with noise of its own."""
     denoiser.samples[:] = standard_normal(SEED, denoiser.samples.shape[1:], draws=len(denoiser.samples))
     denoiser.contexts[:], denoiser.timesteps[:] = context, timestep
 
 
 def _rows_agree(denoiser: Denoiser) -> bool:
-    """Is each row's output the same bits alone as in company? `denoiser` has been filled."""
+    """Return whether each row's output has the same bits alone as in company. `denoiser` has been filled."""
     everyone = range(len(denoiser.samples))
     denoiser.run(everyone)
     together = denoiser.outputs.copy()
@@ -129,26 +129,26 @@ def _rows_agree(denoiser: Denoiser) -> bool:
 
 
 def _remember(model: Model, size: tuple[int, int], agree: bool) -> None:
-    """Kept per device: which numbers of rows give equal bits. On a CPU a bucket is one row, called so often."""
-    told = {"weights": model.digest, "backend": model.backend.name, "precision": model.backend.precision}
-    told |= model.backend.identity()
-    devices.remember(model.backend.device_key(), {"what": "rows", "size": list(size), "rows": _COMPANY, **told}, agree)
+    """Keep for this device whether rows give equal bits. On a CPU a bucket is one row, called so often."""
+    facts = {"weights": model.digest, "backend": model.backend.name, "precision": model.backend.precision}
+    facts |= model.backend.identity()
+    devices.remember(model.backend.device_key(), {"what": "rows", "size": list(size), "rows": _COMPANY, **facts}, agree)
 
 
 def _record(model: Model, size: tuple[int, int], errors: dict[str, float]) -> None:
-    """Into the manifests of a backend that keeps engines; what is not in the cache has none.
+    """Write the errors into the manifests of a backend that keeps engines; what is not in the cache has none.
 
-    Trajectories are of a UNet, of all its plans: which ones a step takes depends on its rows.
+    A trajectory's errors go to every plan of the UNet: which ones a step takes depends on its rows.
     """
     identities = model.backend.identities(*size)
     for name, identity in identities.items():
         others = [other for other in identities if other != name]
-        own = {
+        figures = {
             what: value
             for what, value in errors.items()
             if what.startswith(name) or (name.startswith("unet") and not what.startswith(("unet", *others)))
         }
         try:
-            store.annotate(identity, own, model.backend.device_key())
+            store.annotate(identity, figures, model.backend.device_key())
         except (DiskError, Damaged) as error:
             log.warning("errors not written: %s", error)

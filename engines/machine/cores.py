@@ -14,9 +14,10 @@ from pathlib import Path, PurePosixPath
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self")) -> int:
-    """At least 1. A machine's core count is not what a container may use, and extra threads only take turns.
+    """Return how many cores this process may use, at least 1.
 
-    cgroup: where the hierarchies are looked for beside the places that `process` (a folder of /proc) says.
+    A machine's core count is not what a container may use, and extra threads only take turns. `cgroup` is where the
+    hierarchies are looked for beside the places that `process` (a folder of /proc) says.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _folders(cgroup, process) if (quota := _quota(folder)) is not None]
@@ -24,22 +25,22 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup"), process: Path = Path(
 
 
 def _folders(cgroup: Path, process: Path) -> Iterator[Path]:
-    """Every folder of this process's cgroups, own first, up to where each hierarchy is mounted; some may not exist."""
+    """Yield the folders of this process's cgroups, its own first, up to each hierarchy's mount; some may not exist."""
     unified, cpu = _places(process)
     mounts = [(cgroup, "/", unified), (cgroup / "cpu", "/", cpu)]
     for mount, root, version in _mounts(process):
         mounts.append((mount, root, unified if version == 2 else cpu))
     for mount, root, place in mounts:
         # A container may have a part of the hierarchy mounted, and be told of its place in the whole of it.
-        own, top = PurePosixPath(place), PurePosixPath(root)
-        within = own.relative_to(top) if own.is_relative_to(top) else own.relative_to("/")
+        inner, top = PurePosixPath(place), PurePosixPath(root)
+        within = inner.relative_to(top) if inner.is_relative_to(top) else inner.relative_to("/")
         if ".." not in within.parts:  # outside of what the cgroup namespace shows
             yield from (mount / part for part in (within, *within.parents))
         yield mount
 
 
 def _places(process: Path) -> tuple[str, str]:
-    """The process's place in cgroup v2 and in v1's hierarchy of CPU time; "/" where it is in none.
+    """Return the process's place in cgroup v2 and in v1's hierarchy of CPU time; "/" where it is in none.
 
     Lines of /proc/PID/cgroup are number:controllers:place; v2's has no controllers (cgroups(7)).
     """
@@ -54,7 +55,7 @@ def _places(process: Path) -> tuple[str, str]:
 
 
 def _mounts(process: Path) -> Iterator[tuple[Path, str, int]]:
-    """Where the hierarchies are mounted, which part of each, and its version.
+    """Yield where each hierarchy is mounted, which part of it, and its version.
 
     Lines of /proc/PID/mountinfo: .. .. .. root mount-point options [optional ..] - type source options (proc(5)).
     """
@@ -78,7 +79,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _quota(folder: Path) -> int | None:
-    """CPU quota in cores, rounded up: cgroup v2's cpu.max, else v1's cfs files; None when there is no limit."""
+    """Read a CPU quota in cores, rounded up: cgroup v2's cpu.max, else v1's cfs files; None without a limit."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -1,11 +1,11 @@
-"""The NVIDIA driver of this machine, asked of the files that it shows: no library is loaded."""
+"""Reads about the NVIDIA driver of this machine in the files that it shows: no library is loaded."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-# Any of these is a driver: of a module, of a container that got its device nodes only, of Windows' Linux.
+# Any of these files shows a driver: of a kernel module, in a container that got only its devices, in Windows' Linux.
 _DRIVER = tuple(Path(p) for p in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
 
 
@@ -14,9 +14,9 @@ def driver_here() -> bool:
 
 
 def driver_version() -> str:
-    """The version of the kernel's driver, "580.95.05", or "unknown"."""
+    """Return the version of the kernel's driver, "580.95.05", or "unknown"."""
     try:
-        told = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", _DRIVER[0].read_text())
+        match = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", _DRIVER[0].read_text())
     except OSError:
-        told = None
-    return told[0] if told else "unknown"
+        match = None
+    return match[0] if match else "unknown"

@@ -1,7 +1,7 @@
 """What Triton needs beside itself when it first launches a kernel: a C compiler, Python's header, a folder to write.
 
-It compiles its launcher with them, once, into its cache (triton/runtime/build.py). Looked at before a model is loaded:
-the first kernel runs minutes later. Triton itself is not loaded for it.
+It compiles its launcher with them, once, into its cache (triton/runtime/build.py). It is looked at before a model is
+loaded, because the first kernel runs minutes later. Triton itself is not loaded for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from engines.errors import BackendError
 
 OLDEST, NEWEST = (3, 6), (3, 7)  # the compilers that the kernels' tests run under
-_ROOM = 64 << 20  # bytes that compiled kernels may take: a guess, a hundred variants of some hundred kB each
+_WANTED = 64 << 20  # bytes that compiled kernels may take: a guess, a hundred variants of some hundred kB each
 
 MEND = f"apt-get install gcc python3-dev (of this Python: python{sys.version_info[0]}.{sys.version_info[1]}-dev)"
 MEND_CACHE = "set TRITON_CACHE_DIR to a folder that can be written and has room"
@@ -31,7 +31,7 @@ log = logging.getLogger("latentd.cuda")
 
 
 def installed() -> str:
-    """Triton's version, "none" where it is not installed; NVIDIA's containers call it pytorch-triton."""
+    """Return Triton's version, "none" where it is not installed; NVIDIA's containers call it pytorch-triton."""
     for name in ("triton", "pytorch-triton"):
         try:
             return importlib.metadata.version(name)
@@ -41,22 +41,22 @@ def installed() -> str:
 
 
 def cache_folder() -> Path:
-    """Where Triton keeps what it compiled."""
-    if own := os.environ.get("TRITON_CACHE_DIR"):
-        return Path(own)
+    """Return the folder where Triton keeps what it compiled."""
+    if chosen := os.environ.get("TRITON_CACHE_DIR"):
+        return Path(chosen)
     return Path(os.environ.get("TRITON_HOME") or os.path.expanduser("~"), ".triton", "cache")
 
 
 def check_toolchain() -> None:
-    """Can Triton compile and launch here? Errors: BackendError, naming the package or the variable."""
+    """Check that Triton can compile and launch here. Errors: BackendError, naming the package or the variable."""
     if importlib.util.find_spec("triton") is None:
         raise BackendError("the kernels need triton, which is not installed: pip install -e '.[kernels]' in a clone")
     version = installed()
-    if found := re.match(r"(\d+)\.(\d+)", version):
-        told = int(found[1]), int(found[2])
-        if told < OLDEST:
+    if match := re.match(r"(\d+)\.(\d+)", version):
+        number = int(match[1]), int(match[2])
+        if number < OLDEST:
             raise BackendError(f"triton {version} is too old, the kernels are for 3.6 and 3.7: {MEND_VERSION}")
-        if told > NEWEST:
+        if number > NEWEST:
             _warn_of(version)
     folder = cache_folder()
     if any(folder.glob("*/cuda_utils*")):
@@ -71,12 +71,12 @@ def _warn_of(version: str) -> None:
 
 
 def _check_compiler() -> None:
-    own = os.environ.get("CC")
-    if own is not None and shutil.which(own) is None:
+    compiler = os.environ.get("CC")
+    if compiler is not None and shutil.which(compiler) is None:
         raise BackendError(
-            f"CC is {own!r}, and there is no such program; Triton needs a C compiler: unset CC, or {MEND}"
+            f"CC is {compiler!r}, and there is no such program; Triton needs a C compiler: unset CC, or {MEND}"
         )
-    if own is None and not (shutil.which("gcc") or shutil.which("clang")):
+    if compiler is None and not (shutil.which("gcc") or shutil.which("clang")):
         raise BackendError(NO_COMPILER)
     scheme = sysconfig.get_default_scheme()
     include = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
@@ -89,8 +89,8 @@ def _check_folder(folder: Path) -> None:
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise BackendError(f"Triton keeps its kernels in {folder}, and {there} cannot be written: {MEND_CACHE}")
-    if (free := shutil.disk_usage(there).free) < _ROOM:
+    if (free := shutil.disk_usage(there).free) < _WANTED:
         raise BackendError(
-            f"Triton keeps its kernels in {folder}, where {free >> 20} MB are free and {_ROOM >> 20} MB may be needed: "
-            f"{MEND_CACHE}"
+            f"Triton keeps its kernels in {folder}, where {free >> 20} MB are free and {_WANTED >> 20} MB may be needed"
+            f": {MEND_CACHE}"
         )

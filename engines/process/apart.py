@@ -1,4 +1,4 @@
-"""A job in a process of its own, so that a compiler that crashes takes nothing with it.
+"""Runs a job in a process of its own, so that a compiler that crashes takes nothing with it.
 
 The job comes as JSON on standard input; what it says, and its result, go as lines of JSON to a pipe of their own,
 because compilers write what they like to standard output.
@@ -44,7 +44,7 @@ def run(
     seconds: float = 10.0,
     keep: Sequence[int] = (),
 ) -> Any:
-    """The JSON result of `function` ("module:name"), called with `job` (JSON values) and something to say lines to.
+    """Return the JSON result of `function` ("module:name"), called with `job` (JSON values) and a `say` for lines.
 
     `tick` is called every so many `seconds` of silence; the descriptors `keep` stay open in the child. Errors:
     ApartError. The child does not outlive this process, whatever ends it.
@@ -75,7 +75,7 @@ def run(
 def _begun(
     stack: contextlib.ExitStack, function: str, keep: Sequence[int]
 ) -> tuple[subprocess.Popen[bytes], int, IO[bytes]]:
-    """The child, where to read its messages, and what it writes besides; `stack` ends it first of all."""
+    """Begin the child; return it, where to read its messages, and its log. `stack` ends it first of all."""
     log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack is one)
     end, environment = stack.enter_context(tether())
     reads, writes = os.pipe()
@@ -118,7 +118,7 @@ def _ended(status: int) -> str:
 
 
 def _last_words(log: IO[bytes]) -> str:
-    """The last line that the process wrote, for what it is worth."""
+    """Return the last line that the process wrote, for what it is worth."""
     log.seek(0, os.SEEK_END)
     log.seek(max(0, log.tell() - 4096))
     lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
@@ -126,7 +126,7 @@ def _last_words(log: IO[bytes]) -> str:
 
 
 def main() -> int:
-    """The child."""
+    """Run one job in the child process."""
     function, number = sys.argv[1], int(sys.argv[2])
     end_with_parent()
     _leave_first()
@@ -148,7 +148,7 @@ def main() -> int:
 
 
 def _leave_first() -> None:
-    """What asks the parent to end is for the parent alone to follow; where memory runs out Linux takes the child.
+    """Ignore signals that are meant for the parent, and be the first that Linux kills where memory runs out.
 
     A terminal's ctrl-C reaches every process of the group; this one ends when its parent has (tether.py).
     """

@@ -20,7 +20,7 @@ _running: list[subprocess.Popen[bytes]] = []
 
 
 def check_extra(why: str) -> None:
-    """Errors: BackendError that begins with `why` and names the extra, where the export stage is not installed."""
+    """Check that the export stage is installed. Errors: BackendError that begins with `why` and names the extra."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
         raise BackendError(
             f"{why} needs the extra `export`: pip install 'latentd[export]', or -e '.[export]' in a clone"
@@ -30,7 +30,7 @@ def check_extra(why: str) -> None:
 def run_export(arguments: Sequence[str], held: Sequence[int] = ()) -> None:
     """Run `python -m export` with `arguments`; the child inherits the descriptors `held`, locks on what it writes.
 
-    Its output goes to ours. Errors: CheckpointError with its last word when it fails.
+    Its output goes to ours. Errors: CheckpointError with its last line when it fails.
     """
     command = [sys.executable, "-W", "ignore", "-m", "export", *arguments]
     with (
@@ -57,6 +57,6 @@ def run_export(arguments: Sequence[str], held: Sequence[int] = ()) -> None:
 
 
 def stop_exports() -> None:
-    """End exports that are under way: the server was told to stop while it loaded."""
+    """End exports that are under way, for a server that has to stop while it loads."""
     for process in _running:
         process.terminate()

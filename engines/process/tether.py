@@ -16,8 +16,8 @@ _NAME = "LATENTD_TETHER"  # in the child's environment: the number of its end
 
 @contextlib.contextmanager
 def tether() -> Iterator[tuple[int, dict[str, str]]]:
-    """The child's end, which it must inherit, and its environment. Whoever starts one holds the other end inside."""
-    theirs, ours = os.pipe()  # neither is inherited unless it is asked for
+    """Yield the child's end, which it must inherit, and its environment; this process holds the other end meanwhile."""
+    theirs, ours = os.pipe()  # neither is inherited unless pass_fds names it
     try:
         yield theirs, {**os.environ, _NAME: str(theirs)}
     finally:
@@ -26,7 +26,7 @@ def tether() -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def end_with_parent(environment: MutableMapping[str, str] = os.environ) -> None:
-    """In the child, first of all: from now on this process ends when its parent does. Without a tether: nothing."""
+    """End this process when its parent ends: a child calls it first of all. Without a tether it does nothing."""
     number = environment.pop(_NAME, "")  # not for children of ours
     if number.isdecimal():
         threading.Thread(target=_wait, args=(int(number),), name="tether", daemon=True).start()

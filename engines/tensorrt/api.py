@@ -20,7 +20,7 @@ NO_BF16 = ("sm_75",)  # Turing has no bfloat16 arithmetic
 
 
 def api(rtx: bool) -> Any:
-    """The module. Errors: BackendError where it is not installed, cannot load its libraries, or is too old."""
+    """Import TensorRT. Errors: BackendError where it is not installed, cannot load its libraries, or is too old."""
     name = "tensorrt_rtx" if rtx else "tensorrt"
     extra = "rtx" if rtx else "gpu"
     try:
@@ -41,7 +41,7 @@ def api(rtx: bool) -> Any:
 
 
 def choose_target(trt: Any, target: str | None, rtx: bool) -> str:
-    """The class of GPU to build for, as "sm_89". Errors: BackendError, with what there is."""
+    """Return the class of GPU to build for, as "sm_89". Errors: BackendError, with what there is."""
     present = present_target()
     if not rtx:
         if present is None:
@@ -55,13 +55,13 @@ def choose_target(trt: Any, target: str | None, rtx: bool) -> str:
         return present
     known = _rtx_targets(trt)
     listed = ", ".join(known)
-    asked = target or present
-    if asked is None:
+    wanted = target or present
+    if wanted is None:
         raise BackendError(f"tensorrt_rtx needs a target where there is no GPU: one of {listed} (make engines ARCH=..)")
-    if asked not in known:
-        instead = "; use backend tensorrt on a machine with that GPU" if re.fullmatch(r"sm_\d{2,3}", asked) else ""
-        raise BackendError(f"target {asked!r}: TensorRT for RTX {trt.__version__} builds for {listed}{instead}")
-    return asked
+    if wanted not in known:
+        instead = "; use backend tensorrt on a machine with that GPU" if re.fullmatch(r"sm_\d{2,3}", wanted) else ""
+        raise BackendError(f"target {wanted!r}: TensorRT for RTX {trt.__version__} builds for {listed}{instead}")
+    return wanted
 
 
 def _rtx_targets(trt: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _rtx_targets(trt: Any) -> dict[str, Any]:
 
 
 def present_target() -> str | None:
-    """The first GPU's class by the CUDA driver, None without one."""
+    """Return the first GPU's class by the CUDA driver, None without a GPU."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -86,7 +86,7 @@ def present_target() -> str | None:
 
 
 def configure(trt: Any, config: Any, target: str, rtx: bool, timing: Path | None) -> None:
-    """What the two want said: RTX its target, full TensorRT the tactics that it timed before.
+    """Set what differs between the two: RTX's target, full TensorRT's tactics that it timed before.
 
     With a timing cache RTX would ask for a GPU. REQUIRE_USER_ALLOCATION is RTX's: without it an execution may
     allocate, and a CUDA graph could not capture it.
@@ -103,5 +103,5 @@ def configure(trt: Any, config: Any, target: str, rtx: bool, timing: Path | None
 
 
 def timed(config: Any) -> bytes:
-    """Full TensorRT's timing cache after a build."""
+    """Return full TensorRT's timing cache after a build."""
     return bytes(config.get_timing_cache().serialize())

@@ -1,4 +1,4 @@
-"""Where the measurements of TensorRT's builder are kept: they take minutes of a CPU for a large network."""
+"""Keeps the measurements of TensorRT's builder, which take minutes of a CPU for a large network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ class Notes(Protocol):
     """A memory of measurements; `what` was measured and the values are JSON."""
 
     def recall(self, **what: Any) -> Any:
-        """Return what was remembered, None where nothing was."""
+        """Return the value that was remembered for `what`, None where there is none."""
         ...
 
-    def remember(self, value: Any, **what: Any) -> None: ...
+    def remember(self, value: Any, **what: Any) -> None:
+        """Keep the latest value for `what`."""
+        ...
 
 
 class ProcessNotes:

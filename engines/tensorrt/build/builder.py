@@ -1,6 +1,6 @@
-"""From an artifact to plans: typed graph, parser, network, plan. One static shape each, strongly typed.
+"""Builds plans from an artifact: typed graph, parser, network, plan. Each has static shapes and is strongly typed.
 
-The same lines for TensorRT for RTX, which needs no GPU, and for full TensorRT, which does (engines/tensorrt/api.py has
+The same lines serve TensorRT for RTX, which needs no GPU, and full TensorRT, which does (engines/tensorrt/api.py has
 what differs). The parser reads the weights where they lie in the checkpoint, and the plan goes to its file as it is
 made, so that nothing large is held twice.
 """
@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 
 
 class TensorRtBuilder:
-    """Plans of one artifact for one class of GPU.
+    """A builder of plans of one artifact for one class of GPU.
 
     `target`: "sm_89", or None for the GPU that is here. `precision`: "auto" is "f16" with islands where float16 is too
     narrow; "bf16" and "f32" are whole. `attention`: one of ATTENTIONS. `notes` keeps what was measured on the CPU,
@@ -111,15 +111,15 @@ class TensorRtBuilder:
         """See Builder.build."""
         begin = time.monotonic()
         say(f"{order.network}: looking for what float16 is too narrow for")
-        found = study(self._artifact, order.network, self._notes) if self.precision == "f16" else None
+        findings = study(self._artifact, order.network, self._notes) if self.precision == "f16" else None
         looked = time.monotonic()
-        graph, kind = self.graph(order, found)
+        graph, kind = self.graph(order, findings)
         inside: dict[str, Any] = {"attention": self._attention}
         if self._attention == "triton":
             trtp = importlib.import_module("tensorrt.plugin")
             graph, inside = _plugins().into_graph(trtp, graph, self._attention, self.target)
         described, plan = self._compile(order, graph, out, say)
-        islands = [] if found is None else [{**vars(island), "type": kind} for island in found.islands]
+        islands = [] if findings is None else [{**vars(island), "type": kind} for island in findings.islands]
         return {
             **described,
             **inside,
@@ -128,36 +128,36 @@ class TensorRtBuilder:
             "strongly_typed": True,
             "islands": islands,
             "headroom": HEADROOM,
-            "emulated_error": None if found is None else found.errors[kind],
-            "sampled_at": None if found is None else [found.side, found.side],
+            "emulated_error": None if findings is None else findings.errors[kind],
+            "sampled_at": None if findings is None else [findings.side, findings.side],
             "plan": plan,
             "seconds": {"study": round(looked - begin, 3), "build": round(time.monotonic() - looked, 3)},
             "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,  # bytes, of this process so far
             "unproven": [UNPROVEN],
         }
 
-    def graph(self, order: Order, found: Study | None) -> tuple[ModelProto, str]:
-        """The typed graph of an order with its shapes, and its islands' type. Errors: BackendError."""
+    def graph(self, order: Order, findings: Study | None) -> tuple[ModelProto, str]:
+        """Return the typed graph of an order with its shapes, and its islands' type. Errors: BackendError."""
         model = onnx.load(self._artifact.graph(order.network), load_external_data=False)
         try:
             fix_shapes(model, order.shapes)
         except ValueError as error:
             raise BackendError(f"{self.name} cannot build {order.network}: {error}") from None
-        if found is None:
+        if findings is None:
             return typed(model, self.precision, {}), self.precision
-        kind = found.island_type(bf16=self.target not in NO_BF16)
-        return typed(model, "f16", {island.output: kind for island in found.islands}), kind
+        kind = findings.island_type(bf16=self.target not in NO_BF16)
+        return typed(model, "f16", {island.output: kind for island in findings.islands}), kind
 
     def _compile(self, order: Order, graph: ModelProto, out: Path, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parse, build, write: the inputs and outputs of the parsed network, and what is known of the plan."""
+        """Parse, build and write; return the parsed network's inputs and outputs, and the facts of the plan."""
         trt, log = self._trt, build_log(self._trt)
         builder = trt.Builder(log)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, log)
         path = self._artifact.graph(order.network)
         if not parser.parse(graph.SerializeToString(), str(path)):
-            told = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-            raise self._failure(order, told or log.errors)
+            reasons = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+            raise self._failure(order, reasons or log.errors)
         described = {
             "inputs": [port(network.get_input(i)) for i in range(network.num_inputs)],
             "outputs": [port(network.get_output(i)) for i in range(network.num_outputs)],
@@ -166,7 +166,7 @@ class TensorRtBuilder:
         config = builder.create_builder_config()
         configure(trt, config, self.target, self._rtx, self._timing)
         if self.precision == "f32":
-            config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of mantissa are not what was asked for
+            config.clear_flag(trt.BuilderFlag.TF32)  # its products have 10 bits of mantissa, float32 has 23
         config.progress_monitor = progress_monitor(trt, order.network, say)
         if not self._rtx:
             config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspection beside the plan
@@ -185,27 +185,27 @@ class TensorRtBuilder:
 
     def _plan(self, order: Order, out: Path, sha256: str, warnings: list[str], config: Any) -> dict[str, Any]:
         length = out.stat().st_size
-        told: dict[str, Any] = {"bytes": length, "sha256": sha256, "warnings": warnings}
+        facts: dict[str, Any] = {"bytes": length, "sha256": sha256, "warnings": warnings}
         if not self._rtx:
             disk.make(self._timing.parent)
             disk.write_whole(self._timing, timed(config))
-            return told
+            return facts
         with out.open("rb") as file:
             header = read_header(file.read(HEADER))
         if header is None:
-            return told
+            return facts
         if (header.targets, header.length) != ((self.target,), length):
             raise self._failure(order, [f"its plan's header says {header}, asked was {self.target}"])
-        return told | {"header": {"version": header.version, "targets": list(header.targets)}}
+        return facts | {"header": {"version": header.version, "targets": list(header.targets)}}
 
-    def _failure(self, order: Order, told: Sequence[str]) -> BackendError:
+    def _failure(self, order: Order, reasons: Sequence[str]) -> BackendError:
         shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in order.shapes.items())
-        why = "; ".join(" ".join(line.split()) for line in told) or "it gives no reason"
+        why = "; ".join(" ".join(line.split()) for line in reasons) or "it gives no reason"
         return BackendError(f"{self.name} cannot build {order.network} ({shapes}) for {self.target}: {why}")
 
 
 def _allow_plain_attention(trt: Any, network: Any) -> None:
-    """Where there is no fused kernel for an attention (float32 has none) take it apart, instead of refusing to build.
+    """Let TensorRT take an attention apart where it has no fused kernel for it (float32), instead of refusing to build.
 
     Where there is one it is still taken: the plans of float16 attention are the same bytes with and without this.
     """
@@ -216,14 +216,14 @@ def _allow_plain_attention(trt: Any, network: Any) -> None:
 
 
 def _plugins() -> ModuleType:
-    """Lazily: our kernels need Triton, which only a builder of plugins has."""
+    """Import the plugins when they are first used: our kernels need Triton, which only a builder of plugins has."""
     from engines.tensorrt.plugins import register
 
     return register
 
 
 def _parser_error(fault: Any) -> str:
-    """Its description alone often names neither the operator nor the node."""
+    """Put an error of the parser into words: its description alone often names neither the operator nor the node."""
     return f"{fault.desc()} (operator {fault.node_operator()}, node {fault.node_name()})"
 
 
@@ -233,7 +233,7 @@ def port(tensor: Any) -> dict[str, Any]:
 
 @functools.cache
 def _sources() -> str:
-    """SHA-256 of the files that decide how a graph is typed: an edit there is another engine."""
+    """Return the SHA-256 of the files that decide how a graph is typed: an edit there makes another engine."""
     parts = ("types/typed", "types/ranges", "types/samples", "types/emulation", "types/islands", "api", "build/builder")
     digest = hashlib.sha256()
     for part in parts:

@@ -1,6 +1,6 @@
 """What TensorRT calls back while it builds: its log, its progress, and where its plan goes.
 
-Subclasses of a lazily imported module's classes, hence made by functions.
+They are subclasses of classes of TensorRT's, which is imported late, so functions make them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engines.cache import disk
 
 def build_log(trt: Any) -> Any:
     class Log(trt.ILogger):
-        """Keeps errors and warnings; the rest is TensorRT's own business."""
+        """A log that keeps errors and warnings, and nothing else."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -32,7 +32,7 @@ def build_log(trt: Any) -> Any:
 
 def plan_writer(trt: Any, write: Callable[[bytes], None]) -> Any:
     class Writer(trt.IStreamWriter):
-        """Hashes what it writes. An exception must not travel through TensorRT's own frames: it is kept."""
+        """A writer that hashes what it writes. It keeps exceptions, which must not travel through TensorRT's frames."""
 
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
@@ -53,7 +53,7 @@ def plan_writer(trt: Any, write: Callable[[bytes], None]) -> Any:
 
 def progress_monitor(trt: Any, network: str, say: Callable[[str], None]) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """Says each phase that has no parent."""
+        """A monitor that says each phase that has no parent."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)

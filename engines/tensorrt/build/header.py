@@ -1,8 +1,8 @@
-"""What a plan of TensorRT for RTX says about itself in its first 64 bytes: version, length, classes of GPU.
+"""Reads what a plan of TensorRT for RTX says about itself in its first 64 bytes: version, length, classes of GPU.
 
 NVIDIA documents the header's length (Runtime.engine_header_size) and not its fields: these were read off plans of
-1.7.1.116 for six targets. So they confirm what was asked for and decide nothing: a plan whose header begins otherwise
-is `None`, and its SHA-256 in the manifest vouches for it either way.
+1.7.1.116 for six targets. So they confirm the target and decide nothing: a header that begins otherwise is read as
+`None`, and the plan's SHA-256 in the manifest vouches for it either way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Header:
 
 
 def read_header(plan: bytes) -> Header | None:
-    """The header of a plan's first bytes, None where it is not laid out as known."""
+    """Return the header in a plan's first bytes, None where it is not laid out as known."""
     if len(plan) < HEADER or plan[:8] != _MAGIC:
         return None
     layout, length, *version, again, mask = struct.unpack_from("<QQ4B4sI", plan, 8)

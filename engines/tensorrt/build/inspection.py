@@ -1,4 +1,4 @@
-"""What TensorRT says of a plan's layers: which kernel runs each, in which type and layout, and what it fused."""
+"""Writes what TensorRT says of a plan's layers: which kernel runs each, in which type and layout, and what it fused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FAILED = "none: TensorRT cannot open the plan that it has just built"
 
 
 def inspection(trt: Any, engine: Any) -> str:
-    """What TensorRT's inspector says of an engine's layers, as JSON.
+    """Return what TensorRT's inspector says of an engine's layers, as JSON.
 
     Names and kernels need `config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED` when the plan is built.
     """
@@ -22,7 +22,7 @@ def inspection(trt: Any, engine: Any) -> str:
 
 
 def save_inspection(trt: Any, log: Any, plan: Path, beside: Path) -> dict[str, Any]:
-    """Open a plan on the GPU that it was built on, write the inspection to `beside`; for its manifest.
+    """Open a plan on the GPU that it was built on, and write the inspection to `beside`; return facts for its manifest.
 
     `workspace`: bytes of intermediate values that one execution takes. Errors: DiskError.
     """

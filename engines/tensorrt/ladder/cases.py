@@ -1,4 +1,4 @@
-"""What `make trt-check` runs: small graphs, their inputs, and what should come out, each with its tolerance."""
+"""Makes what `make trt-check` runs: small graphs, their inputs, and what should come out, each with its tolerance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS, POSITIONS, TOKENS, HEADS, WIDTH = 2, 256, 77, 8, 40
 
 @dataclass
 class Case:
-    """`model` has static shapes; `tolerance` is of max |output - expected|."""
+    """A model with static shapes, inputs, and the output expected of it; `tolerance` is of max |output - expected|."""
 
     model: ModelProto
     inputs: dict[str, np.ndarray]
@@ -45,7 +45,7 @@ def add_one() -> Case:
 
 
 def attention(kind: str, *, large: bool = False) -> Case:
-    """Queries of a picture, keys and values of a text. kind: "native" or "triton"."""
+    """Make queries of a picture attend to keys and values of a text. kind: "native" or "triton"."""
     random = np.random.default_rng(0)
     inputs = {
         name: random.standard_normal((ROWS, length, HEADS * WIDTH)).astype(np.float16)
@@ -58,7 +58,7 @@ def attention(kind: str, *, large: bool = False) -> Case:
 
 
 def block(kind: str) -> Case:
-    """Self-attention of a transformer block: normalise, project, attend, project, add."""
+    """Make the self-attention of a transformer block: normalise, project, attend, project, add."""
     random = np.random.default_rng(1)
     width = HEADS * WIDTH
     x = random.standard_normal((ROWS, POSITIONS, width)).astype(np.float16)
@@ -83,7 +83,7 @@ def block(kind: str) -> Case:
 
 
 def unet(kind: str, artifact: Artifact) -> Case:
-    """A model's whole UNet in fp16 at its own size, two rows, against torch in float32 on the CPU."""
+    """Make a model's whole UNet in fp16 at its default size, two rows, against torch in float32 on the CPU."""
     spec, random = artifact.spec, np.random.default_rng(2)
     size = spec.defaults.width, spec.defaults.height
     chosen = {"timestep": np.asarray([1, 999], np.float32), "guidance": np.asarray([1.0, 7.5], np.float32)}
@@ -115,7 +115,7 @@ def _rewritten(case: Case, kind: str, large: bool) -> Case:
 
 
 def _heads(q: str, k: str, v: str, out: str) -> list[NodeProto]:
-    """Attention of [n, t, heads width], as torch exports it."""
+    """Make the nodes of an attention over [n, t, heads width], as torch exports it."""
     nodes = []
     for x in (q, k, v):
         nodes += [
@@ -153,7 +153,7 @@ def _model(
 
 
 def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """The formula, in float64: [n, t, c] and two [n, s, c] -> [n, t, c]."""
+    """Compute attention by its formula, in float64: [n, t, c] and two [n, s, c] -> [n, t, c]."""
     q, k, v = (x.reshape(*x.shape[:2], HEADS, WIDTH).swapaxes(1, 2) for x in (q, k, v))
     scores = q @ k.swapaxes(2, 3) / WIDTH**0.5
     weights = np.exp(scores - scores.max(-1, keepdims=True))

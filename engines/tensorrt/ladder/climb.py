@@ -1,7 +1,7 @@
-"""python -m engines trt-check: what works of our TensorRT plans on a machine that has TensorRT's libraries.
+"""python -m engines trt-check: tries what works of our TensorRT plans on a machine that has TensorRT's libraries.
 
-A ladder, each rung in a process of its own with a time limit, since what fails here may take its process down or hang
-it: import, a plugin that adds one, attention within 48 KB of shared memory, attention beyond, one block, the whole
+It is a ladder, each rung in a process of its own with a time limit, since what fails here may take its process down or
+hang it: import, a plugin that adds one, attention within 48 KB of shared memory, attention beyond, one block, the whole
 UNet. Where a plugin fails, what stands above it runs with TensorRT's own attention. It ends in one log that can be
 pasted into an issue.
 """
@@ -38,25 +38,25 @@ PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "triton", "torch", "on
 
 @dataclass(frozen=True)
 class Outcome:
-    """verdict: "ok", "failed", "died" (its process), "too long", or "skipped"."""
+    """The end of one rung. verdict: "ok", "failed", "died" (its process), "too long", or "skipped"."""
 
     rung: str
     attention: str
     verdict: str
     seconds: float = 0.0
-    told: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         what = RUNGS[self.rung] + (f", {self.attention}" if self.rung in ("block", "unet") else "")
-        told = ", ".join(f"{name} {value}" for name, value in self.told.items() if name != "trace")
-        return f"{self.verdict:8} {what} ({self.seconds:.0f} s){': ' if told else ''}{told}"
+        listed = ", ".join(f"{name} {value}" for name, value in self.facts.items() if name != "trace")
+        return f"{self.verdict:8} {what} ({self.seconds:.0f} s){': ' if listed else ''}{listed}"
 
 
 Run = Callable[[str, str], Outcome]
 
 
 def climb(run: Run, say: Callable[[str], None]) -> list[Outcome]:
-    """Every rung that those below it allow. `run` takes a rung and "native" or "triton"."""
+    """Try every rung that those below it allow. `run` takes a rung and "native" or "triton"."""
     outcomes: list[Outcome] = []
 
     def step(rung: str, attention: str) -> bool:
@@ -65,7 +65,7 @@ def climb(run: Run, say: Callable[[str], None]) -> list[Outcome]:
         return outcomes[-1].verdict == "ok"
 
     def skip(rung: str, attention: str, why: str) -> None:
-        outcomes.append(Outcome(rung, attention, "skipped", told={"because": why}))
+        outcomes.append(Outcome(rung, attention, "skipped", facts={"because": why}))
         say(str(outcomes[-1]))
 
     if not step("import", "native"):
@@ -87,37 +87,37 @@ def climb(run: Run, say: Callable[[str], None]) -> list[Outcome]:
 
 
 def conclusion(outcomes: list[Outcome]) -> str:
-    """One sentence: what to serve with."""
+    """Say in one sentence what to serve with."""
     good = {o.attention: o for o in outcomes if o.rung == "unet" and o.verdict == "ok"}
     if not good:
         return "The UNet does not run here with backend tensorrt."
-    times = {kind: o.told.get("milliseconds") for kind, o in good.items()}
-    told = ", ".join(f"{kind} {ms} ms" for kind, ms in times.items())
+    times = {kind: o.facts.get("milliseconds") for kind, o in good.items()}
+    listed = ", ".join(f"{kind} {ms} ms" for kind, ms in times.items())
     if "triton" not in good:
-        return f"Serve with --attention native; the plugin is not to be used here ({told})."
+        return f"Serve with --attention native; the plugin is not to be used here ({listed})."
     if "native" in good and (times["native"] or 0) < (times["triton"] or 0):
-        return f"Both work; --attention native is the faster here ({told})."
-    return f"Serve with --attention triton ({told})."
+        return f"Both work; --attention native is the faster here ({listed})."
+    return f"Serve with --attention triton ({listed})."
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    facts = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            facts[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     try:
         command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        found["gpu, driver"] = "; ".join(asked.stdout.split("\n")).strip("; ")
+        listing = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        facts["gpu, driver"] = "; ".join(listing.stdout.split("\n")).strip("; ")
     except (OSError, subprocess.SubprocessError):
-        found["gpu, driver"] = "nvidia-smi says nothing"
-    return found
+        facts["gpu, driver"] = "nvidia-smi says nothing"
+    return facts
 
 
 def in_a_process(model: Path, limit: float, command: list[str] | None = None) -> Run:
-    """How a rung is run: `command` RUNG ATTENTION MODEL, for at most `limit` seconds."""
+    """Return a Run that runs `command` RUNG ATTENTION MODEL, for at most `limit` seconds."""
     start = command or [sys.executable, "-m", "engines.tensorrt.ladder.climb"]
 
     def run(rung: str, attention: str) -> Outcome:
@@ -139,11 +139,13 @@ def in_a_process(model: Path, limit: float, command: list[str] | None = None) ->
         seconds = time.monotonic() - begin
         lines = [line for line in ran.stdout.splitlines() if line.startswith(RESULT)]
         if ran.returncode < 0 or not lines:
-            told = {"status": ran.returncode, "trace": ran.stderr}
-            return Outcome(rung, attention, "died", seconds, told)
-        told = json.loads(lines[-1].removeprefix(RESULT))
-        verdict = "failed" if "error" in told else "ok"
-        return Outcome(rung, attention, verdict, seconds, told | ({"trace": ran.stderr} if verdict == "failed" else {}))
+            facts = {"status": ran.returncode, "trace": ran.stderr}
+            return Outcome(rung, attention, "died", seconds, facts)
+        facts = json.loads(lines[-1].removeprefix(RESULT))
+        verdict = "failed" if "error" in facts else "ok"
+        return Outcome(
+            rung, attention, verdict, seconds, facts | ({"trace": ran.stderr} if verdict == "failed" else {})
+        )
 
     return run
 
@@ -167,7 +169,7 @@ def trt_check(model: Path, log: Path, limit: float, run: Run | None = None) -> i
     outcomes = climb(run or in_a_process(model, limit), say)
     say(conclusion(outcomes))
     for outcome in outcomes:
-        if trace := outcome.told.get("trace"):
+        if trace := outcome.facts.get("trace"):
             lines += ["", f"--- {outcome.rung}, {outcome.attention}", *str(trace).splitlines()[-40:]]
     log.write_text("\n".join(lines) + "\n")
     print(f"The log is {log}; paste it into an issue.")
@@ -178,7 +180,7 @@ def trt_check(model: Path, log: Path, limit: float, run: Run | None = None) -> i
 
 
 def rung_facts(rung: str, attention: str, model: Path) -> dict[str, Any]:
-    """Run one rung; what there is to tell, with "error" where it fails."""
+    """Run one rung in this process, and return its facts, with "error" where it fails."""
     trt = api(rtx=False)
     target = choose_target(trt, None, rtx=False)
     if rung == "import":
@@ -236,7 +238,7 @@ def build_and_compare(trt: Any, case: Any, target: str) -> dict[str, Any]:
     runner = Plan(ours)
     (out,) = runner.run(case.inputs).values()
     error = float(np.abs(out.astype(np.float64) - case.expected).max())
-    told = {
+    facts = {
         "milliseconds": round(runner.milliseconds(), 3),
         "max error": f"{error:.2e}",
         "tolerance": f"{case.tolerance:.2e}",
@@ -246,27 +248,27 @@ def build_and_compare(trt: Any, case: Any, target: str) -> dict[str, Any]:
         "layers": len(json.loads(inspection(trt, ours.raw)).get("Layers", [])),
     }
     if case.plugins:
-        told["shared memory of a plugin"] = f"{shared} bytes"
+        facts["shared memory of a plugin"] = f"{shared} bytes"
     if not error <= case.tolerance:  # NaN too
-        told["error"] = "the numbers are wrong"
-    return told
+        facts["error"] = "the numbers are wrong"
+    return facts
 
 
 def _rung(argv: list[str]) -> None:
     rung, attention, model = argv
     end_with_parent()  # who is killed cannot end a rung that hangs
     try:
-        told = rung_facts(rung, attention, Path(model))
+        facts = rung_facts(rung, attention, Path(model))
     except Exception as error:
         import traceback
 
         traceback.print_exc()
-        told = {"error": _sentence(error)}
-    print(RESULT + json.dumps(told), flush=True)
+        facts = {"error": _sentence(error)}
+    print(RESULT + json.dumps(facts), flush=True)
 
 
 def _sentence(error: Exception) -> str:
-    """What mends it, where that is known: memory, a compiler, a driver."""
+    """Put an error into a sentence, with what mends it where that is known: memory, a compiler, a driver."""
     try:
         from engines.cuda.errors import translated
     except ImportError:  # torch is what is missing

@@ -1,6 +1,6 @@
-"""Our kernels inside TensorRT plans, as ahead-of-time Python plugins, and what goes with them into a plan's identity.
+"""Puts our kernels into TensorRT plans, as ahead-of-time Python plugins, and into a plan's identity.
 
-`register` tells TensorRT's plugin registry, of this process, about kernels compiled for one architecture; a plan that
+`register` tells TensorRT's plugin registry of this process about kernels compiled for one architecture; a plan that
 contains them needs neither Python nor this registration to run. Plans are built in a process of their own, so nothing
 is ever taken out of the registry. Nothing here has run with TensorRT's libraries: tests run it against the genuine
 Python bindings of 10.15 and 11.4 without them (tests/support/tensorrt_bindings.py), `make trt-check` runs all of it.
@@ -31,7 +31,7 @@ SOURCES = ("aot.py", "attention.py", "attention_tiles.py", "launch.py", "plugins
 
 @functools.cache
 def kernels_hash() -> str:
-    """What an engine's identity says of our kernels: their sources and the Triton that compiles them."""
+    """Hash our kernels for an engine's identity: their sources and the version of the Triton that compiles them."""
     digest = hashlib.sha256(importlib.metadata.version("triton").encode())
     for name in SOURCES:
         digest.update(Path(kernels.__path__[0], name).read_bytes())
@@ -41,7 +41,7 @@ def kernels_hash() -> str:
 def register(trtp: ModuleType, sources: Iterable[Source], arch: int) -> list[Plugin]:
     """Compile plugins for one architecture and register them with `trtp` (tensorrt.plugin).
 
-    What is registered under a name already stays if it is the same, as it is within one process and architecture.
+    A plugin that is registered already stays: within one process and architecture it is the same.
     """
     plugins = [compile_plugin(source, arch) for source in sources]
     for plugin in plugins:
@@ -86,7 +86,7 @@ def _sign(function: Any, parameters: dict[str, Any], returned: Any) -> None:
 
 
 def launch(trtp: ModuleType, plugin: Plugin, inputs: Iterable[Any]) -> tuple[str, str, Any, Any]:
-    """What an ahead-of-time implementation returns: the entry's name, PTX, launch parameters, and the scalars.
+    """Return what TensorRT wants of an implementation: the entry's name, PTX, launch parameters, and the scalars.
 
     `inputs`: descriptions of the input tensors, with symbolic shapes.
     """
@@ -106,7 +106,7 @@ def launch(trtp: ModuleType, plugin: Plugin, inputs: Iterable[Any]) -> tuple[str
 
 
 def into_graph(trtp: ModuleType | None, model: ModelProto, attention: str, target: str) -> tuple[ModelProto, Facts]:
-    """The graph of a plan with its plugins in it, and what the plan's manifest says of them.
+    """Return the graph of a plan with its plugins in it, and what the plan's manifest says of them.
 
     `target`: "sm_89"; the plugins are compiled for it and registered in this process, before the parser looks for
     them. `trtp` is tensorrt.plugin, or None for "native".

@@ -1,4 +1,4 @@
-"""Attention nodes of a typed graph as nodes that TensorRT's ONNX parser takes for plugins.
+"""Turns Attention nodes of a typed graph into nodes that TensorRT's ONNX parser takes for plugins.
 
 torch exports attention as [n, t, heads d] -> Reshape -> Transpose -> Attention [n, heads, t, d] -> Transpose ->
 Reshape. Our kernel reads and writes [n, t, heads d] as it is, so the five nodes around an Attention fall away with it.
@@ -35,7 +35,7 @@ class Rewritten:
 
 
 def rewrite(model: ModelProto, attention: str = "native", *, large: bool = False) -> Rewritten:
-    """A copy with the Attention nodes that our kernel takes replaced. `large`: by plugins that need more than 48 KB.
+    """Return a copy whose Attention nodes are replaced where our kernel takes them; `large`: by plugins beyond 48 KB.
 
     Errors: ValueError for a word that is not one of ATTENTIONS.
     """
@@ -64,7 +64,7 @@ def rewrite(model: ModelProto, attention: str = "native", *, large: bool = False
 
 
 class _KeptError(Exception):
-    """Why an Attention stays as it is."""
+    """An Attention stays as it is; the message says why."""
 
 
 class _Graph:
@@ -109,7 +109,7 @@ class _Graph:
         return plugin
 
     def _tokens(self, name: str) -> tuple[str, int, int]:
-        """Where [n, heads, t, d] comes from: the tensor [n, t, heads d], heads, d."""
+        """Find the tensor [n, t, heads d] that [n, heads, t, d] was made of; return its name, heads, d."""
         transpose = self._maker(self._before_cast(name), "Transpose")
         if list(helper.get_node_attr_value(transpose, "perm")) != _HEADS_FIRST:
             raise _KeptError(f"{name} is transposed another way")
@@ -118,7 +118,7 @@ class _Graph:
         return self._before_cast(reshape.input[0]), heads, width
 
     def _merged(self, node: NodeProto, kind: int) -> NodeProto:
-        """The Reshape that makes [n, t, heads d] of what `node` gives, in the type in which q came."""
+        """Find the Reshape that makes [n, t, heads d] of what `node` gives, in the type in which q came."""
         transpose = self._only_taker(node)
         if transpose.op_type == "Cast":
             transpose = self._only_taker(transpose)
@@ -144,7 +144,7 @@ class _Graph:
         return takers[0]
 
     def _before_cast(self, name: str) -> str:
-        """The same tensor before it was widened: the kernel multiplies what it reads exactly and sums in float32."""
+        """Return the tensor before it was widened: the kernel multiplies what it reads exactly and sums in float32."""
         node = self.makers.get(name)
         if node is None or node.op_type != "Cast" or helper.get_node_attr_value(node, "to") != TensorProto.FLOAT:
             return name
@@ -152,7 +152,7 @@ class _Graph:
         return node.input[0] if narrow else name
 
     def _last_two(self, name: str) -> tuple[int, int]:
-        """The last two numbers of a shape of four that a graph makes of constants and of sizes."""
+        """Return the last two numbers of a shape of four that a graph makes of constants and of sizes."""
         if name in self.initializers:
             values = numpy_helper.to_array(self.initializers[name])
         elif name in self.makers and self.makers[name].op_type == "Concat":
@@ -167,7 +167,7 @@ class _Graph:
         return int(values[-2]), int(values[-1])
 
     def _type(self, name: str) -> int:
-        """A tensor's type in a strongly typed graph: that of the first input, from there back to a Cast."""
+        """Return a tensor's type in a strongly typed graph: that of the first input, from there back to a Cast."""
         while name in self.makers:
             node = self.makers[name]
             if node.op_type == "Cast":

@@ -31,11 +31,12 @@ from pipeline.spec import Spec
 
 log = logging.getLogger("latentd.plans")
 
-Load = Callable[[store.Engine, bytes], TensorRtEngine]  # of a plan, and what was compiled of it here before
+# Loads a plan; the bytes are what TensorRT for RTX compiled of it in an earlier process, if anything.
+Load = Callable[[store.Engine, bytes], TensorRtEngine]
 
 
 class TensorRtBackend(CudaDevice):
-    """See engines.backend.Backend. `device`, `kernels` and `load` are others than a GPU's in tests only."""
+    """See engines.backend.Backend. Only tests pass a `device`, `kernels` or `load` other than a GPU's."""
 
     name = "tensorrt"
 
@@ -55,18 +56,18 @@ class TensorRtBackend(CudaDevice):
         artifact = artifact_of(checkpoint)
         builder = maker_of(self.name, attention).make(artifact, None, precision)  # for the GPU that is here
         self._plans, place = Plans(artifact, builder), device_named(device)
-        asked = self._plans.asked()
-        self.precision = asked["precision"]
-        self._told = {part: asked[part] for part in ("version", "attention")}
+        shared = self._plans.shared_identity()
+        self.precision = shared["precision"]
+        self._of_plans = {part: shared[part] for part in ("version", "attention")}
         networks = _PlanNetworks(artifact.spec, self._plans, load or _loader(self.name), place)
         self.moments = Moments(checkpoint)  # on the host: a preview's map is fitted once
         super().__init__(artifact.spec, networks, kernels or triton_kernels(), place, pixels)
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | self._told
+        return super().identity() | self._of_plans
 
     def identities(self, width: int, height: int) -> dict[str, dict[str, Any]]:
-        """The plans that pictures of this size use, as the store knows them: see Plans.identities."""
+        """See Backend.identities, and Plans.identities."""
         return self._plans.identities((width, height))
 
 
@@ -77,12 +78,12 @@ class TensorRtRtxBackend(TensorRtBackend):
 
 
 class _PlanNetworks:
-    """See engines.cuda.device.Networks. One workspace a stream: what shares it runs one after the other."""
+    """See engines.cuda.device.Networks. Each stream has one workspace: plans that share one run one after another."""
 
     def __init__(self, spec: Spec, plans: Plans, load: Load, device: torch.device) -> None:
         self._spec, self._plans, self._load, self._device = spec, plans, load, device
         self._stepping, self._decoding = Workspace(device), Workspace(device)
-        self._new: list[tuple[str, Plan, bytes]] = []  # SHA-256 of what was loaded, and what was known of it
+        self._new: list[tuple[str, Plan, bytes]] = []  # each loaded plan: its SHA-256, and what was kept of it
 
     def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
         plan = self._bound(self._plans.text_encoder(), Workspace(self._device))
@@ -117,16 +118,16 @@ class _PlanNetworks:
         return run
 
     def captured(self) -> None:
-        """Keep, for the next start, what RTX has compiled of the plans that were loaded and run since the last call."""
+        """Keep for the next start what RTX has compiled of the plans that were loaded and run since the last call."""
         for sha256, plan, known in self._new:
             if (data := plan.compiled()) and data != known:
                 first_run.remember(key_of(self._device), sha256, data)
         self._new.clear()
 
-    def _bound(self, found: store.Engine, workspace: Workspace) -> Plan:
-        identity, vouched = found.manifest["identity"], found.manifest["engine"]
+    def _bound(self, stored: store.Engine, workspace: Workspace) -> Plan:
+        identity, vouched = stored.manifest["identity"], stored.manifest["engine"]
         known = first_run.recall(key_of(self._device), vouched["sha256"])
-        engine = self._load(found, known)
+        engine = self._load(stored, known)
         log.info(
             "%s: a plan of %d MB, with weights of its own, and a workspace of %d MB that others of its stream share",
             identity["network"],
@@ -139,6 +140,6 @@ class _PlanNetworks:
 
 
 def _loader(name: str) -> Load:
-    """Errors: BackendError where the library is not here."""
+    """Return how plans of backend `name` are loaded. Errors: BackendError where the library is not here."""
     trt = api(rtx=name == "tensorrt_rtx")
-    return lambda found, known: TensorRtEngine(trt, found.data, found.manifest["facts"], known)
+    return lambda stored, known: TensorRtEngine(trt, stored.data, stored.manifest["facts"], known)

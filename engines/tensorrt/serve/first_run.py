@@ -1,4 +1,4 @@
-"""What TensorRT for RTX compiled of a plan on one device, for the next start: devices/<key>.compiled in the cache.
+"""Keeps what TensorRT for RTX compiled of a plan on a device, for the next start: devices/<key>.compiled in the cache.
 
 It is machine code: its SHA-256 stands before it and is compared whenever it is read. What is lost or damaged is
 compiled again.
@@ -21,7 +21,7 @@ log = logging.getLogger("latentd.devices")
 
 
 def recall(device: str, plan: str) -> bytes:
-    """Of the plan with this SHA-256, on this device (engines/cache/devices.py); nothing where there is none."""
+    """Return what is kept of the plan with this SHA-256 on this device (engines/cache/devices.py); b"" for nothing."""
     path = _path(device, plan)
     try:
         data = read_file(path, _MOST)
@@ -37,7 +37,7 @@ def recall(device: str, plan: str) -> bytes:
 
 
 def remember(device: str, plan: str, data: bytes) -> None:
-    """Keep it. Where it cannot be kept it is compiled again next time."""
+    """Keep what was compiled of a plan on a device. Where it cannot be kept it is compiled again next time."""
     path = _path(device, plan)
     try:
         disk.make(path.parent)

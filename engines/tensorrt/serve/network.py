@@ -1,7 +1,8 @@
 """The UNet of a captured step as TensorRT's plans: what is kept of a prompt is its context, of a timestep itself.
 
-A plan is one number of rows over fixed buffers. Any number is run by the plans there are: of 16 rows with plans of 2, 4
-and 8 the last one twice, of 3 the second with a row to spare. All of it is in the step's one CUDA graph.
+A plan is one number of rows over fixed buffers. Any number is run by the plans there are: with plans of 2, 4 and 8
+rows, 16 rows take the last one twice, and 3 rows the second with a row to spare. All of it is in the step's one CUDA
+graph.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class PlanNetwork:
     twins = False  # a plan has one number of rows throughout
 
     def __init__(self, sizes: Sequence[int], plan_of: Callable[[int], Plan], guided: bool, context_size: int) -> None:
-        """`guided`: the plans have an input for the guidance (LCM). `context_size`: numbers of a context."""
+        """Load no plan yet. `guided`: plans have an input for the guidance (LCM). `context_size`: its numbers."""
         self._sizes, self._plan_of, self._guided = sorted(sizes), plan_of, guided
         self._plans: dict[int, Plan] = {}
         self.text_width, self.time_width = context_size, 2
-        # The types at the edge of a plan (engines/tensorrt/types/typed.py): what is narrower is so inside.
+        # The types at the edge of a plan (engines/tensorrt/types/typed.py): narrower ones are inside.
         self.text_dtype = self.time_dtype = self.sample_dtype = torch.float32
 
     def text(self, context: Tensor) -> Tensor:
@@ -44,27 +45,26 @@ class PlanNetwork:
             return self._run(parts[0], samples, times, texts)
         outputs, begin = torch.empty(samples.shape, dtype=samples.dtype, device=samples.device), 0
         for size in parts:
-            own = slice(begin, min(begin + size, rows))
-            outputs[own] = self._run(size, samples[own], times[own], texts[own])
+            part = slice(begin, min(begin + size, rows))
+            outputs[part] = self._run(size, samples[part], times[part], texts[part])
             begin += size
         return outputs
 
     def buckets(self, rows: int) -> list[int]:
-        """Those of one plan, then the largest ones beside each other with one more; the last holds `rows`."""
-        largest, found = self._sizes[-1], {rows}
+        """Return the buckets: of one plan, then of the largest several times with one more; the last holds `rows`."""
+        largest, buckets = self._sizes[-1], {rows}
         for whole in range(0, rows, largest):
-            found |= {whole + size for size in (0, *self._sizes) if 0 < whole + size < rows}
-        return sorted(found)
+            buckets |= {whole + size for size in (0, *self._sizes) if 0 < whole + size < rows}
+        return sorted(buckets)
 
     def parts(self, rows: int) -> list[int]:
-        """The plans that are run for so many rows: the largest as often as it is filled, then the smallest that holds
-        the rest."""
+        """Return the plans for so many rows: the largest as often as it is full, the smallest that holds the rest."""
         largest = self._sizes[-1]
         whole, rest = divmod(rows, largest)
         return [largest] * whole + ([min(size for size in self._sizes if size >= rest)] if rest else [])
 
     def _run(self, size: int, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
-        """The plan of `size` rows over as many or fewer; what is in the rows to spare is of no matter to the others."""
+        """Run the plan of `size` rows over as many or fewer; what the spare rows hold changes nothing in the others."""
         if size not in self._plans:
             self._plans[size] = self._plan_of(size)
         plan, rows = self._plans[size], len(samples)

@@ -1,4 +1,4 @@
-"""Running a TensorRT plan on torch's tensors: fixed buffers, shared workspaces, timed. Never run on a GPU."""
+"""Runs a TensorRT plan on torch's tensors: fixed buffers, shared workspaces, times. No GPU has run it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _DTYPES |= {"INT64": torch.int64, "BOOL": torch.bool}
 class Workspace:
     """Device memory for the intermediate values of plans that never run at once: as much as the largest one wants.
 
-    When a larger plan comes it is made anew, for that one and those to come: hence the largest first. The older one
-    stays, since captured graphs have its address, for as long as a plan that was given it.
+    When a larger plan comes, new memory is taken for that one and those to come; so the largest should come first. The
+    older memory stays as long as a plan that was given it, because captured graphs have its address.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -27,14 +27,14 @@ class Workspace:
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
 
     def of(self, size: int) -> torch.Tensor:
-        """At least `size` bytes. torch gives a CUDA tensor of its own 512 bytes of alignment, a plan wants 256."""
+        """Return at least `size` bytes. torch aligns a CUDA tensor to 512 bytes, a plan wants 256."""
         if size > len(self._memory) or not len(self._memory):
             self._memory = torch.empty(max(size, 1), dtype=torch.uint8, device=self._device)
         return self._memory
 
 
 class Plan:
-    """An engine bound once to torch tensors of its own: write `inputs`, `enqueue`, read `outputs`."""
+    """An engine that is bound once to its torch tensors: write `inputs`, `enqueue`, read `outputs`."""
 
     def __init__(
         self, engine: TensorRtEngine, device: torch.device | str = "cuda", workspace: Workspace | None = None
@@ -51,14 +51,14 @@ class Plan:
         engine.lend(self._workspace.data_ptr(), engine.workspace)
 
     def enqueue(self) -> None:
-        """One execution on torch's current stream; it may be captured, its addresses never change."""
+        """Start one execution on torch's current stream; it may be captured, as its addresses never change."""
         self._engine.enqueue(torch.cuda.current_stream().cuda_stream if self._on_gpu else 0)
 
     def compiled(self) -> bytes:
         return self._engine.compiled()
 
     def run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Host to host, synchronously; float32 out whatever the type was."""
+        """Run the plan on host arrays and wait for it; the outputs are float32 whatever their type was."""
         for name, tensor in self.inputs.items():
             tensor.copy_(torch.from_numpy(arrays[name]))
         stream = torch.cuda.Stream()  # TensorRT warns of the default stream, and captures nothing on it
@@ -69,9 +69,9 @@ class Plan:
         return {name: tensor.float().cpu().numpy() for name, tensor in self.outputs.items()}
 
     def milliseconds(self, times: int = 20) -> float:
-        """The median of `times` executions, by the device's own clock."""
+        """Return the median of `times` executions, by the device's clock."""
         stream = torch.cuda.Stream()
-        found = []
+        durations = []
         with torch.cuda.stream(stream):
             for _ in range(times + 3):
                 start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -79,12 +79,12 @@ class Plan:
                 self.enqueue()
                 end.record()
                 end.synchronize()
-                found.append(start.elapsed_time(end))
-        return float(np.median(found[3:]))
+                durations.append(start.elapsed_time(end))
+        return float(np.median(durations[3:]))
 
 
 def device_facts() -> dict[str, str]:
-    """The GPU and what drives it, for a log."""
+    """Return the GPU and what drives it, for a log."""
     if not torch.cuda.is_available():
         return {"torch": importlib.metadata.version("torch"), "gpu": "none that torch can use"}
     properties = torch.cuda.get_device_properties(0)

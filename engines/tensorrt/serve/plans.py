@@ -1,4 +1,4 @@
-"""TensorRT's plans of one artifact in the store: which there are for what is to be served, and what to run for others.
+"""Finds TensorRT's plans of one artifact in the store, and says which command builds those that are missing.
 
 Plans are built ahead (`make engines`), never where they serve: a missing or damaged one is refused with the command.
 """
@@ -20,17 +20,17 @@ Size = tuple[int, int]
 
 
 class Plans:
-    """What `builder` would build of `artifact`, as far as it has been built."""
+    """The plans that `builder` would build of `artifact`, as far as they have been built."""
 
     def __init__(self, artifact: Artifact, builder: Builder) -> None:
         self._artifact, self._builder = artifact, builder
 
-    def asked(self) -> dict[str, Any]:
-        """The identity of the text encoder's plan: precision, version and so on are those of all."""
+    def shared_identity(self) -> dict[str, Any]:
+        """Return the identity of the text encoder's plan; its precision, version and so on are those of all plans."""
         return self._builder.identity(self._order("text_encoder", self._any_size))
 
     def text_encoder(self) -> store.Engine:
-        """Errors, of this and the others: NoEngine, naming what is missing and the command that builds it."""
+        """Return the plan. Errors, here and below: NoEngine, naming what is missing and the command that builds it."""
         return self._required(self._order("text_encoder", self._any_size))
 
     def vae_decoder(self, size: Size) -> store.Engine:
@@ -40,15 +40,15 @@ class Plans:
         return self._required(self._order("unet", size, chunks, rows))
 
     def unet_rows(self, size: Size, chunks: int) -> list[int]:
-        """The numbers of rows of the UNet's plans for pictures of `size` (width, height), rising; at least one."""
+        """Return the numbers of rows, rising, of the UNet's plans for `size` (width, height): at least one."""
         orders = {rows: self._order("unet", size, chunks, rows) for rows in range(1, MOST_ROWS + 1)}
-        found = [rows for rows, order in orders.items() if store.place(self._builder.identity(order)).is_dir()]
-        if not found:
+        built = [rows for rows, order in orders.items() if store.place(self._builder.identity(order)).is_dir()]
+        if not built:
             raise self._absent(list(orders.values()), orders[2], GPU_ROWS)
-        return found
+        return built
 
     def identities(self, size: Size, chunks: int = 1) -> dict[str, dict[str, Any]]:
-        """Of all plans that pictures of `size` use: "text_encoder", "unet of 2 rows", .., "vae_decoder"."""
+        """Return all plans that pictures of `size` use: "text_encoder", "unet of 2 rows", .., "vae_decoder"."""
         unets = {f"unet of {n} rows": self._order("unet", size, chunks, n) for n in self.unet_rows(size, chunks)}
         orders = {"text_encoder": self._order("text_encoder", size), **unets}
         orders["vae_decoder"] = self._order("vae_decoder", size)
@@ -69,7 +69,7 @@ class Plans:
         return store.require(identity, command(self._artifact, identity))
 
     def _absent(self, orders: Sequence[Order], wanted: Order, rows: Sequence[int] = ()) -> NoEngine:
-        """None of `orders` is there: `wanted` stands for them, in buckets of `rows` rows."""
+        """Return the error for `orders` that are all missing; it names `wanted` for them, in buckets of `rows` rows."""
         identity = self._builder.identity(wanted)
         mend = f"run `{command(self._artifact, identity, rows)}`"
         shapes = [self._builder.identity(order)["shapes"] for order in orders]
@@ -79,20 +79,20 @@ class Plans:
             if manifest["identity"].get("shapes") in shapes
             and all(manifest["identity"].get(part) == identity[part] for part in ("artifact", "backend", "network"))
         ]
-        told, target = f"there is no plan of {_title(self._artifact, wanted, rows)}", identity["target"]
+        absent, target = f"there is no plan of {_title(self._artifact, wanted, rows)}", identity["target"]
         targets = {each.get("target") for each in alike}
         if targets and target not in targets:
             listed = ", ".join(sorted(map(str, targets)))
-            return NoEngine(f"{told} for {target}, the GPU that is here: those in the cache are for {listed}; {mend}")
+            return NoEngine(f"{absent} for {target}, the GPU that is here: those in the cache are for {listed}; {mend}")
         for other in (each for each in alike if each.get("target") == target):
             parts = [part for part in identity if part != "shapes" and other.get(part) != identity[part]]
             why = ", ".join(_differs(part, other.get(part), identity[part]) for part in parts)
-            return NoEngine(f"{told} for {target} as asked: the one in the cache is another ({why}); {mend}")
-        return NoEngine(f"{told} for {target}, backend {self._builder.name}; {mend} to build it")
+            return NoEngine(f"{absent} for {target} as asked: the one in the cache is another ({why}); {mend}")
+        return NoEngine(f"{absent} for {target}, backend {self._builder.name}; {mend} to build it")
 
 
 def _title(artifact: Artifact, order: Order, rows: Sequence[int]) -> str:
-    """ "unet for 2, 4 or 8 rows of 512x512 and 154 tokens"."""
+    """Name a missing plan: "unet for 2, 4 or 8 rows of 512x512 and 154 tokens"."""
     if order.network == "text_encoder":
         return order.network
     factor = artifact.spec.vae.factor
@@ -101,12 +101,12 @@ def _title(artifact: Artifact, order: Order, rows: Sequence[int]) -> str:
     if order.network != "unet":
         return f"{order.network} for {size}"
     numbers = [str(number) for number in rows or latents[:1]]
-    told = " or ".join([", ".join(numbers[:-1]), numbers[-1]] if numbers[1:] else numbers)
-    return f"unet for {told} rows of {size} and {order.shapes['context'][1]} tokens"
+    listed = " or ".join([", ".join(numbers[:-1]), numbers[-1]] if numbers[1:] else numbers)
+    return f"unet for {listed} rows of {size} and {order.shapes['context'][1]} tokens"
 
 
 def _differs(part: str, there: Any, here: Any) -> str:
-    """Versions and words are told; hashes say that they differ."""
+    """Say how a part differs: versions and words are named, of hashes only that they differ."""
     if isinstance(there, str) and isinstance(here, str) and max(len(there), len(here)) < 24:
         return f"{part} {there}, here {here}"
     return f"{part} differ{'' if part.endswith('s') else 's'}"

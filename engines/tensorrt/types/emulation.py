@@ -1,4 +1,4 @@
-"""A typed graph on the CPU: computed in float32, each narrow tensor rounded to its type, beyond its range infinite.
+"""Computes a typed graph on the CPU in float32; each narrow tensor is rounded to its type, or to infinity.
 
 Attention is taken apart, as a compiler without a fused kernel for it would: its products are tensors too. So this is
 the most rounding that a typed graph asks for; a kernel that accumulates in float32 and keeps more to itself rounds
@@ -23,12 +23,12 @@ _MASKED = -1e30  # a logit that a causal mask takes away: exp of it is 0
 
 
 def emulate(model: ModelProto, folder: Path, feeds: list[Feeds]) -> list[dict[str, NDArray[Any]]]:
-    """The outputs of a typed graph for each of `feeds`."""
+    """Return the outputs of a typed graph for each of `feeds`."""
     return list(run_graph(emulation(model).SerializeToString(), folder, feeds))
 
 
 def largest_error(got: list[dict[str, NDArray[Any]]], wanted: list[dict[str, NDArray[Any]]]) -> float:
-    """Largest difference, of the largest absolute value of what is wanted; infinite where anything is not finite."""
+    """Return the largest difference over the largest absolute value wanted; infinite where anything is not finite."""
     worst = 0.0
     for mine, theirs in zip(got, wanted, strict=True):
         for name, value in theirs.items():
@@ -39,7 +39,7 @@ def largest_error(got: list[dict[str, NDArray[Any]]], wanted: list[dict[str, NDA
 
 
 def emulation(model: ModelProto) -> ModelProto:
-    """The float32 graph that rounds as the typed `model` does."""
+    """Return the float32 graph that rounds as the typed `model` does."""
     out = ModelProto()
     out.CopyFrom(model)
     del out.graph.node[:]
@@ -48,7 +48,7 @@ def emulation(model: ModelProto) -> ModelProto:
 
 
 class _Rounding:
-    """What is narrow in the typed graph is, under the same name, a float32 tensor of narrow values here."""
+    """The writer of the float32 graph: a tensor that is narrow in the typed one keeps its name, and narrow values."""
 
     def __init__(self, model: ModelProto, out: ModelProto) -> None:
         self._model, self._nodes, self._initializers = model, out.graph.node, out.graph.initializer
@@ -83,7 +83,7 @@ class _Rounding:
                 self._round(new.output[i], node.output[i], kind)
 
     def _attention(self, node: NodeProto, kind: int) -> None:
-        """softmax(q k^T / sqrt(d)) v on [n, heads, t, d], with q and k scaled by the root each, as ONNX says."""
+        """Write softmax(q k^T / sqrt(d)) v on [n, heads, t, d], with q and k scaled by the root each, as ONNX says."""
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         (q, k, v), out = node.input[:3], node.output[0]
         assert len(node.input) == 3 and len(node.output) == 1, "a mask, a past or a second output"
@@ -104,7 +104,7 @@ class _Rounding:
         self._round(f"{out}.raw", out, kind)
 
     def _root(self, out: str, q: str, scale: float | None) -> str:
-        """The square root of the scale, d^-1/4 where none is given, as a tensor."""
+        """Return the square root of the scale, d^-1/4 where none is given, as a tensor."""
         if scale is not None:
             return self._constant(f"{out}.root", TensorProto.FLOAT, math.sqrt(scale))
         self._add("Shape", [q], f"{out}.d.int", start=3)
@@ -113,7 +113,7 @@ class _Rounding:
         return f"{out}.root"
 
     def _mask(self, logits: str, masked: str) -> None:
-        """Token i attends to tokens up to itself."""
+        """Mask logits so that token i attends to tokens up to itself."""
         low = helper.make_tensor("value", TensorProto.FLOAT, [1], [_MASKED])
         self._add("Shape", [logits], f"{masked}.sides", start=2)
         self._add("ConstantOfShape", [f"{masked}.sides"], f"{masked}.all", value=low)

@@ -1,4 +1,4 @@
-"""One run of an ONNX graph that lies in memory and its weights on disk: what the checks before a build compute with."""
+"""Runs an ONNX graph that lies in memory, with its weights on disk: the checks before a build compute with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Feeds = Mapping[str, NDArray[Any]]
 
 
 def run_graph(model: bytes, folder: Path, feeds: Sequence[Feeds]) -> Iterator[dict[str, NDArray[Any]]]:
-    """For each of `feeds` every output by name. `folder` is where the weights' paths begin. Errors: BackendError."""
+    """Yield every output by name for each of `feeds`. Weights' paths begin in `folder`. Errors: BackendError."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores()
     options.log_severity_level = 3

@@ -1,4 +1,4 @@
-"""Which parts of a network float16 is too narrow for, found by running it on the CPU, and what they compute in instead.
+"""Finds the parts of a network that float16 is too narrow for, by running it on the CPU, and the types for them.
 
 An operation is part of an island if anything that it reads, computes inside or writes comes within HEADROOM of
 float16's largest number. So a large value stays in the wide type from where it is made to where something (a
@@ -24,7 +24,7 @@ from engines.tensorrt.types.samples import sampled_side, samples
 from engines.tensorrt.types.typed import LARGEST, sinusoids, stored_weights, typed
 
 METHOD = 1  # raise it when what follows would come out otherwise: it is part of an engine's identity
-HEADROOM = 8.0  # other prompts, seeds and sizes than those measured have so much room
+HEADROOM = 8.0  # how much larger values may be with other prompts, seeds and sizes than those measured
 _EMULATED = 1  # of the samples: an emulation costs three times a plain run
 _BF16_COST = 2.0  # bfloat16 islands may have so many times the error of float32 ones
 
@@ -47,7 +47,7 @@ class Study:
     side: int  # pixels of the pictures that it was run for
 
     def island_type(self, bf16: bool) -> str:
-        """What the islands compute in on a target with or without bfloat16."""
+        """Return the type that the islands compute in on a target with or without bfloat16."""
         return "bf16" if bf16 and self.errors["bf16"] <= _BF16_COST * self.errors["f32"] else "f32"
 
 
@@ -72,16 +72,16 @@ def study(artifact: Artifact, network: str, notes: Notes) -> Study:
         )
     if not islands:
         errors["bf16"] = errors["f32"]
-    made = Study(islands, errors, sampled_side(artifact))
-    notes.remember(asdict(made), **what)
-    return made
+    result = Study(islands, errors, sampled_side(artifact))
+    notes.remember(asdict(result), **what)
+    return result
 
 
 def find(model: ModelProto, ranges: Ranges, headroom: float = HEADROOM) -> list[Island]:
-    """The operations of a float32 graph that leave float16's range, or come within `headroom` of it, in order."""
+    """Return the operations of a float32 graph that come within `headroom` of float16's largest number, in order."""
     limit = LARGEST["f16"] / headroom
     weights, waves = stored_weights(model.graph), sinusoids(model.graph)
-    found = []
+    islands = []
     for node in model.graph.node:
         if node.output[0] in weights or node.output[0] in waves:
             continue
@@ -91,14 +91,14 @@ def find(model: ModelProto, ranges: Ranges, headroom: float = HEADROOM) -> list[
             named = next((name for name in node.input if name in weights or name in ranges.stored), "")
             if where == "weight":
                 largest *= headroom
-            found.append(Island(node.output[0], node.op_type, named, float(f"{largest:.4g}"), where))
-    return found
+            islands.append(Island(node.output[0], node.op_type, named, float(f"{largest:.4g}"), where))
+    return islands
 
 
 def _magnitudes(
     node: NodeProto, ranges: Ranges, weights: dict[str, str], headroom: float
 ) -> Iterator[tuple[float, str]]:
-    """What passes through a node. A weight is what it is: it needs no headroom."""
+    """Yield the magnitudes that pass through a node. A weight never changes, so it needs no headroom."""
     for name in node.output:
         if name in ranges.tensors:
             yield ranges.tensors[name], "output"

@@ -1,4 +1,4 @@
-"""The largest magnitude that each tensor of a graph takes: what decides where float16 is too narrow.
+"""Measures the largest magnitude that each tensor of a graph takes, which decides where float16 is too narrow.
 
 The float32 graph runs on the CPU with two reductions beside every tensor, so that nothing but two numbers of each is
 kept. What attention computes inside (q k^T / sqrt(d), before the softmax) is in no tensor; by Cauchy and Schwarz it is
@@ -24,7 +24,7 @@ from engines.tensorrt.types.typed import MOVES, element_types, stored_weights
 
 @dataclass
 class Ranges:
-    """Largest magnitudes over all runs."""
+    """The largest magnitudes over all runs."""
 
     tensors: dict[str, float] = field(default_factory=dict)  # by name; of weights those that are not stored in float16
     stored: set[str] = field(default_factory=set)  # of these the weights that lie in the checkpoint in float32
@@ -51,31 +51,31 @@ def measure(model: ModelProto, folder: Path, feeds: Sequence[Feeds]) -> Ranges:
         _probe(probed, "Shape", [node.input[0]], f"{node.output[0]}.shape", TensorProto.INT64)
 
     stored = {tensor.name for tensor in model.graph.initializer if tensor.name in floats}
-    found, own = Ranges(stored=stored), [value.name for value in model.graph.output]
+    ranges, outputs = Ranges(stored=stored), [value.name for value in model.graph.output]
     for got in run_graph(probed.SerializeToString(), folder, feeds):
-        found.outputs.append({name: got[name] for name in own})
+        ranges.outputs.append({name: got[name] for name in outputs})
         for name in floats:
             largest = max(float(got[f"{name}.Max"]), -float(got[f"{name}.Min"]))
             if not math.isfinite(largest):
                 raise BackendError(f"{name} is {largest} in float32: the weights in {folder} are damaged")
-            found.tensors[name] = max(largest, found.tensors.get(name, 0.0))
+            ranges.tensors[name] = max(largest, ranges.tensors.get(name, 0.0))
         for node in attentions:
             name = node.output[0]
             longest = [float(got[f"{name}.{i}.long.Max"]) for i in (0, 1)]
             bound = longest[0] * longest[1] * _scale(node, got[f"{name}.shape"])
-            found.logits[name] = max(bound, found.logits.get(name, 0.0))
+            ranges.logits[name] = max(bound, ranges.logits.get(name, 0.0))
     for node in model.graph.node:
         if node.op_type in MOVES:
-            largest = max((found.tensors.get(name, 0.0) for name in node.input), default=0.0)
-            found.tensors |= {name: largest for name in node.output if kinds[name] == TensorProto.FLOAT}
-    return found
+            largest = max((ranges.tensors.get(name, 0.0) for name in node.input), default=0.0)
+            ranges.tensors |= {name: largest for name in node.output if kinds[name] == TensorProto.FLOAT}
+    return ranges
 
 
 def _left_out(model: ModelProto, kinds: dict[str, int]) -> set[str]:
-    """What is not worth two reductions: hundreds of them cost more to load than to run.
+    """Return the tensors that are not worth two reductions: hundreds of them cost more to load than to run.
 
-    Constants with their values in the graph (scales of a Resize, frequencies); weights that lie in the checkpoint in
-    float16, since they fit; what only moves, since its range is that of what it moves.
+    These are constants with their values in the graph (scales of a Resize, frequencies); weights that lie in the
+    checkpoint in float16, since they fit; and what only moves values, since its range is that of what it moves.
     """
     held = {tensor.name for tensor in model.graph.initializer if tensor.data_location != TensorProto.EXTERNAL}
     for name, source in stored_weights(model.graph).items():
@@ -90,14 +90,14 @@ def _probe(model: ModelProto, op: str, inputs: list[str], output: str, kind: int
 
 
 def _axis(graph: Any, name: str, output: str) -> NodeProto:
-    """The length of each query or key: [n, heads, t, d] -> [n, heads, t, 1]."""
+    """Make a node for the length of each query or key: [n, heads, t, d] -> [n, heads, t, 1]."""
     last = helper.make_tensor(f"{output}.axis", TensorProto.INT64, [1], [-1])
     graph.initializer.append(last)
     return helper.make_node("ReduceL2", [name, last.name], [output])
 
 
 def _scale(node: NodeProto, shape: NDArray[np.int64]) -> float:
-    """What an Attention node multiplies its products by: its own attribute, else 1 / sqrt(d)."""
+    """Return what an Attention node multiplies its products by: its attribute, else 1 / sqrt(d)."""
     for attribute in node.attribute:
         if attribute.name == "scale":
             return attribute.f

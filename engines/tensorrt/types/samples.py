@@ -1,4 +1,4 @@
-"""What the networks are run on to see their ranges: real token ids, encoded pictures, noised latents.
+"""Makes what the networks are run on to see their ranges: real token ids, encoded pictures, noised latents.
 
 Nothing is random but the noise, whose seed is fixed, and no picture is read: gradients, hard edges at full
 saturation, and noise are encoded by the checkpoint's own VAE, which gives latents of the scale that it was trained
@@ -28,14 +28,14 @@ _LARGEST_SIDE = 256
 
 
 def samples(artifact: Artifact, network: str) -> list[Feeds]:
-    """Inputs of `network`, one row each, for pictures of `sampled_side`."""
+    """Make inputs of `network`, one row each, for pictures of `sampled_side`."""
     return {"text_encoder": _texts, "vae_encoder": _pictures, "vae_decoder": _latents, "unet": _steps}[network](
         artifact
     )
 
 
 def sampled_side(artifact: Artifact) -> int:
-    """Pixels: the side at which the checkpoint was trained, but no more than _LARGEST_SIDE."""
+    """Return the side in pixels at which the checkpoint was trained, but no more than _LARGEST_SIDE."""
     spec = artifact.spec
     side = min(spec.unet.sample_size * spec.vae.factor, _LARGEST_SIDE)
     return max(side // spec.size_multiple, 1) * spec.size_multiple
@@ -47,7 +47,7 @@ def _texts(artifact: Artifact) -> list[Feeds]:
 
 
 def _pictures(artifact: Artifact) -> list[Feeds]:
-    """Pictures [1, 3, H, W] in -1..1."""
+    """Draw pictures [1, 3, H, W] in -1..1."""
     side, channels = sampled_side(artifact), artifact.spec.vae.image_channels
     ramp = np.linspace(-1, 1, side, dtype=np.float32)
     smooth = np.stack([np.broadcast_to(ramp[:, None] if i % 2 else ramp, (side, side)) for i in range(channels)])
@@ -58,7 +58,7 @@ def _pictures(artifact: Artifact) -> list[Feeds]:
 
 
 def _latents(artifact: Artifact) -> list[Feeds]:
-    """Encoded pictures, and latents as wild as noise."""
+    """Make latents of encoded pictures, and latents as wild as noise."""
     clean = _encode(artifact)
     return [{"latents": x} for x in (*clean, standard_normal(_SEED + 1, clean[0].shape[1:]))]
 

@@ -1,4 +1,4 @@
-"""The artifact's float32 graph as a strongly typed one: every operation computes in the type of its inputs.
+"""Makes a strongly typed graph of the artifact's float32 one: every operation computes in the type of its inputs.
 
 TensorRT 11 and TensorRT for RTX know no other way: what a graph's tensors are is what is computed, so a type is a
 property of the graph and can be asserted on it. Casts stand where two types meet. Weights stay where they lie, in the
@@ -44,27 +44,27 @@ def fix_shapes(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None
 
 
 def element_types(graph: GraphProto) -> dict[str, int]:
-    """Each tensor's element type (a TensorProto code).
+    """Return each tensor's element type (a TensorProto code).
 
-    By the operators' schemas; ONNX's own inference stops at GroupNormalization, which is a function to it.
+    It follows from the operators' schemas; ONNX's own inference stops at GroupNormalization, which is a function to it.
     """
-    found = {value.name: value.type.tensor_type.elem_type for value in graph.input}
-    found |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
         schema = _schema(node)
         for i, name in enumerate(node.output):
             formal = schema.outputs[min(i, len(schema.outputs) - 1)].type_str
             if node.op_type == "Shape":
-                found[name] = TensorProto.INT64
+                kinds[name] = TensorProto.INT64
             elif node.op_type == "Cast":
-                found[name] = next(a.i for a in node.attribute if a.name == "to")
+                kinds[name] = next(a.i for a in node.attribute if a.name == "to")
             elif formal.startswith("tensor("):
-                found[name] = TensorProto.DataType.Value(formal[7:-1].upper())
+                kinds[name] = TensorProto.DataType.Value(formal[7:-1].upper())
             else:
-                found[name] = next(
-                    found[source] for k, source in enumerate(node.input) if source and _formal(schema, k) == formal
+                kinds[name] = next(
+                    kinds[source] for k, source in enumerate(node.input) if source and _formal(schema, k) == formal
                 )
-    return found
+    return kinds
 
 
 def _schema(node: NodeProto) -> onnx.defs.OpSchema:
@@ -72,34 +72,34 @@ def _schema(node: NodeProto) -> onnx.defs.OpSchema:
 
 
 def _formal(schema: onnx.defs.OpSchema, i: int) -> str:
-    """What the schema calls the type of input `i`: "T1", say, or "tensor(float)"."""
+    """Return the schema's name for the type of input `i`: "T1", say, or "tensor(float)"."""
     return schema.inputs[min(i, len(schema.inputs) - 1)].type_str
 
 
 def stored_weights(graph: GraphProto) -> dict[str, str]:
-    """Casts of initializers: what the graph calls a weight -> the initializer as it lies in the checkpoint."""
+    """Map the graph's name of a weight, a Cast, to the initializer that it reads as it lies in the checkpoint."""
     held = {tensor.name for tensor in graph.initializer}
     return {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in held}
 
 
 def sinusoids(graph: GraphProto) -> set[str]:
-    """Outputs of the nodes that make angles and their waves. They stay float32 in every precision.
+    """Return the outputs of the nodes that make angles and their waves, which stay float32 in every precision.
 
     float16 holds no timestep above 512 to better than a half: an angle of 999 radians would be off by a quarter.
     """
     makers = {output: node for node in graph.node for output in node.output}
-    found: set[str] = set()
+    waves: set[str] = set()
     todo = [node.output[0] for node in graph.node if node.op_type in ("Sin", "Cos")]
     while todo:
         name = todo.pop()
-        if name in makers and name not in found:
-            found.add(name)
+        if name in makers and name not in waves:
+            waves.add(name)
             todo += makers[name].input
-    return found
+    return waves
 
 
 def float_inputs(node: NodeProto) -> Iterator[tuple[int, str]]:
-    """Positions and names of the inputs that follow the node's type; a Resize's scales, say, are float32 always."""
+    """Yield positions and names of inputs that follow the node's type; a Resize's scales, say, are always float32."""
     schema = _schema(node)
     for i, name in enumerate(node.input):
         if name and not _formal(schema, i).startswith("tensor("):
@@ -107,7 +107,7 @@ def float_inputs(node: NodeProto) -> Iterator[tuple[int, str]]:
 
 
 def typed(model: ModelProto, base: str, islands: Mapping[str, str]) -> ModelProto:
-    """A copy that computes in `base` ("f16", "bf16", "f32"), but in another type where `islands` says.
+    """Return a copy that computes in `base` ("f16", "bf16", "f32"), but in another type where `islands` says.
 
     `islands`: a node's first output -> its type. Inputs and outputs of the model keep their types.
     """
@@ -118,7 +118,7 @@ def typed(model: ModelProto, base: str, islands: Mapping[str, str]) -> ModelProt
     waves = sinusoids(model.graph)
     for node in model.graph.node:
         if node.output[0] in writer.weights:
-            continue  # written in whatever types it is asked for
+            continue  # written when it is used, in the types that its users have
         name = node.output[0]
         writer.add(node, TYPES["f32" if name in waves else islands.get(name, base)])
     used = {name for node in out.graph.node for name in node.input}
@@ -151,18 +151,18 @@ class _Writer:
             for i, name in float_inputs(node):
                 if self._type[name] in _FLOATS:
                     new.input[i] = self._as(name, kind)
-        made = [name for name in node.output if name and self._type[name] in _FLOATS]
-        leaving = [name for name in made if name in self._outputs and kind != TensorProto.FLOAT]
+        floats = [name for name in node.output if name and self._type[name] in _FLOATS]
+        leaving = [name for name in floats if name in self._outputs and kind != TensorProto.FLOAT]
         for i, name in enumerate(new.output):
             if name in leaving:
                 new.output[i] = f"{name}.{NAMES[kind]}"
         self.graph.node.append(new)
-        for name in made:
+        for name in floats:
             self._type[name] = kind
         for name in leaving:  # what follows inside reads the narrow one
-            own = f"{name}.{NAMES[kind]}"
-            self.graph.node.append(helper.make_node("Cast", [own], [name], name=f"{name}.out", to=TensorProto.FLOAT))
-            self._held[name, kind] = own
+            narrow = f"{name}.{NAMES[kind]}"
+            self.graph.node.append(helper.make_node("Cast", [narrow], [name], name=f"{name}.out", to=TensorProto.FLOAT))
+            self._held[name, kind] = narrow
 
     def _as(self, name: str, kind: int) -> str:
         if (name, kind) in self._held:
@@ -171,7 +171,7 @@ class _Writer:
         if self._type[source] == kind:
             self._held[name, kind] = source
             return source
-        own = f"{name}.as_{NAMES[kind]}"
-        self.graph.node.append(helper.make_node("Cast", [source], [own], name=own, to=kind))
-        self._held[name, kind] = own
-        return own
+        cast = f"{name}.as_{NAMES[kind]}"
+        self.graph.node.append(helper.make_node("Cast", [source], [cast], name=cast, to=kind))
+        self._held[name, kind] = cast
+        return cast

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engines.cache import devices, eviction, lock
-from engines.cache.eviction import RoomError
+from engines.cache.eviction import LimitError
 
 ROOT = Path(__file__).parents[3]
 KB = 1e-6  # of a gigabyte
@@ -102,7 +102,7 @@ def test_clean_removes_everything(folder: Path) -> None:
 @pytest.mark.parametrize("told", ["-1", "x", "nan", "inf", "1e9"])
 def test_a_limit_that_is_none(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTD_CACHE_GB", told)
-    with pytest.raises(RoomError, match=f"LATENTD_CACHE_GB is '{told}'; it takes a number of gigabytes"):
+    with pytest.raises(LimitError, match=f"LATENTD_CACHE_GB is '{told}'; it takes a number of gigabytes"):
         eviction.limit()
 
 

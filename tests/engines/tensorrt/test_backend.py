@@ -233,7 +233,7 @@ def test_a_check_writes_each_plan_s_errors(plain: Artifact, oracle: Model, monke
     backend = backend_of(plain)
     monkeypatch.setattr(backend, "device_key", lambda: "NVIDIA H200, driver 580.95.05, torch 2.13.0")
     told: list[compare.Finding] = []
-    assert compare.check(
+    assert compare.compare(
         Model(oracle.checkpoint, oracle.tokenizer, backend), oracle, size_of(plain), ["euler"], 2, told.append
     )
     manifests = [manifest for _, manifest in store.manifests()]

@@ -96,7 +96,7 @@ def test_a_rung_that_fails_falls_back_to_native(failing: tuple[str, str], skippe
     assert ran == [step for step in EVERYTHING if step[1] == "native" or step[0] not in skipped]
     assert [(o.rung, o.attention) for o in outcomes] == EVERYTHING, "what did not run is listed as well"
     assert {o.rung for o in outcomes if o.verdict == "skipped"} == skipped
-    assert all("because" in o.told for o in outcomes if o.verdict == "skipped")
+    assert all("because" in o.facts for o in outcomes if o.verdict == "skipped")
     assert conclusion(outcomes).startswith(verdict)
     fell = failing in [("block", "triton"), ("unet", "triton")]
     assert fell == any("falling back to native" in line for line in said)
@@ -108,7 +108,7 @@ def test_nothing_stands_on_an_import_that_fails() -> None:
 
 
 def test_the_faster_of_two_that_work() -> None:
-    ok = [Outcome("unet", kind, "ok", told={"milliseconds": ms}) for kind, ms in (("native", 2), ("triton", 3))]
+    ok = [Outcome("unet", kind, "ok", facts={"milliseconds": ms}) for kind, ms in (("native", 2), ("triton", 3))]
     assert conclusion(ok) == "Both work; --attention native is the faster here (native 2 ms, triton 3 ms)."
 
 
@@ -129,7 +129,7 @@ def test_the_faster_of_two_that_work() -> None:
 def test_a_rung_in_its_process(code: str, verdict: str, told: dict[str, Any]) -> None:
     limit = 2.0 if verdict == "too long" else 60.0
     outcome = in_a_process(Path("m"), limit, [sys.executable, "-c", code])("unet", "native")
-    assert (outcome.verdict, outcome.told) == (verdict, told)
+    assert (outcome.verdict, outcome.facts) == (verdict, told)
 
 
 def test_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def _say(line: str) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    """Errors: LatentdError."""
+    """Export what the options name. Errors: LatentdError."""
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Export a safetensors checkpoint, a folder in diffusers' layout or a single file, to ONNX graphs "

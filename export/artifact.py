@@ -1,4 +1,4 @@
-"""Checkpoint to artifact: a folder with graphs beside the weights, checked, and a manifest that vouches for all of it.
+"""Makes an artifact of a checkpoint: a folder with weights and checked graphs, and a manifest that vouches for all.
 
 It is made beside its place and renamed when it is whole, so that nothing half done is ever found there.
 """
@@ -24,7 +24,7 @@ from engines.artifact.opened import FORMAT, MANIFEST, Artifact, digests, open_ar
 from engines.cache import disk, lock
 from engines.cache.sealed import sealed
 from engines.graphs import known_graph
-from export import check
+from export import parity
 from export.graph import OPSET, trace
 from export.layout import lay_out
 from export.networks import NETWORKS, Network
@@ -59,7 +59,7 @@ def export(checkpoint: Checkpoint, out: Path, say: Callable[[str], None] = print
             graph = onnx.load_from_string(_weightless(network, spec))
             point(graph, stored[network.part], path.parent)
             disk.write(path, graph.SerializeToString(deterministic=True))
-            errors[network.name] = check.network_error(network, spec, net, check.session(path))
+            errors[network.name] = parity.network_error(network, spec, net, parity.session(path))
             say(f"{network.graph}: {path.stat().st_size / 1e3:.0f} kB, error {errors[network.name]:.1e}")
             del net  # before the next one is loaded
         errors["trajectory"] = _trajectory_error(checkpoint, folder)
@@ -69,14 +69,14 @@ def export(checkpoint: Checkpoint, out: Path, say: Callable[[str], None] = print
 
 
 def _trajectory_error(checkpoint: Checkpoint, folder: Path) -> float:
-    """See check.trajectory_error: of a prompt and of none, as the exported text encoder reads them."""
+    """Return parity.trajectory_error of a prompt and of none, as the exported text encoder reads them."""
     spec, by_name = checkpoint.spec, {network.name: network for network in NETWORKS}
     tokenizer = ClipTokenizer(checkpoint.source, spec.text)
     ids = np.stack([tokenizer.encode(text).ids for text in ("a red apple", "")])
-    context = np.asarray(check.session(folder / by_name["text_encoder"].graph).run(None, {"ids": ids})[0])
+    context = np.asarray(parity.session(folder / by_name["text_encoder"].graph).run(None, {"ids": ids})[0])
     unet = by_name["unet"]
     net = unet.load(spec, checkpoint.weights)
-    return check.trajectory_error(spec, net, check.session(folder / unet.graph), context)
+    return parity.trajectory_error(spec, net, parity.session(folder / unet.graph), context)
 
 
 def _vouch(folder: Path, spec: Spec, errors: dict[str, float]) -> None:
@@ -100,7 +100,7 @@ def _weightless(network: Network, spec: Spec) -> bytes:
 
 
 def _check_place(checkpoint: Checkpoint, out: Path) -> None:
-    """Errors: CheckpointError where something would be lost or mixed up."""
+    """Check that nothing would be lost or mixed up in `out`. Errors: CheckpointError."""
     place = out.resolve()
     if place.is_relative_to(checkpoint.path.resolve()):
         raise CheckpointError(f"OUT={out} is the checkpoint or in it, where nothing is written; name another folder")

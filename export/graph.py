@@ -1,4 +1,4 @@
-"""A network as an ONNX graph without weights.
+"""Traces a network to an ONNX graph without weights.
 
 torch traces the network (opset 23: Attention and GroupNormalization stay single nodes), with rows, sides and
 context length dynamic. Every parameter is an input, under the network's own name and in its own shape, float32. So no

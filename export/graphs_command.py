@@ -15,10 +15,10 @@ import onnx
 import onnxruntime
 
 from engines.cache import disk
-from export.check import network_error
 from export.committed import SHIPPED, TESTS, committed
 from export.graph import trace
 from export.networks import NETWORKS, Network
+from export.parity import network_error
 from model.random import init_random
 from model.weights import empty
 from pipeline.errors import LatentdError
@@ -28,11 +28,11 @@ _SEED = 1
 
 
 class GraphsError(LatentdError):
-    """Committed graphs that are not what the tracer gives."""
+    """Committed graphs are not what the tracer gives; the message names them."""
 
 
 def run(argv: list[str], say: Callable[[str], None]) -> None:
-    """Errors: GraphsError that names every graph that differs, is missing or is nobody's; ExportError; DiskError."""
+    """Trace and compare all graphs. Errors: GraphsError that names those at fault; ExportError; DiskError."""
     parser = argparse.ArgumentParser(
         prog="python -m export graphs", description="Trace all committed graphs, check them, and write what is missing."
     )

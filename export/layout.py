@@ -1,4 +1,4 @@
-"""A checkpoint laid out as a folder in diffusers' layout: its small files, and one safetensors file a part.
+"""Lays a checkpoint out as a folder in diffusers' layout: its small files, and one safetensors file a part.
 
 Folders, shards and single files come out alike, with the names that the networks have. No byte of a weight changes.
 """

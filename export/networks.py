@@ -55,12 +55,12 @@ class Network:
 
     @property
     def part(self) -> str:
-        """The checkpoint's folder of its weights."""
+        """Return the checkpoint's part, and folder, that has the network's weights."""
         return graphs.part_of(self.name)
 
     @property
     def graph(self) -> str:
-        """Where an artifact has its graph."""
+        """Return the path of the network's graph in an artifact."""
         return GRAPHS[self.name]
 
 

@@ -1,4 +1,4 @@
-"""A graph whose weights lie in a checkpoint's own files: what TensorRT's builders and ONNX readers open by path."""
+"""Points a graph at the weights in a checkpoint's files, so that TensorRT and ONNX readers open it by its path."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _LARGEST = 1 << 20  # bytes of a spec; SD 1.5's has 1,100
 
 
 class TraceError(LatentdError):
-    """A spec of which no network can be traced."""
+    """The network of a spec cannot be traced; the message says why."""
 
 
 def run(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The graphs that ship: what each network computes, without its weights, one file a network and architecture.
 
 A graph is named by the part of the spec that shapes it, so every checkpoint of one architecture finds the same file
-(README.md lists them). Its weights are inputs, told from the true ones by their names (wire.py).
+(README.md lists them). Its weights are inputs, whose names tell them from the true ones (wire.py).
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ def shipped(network: str, spec: Spec) -> Path | None:
 
 
 def _shaping(network: str, spec: Spec) -> dict[str, Any]:
-    """Return the fields that shape a graph. One at its default is left out, so that a field that a spec gains later,
-    at the value that means what was done before, renames no graph."""
+    """Return the fields that shape a graph, without those at their default.
+
+    So a field that is added to the spec later renames no graph: its default means what was done before.
+    """
     part = {"text_encoder": spec.text, "unet": spec.unet, "vae": spec.vae}[part_of(network)]
     values = {field.name: (getattr(part, field.name), field.default) for field in fields(part)}
     values.pop("sample_size", None)  # the size that a UNet was trained at: a graph takes every size

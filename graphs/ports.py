@@ -1,4 +1,4 @@
-"""What goes into each network and comes out of it: names, shapes and types, in one table.
+"""Lists what goes into each network and comes out of it: names, shapes and types, in one place.
 
 Who exports a graph, builds or runs an engine, or makes inputs up for a test reads them here. A side whose length
 differs from run to run is a word in a shape; `sides` gives the lengths that serving a picture takes.

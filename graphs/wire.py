@@ -1,4 +1,4 @@
-"""ONNX models read and rewritten in their protobuf itself: a server has no onnx.
+"""Reads and rewrites ONNX models in their protobuf itself: a server has no onnx.
 
 In a graph of ours every weight is an input. **A weight's name has a dot** ("conv_in.weight"): it is the path of a
 parameter below the network, and no network has one of its own. A true input's name ("sample") has none. tests/graphs
@@ -104,10 +104,10 @@ def _parts(model: bytes) -> tuple[list[bytes], memoryview]:
 
 
 def _inputs(graph: memoryview) -> list[Port]:
-    found = [_port(value) for number, value in _messages(graph) if number == _GRAPH_INPUT]
-    if len({port.name for port in found}) != len(found) or not found:
+    inputs = [_port(value) for number, value in _messages(graph) if number == _GRAPH_INPUT]
+    if len({port.name for port in inputs}) != len(inputs) or not inputs:
         raise ValueError("its inputs have no names of their own")
-    return found
+    return inputs
 
 
 def _port(info: memoryview) -> Port:

@@ -36,14 +36,14 @@ def main() -> int:
         help="write the rows there, in place of those of these kernels and this Triton",
     )
     given = parser.parse_args()
-    found = []
+    printed = []
     for row in rows(given.names, given.arch):
-        found.append(row)
+        printed.append(row)
         print(LINE.format(**row).rstrip(), flush=True)
     if given.csv:
-        write(given.csv, found)
-    bad = sum(bool(row["faults"]) for row in found)
-    print(f"{len(found)} compiled with Triton {triton.__version__}, {bad} with faults")
+        write(given.csv, printed)
+    bad = sum(bool(row["faults"]) for row in printed)
+    print(f"{len(printed)} compiled with Triton {triton.__version__}, {bad} with faults")
     return int(bad > 0)
 
 

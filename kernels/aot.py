@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of a Triton kernel for a named architecture, without a GPU.
+"""Compiles a Triton kernel ahead of time for a named architecture, without a GPU.
 
 A kernel file lists what CI compiles of it:
 
@@ -31,7 +31,7 @@ SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 9
 ARCHITECTURES = tuple(SHARED_LIMIT)
 # A TensorRT plugin launches with no more than the default limit: nobody there raises it.
 PLUGIN_SHARED_LIMIT = 48 << 10
-# TensorRT's own compiler reads PTX up to this version; Triton 3.9 writes 9.4 unless told otherwise.
+# TensorRT's own compiler reads PTX up to this version; Triton 3.9 writes 9.4 by default.
 PLUGIN_PTX_VERSION = 87
 
 
@@ -67,7 +67,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a launch needs, and what ptxas reported. Sizes in bytes."""
+    """A compiled kernel: what a launch needs, and what ptxas reported. Sizes are in bytes."""
 
     name: str  # of the entry point in `ptx` and `cubin`
     arch: int
@@ -85,23 +85,23 @@ class Compiled:
 
     @property
     def cp_async_widths(self) -> tuple[int, ...]:
-        """Bytes a thread copies from device to shared memory at once, each width that occurs: 16 is as it should be."""
-        found = re.findall(r"cp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\], (0x[0-9a-f]+|\d+)", self.ptx)
-        return tuple(sorted({int(width, 0) for width in found}))
+        """Return the bytes a thread copies from device to shared memory at once, each width that occurs: 16 is best."""
+        widths = re.findall(r"cp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\], (0x[0-9a-f]+|\d+)", self.ptx)
+        return tuple(sorted({int(width, 0) for width in widths}))
 
     @property
     def wgmma(self) -> bool:
-        """Whether it uses Hopper's own matrix instruction."""
+        """Return whether it uses the matrix instruction that only Hopper has."""
         return "wgmma.mma_async" in self.ptx
 
     @property
     def global_widths(self) -> dict[str, tuple[int, ...]]:
-        """Bytes a thread reads ("ld") and writes ("st") of device memory at once, each width that occurs."""
+        """Return the bytes a thread reads ("ld") and writes ("st") of device memory at once, each width that occurs."""
         widths: dict[str, set[int]] = {"ld": set(), "st": set()}
         pattern = r"\b(ld|st)\.global((?:\.[a-zA-Z]\w*(?:::\w+)*)*?)(?:\.v(\d))?\.[busf](\d+)\b"
         for kind, _, lanes, bits in re.findall(pattern, self.ptx):
             widths[kind].add(int(lanes or 1) * int(bits) // 8)
-        return {kind: tuple(sorted(found)) for kind, found in widths.items()}
+        return {kind: tuple(sorted(sizes)) for kind, sizes in widths.items()}
 
 
 def kernel_name(kernel: Any) -> str:
@@ -109,12 +109,12 @@ def kernel_name(kernel: Any) -> str:
 
 
 def parameters(kernel: Any) -> list[str]:
-    """What a Variant's signature names."""
+    """Return the parameters of a kernel, which a Variant's signature names."""
     return list(kernel.arg_names)
 
 
 def source_of(variant: Variant, arch: int) -> tuple[ASTSource, GPUTarget, dict[str, Any]]:
-    """What triton.compile takes, as a launch describes it, so that each finds the other's in Triton's cache.
+    """Return what triton.compile takes, as a launch describes it, so that each finds the other's in Triton's cache.
 
     Errors: ValueError where the variant does not fit its kernel, or the architecture is none of ours.
     """
@@ -136,8 +136,11 @@ def source_of(variant: Variant, arch: int) -> tuple[ASTSource, GPUTarget, dict[s
 
 
 def compile_ahead(variant: Variant, arch: int, ptx_version: int | None = None) -> Compiled:
-    """`ptx_version` (87 is 8.7) limits the PTX for a reader older than Triton's own ptxas; a plugin needs
-    PLUGIN_PTX_VERSION. Not under TRITON_STORE_BINARY_ONLY, where there is no PTX. Errors: those of `source_of`."""
+    """Compile a variant for an architecture. Errors: those of `source_of`.
+
+    `ptx_version` (87 is 8.7) limits the PTX for a reader older than Triton's ptxas; a plugin needs PLUGIN_PTX_VERSION.
+    It does not work under TRITON_STORE_BINARY_ONLY, where there is no PTX.
+    """
     if not isinstance(variant.kernel, triton.JITFunction):
         raise RuntimeError(f"{variant} cannot be compiled: Triton was imported under TRITON_INTERPRET=1")
     source, target, options = source_of(variant, arch)
@@ -166,7 +169,7 @@ def compile_ahead(variant: Variant, arch: int, ptx_version: int | None = None) -
 
 
 def ptxas_report(ptx: str, arch: int) -> str:
-    """What `ptxas -v` says of PTX. ptxas lies in Triton's wheel; a device would be needed to ask Triton itself."""
+    """Return what `ptxas -v` says of PTX. It lies in Triton's wheel; Triton itself would need a device to say it."""
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
     command = [get_ptxas(arch).path, "-v", f"--gpu-name={sm_arch_from_capability(arch)}"]
@@ -182,14 +185,14 @@ def ptxas_report(ptx: str, arch: int) -> str:
 
 
 def faults(variant: Variant, compiled: Compiled) -> list[str]:
-    """What makes this compilation unfit to ship, a sentence each."""
+    """Return what makes a compilation unfit to ship, a sentence each."""
     limit = min(SHARED_LIMIT[compiled.arch], PLUGIN_SHARED_LIMIT if variant.plugin else 1 << 30)
-    found = []
+    sentences = []
     if compiled.spills or compiled.stack:
-        found.append(f"spills {compiled.spills} bytes, {compiled.stack} bytes of local memory a thread")
+        sentences.append(f"spills {compiled.spills} bytes, {compiled.stack} bytes of local memory a thread")
     if compiled.shared > limit:
-        found.append(f"{compiled.shared} bytes of shared memory are more than {limit}")
+        sentences.append(f"{compiled.shared} bytes of shared memory are more than {limit}")
     if compiled.global_scratch or compiled.profile_scratch:
-        found.append(f"needs {compiled.global_scratch} + {compiled.profile_scratch} bytes of scratch")
-    found += [message for message in compiled.messages if "C7512" in message or "serializ" in message]
-    return found
+        sentences.append(f"needs {compiled.global_scratch} + {compiled.profile_scratch} bytes of scratch")
+    sentences += [message for message in compiled.messages if "C7512" in message or "serializ" in message]
+    return sentences

@@ -1,4 +1,4 @@
-"""What launchers ask of their tensors before a kernel gets the pointers: a wrong one would read foreign memory."""
+"""Checks that launchers make of their tensors before a kernel gets the pointers: a wrong one reads foreign memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def require(true: bool, sentence: str) -> None:
-    """Raises ValueError with `sentence`, which names the tensor, what it is and what it must be."""
+    """Raise ValueError with `sentence`, which names the tensor, what it is and what it must be."""
     if not true:
         raise ValueError(sentence)
 
@@ -28,7 +28,7 @@ def require_contiguous(name: str, tensor: Tensor) -> None:
 
 
 def require_aligned(**tensors: Tensor) -> None:
-    """Kernels are compiled for pointers of 16 bytes: one device, and addresses that are multiples of 16."""
+    """Check that tensors lie on one device at multiples of 16 bytes, which the kernels are compiled for."""
     devices = {tensor.device for tensor in tensors.values()}
     require(len(devices) <= 1, f"{', '.join(tensors)} lie on {len(devices)} devices; they must lie on one")
     for name, tensor in tensors.items():
@@ -36,14 +36,14 @@ def require_aligned(**tensors: Tensor) -> None:
 
 
 def floats() -> tuple[torch.dtype, ...]:
-    """What a network computes in."""
+    """Return the types that a network computes in."""
     import torch
 
     return torch.float16, torch.bfloat16, torch.float32
 
 
 def rows_of(name: str, x: Tensor) -> Tensor:
-    """[.., c] -> [rows, c] without a copy. ValueError where the leading dimensions have no common stride."""
+    """View x [.., c] as [rows, c]. Errors: ValueError where the leading dimensions have no common stride."""
     try:
         rows = x.view(-1, x.shape[-1])
     except RuntimeError:

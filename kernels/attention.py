@@ -1,4 +1,4 @@
-"""Attention of any number of positions to any number of keys, without the matrix of weights in memory.
+"""Computes attention of any number of positions to any number of keys, without the matrix of weights in memory.
 
     out[i] = sum_j p[i, j] v[j] / sum_j p[i, j],    p[i, j] = exp(q[i] . k[j] / sqrt(d) - max_j)
 
@@ -35,7 +35,7 @@ PARTS = {32: (32, 0), 40: (32, 16), 64: (64, 0), 80: (64, 16), 128: (128, 0), 16
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
-    """The formula in float64: q [n, t, heads d], k and v [n, s, heads d] -> [n, t, heads d]."""
+    """Compute the formula in float64: q [n, t, heads d], k and v [n, s, heads d] -> [n, t, heads d]."""
     q, k, v = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [n, heads, t, d]
     x = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [n, heads, t, s]
     if causal:
@@ -241,7 +241,7 @@ def attention(
 def constants(
     heads: int, d: int, positions: tuple[int, int, int, int], tiles: Tiles, *, causal: bool = False, itemsize: int = 2
 ) -> dict[str, int | float | bool]:
-    """What a compiled kernel is compiled for; `positions` are the strides of positions of q, k, v and out."""
+    """Return the constants that a kernel is compiled for; `positions` are the strides of positions of q, k, v, out."""
     d1, d2 = PARTS[d]
     q_pos, k_pos, v_pos, out_pos = positions
     return {
@@ -253,8 +253,8 @@ def constants(
 
 
 def _variant(name: str, d: int, dtype: str, tiles: Tiles, arch: int, *, plugin: bool = False) -> Variant:
-    """As the networks call it: self-attention on a fused projection, causal in the text encoder's 12 heads of 64, and
-    cross-attention with keys and values side by side."""
+    """Return a variant as the networks call it: self-attention on a fused projection, causal in the text encoder's 12
+    heads of 64, and cross-attention with keys and values side by side."""
     causal, heads = name == "causal", 12 if name == "causal" else 8
     width = heads * d
     q_pos, kv_pos = (width, 2 * width) if name == "cross" else (3 * width, 3 * width)
@@ -274,16 +274,16 @@ def _variant(name: str, d: int, dtype: str, tiles: Tiles, arch: int, *, plugin: 
 
 
 def variants(arch: int) -> list[Variant]:
-    """What the table chooses on `arch`, in both types."""
-    found = []
+    """Return the variants that the tiles' table chooses on `arch`, in both types."""
+    listed = []
     for d in PARTS:
         for dtype in ("fp16", "bf16"):
             names = {tiles: "self" for tiles in (choose(d, arch, 4096), choose(d, arch, 64))}
-            found += [_variant(name, d, dtype, tiles, arch) for tiles, name in names.items()]
-        found.append(_variant("plugin", d, "fp16", for_plugin(d, arch), arch, plugin=True))
-    found += [_variant("cross", d, "fp16", choose(d, arch, 4096), arch) for d in (40, 64, 80, 160)]
-    found.append(_variant("causal", 64, "fp16", choose(64, arch, 77), arch))
-    return found
+            listed += [_variant(name, d, dtype, tiles, arch) for tiles, name in names.items()]
+        listed.append(_variant("plugin", d, "fp16", for_plugin(d, arch), arch, plugin=True))
+    listed += [_variant("cross", d, "fp16", choose(d, arch, 4096), arch) for d in (40, 64, 80, 160)]
+    listed.append(_variant("causal", 64, "fp16", choose(64, arch, 77), arch))
+    return listed
 
 
 VARIANTS = [variant for arch in ARCHITECTURES for variant in variants(arch)]

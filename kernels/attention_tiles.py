@@ -1,8 +1,8 @@
 """Tile sizes of the attention kernel, per head dimension, architecture and number of positions: one plain table.
 
-Chosen from what the compilers report (registers, shared memory, hence how many programs a multiprocessor holds), not
-from timings: nothing here ran on a GPU. Never a function of the
-number of rows: the order of sums would depend on a request's company.
+They are chosen from what the compilers report (registers, shared memory, hence how many programs a multiprocessor
+holds), not from timings: nothing here ran on a GPU. They are never a function of the number of rows: the order of sums
+would depend on a request's company.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHORT = 512  # up to so many positions, 64-row tiles: 128-row ones would leave m
 # sm_90, wgmma: 64 rows a group of four warps. Two groups share each load of K and V: with 64 rows a program a head of
 # 40 would ask the L2 for 4.7 TB/s at 300 TFLOP/s, with 128 for half. With 64 keys they hold up to 113 registers a
 # thread, so two programs are resident and one takes exponentials while the other multiplies; with 128 keys (155) one.
-# At 80 two groups need 130 registers; one group, 141, leaves room for three programs. At 160 the sum alone is 80.
+# At 80 two groups need 130 registers; one group, 141, lets three programs be resident. At 160 the sum alone is 80.
 _HOPPER = {
     32: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3)),
     40: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 2)),
@@ -63,11 +63,11 @@ def _table(arch: int) -> Mapping[int, tuple[Tiles, ...]]:
 
 
 def choose(d: int, arch: int, t: int) -> Tiles:
-    """Tiles for head dimension `d` and `t` positions on architecture `arch` (90 is sm_90)."""
+    """Return the tiles for head dimension `d` and `t` positions on architecture `arch` (90 is sm_90)."""
     many, few, _ = _table(arch)[d]
     return few if t <= SHORT else many
 
 
 def for_plugin(d: int, arch: int) -> Tiles:
-    """Tiles within 48 KB of shared memory, at any number of positions."""
+    """Return the tiles within 48 KB of shared memory, at any number of positions."""
     return _table(arch)[d][2]

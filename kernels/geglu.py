@@ -182,17 +182,17 @@ def geglu_linear(
 
 
 def cost(rows: int, width: int, itemsize: int = 2) -> Cost:
-    """Of `geglu`."""
+    """Return the cost of `geglu`."""
     return Cost(3 * rows * width * itemsize)
 
 
 def linear_cost(rows: int, width: int, depth: int, itemsize: int = 2) -> Cost:
-    """Of `geglu_linear`."""
+    """Return the cost of `geglu_linear`."""
     return Cost((rows * (depth + width) + 2 * width * (depth + 1)) * itemsize, 4 * rows * width * depth)
 
 
 class Tile(NamedTuple):
-    """Of `geglu_linear`: rows and columns of a program, depth of a step, warps, steps under way."""
+    """A tile of `geglu_linear`: rows and columns of a program, depth of a step, warps, steps under way."""
 
     rows: int
     columns: int  # of the product, twice those of the result

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def reference(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, shift: Tensor | None, silu: bool
 ) -> Tensor:
-    """In float64: what every other result is compared with."""
+    """Compute it in float64: every other result is compared with this one."""
     z = x.double() if shift is None else x.double() + shift.double()[:, :, None, None]
     grouped = z.unflatten(1, (groups, -1))
     centred = grouped - grouped.mean((2, 3, 4), keepdim=True)
@@ -50,15 +50,15 @@ def _silu(y):
 @triton.jit
 def _spread(values, channels, first, GROUP: tl.constexpr, GROUPS: tl.constexpr):
     """A number a group, [GROUPS] from group `first` on, to a number a channel. One addend is not zero: exact."""
-    own = (channels // GROUP)[:, None] == (first + tl.arange(0, GROUPS))[None, :]
-    return tl.sum(tl.where(own, values[None, :], 0.0), axis=1)
+    in_group = (channels // GROUP)[:, None] == (first + tl.arange(0, GROUPS))[None, :]
+    return tl.sum(tl.where(in_group, values[None, :], 0.0), axis=1)
 
 
 @triton.jit
 def _gather(values, channels, first, inside, GROUP: tl.constexpr, GROUPS: tl.constexpr):
     """The sum over each group's channels: [channels] to [GROUPS]."""
-    own = (channels // GROUP)[:, None] == (first + tl.arange(0, GROUPS))[None, :]
-    return tl.sum(tl.where(own & inside[:, None], values[:, None], 0.0), axis=0)
+    in_group = (channels // GROUP)[:, None] == (first + tl.arange(0, GROUPS))[None, :]
+    return tl.sum(tl.where(in_group & inside[:, None], values[:, None], 0.0), axis=0)
 
 
 @triton.jit(do_not_specialize=["positions", "shift_stride"], do_not_specialize_on_alignment=["shift"])

@@ -1,6 +1,6 @@
-"""How group norm divides a picture among programs: by its size, channels and groups, never by the number of pictures.
+"""Divides a picture among programs for group norm: by its size, channels and groups, never by the number of pictures.
 
-Chosen from what the compilers report, not from timings: nothing here ran on a GPU.
+The sizes are chosen from what the compilers report, not from timings: nothing here ran on a GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
 
 
 def plan_of(positions: int, width: int, groups: int) -> Held | Parts:
-    """How a picture is divided among programs: by its size, channels and groups, by nothing else."""
+    """Divide a picture among programs by its size, channels and groups, by nothing else."""
     group, power = width // groups, power_of_two
     # 16 bytes of half precision is the least that keeps wide loads, 64 bytes of a position what a program should read.
     channels = _fewest(group, groups, multiple=8, least=32)
@@ -58,13 +58,15 @@ def plan_of(positions: int, width: int, groups: int) -> Held | Parts:
 
 
 def needs_64_bits(positions: int, width: int, plan: Parts) -> bool:
-    """Whether an offset within a picture can reach 2^31: also one past its end that a mask hides, which must not
-    wrap. A program holds `span` or `applied` positions, and prepares a tile beyond them."""
+    """Return whether an offset within a picture can reach 2^31, also one past its end that a mask hides.
+
+    Such an offset must not wrap. A program holds `span` or `applied` positions, and prepares a tile beyond them.
+    """
     return (positions + 2 * max(plan.span, plan.applied)) * width >= 2**31
 
 
 def _fewest(group: int, groups: int, *, multiple: int, least: int) -> int:
-    """The fewest channels of whole groups that divide all of them, are at least so many and a multiple of that."""
+    """Return the fewest channels of whole groups that divide all of them, are at least `least` and a multiple."""
     for count in range(1, groups):
         if groups % count == 0 and count * group % multiple == 0 and count * group >= least:
             return count * group

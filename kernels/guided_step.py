@@ -129,7 +129,7 @@ def guided_step_kernel(
         evaluation = seat * evaluations + now
         has = tl.load(masked + seat) != 0
         matrix = matrices + evaluation * 42
-        own = state + seat * (5 * size) + at
+        seat_state = state + seat * (5 * size) + at
         t0 = tl.full([BLOCK, TILE], 0.0, tl.float32)
         t1 = t0
         t2 = t0
@@ -139,7 +139,7 @@ def guided_step_kernel(
         for j in tl.static_range(7):
             c0, c1, c2, c3, c4, c5, some = _column(matrix, j)
             if j < 5:
-                term = tl.load(own + j * size, mask=there & some, other=0.0)
+                term = tl.load(seat_state + j * size, mask=there & some, other=0.0)
             elif j == 5:
                 out_at = outputs + channel[:, None] * OUT_CHANNEL + place[None, :] * OUT_POSITION
                 p = tl.load(out_at + positive.to(tl.int64) * size, mask=there & some, other=0.0).to(tl.float32)
@@ -163,11 +163,11 @@ def guided_step_kernel(
         second = tl.load(first_noise + seat * size + at, mask=there & (tl.where(b1 != 0, 1, 0) != 0), other=0.0)
         known = _add(_add(tl.full([BLOCK, TILE], 0.0, tl.float32), b0, first), b1, second)
         t0 = tl.where(m == 1.0, t0, m * t0 + (1.0 - m) * known)
-        tl.store(own, t0, mask=there)
-        tl.store(own + size, t1, mask=there)
-        tl.store(own + 2 * size, t2, mask=there)
-        tl.store(own + 3 * size, t3, mask=there)
-        tl.store(own + 4 * size, t4, mask=there)
+        tl.store(seat_state, t0, mask=there)
+        tl.store(seat_state + size, t1, mask=there)
+        tl.store(seat_state + 2 * size, t2, mask=there)
+        tl.store(seat_state + 3 * size, t3, mask=there)
+        tl.store(seat_state + 4 * size, t4, mask=there)
         tl.store(predictions + seat * size + at, t5, mask=there)
 
 
@@ -242,7 +242,7 @@ def cost(
     masked: bool = False,
     itemsize: int = 2,
 ) -> Cost:
-    """Of live seats whose matrix uses `terms` columns (DDIM: x and out, 2): six are written whatever was read."""
+    """Count live seats whose matrix uses `terms` columns (DDIM: x and out, 2): six are written whatever was read."""
     rows, known = 2 if guided else 1, 4 * (2 * channels + 1) if masked else 0
     return Cost(seats * positions * (channels * (4 * (terms - 1 + STATE + 1) + itemsize * rows) + known))
 

@@ -1,4 +1,4 @@
-"""Starting a kernel from Python."""
+"""Starts a kernel from Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: object) -> None:
-    """`grid` programs on the current device and stream; `options` are constants by name, num_warps and the like.
+    """Start `grid` programs on the current device and stream; `options` are constants by name, num_warps and the like.
 
     Tensors of another device than the current one are the caller's mistake: Triton does not look.
     """
@@ -18,12 +18,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: objec
 
 
 def power_of_two(n: int) -> int:
-    """The next one from `n` on: 77 to 128, 64 to 64, 1 and less to 1."""
+    """Return the next power of two from `n` on: 77 to 128, 64 to 64, 1 and less to 1."""
     return 1 << max(n - 1, 0).bit_length()
 
 
 def arch_of(x: Tensor) -> int:
-    """The architecture that a kernel on `x` runs on: 90 is sm_90, which the interpreter stands for."""
+    """Return the architecture that a kernel on `x` runs on: 90 is sm_90, which the interpreter stands for."""
     return _arch(x.device.index) if x.is_cuda else 90
 
 

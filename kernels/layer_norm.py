@@ -39,7 +39,7 @@ _WIDEST = 4096  # 128 registers a thread; beyond it a row belongs into several w
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, shift: Tensor | None = None) -> Tensor:
-    """In float64: what every other result is compared with."""
+    """Compute it in float64: every other result is compared with this one."""
     x = x.double() if shift is None else x.double() + shift.double()
     centred = x - x.mean(-1, keepdim=True)
     variance = centred.square().mean(-1, keepdim=True)
@@ -115,7 +115,7 @@ def cost(positions: int, width: int, itemsize: int = 2, *, shift: bool = False) 
 
 
 def _tile(width: int) -> tuple[int, int]:
-    """Columns up to a power of two, and positions a program."""
+    """Return the columns, up to a power of two, and the positions of a program."""
     block = max(16, power_of_two(width))
     return block, max(1, _ELEMENTS // block)
 

@@ -1,4 +1,4 @@
-"""Kernels in the form in which TensorRT takes them: PTX and plain launch data. Nothing here knows TensorRT.
+"""Puts kernels into the form in which TensorRT takes them: PTX and plain launch data. Nothing here knows TensorRT.
 
 An ahead-of-time plugin is one launch of one PTX entry with the arguments (inputs..., scalars..., outputs...), each
 scalar an i32; any other order runs and computes garbage. Hence a thin kernel of that order around the one that our
@@ -28,7 +28,7 @@ from kernels.attention_tiles import Tiles, for_plugin
 NAMESPACE = "latentd"
 # Triton appends a pointer to global and one to profiler scratch to what the kernel declares.
 SCRATCH_PARAMETERS = 2
-# Of a plugin that is made to need more than 48 KB: only so that one can find out whether TensorRT grants it.
+# A large plugin is made to need more than 48 KB, only so that one can find out whether TensorRT grants it.
 LARGE_STAGES = 6
 LARGE_WIDTHS = (40, 64)  # where that is less than the 99 KB of the smaller architectures
 
@@ -59,7 +59,7 @@ Expression = int | Dim | Cdiv | Times
 
 
 def evaluate(e: Expression, dim: Callable[[int, int], Any], cdiv: Callable[[Any, int], Any]) -> Any:
-    """The value of `e` where a size is `dim(tensor, axis)`: integers here, symbols of shapes in TensorRT."""
+    """Return the value of `e` where a size is `dim(tensor, axis)`: integers here, symbols of shapes in TensorRT."""
     if isinstance(e, Dim):
         return dim(e.tensor, e.axis)
     if isinstance(e, Cdiv):
@@ -97,7 +97,7 @@ class Plugin:
         return tuple(p for p in self.parameters if p.kind == "input")
 
     def launch(self, *shapes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The grid and the scalars of a launch on inputs of these shapes."""
+        """Return the grid and the scalars of a launch on inputs of these shapes."""
 
         def number(e: Expression) -> int:
             return evaluate(e, lambda tensor, axis: shapes[tensor][axis], lambda a, b: -(-a // b))
@@ -110,7 +110,7 @@ class Plugin:
 
 
 class Source(Protocol):
-    """What a plugin is made from."""
+    """The parts that a plugin is made from."""
 
     @property
     def name(self) -> str: ...
@@ -150,19 +150,19 @@ def compile_plugin(source: Source, arch: int) -> Plugin:
 
 
 def _entry(ptx: str, name: str) -> re.Match[str]:
-    found = re.search(rf"\.entry {re.escape(name)}\(\s*(.*?)\s*\)\n", ptx, re.DOTALL)
-    if found is None:
+    entry = re.search(rf"\.entry {re.escape(name)}\(\s*(.*?)\s*\)\n", ptx, re.DOTALL)
+    if entry is None:
         raise RuntimeError(f"no entry {name} in the PTX")
-    return found
+    return entry
 
 
 def _declared(ptx: str, name: str) -> list[str]:
-    """The declarations of the entry's parameters, in order."""
+    """Return the declarations of the entry's parameters, in order."""
     return [line.strip() for line in _entry(ptx, name)[1].split(",")]
 
 
 def entry_kinds(ptx: str, name: str) -> list[str]:
-    """What an entry takes, in order: "pointer" (into global memory), "i32", or the PTX declaration of anything else."""
+    """Return what an entry takes, in order: "pointer" (to global memory), "i32", or the PTX declaration of the rest."""
     kinds = []
     for line in _declared(ptx, name):
         if re.match(r"\.param \.u64 \.ptr \.global ", line):
@@ -173,24 +173,24 @@ def entry_kinds(ptx: str, name: str) -> list[str]:
 
 
 def without_scratch(ptx: str, name: str) -> str:
-    """The PTX with an entry that takes what the kernel declares, and no pointers to scratch memory after that.
+    """Return the PTX with an entry that takes what the kernel declares, and no pointers to scratch memory after that.
 
     TensorRT passes inputs, scalars and outputs. That it passes null for what an entry takes beyond them has been seen
     (torch_tensorrt relies on it) but is documented nowhere; a launch that passes too few reads past the host's array of
     arguments. The two are last and, in a kernel without scratch, unused, so the offsets of the others stay.
     """
-    found, lines = _entry(ptx, name), _declared(ptx, name)
+    entry, lines = _entry(ptx, name), _declared(ptx, name)
     kept, dropped = lines[:-SCRATCH_PARAMETERS], lines[-SCRATCH_PARAMETERS:]
-    rest = ptx[: found.start()] + ptx[found.end() :]
+    rest = ptx[: entry.start()] + ptx[entry.end() :]
     for line in dropped:
         parameter = line.split()[-1]
         if not line.startswith(".param .u64 .ptr .global ") or re.search(rf"\b{parameter}\b", rest):
             raise RuntimeError(f"{name}: {line} is not an unused pointer to scratch memory")
-    return ptx[: found.start(1)] + ",\n\t".join(kept) + ptx[found.end(1) :]
+    return ptx[: entry.start(1)] + ",\n\t".join(kept) + ptx[entry.end(1) :]
 
 
 def bare(ptx: str, name: str, new: str) -> str:
-    """The PTX with its entry under a name of its own and without lines and paths of our sources.
+    """Return the PTX with its entry named `new`, and without lines and paths of our sources.
 
     Two plugins of one plan thus never have one name, and equal kernels have equal PTX wherever the sources lie.
     """
@@ -271,7 +271,7 @@ class Attention:
 
     @property
     def refusal(self) -> str:
-        """Why the kernel does not take this; empty if it does."""
+        """Say why the kernel does not take this; "" if it does."""
         if self.type not in ("fp16", "bf16"):
             return f"the kernel takes fp16 and bf16, not {self.type}"
         if self.width not in PARTS:

@@ -1,4 +1,4 @@
-"""Every variant of every kernel compiled ahead of time, as the rows of benchmarks/results/kernels-compiled.csv."""
+"""Compiles every variant of every kernel ahead of time, as the rows of benchmarks/results/kernels-compiled.csv."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLUMNS: tuple[str, ...] = (
 
 
 def listed(names: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Kernel files and the number of their variants."""
+    """Yield kernel files and the number of their variants."""
     for name in names or [module.name for module in pkgutil.iter_modules(kernels.__path__)]:
         module = importlib.import_module(f"kernels.{name}") if name != "__main__" else None
         if hasattr(module, "VARIANTS"):
@@ -39,12 +39,12 @@ def listed(names: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 def variants(name: str) -> list[Variant]:
-    """Those of one kernel file."""
+    """Return the variants of one kernel file."""
     return importlib.import_module(f"kernels.{name}").VARIANTS
 
 
 def row(task: tuple[str, int, int]) -> dict[str, object] | None:
-    """One variant of one file, by number, on one architecture; None where it is not meant for that."""
+    """Compile one variant of one file, by number, for one architecture; None where it is not meant for that."""
     name, number, arch = task
     variant = variants(name)[number]
     if arch not in variant.archs:
@@ -65,18 +65,18 @@ def row(task: tuple[str, int, int]) -> dict[str, object] | None:
 
 
 def rows(names: Sequence[str] = (), archs: Sequence[int] = ARCHITECTURES) -> Iterator[dict[str, object]]:
-    """The rows of the named kernel files (all if none), as they come; two a process at a time."""
+    """Yield the rows of the named kernel files (all if none), as they come; two a process at a time."""
     tasks = [(name, i, arch) for name, count in listed(names) for arch in archs for i in range(count)]
     # Processes of their own, not forks: LLVM has threads.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for found in pool.map(row, tasks, chunksize=2):
-            if found:
-                yield found
+        for one in pool.map(row, tasks, chunksize=2):
+            if one:
+                yield one
 
 
-def write(path: Path, found: list[dict[str, object]]) -> None:
-    """The file's rows of other versions of Triton and other kernels, and these."""
-    new = {(one["triton"], one["kernel"]) for one in found}
+def write(path: Path, new_rows: list[dict[str, object]]) -> None:
+    """Write these rows, and keep the file's rows of other versions of Triton and of other kernels."""
+    new = {(one["triton"], one["kernel"]) for one in new_rows}
     old: list[dict[str, object]] = []
     if path.exists():
         with path.open(newline="") as file:
@@ -84,4 +84,4 @@ def write(path: Path, found: list[dict[str, object]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted([*old, *found], key=lambda one: (str(one["triton"]), str(one["kernel"]))))
+        writer.writerows(sorted([*old, *new_rows], key=lambda one: (str(one["triton"]), str(one["kernel"]))))

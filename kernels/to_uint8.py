@@ -1,4 +1,4 @@
-"""Pictures in -1..1 to bytes, channels side by side, and whether a picture holds what is no number.
+"""Turns pictures in -1..1 into bytes, channels side by side, and finds pictures that hold what is no number.
 
     out = round(255 clip(x / 2 + 1 / 2, 0, 1)), half to even        as diffusers and pipeline/arrays.py round
 

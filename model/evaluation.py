@@ -12,14 +12,14 @@ from model.transformer import Text, to_picture, to_tokens
 
 
 class Evaluation:
-    """Of n rows of latents, each of which stands for `copies` rows of the text in turn.
+    """An evaluation of n rows of latents, each of which stands for `copies` rows of the text in turn.
 
-    Twins: the rows of a guided picture differ in their text alone, so they are computed once until a layer attends to
-    it. From there on there are n copies rows. All is asked for in the order of execution.
+    The rows of a guided picture are twins: they differ in their text alone, so they are computed once until a layer
+    attends to it. From there on there are n copies rows. The methods are called in the order of execution.
     """
 
     def __init__(self, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor], copies: int = 1) -> None:
-        """time_shifts and context_kv: see Unet.denoise; both have n copies rows."""
+        """Begin an evaluation; Unet.denoise describes time_shifts and context_kv, which both have n copies rows."""
         # No generators: with one of its own an evaluation would be a cycle, and the shifts of each pass (0.04 MB a row
         # of SD 1.5) stay until Python's collector comes by.
         self.copies = copies  # rows of the text that a row of x stands for, by now
@@ -28,20 +28,21 @@ class Evaluation:
         self._skips: list[tuple[Tensor, int]] = []  # and what a row of each stands for
 
     def shift(self) -> Tensor:
-        """Of the next resnet, for as many rows as there are."""
+        """Return the time's shift of the next resnet, for as many rows as there are by now."""
         shift = next(self._shifts)
         return shift if self.copies == 1 else shift[:: self.copies]
 
     def text(self) -> Text:
-        """Of the next layer that attends to it, for all rows: there are as many from then on."""
+        """Return the text of the next layer that attends to it, for all rows: x has as many from then on."""
         copies, self.copies = self.copies, 1
         return Text(*next(self._texts), copies)
 
     def keep(self, x: Tensor) -> None:
+        """Keep x for the way up."""
         self._skips.append((x, self.copies))
 
     def joined(self, x: Tensor, ops: Ops) -> Tensor:
-        """x [n, c, h, w] and what was kept last, [n, d, h, w] or fewer rows -> [n, c + d, h, w]."""
+        """Join x [n, c, h, w] and what was kept last, [n, d, h, w] or fewer rows: [n, c + d, h, w]."""
         skip, stood_for = self._skips.pop()
         copies = stood_for // self.copies
         if copies == 1:

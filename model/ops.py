@@ -20,53 +20,58 @@ from torch import Tensor, nn
 
 
 class Ops(Protocol):
-    """What the networks ask for. Tokens are [n, t, c], pictures and latents [n, c, h, w] in either memory format."""
+    """The operations that the networks use. Tokens are [n, t, c], pictures [n, c, h, w] in either memory format."""
 
     def linear(self, x: Tensor, linear: nn.Linear, residual: Tensor | None = None) -> Tensor:
-        """[.., in] -> [.., out], plus `residual` [.., out]."""
+        """Apply a linear layer to x [.., in] and add `residual` [.., out]: [.., out]."""
         ...
 
     def linears(self, x: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
-        """Several linear layers of one input, in order: self-attention's q, k and v; every layer's k and v of the
-        text; every resnet's projection of the time. One matrix product can do them all."""
+        """Apply several linear layers to one input, and return the results in order.
+
+        They are self-attention's q, k and v; every layer's k and v of the text; every resnet's projection of the time.
+        One matrix product can do them all.
+        """
         ...
 
     def conv(self, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
-        """[n, in, h, w] -> [n, out, h', w'], plus `residual` of the result's shape."""
+        """Convolve x [n, in, h, w] and add `residual` of the result's shape: [n, out, h', w']."""
         ...
 
     def upsample_conv(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
-        """Nearest-neighbour doubling and a convolution: [n, in, h, w] -> [n, out, 2h, 2w]."""
+        """Double x [n, in, h, w] by its nearest neighbours and convolve it: [n, out, 2h, 2w]."""
         ...
 
     def group_norm(self, x: Tensor, norm: nn.GroupNorm, *, shift: Tensor | None = None, silu: bool = False) -> Tensor:
-        """Adds `shift` [n, c] to every position of `x` [n, c, h, w], normalises, then applies SiLU if asked."""
+        """Add `shift` [n, c] to every position of x [n, c, h, w], normalise it, and apply SiLU where `silu` says so."""
         ...
 
     def concat(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Channels of one picture after the other's: [n, c, h, w] and [n, d, h, w] -> [n, c + d, h, w]."""
+        """Put the channels of one picture after the other's: [n, c, h, w] and [n, d, h, w] -> [n, c + d, h, w]."""
         ...
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Normalises the last dimension."""
+        """Normalise the last dimension."""
         ...
 
     def geglu(self, x: Tensor, linear: nn.Linear) -> Tensor:
-        """[.., in] -> [.., out / 2]: the first half of the projection times GELU of the second (Shazeer 2020)."""
+        """Project x [.., in], and multiply the first half by GELU of the second: [.., out / 2] (Shazeer 2020)."""
         ...
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
-        """softmax(q k^T / sqrt(d)) v over `heads` heads: q [n, t, heads d], k and v [n, s, heads d] -> q's shape."""
+        """Compute softmax(q k^T / sqrt(d)) v over `heads` heads: q [n, t, heads d], k, v [n, s, heads d] -> as q."""
         ...
 
     def shared_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, copies: int) -> Tensor:
-        """`attention` in which `copies` rows in turn have their query in common: q [n, t, heads d], k and v
-        [n copies, s, heads d] -> [n copies, t, heads d]."""
+        """Compute `attention` where `copies` rows in turn share their query.
+
+        q [n, t, heads d], k and v [n copies, s, heads d] -> [n copies, t, heads d].
+        """
         ...
 
 
 class PlainOps:
-    """The reference: each operation in torch's own terms."""
+    """The reference: each operation is the one that torch has."""
 
     def linear(self, x: Tensor, linear: nn.Linear, residual: Tensor | None = None) -> Tensor:
         y = linear(x)
@@ -105,7 +110,7 @@ class PlainOps:
 
 
 def spread(x: Tensor, copies: int) -> Tensor:
-    """[n, ..] -> [n copies, ..], each row `copies` times in turn, in memory of its own; of one copy x itself."""
+    """Copy each row of x [n, ..] `copies` times in turn, to new memory: [n copies, ..]; for one copy return x."""
     return x if copies == 1 else torch.stack((x,) * copies, dim=1).flatten(0, 1)
 
 

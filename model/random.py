@@ -11,7 +11,7 @@ _Net = TypeVar("_Net", bound=nn.Module)
 
 
 def init_random(net: _Net, seed: int) -> _Net:
-    """Fills `net` in place, on its own device and in its own type, so that unit inputs give outputs of order one.
+    """Fill `net` in place, on its device and in its type, so that unit inputs give outputs of order one.
 
     Matrices keep the variance of what they multiply (He et al. 2015); norms and biases are near their neutral
     values but not at them, so that a forgotten one shows. Never zeros: they run faster than data on a GPU.

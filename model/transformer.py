@@ -11,7 +11,7 @@ from model.ops import Ops, spread
 
 
 class Text(NamedTuple):
-    """What n rows attend to: `copies` rows of k and of v in turn, each [n copies, s, width], for each of them."""
+    """The keys and values that n rows attend to: `copies` rows of each in turn a row, each [n copies, s, width]."""
 
     k: Tensor
     v: Tensor
@@ -102,12 +102,12 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])  # a list only for the checkpoint's names
 
     def to_itself(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Every token attends to every token: [n, t, width] -> [n, t, width], `residual` added."""
+        """Let every token attend to every token, and add `residual`: [n, t, width] -> [n, t, width]."""
         q, k, v = self.ops.linears(x, (self.to_q, self.to_k, self.to_v))
         return self._out(self.ops.attention(q, k, v, self.heads), residual)
 
     def to_text(self, x: Tensor, text: Text, residual: Tensor) -> Tensor:
-        """Attends to what was projected beforehand: it is the same at every step. -> the shape of `residual`."""
+        """Attend to the text, projected beforehand as it is the same at every step: the shape of `residual`."""
         q = self.ops.linear(x, self.to_q)
         return self._out(self.ops.shared_attention(q, text.k, text.v, self.heads, text.copies), residual)
 

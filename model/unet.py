@@ -63,7 +63,7 @@ class Unet(nn.Module):
         self._cross_attentions = [m for m in cross if isinstance(m, Attention)]
 
     def attended(self) -> Iterator[tuple[Resnet, SpatialTransformer]]:
-        """Each transformer, behind the resnet whose result it is given: it alone, no skip holds that."""
+        """Yield each transformer, behind the resnet whose result it alone is given: no skip holds that."""
         for block in self.modules():
             if isinstance(block, _Mid) or (isinstance(block, _Block) and block.attends):
                 for resnet, transformer in zip(block.resnets, block.attentions, strict=False):  # the middle's first
@@ -81,7 +81,7 @@ class Unet(nn.Module):
         return self.denoise(latents, self.time_shifts(timestep, guidance), self.context_kv(context))
 
     def time_shifts(self, timestep: Tensor, guidance: Tensor | None = None) -> list[Tensor]:
-        """timestep [n] float32 -> for each resnet, in order, what the time adds to its channels: [n, channels]."""
+        """Return what the time adds to each resnet's channels, in order: timestep [n] float32 -> [n, channels] each."""
         spec = self.spec
         wave = timestep_embedding(timestep, spec.channels[0], spec.flip_sin_to_cos, spec.freq_shift)
         assert (guidance is None) == (not spec.guidance_width)
@@ -98,14 +98,14 @@ class Unet(nn.Module):
         return self.ops.linears(x, self._time_projections)
 
     def context_kv(self, context: Tensor) -> list[Tensor]:
-        """context [n, T, D] -> k, v, k, v, ... of each cross-attention, in order: each [n, T, width]."""
+        """Project the context [n, T, D] to k, v, k, v, ... of each cross-attention, in order: each [n, T, width]."""
         linears = [linear for a in self._cross_attentions for linear in (a.to_k, a.to_v)]
         return self.ops.linears(context, linears) if linears else []
 
     def denoise(
         self, latents: Tensor, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor], copies: int = 1
     ) -> Tensor:
-        """latents [n, C, h, w], and what the other two methods gave for n `copies` rows -> [n copies, C, h, w].
+        """Evaluate latents [n, C, h, w] with what the two methods above gave for n `copies` rows: [n copies, C, h, w].
 
         Row i of the latents stands for rows i copies to (i + 1) copies - 1, which also share their timestep: a guided
         picture's two rows. They are computed once until the first cross-attention. Of two rows of SD 1.5 at 512x512
@@ -126,9 +126,10 @@ class Unet(nn.Module):
 
 
 def timestep_embedding(timestep: Tensor, width: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """Sinusoids of the timestep (Vaswani et al. 2017, section 3.5): [n] float32 -> [n, width] float32.
+    """Return sinusoids of the timestep (Vaswani et al. 2017, section 3.5): [n] float32 -> [n, width] float32.
 
-    In float32 whatever the network's type is: float16 cannot tell timestep 999 times a frequency from its neighbours.
+    They are float32 whatever the network's type is: float16 cannot tell timestep 999 times a frequency from its
+    neighbours.
     """
     half = width // 2
     rising = torch.arange(half, dtype=torch.float32, device=timestep.device)
@@ -139,7 +140,7 @@ def timestep_embedding(timestep: Tensor, width: int, flip_sin_to_cos: bool, freq
 
 
 def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
-    """Sinusoids of 1000 (guidance - 1) (Meng et al. 2023, appendix; Luo et al. 2023): [n] -> [n, width] float32."""
+    """Return sinusoids of 1000 (guidance - 1) (Meng et al. 2023, appendix; Luo et al. 2023): [n] -> [n, width]."""
     half = width // 2
     rising = torch.arange(half, dtype=torch.float32, device=guidance.device)
     frequencies = torch.exp(rising * (-math.log(10000.0) / (half - 1)))
@@ -177,7 +178,7 @@ class _Block(nn.Module):
 
 
 class _Down(_Block):
-    """What each layer, and the downsampling, gave is kept."""
+    """A block on the way down: what each layer, and the downsampling, gives is kept."""
 
     def __init__(
         self,
@@ -226,7 +227,7 @@ class _Mid(nn.Module):
 
 
 class _Up(_Block):
-    """Each layer takes what the layers on the way down kept, last first."""
+    """A block on the way up: each layer takes what the layers on the way down kept, last first."""
 
     def __init__(
         self, spec: UnetSpec, ops: Ops, index: int, inputs: Sequence[int], *, attends: bool, upsample: Upsample | None

@@ -20,7 +20,7 @@ Build = Callable[[], _Net]
 
 
 def load_text(spec: Spec, weights: Weights, dtype: torch.dtype = torch.float32, ops: Ops = PLAIN) -> ClipText:
-    """The text tower, in evaluation mode, without gradients, on the CPU. Errors of all five: CheckpointError."""
+    """Load the text tower, in evaluation mode, without gradients, on the CPU. Errors of all five: CheckpointError."""
     return _load(lambda: ClipText(spec.text, ops), weights, "text_encoder", dtype)
 
 
@@ -62,7 +62,7 @@ def _load(
 
 
 def _tensor(weights: Weights, part: str, name: str, shape: Shape) -> Tensor:
-    """A view of the mapped file, in the type that it has there."""
+    """Return a view of the mapped file, in the type that it has there."""
     tensor = torch.from_numpy(weights.array(part, name, shape))
     return tensor.view(torch.bfloat16) if weights.is_bfloat16(part, name) else tensor
 

@@ -104,7 +104,7 @@ def test_onnxruntime_knows_the_variable() -> None:
         "import engines.cpu.bound",
         "from engines.build.makers import BUILDERS; import openvino",
         "import engines.cpu.onnxruntime, onnxruntime" + SESSION,
-        "import export.check, onnxruntime" + SESSION,
+        "import export.parity, onnxruntime" + SESSION,
         "import tokenizers, grpc, grpc.aio, PIL.Image, prometheus_client, yaml",
     ],
 )

@@ -25,8 +25,8 @@ from engines.choice import Choice
 from engines.model import load
 from export.__main__ import main
 from export.artifact import export
-from export.check import NETWORK_TOLERANCE, TRAJECTORY_TOLERANCE, ExportError
 from export.networks import NETWORKS
+from export.parity import NETWORK_TOLERANCE, TRAJECTORY_TOLERANCE, ExportError
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.checkpoint.weights import Weights
 from pipeline.errors import CheckpointError

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from engines.artifact.opened import Artifact
-from export.check import relative_error
 from export.graph import OPSET
 from export.networks import NETWORKS, Network
+from export.parity import relative_error
 from model.transformer import Attention
 from pipeline.checkpoint.weights import folder_weights
 

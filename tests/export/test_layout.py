@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from engines.graphs import graph_of
-from export.check import NETWORK_TOLERANCE, network_error, session
 from export.layout import lay_out
 from export.networks import NETWORKS
+from export.parity import NETWORK_TOLERANCE, network_error, session
 from export.point import point
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import CheckpointError

@@ -1,4 +1,4 @@
-"""ONNX Runtime against torch: each network's error, and a whole trajectory's."""
+"""Compares ONNX Runtime with torch: each network's error, and a whole trajectory's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.spec import Spec
 from pipeline.update import advance, guide
 
 # Of the largest absolute value. Both sides compute in float32 with other orders of summation; measured 1e-6 a
-# network and 4e-6 a trajectory on the demo model, so these leave room for depth but none for a wrong graph.
+# network and 4e-6 a trajectory on the demo model, so these allow for a deeper model, and for no wrong graph.
 NETWORK_TOLERANCE = 1e-4
 TRAJECTORY_TOLERANCE = 1e-3
 
@@ -33,7 +33,7 @@ class ExportError(LatentdError):
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
-    """The graph in ONNX Runtime, on the CPU. Errors: ExportError when it is not a valid model."""
+    """Open the graph in ONNX Runtime, on the CPU. Errors: ExportError when it is not a valid model."""
     try:
         onnx.checker.check_model(str(path))
         return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -48,9 +48,9 @@ def network_error(
     running: onnxruntime.InferenceSession,
     weights: Mapping[str, F32] = MappingProxyType({}),
 ) -> float:
-    """max |onnx - torch| / max |torch| on the example inputs, of the worst output; ExportError past the tolerance.
+    """Return max |onnx - torch| / max |torch| on the example inputs, of the worst output.
 
-    `weights` are those of a graph that takes them as inputs.
+    `weights` are those of a graph that takes them as inputs. Errors: ExportError past the tolerance.
     """
     examples = network.inputs(spec)
     with torch.inference_mode():
@@ -62,8 +62,10 @@ def network_error(
 
 
 def trajectory_error(spec: Spec, net: nn.Module, running: onnxruntime.InferenceSession, context: F32) -> float:
-    """The same of the latents after eight guided steps; `context` [2, T, D] of a prompt and of no prompt."""
+    """Return max |onnx - torch| / max |torch| of the latents after eight guided steps.
 
+    `context` [2, T, D] is of a prompt and of no prompt. Errors: ExportError past the tolerance.
+    """
     extra = [np.full(2, 8.0, np.float32)] if spec.unet.guidance_width else []
 
     def torch_unet(sample: F32, timestep: F32, context: F32) -> F32:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from engines.artifact.opened import Artifact
-from export.check import ExportError, network_error, relative_error, session, trajectory_error
 from export.networks import NETWORKS, Network
+from export.parity import ExportError, network_error, relative_error, session, trajectory_error
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.tokenizer import ClipTokenizer
 

@@ -45,7 +45,7 @@ def export(checkpoint: Checkpoint, out: Path, say: Callable[[str], None] = print
     DiskError; ExportError when a graph does not compute what its network computes. `out` is then as it was.
     """
     _check_place(checkpoint, out)
-    spec = checkpoint.spec
+    spec, tokenizer = checkpoint.spec, ClipTokenizer(checkpoint.source, checkpoint.spec.text)
     check_weights(spec, checkpoint.weights)
     checkpoint.weights.digest()  # which finds what is not finite
     if checkpoint.has_safety_checker:
@@ -62,16 +62,15 @@ def export(checkpoint: Checkpoint, out: Path, say: Callable[[str], None] = print
             errors[network.name] = parity.network_error(network, spec, net, parity.session(path))
             say(f"{network.graph}: {path.stat().st_size / 1e3:.0f} kB, error {errors[network.name]:.1e}")
             del net  # before the next one is loaded
-        errors["trajectory"] = _trajectory_error(checkpoint, folder)
+        errors["trajectory"] = _trajectory_error(checkpoint, tokenizer, folder)
         say(f"trajectory of eight guided steps: error {errors['trajectory']:.1e}")
         _vouch(folder, spec, errors)
     return open_artifact(out)
 
 
-def _trajectory_error(checkpoint: Checkpoint, folder: Path) -> float:
+def _trajectory_error(checkpoint: Checkpoint, tokenizer: ClipTokenizer, folder: Path) -> float:
     """Return parity.trajectory_error of a prompt and of none, as the exported text encoder reads them."""
     spec, by_name = checkpoint.spec, {network.name: network for network in NETWORKS}
-    tokenizer = ClipTokenizer(checkpoint.source, spec.text)
     ids = np.stack([tokenizer.encode(text).ids for text in ("a red apple", "")])
     context = np.asarray(parity.session(folder / by_name["text_encoder"].graph).run(None, {"ids": ids})[0])
     unet = by_name["unet"]

@@ -38,7 +38,7 @@ def test_an_unknown_backend(checkpoint: Checkpoint, name: str) -> None:
 def test_a_missing_extra_is_named(
     checkpoint: Checkpoint, backend: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, f"engines.{module}", raising=False)
+    monkeypatch.delitem(sys.modules, f"engines.cpu.{module}", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BackendError) as caught:
         load(checkpoint, Choice(backend))

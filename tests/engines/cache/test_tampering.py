@@ -289,6 +289,6 @@ def test_nothing_is_built_from_it(folder: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == (
-        f"{folder / UNET} is not the file that the manifest vouches for; restore it, or where the change is meant "
+        f"{folder / UNET} is not the file that the manifest vouches for: restore it, unless the change is meant; "
         f"{MEND}\n"
     )

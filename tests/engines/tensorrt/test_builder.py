@@ -264,6 +264,7 @@ def test_full_tensorrt_s_plan_is_inspected_where_it_was_built(
             return Plan() if plan == (tmp_path / "plan").read_bytes() else None
 
     monkeypatch.setattr("engines.tensorrt.build.builder.configure", configure)
+    monkeypatch.setattr("engines.tensorrt.build.builder.timed", lambda config: b"tactics")
     builder = TensorRtBuilder(artifact, "sm_89", "f32")
     builder._rtx = False
     monkeypatch.setattr(builder, "_trt", Stub(tensorrt_rtx, Runtime))

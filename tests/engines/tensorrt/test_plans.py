@@ -14,7 +14,7 @@ from engines.artifact.opened import Artifact
 from engines.build.makers import maker_of
 from engines.cache import store
 from engines.choice import Choice
-from engines.commands.build import ordered
+from engines.commands.build import _chunks, _rows, _sizes, ordered
 from engines.cuda import gpu
 from engines.errors import BackendError, NoEngine
 from engines.machine import toolchain
@@ -63,7 +63,8 @@ def follow(plain: Artifact, told: str) -> list[Path]:
     flags = [part for name, value in values.items() for part in (f"--{name.lower()}", value)]
     options = _parser().parse_args(["build", str(plain.folder), *flags])
     builder = maker_of(options.backend, options.attention).make(plain, options.target, options.precision)
-    return [store.place(builder.identity(order)) for order in ordered(options, plain, builder)]
+    wanted = _rows(options.rows), _sizes(options.sizes, plain.spec), _chunks(options.chunks)
+    return [store.place(builder.identity(order)) for order in ordered(builder, *wanted)]
 
 
 def test_what_there_is(plain: Artifact) -> None:

@@ -37,7 +37,9 @@ def used(path: Path) -> set[str]:
 
 
 FILES = [
-    path for part in ("plugins", "check", "inspection") for path in (ROOT / "engines").glob(f"tensorrt_{part}*.py")
+    *(ROOT / "engines/tensorrt/plugins").glob("*.py"),
+    *(ROOT / "engines/tensorrt/ladder").glob("*.py"),
+    ROOT / "engines/tensorrt/build/inspection.py",
 ]
 NAMES = sorted({name for path in FILES for name in used(path)})
 

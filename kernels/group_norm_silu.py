@@ -9,6 +9,9 @@ elsewhere: the first leaves (mean, sum of centred squares) of each group in each
 merges the parts and normalises. All in float32, and never as E[x^2] - E[x]^2: within a part by Welford's update,
 between channels and parts by Chan, Golub and LeVeque's. Into how many parts a picture is cut depends on its size
 and its channels alone, so its bits do not depend on its company.
+
+Longer than 300 lines: both ways compute the one formula above, by the same lines for a group's sums, and one reference
+and one launcher stand for both.
 """
 
 # ruff: noqa: ANN001, ANN201, N803 (a kernel's parameters have no types of Python's, and constants are capitals)

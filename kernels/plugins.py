@@ -4,6 +4,8 @@ An ahead-of-time plugin is one launch of one PTX entry with the arguments (input
 scalar an i32; any other order runs and computes garbage. Hence a thin kernel of that order around the one that our
 own launcher uses, and `compile_plugin`, which asserts the order on the PTX itself. There is no workspace, and no more
 shared memory than a launch has by default (48 KB) unless TensorRT raises the limit, which `make trt-check` finds out.
+
+Longer than 300 lines: half of it reads the PTX that the other half has made, and neither can be changed alone.
 """
 
 # ruff: noqa: N803  a kernel's constants are in capitals

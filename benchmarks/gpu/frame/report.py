@@ -44,7 +44,7 @@ class Case:
 
 
 @dataclass
-class Check:
+class Report:
     """One section's run: where it computes, where its rows go, until when it may."""
 
     section: str

@@ -38,7 +38,7 @@ SECTIONS = {
         Section("forms", ALONE, 60, default=False, case_seconds=80),
         Section("serving", ALONE, 200, default=False, case_seconds=240),
         Section("soak", ALONE, 100, default=False, case_seconds=150),
-        Section("compiled", ALONE, 400, default=False, case_seconds=ALONE),
+        Section("inductor", ALONE, 400, default=False, case_seconds=ALONE),
         Section("peer", ALONE, 300, default=False, case_seconds=ALONE),
     )
 }

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.gpu.frame.here import needed
-from benchmarks.gpu.frame.report import Check
+from benchmarks.gpu.frame.report import Report
 from benchmarks.gpu.subjects.networks import SCHEDULE, TOKENS, our_kernels, ours, unet, unet_spec
 from engines.seat import Sitting
 from pipeline.noise import standard_normal
@@ -46,7 +46,7 @@ class Lab:
 
     def __init__(
         self,
-        check: Check,
+        report: Report,
         name: str,
         seats: int,
         *,
@@ -58,23 +58,23 @@ class Lab:
     ) -> None:
         stepper, network = needed("engines.cuda.stepper", "CudaStepper"), needed("engines.cuda.network", "TorchNetwork")
         stream = needed("engines.cuda.stream", "Stream")
-        self.check, self.name, self.spec = check, name, unet_spec(check, name)
+        self.report, self.name, self.spec = report, name, unet_spec(report, name)
         self.shape = (self.spec.in_channels, self.spec.sample_size, self.spec.sample_size)
-        self.stream, self.side = stream(check.device), stream(check.device)
+        self.stream, self.side = stream(report.device), stream(report.device)
         self.copies = 2 if twins else 1  # rows of a text that a row of latents stands for
         if eager:
             self.stream.captured = lambda run: run
         # As the backend has it: nothing that a stopwatch chose may be in exact pixels.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = measure and not exact, exact
-        net = unet(check, name, ops=ours(check))
-        if not check.dry:
+        net = unet(report, name, ops=ours(report))
+        if not report.dry:
             torch.cuda.synchronize()  # the stream below does not wait for the one that the weights are made on
         with self.stream.here():
             made = network(net, TOKENS, twins=twins)
         if buckets:
             made.buckets = lambda rows: sorted({min(size, rows) for size in buckets})
         self.stepper: Any = stepper(
-            made, our_kernels(check), self.shape, seats, 50, self.stream, self.side, exact=exact
+            made, our_kernels(report), self.shape, seats, 50, self.stream, self.side, exact=exact
         )
 
     def sit(self, seat: int, request: Request) -> None:

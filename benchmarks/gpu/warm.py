@@ -37,7 +37,7 @@ def _kernels(report: Report) -> Iterator[Callable[[], object]]:
 def _networks(
     report: Report, names: tuple[str, ...] = ("SD 1.5", "SD 2.1"), *, passes: bool = True
 ) -> Iterator[Callable[[], object]]:
-    """A step of one to four rows, as a server evaluates it, in both pixel modes; a whole pass; a picture's decoding."""
+    """Walk a step of one to four rows, as a server evaluates it, in both pixel modes; a whole pass; a decoding."""
     from benchmarks.gpu.subjects import networks
     from benchmarks.gpu.subjects.lab import Lab, Request
 
@@ -87,7 +87,7 @@ WALKS: dict[str, Callable[[Report], Iterator[Callable[[], object]]]] = {
 
 @contextlib.contextmanager
 def compiling(index: int, count: int) -> Iterator[None]:
-    """Inside, no kernel of ours is launched: every `count`-th variant, from the `index`-th on, is compiled instead."""
+    """Launch no kernel of ours inside: every `count`-th variant, from the `index`-th on, is compiled instead."""
     from triton.runtime.jit import JITFunction
 
     function: Any = JITFunction
@@ -100,8 +100,8 @@ def compiling(index: int, count: int) -> Iterator[None]:
         if key not in met:
             met.add(key)
             if (len(met) - 1) % count == index:
-                made = genuine(kernel, *arguments, grid=grid, warmup=True, **options)
-                getattr(made, "run", None)  # its launcher, which a C compiler makes, and its way onto the card
+                compiled = genuine(kernel, *arguments, grid=grid, warmup=True, **options)
+                getattr(compiled, "run", None)  # its launcher, which a C compiler makes, and its way onto the card
 
     function.run = run
     try:

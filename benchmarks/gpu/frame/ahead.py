@@ -26,7 +26,7 @@ _BYTES = 4 << 30  # of a process on the card: SD 1.5's weights, and a pass
 
 
 def case(report: Report, walk: str, share: float = 0.5) -> Case:
-    """The first one of a section: what its others launch, compiled, unless the cache says that this was done before.
+    """Return a section's first case: it compiles what the others launch, unless the cache says that this was done.
 
     It may take `share` of the time that the section has left.
     """
@@ -60,7 +60,7 @@ def _compile_ahead(report: Report, walk: str, share: float) -> None:
 
 
 def _sources() -> str:
-    """What a walk's variants depend on."""
+    """Hash what a walk's variants depend on: 16 hex digits."""
     patterns = ("kernels/*.py", "model/*.py", "engines/cuda/*.py", "benchmarks/gpu/warm.py")
     files = sorted(path for pattern in patterns for path in _ROOT.glob(pattern))
     versions = f"{importlib.metadata.version('triton')} {torch.cuda.get_device_capability()}"

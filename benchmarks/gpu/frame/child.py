@@ -30,13 +30,13 @@ POISONED = 17
 
 
 def run(report: Report, state: Path, skip: int = 0) -> int:
-    """The section's cases after the first `skip`; returns the exit code."""
+    """Run the section's cases after the first `skip`; returns the exit code."""
     section = importlib.import_module(f"benchmarks.gpu.sections.{report.section}")
     sum_in_float32(report.section != "inductor")  # as we serve, and torch's own as torch has it
     gc.freeze()  # what is imported stays; every capture of a graph collects garbage, and would look at all of it
     late: list[str] = []
-    found = section.cases(report)
-    for index, case in enumerate(found):
+    cases = section.cases(report)
+    for index, case in enumerate(cases):
         if index < skip:
             continue
         if report.seconds_left <= 0:
@@ -49,19 +49,19 @@ def run(report: Report, state: Path, skip: int = 0) -> int:
         except AbsentError as absent:
             report.tell("wrong" if absent.wrong else "absent", case.name, str(absent))
         except Exception as error:
-            told = translated(error)
-            if not isinstance(told, BackendError):  # of the machine: no line of ours is at fault
+            known = translated(error)
+            if not isinstance(known, BackendError):  # of the machine: no line of ours is at fault
                 traceback.print_exc()
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
             first_line = (str(error).strip().splitlines() or [""])[0]
-            report.tell("failed", case.name, f"{told or f'{type(error).__name__}: {first_line}'} (at {where})")
-            del error, told
+            report.tell("failed", case.name, f"{known or f'{type(error).__name__}: {first_line}'} (at {where})")
+            del error, known
             try:
                 _settle(report)
             except RuntimeError:
                 print(f"{report.section}: the device is poisoned; a new process goes on", flush=True)
-                found.close()
+                cases.close()
                 return POISONED
     for name in late:
         report.tell("skipped", name, "skipped: time")
@@ -70,7 +70,7 @@ def run(report: Report, state: Path, skip: int = 0) -> int:
 
 
 def _settle(report: Report) -> None:
-    """Waits for the device, so that an error is told of the case that made it; gives its memory back."""
+    """Wait for the device, so that an error is reported of the case that made it; give its memory back."""
     if not report.dry:
         gc.collect()
         torch.cuda.synchronize()
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """A session of its own outlives whoever started it, and would hold the card; nobody waits for its rows then."""
+    """End with the parent: a session of its own outlives it and would hold the card; nobody waits for its rows then."""
     while os.getppid() == parent:
         time.sleep(1)
     with contextlib.suppress(ProcessLookupError):

@@ -55,7 +55,7 @@ FIRST = (
 
 
 def chosen(text: str) -> list[Section]:
-    """The sections that `text` names, separated by commas, in our order; empty: the default ones.
+    """Return the sections that `text` names, separated by commas, in our order; empty: the default ones.
 
     Errors: ValueError, naming what is unknown and what there is.
     """

@@ -67,12 +67,12 @@ _OTHER_WIDTHS = (Shape(8, 4096, 4096, 8, 32), Shape(8, 4096, 4096, 8, 128), Shap
 
 
 def shapes() -> list[Shape]:
-    """Those with a target first, then what a step spends most on."""
-    found = list(_GATES)
+    """List the shapes, those with a target first, then what a step spends most on."""
+    listed = list(_GATES)
     for rows in (2, 32, 8):
         for t, heads, d in (*SD15, *SD21):
-            found += [Shape(rows, t, t, heads, d), Shape(rows, t, 77, heads, d)]
-    return list(dict.fromkeys([*found, *_OTHER_WIDTHS]))
+            listed += [Shape(rows, t, t, heads, d), Shape(rows, t, 77, heads, d)]
+    return list(dict.fromkeys([*listed, *_OTHER_WIDTHS]))
 
 
 def cases(report: Report) -> Iterator[Case]:
@@ -94,7 +94,7 @@ def cases(report: Report) -> Iterator[Case]:
 
 
 def _inputs(report: Report, shape: Shape, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """q [n, t, heads d], k and v [n, s, heads d]: slices, as one matrix product leaves them."""
+    """Make q [n, t, heads d], k and v [n, s, heads d]: slices, as one matrix product leaves them."""
     width = shape.heads * shape.d
     if shape.t == shape.s:
         fused = torch.randn(shape.rows, shape.t, 3 * width, device=report.device).to(dtype or report.dtype)
@@ -107,7 +107,7 @@ def _inputs(report: Report, shape: Shape, dtype: torch.dtype | None = None) -> t
 
 
 def _right(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v in float64; head by head where the scores of all would be gigabytes."""
+    """Compute softmax(q k^T / sqrt(d)) v in float64; head by head where the scores of all would be gigabytes."""
     if heads > 1 and q.shape[1] * k.shape[1] > 1 << 22:
         parts = [x.unflatten(-1, (heads, -1)) for x in (q, k, v)]
         each = [_right(parts[0][:, :, h], parts[1][:, :, h], parts[2][:, :, h], 1, causal) for h in range(heads)]
@@ -120,7 +120,7 @@ def _right(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) ->
 
 
 def compare(report: Report, shape: Shape, dtype: torch.dtype) -> None:
-    """Error on fresh inputs into a poisoned output, and a row alone against the same row in company."""
+    """Compare on fresh inputs, into a poisoned output; then a row alone against the same row in company."""
     kernel, mode = needed("kernels.attention", "attention"), "ours bf16" if dtype == torch.bfloat16 else "ours"
     q, k, v = _inputs(report, shape, dtype)
     out = torch.full(q.shape, float("nan"), device=report.device, dtype=dtype)
@@ -135,7 +135,7 @@ def compare(report: Report, shape: Shape, dtype: torch.dtype) -> None:
 
 
 def launch(report: Report, shape: Shape, dtype: torch.dtype, *, causal: bool = False) -> Tensor:
-    """So that it is compiled; what is compiled depends on no number of rows."""
+    """Launch it, so that it is compiled; what is compiled depends on no number of rows."""
     kernel, shape = needed("kernels.attention", "attention"), replace(shape, rows=1)
     return kernel(*_inputs(report, shape, dtype), shape.heads, causal=causal)
 
@@ -147,7 +147,7 @@ def _ours(report: Report, shape: Shape, took: dict[str, float]) -> None:
 
 
 def _libraries(report: Report, shape: Shape, took: dict[str, float]) -> None:
-    """What each makes of the same; the fastest of all is a row of its own."""
+    """Time each library on the same inputs; the fastest of all is a row of its own."""
     for mode, backend in _BACKENDS.items():
 
         def run(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend = backend) -> Tensor:

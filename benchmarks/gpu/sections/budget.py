@@ -46,7 +46,7 @@ def _operation(report: Report, op: Operation, count: int) -> None:
 
 
 def _ways(report: Report, op: Operation) -> Iterator[tuple[str, Callable[[], Callable[[], Tensor]], float]]:
-    """(mode, what makes one run over inputs of its own, bytes of one set)."""
+    """List (mode, what makes one run over inputs of its own, bytes of one set)."""
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, device=report.device, dtype=report.dtype)
@@ -77,7 +77,7 @@ def _ways(report: Report, op: Operation) -> Iterator[tuple[str, Callable[[], Cal
 
 
 def _sum(report: Report, rows: int, counts: Counter[Operation]) -> None:
-    """From the table itself, so that a process that was begun again has what the first one measured."""
+    """Add up the table itself, so that a process that was begun again has what the first one measured."""
     best: dict[str, float] = {}
     for row in read_rows(report.files[0]):
         if row["section"] == "budget" and row["date"] == report.stamp["date"] and row["p50"]:

@@ -27,13 +27,13 @@ _BUCKETS = (2, 8, 16, 32)
 
 
 class Labs:
-    """The last one is kept: cases of one lab follow each other, and two of them would not be the memory of one."""
+    """Keeps the last lab: cases of one follow each other, and two of them would not be the memory of one."""
 
     def __init__(self, report: Report) -> None:
         self._report, self._key, self._lab = report, (), None
 
     def get(self, name: str, seats: int, *, exact: bool = False, every: bool = False) -> Lab:
-        """`every`: all buckets that a server captures, which takes a minute or more; else _BUCKETS."""
+        """Return the lab, kept or built. `every`: all buckets of a server, a minute or more; else _BUCKETS."""
         key = (name, seats, exact, every)
         if self._lab is None or self._key != key:
             self._lab = None
@@ -70,7 +70,7 @@ def _synchronize(report: Report) -> None:
 
 
 def step(report: Report, labs: Labs, name: str, seats: int, n: int, exact: bool) -> None:
-    """Of the host's loop, and of a replay alone."""
+    """Time a step of the host's loop, and a replay alone."""
     lab, what, case = labs.get(name, seats, exact=exact), f"{name} step", f"{n} requests"
     mode = "exact" if exact else "fast"
     flops, floor = step_floor(lab.spec, 2 * n, *report.ceilings(), copies=lab.copies)
@@ -102,7 +102,7 @@ def step(report: Report, labs: Labs, name: str, seats: int, n: int, exact: bool)
 
 
 def _gap(report: Report, labs: Labs, seats: int) -> None:
-    """From the last kernel of a replay to the first of the next, of the loop that serves."""
+    """Time the gap from the last kernel of a replay to the first of the next, in the loop that serves."""
     if report.dry:
         raise AbsentError("a CPU has no gaps between replays")
     from torch.profiler import ProfilerActivity, profile
@@ -116,8 +116,8 @@ def _gap(report: Report, labs: Labs, seats: int) -> None:
         for _ in range(steps):
             lab.stepper.step([0])
         torch.cuda.synchronize()
-    found = [e for e in profiler.events() or [] if "CUDA" in str(e.device_type)]
-    spans = sorted((e.time_range.start, e.time_range.end) for e in found)
+    kernels = [e for e in profiler.events() or [] if "CUDA" in str(e.device_type)]
+    spans = sorted((e.time_range.start, e.time_range.end) for e in kernels)
     if len(spans) < steps:
         raise AbsentError(f"torch's profiler saw {len(spans)} kernels of {steps} steps")
     gaps = [max(0.0, b[0] - a[1]) for a, b in itertools.pairwise(spans)]
@@ -134,7 +134,7 @@ def _gap(report: Report, labs: Labs, seats: int) -> None:
 
 
 def _picture(report: Report, labs: Labs, seats: int) -> None:
-    """Prompt to bytes on the host, alone: text, 30 evaluations, decoder, uint8."""
+    """Time a picture alone, prompt to bytes on the host: text, 30 evaluations, decoder, uint8."""
     lab, kernels, device = labs.get("SD 1.5", seats), our_kernels(report), report.device
     encoder, decoder = text(report), vae(report, ops=ours(report))
     ids = torch.randint(0, 49000, (2, TOKENS), device=device)
@@ -143,8 +143,8 @@ def _picture(report: Report, labs: Labs, seats: int) -> None:
     run, noise = table(SCHEDULE, "dpmpp_2m", steps), standard_normal(0, lab.shape)
 
     def picture() -> bool:
-        made = encoder(ids)
-        contexts = (made[0] if isinstance(made, tuple) else made).float().cpu().numpy()
+        encoded = encoder(ids)
+        contexts = (encoded[0] if isinstance(encoded, tuple) else encoded).float().cpu().numpy()
         lab.stepper.sit(0, Sitting(run, noise, contexts[0], contexts[1], 7.5))
         for _ in range(steps):
             lab.stepper.step([0])

@@ -48,11 +48,11 @@ def _measure(report: Report, what: str, case: str, run: Callable[[], object], am
             seconds = on_cpu(run) if report.dry else by_events(run, seconds=0.2)
             rates += [amount / s / scale for s in seconds]
     late = rates[len(rates) // 2 :]  # the second half: the clock has settled
-    report.row(what, case, "held", unit, late, note=clocks.told)
+    report.row(what, case, "held", unit, late, note=clocks.note)
 
 
 def _launch(report: Report) -> None:
-    """What one launch costs, eagerly and in a graph: the floor of a small operation."""
+    """Time one launch, eagerly and in a graph: the floor of a small operation."""
     from benchmarks.gpu.frame.timing import in_graph
 
     x = torch.randn(1, device=report.device)
@@ -61,10 +61,10 @@ def _launch(report: Report) -> None:
 
 
 class _Clocks:
-    """nvidia-smi's samples while something runs; nothing where it is not there."""
+    """Takes nvidia-smi's samples while something runs; nothing where it is not there."""
 
     def __init__(self, dry: bool) -> None:
-        self._dry, self._process, self.told = dry, None, ""
+        self._dry, self._process, self.note = dry, None, ""
 
     def __enter__(self) -> _Clocks:
         command = ["nvidia-smi", "--id=0", f"--query-gpu={_CLOCKS}", "--format=csv,noheader,nounits", "-lms", "250"]
@@ -72,7 +72,7 @@ class _Clocks:
             try:
                 self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             except OSError:
-                self.told = "no nvidia-smi: no clocks"
+                self.note = "no nvidia-smi: no clocks"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +83,7 @@ class _Clocks:
         samples = [[float(v) for v in line.split(",")] for line in lines if _numbers(line)]
         if samples:
             spans = [f"{min(column):.0f}..{max(column):.0f}" for column in zip(*samples, strict=True)]
-            self.told = "SM {} MHz, memory {} MHz, {} W, {} C".format(*spans)
+            self.note = "SM {} MHz, memory {} MHz, {} W, {} C".format(*spans)
 
 
 def _numbers(line: str) -> bool:

@@ -52,7 +52,7 @@ def _company(report: Report, labs: Labs, seats: int, counts: Sequence[int], exac
 
 
 def company(report: Report, lab: Lab, counts: Sequence[int], exact: bool) -> None:
-    """One evaluation of n requests together, for each n of `counts`, against each of them alone."""
+    """Compare one evaluation of n requests together, for each n of `counts`, with each of them alone."""
     requests = [Request("ddim", 20, 7.5 if i % 3 else 1.0, i) for i in range(max(counts))]
     alone = [lab.evaluations([request], 1)[0] for request in requests]
     for n in counts:
@@ -63,7 +63,7 @@ def company(report: Report, lab: Lab, counts: Sequence[int], exact: bool) -> Non
 
 
 def replay(report: Report, counts: Sequence[int], exact: bool, twins: bool, measure: bool = True) -> None:
-    """The same evaluations of the small network replayed and launched, with and without an unguided request."""
+    """Compare evaluations of the small network replayed and launched, with and without an unguided request."""
     replayed, launched = (
         Lab(report, "small", max(counts), exact=exact, twins=twins, measure=measure, eager=eager)
         for eager in (False, True)
@@ -80,7 +80,7 @@ def replay(report: Report, counts: Sequence[int], exact: bool, twins: bool, meas
 
 
 def _joins(report: Report, exact: bool) -> None:
-    """Random requests that join and leave between any two steps, against the same ones alone."""
+    """Compare random requests that join and leave between any two steps with the same ones alone."""
     total, most = (4, 3) if report.dry else (_JOINS, 8)
     lab, rng, share = Lab(report, "small", 8, exact=exact), random.Random(0), 0.5 if exact else 0.7
     until = time.monotonic() + share * max(report.seconds_left, 4) * (0.3 if report.dry else 0.5)
@@ -100,8 +100,8 @@ def _joins(report: Report, exact: bool) -> None:
 
 
 def _mixed(lab: Lab, requests: list[Request], rng: random.Random) -> tuple[dict[int, F32], int]:
-    """Latents of those that were not made to leave, by index, and how many left."""
-    waiting, live, made, left = list(range(len(requests))), dict[int, int](), dict[int, F32](), 0
+    """Return the latents of those that were not made to leave, by index, and how many left."""
+    waiting, live, latents, left = list(range(len(requests))), dict[int, int](), dict[int, F32](), 0
     while waiting or live:
         for seat in set(range(lab.stepper.seats)) - live.keys():
             if waiting and rng.random() < 0.5:
@@ -111,11 +111,11 @@ def _mixed(lab: Lab, requests: list[Request], rng: random.Random) -> tuple[dict[
             lab.stepper.step(sorted(live))
         for seat, index in list(live.items()):
             if lab.stepper.finished(seat):
-                made[index] = lab.latents(seat)
+                latents[index] = lab.latents(seat)
             elif rng.random() < 0.03:
                 left += 1
             else:
                 continue
             lab.stepper.leave(seat)
             del live[seat]
-    return made, left
+    return latents, left

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.gpu.frame.report import AbsentError, Case, Report
 
-_ASKED = (
+_FIELDS = (
     "name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,"
     "temperature.gpu,memory.total,memory.used,persistence_mode,ecc.mode.current"
 )
@@ -69,17 +69,17 @@ def _card(report: Report) -> None:
 
 
 def _smi(report: Report) -> None:
-    values = smi(_ASKED)
-    names = _ASKED.split(",")
+    values = smi(_FIELDS)
+    names = _FIELDS.split(",")
     if len(values) != len(names):  # a driver that knows other names
         names, values = ["nvidia-smi"], [", ".join(values)]
     for name, value in zip(names, values, strict=True):
         _fact(report, name, value)
 
 
-def smi(asked: str) -> list[str]:
-    """What nvidia-smi says of the first card. Raises AbsentError without it."""
-    command = ["nvidia-smi", "--id=0", f"--query-gpu={asked}", "--format=csv,noheader"]
+def smi(fields: str) -> list[str]:
+    """Ask nvidia-smi about the first card. Raises AbsentError without it."""
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

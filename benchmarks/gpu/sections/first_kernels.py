@@ -23,12 +23,12 @@ def cases(report: Report) -> Iterator[Case]:
 
 
 def launches(report: Report) -> Iterator[Callable[[], object]]:
-    """So that they are compiled."""
+    """Launch the kernels, so that they are compiled."""
     yield from (partial(attention.launch, report, shape, report.dtype) for shape in _SHAPES)
     yield from (partial(kernels.launch, work, 2, report.dtype) for work in _works(report))
     yield from pixels.launches(report)
 
 
 def _works(report: Report) -> list[kernels.Work]:
-    """Of each kernel its first shape."""
+    """List each kernel's first shape."""
     return list({work.what: work for work in reversed(list(kernels.works(report)))}.values())

@@ -27,7 +27,7 @@ def cases(report: Report) -> Iterator[Case]:
 
 
 def _step(report: Report, measure: bool) -> None:
-    """A guided request, whose latents become the picture."""
+    """Step a guided request, whose latents become the picture."""
     steps = 2 if report.dry else 20
     lab = Lab(report, "SD 1.5", 1, buckets=(2,), measure=measure)
     request = Request("dpmpp_2m", steps, 7.5, 0)
@@ -58,7 +58,7 @@ def _picture(report: Report, latents: NDArray[np.float32]) -> None:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """uint8 [h, w, 3] as a PNG file (RFC 2083), with nothing but the standard library."""
+    """Write uint8 [h, w, 3] as a PNG file (RFC 2083), with nothing but the standard library."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

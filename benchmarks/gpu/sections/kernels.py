@@ -28,7 +28,7 @@ ROWS = (32, 2, 8)
 
 @dataclass(frozen=True)
 class Work:
-    """One kernel at one shape. `make(rows, dtype)` gives random inputs; those at `rowwise` have a row for each."""
+    """Holds one kernel at one shape. `make(rows, dtype)` gives random inputs, with a row for each at `rowwise`."""
 
     what: str
     shape: str
@@ -41,7 +41,7 @@ class Work:
     only: tuple[int, ...] = ROWS  # numbers of rows
 
     def some(self, inputs: tuple[Tensor, ...], rows: list[int]) -> tuple[Tensor, ...]:
-        """The same inputs with only some rows, laid out in memory as before."""
+        """Return the inputs with only some rows, laid out in memory as before."""
         return tuple(x[rows] if i in self.rowwise else x for i, x in enumerate(inputs))
 
 
@@ -106,11 +106,11 @@ def works(report: Report) -> Iterator[Work]:
             x, weight = random(rows, t, c, dtype=dtype), random(8 * c, c, dtype=dtype) * c**-0.5
             return x, weight, random(8 * c, dtype=dtype) * 0.1
 
-        for shape, made in ((f"{t}x{c}", tokens), (f"{t}x{c} shift", shifted)):
+        for shape, make in ((f"{t}x{c}", tokens), (f"{t}x{c} shift", shifted)):
             yield Work(
                 "layer_norm",
                 shape,
-                made,
+                make,
                 lambda: _layer_norm(needed("kernels.layer_norm", "layer_norm")),
                 _plain_layer_norm,
                 lambda inputs, out: 2 * out.nbytes,
@@ -178,7 +178,7 @@ def _plain_geglu(x: Tensor) -> Tensor:
 
 
 def poisoned(kernel: Callable[..., Tensor], inputs: tuple[Tensor, ...], like: Tensor) -> Tensor:
-    """What the kernel writes into memory that was not a number before."""
+    """Return what the kernel writes into memory that was not a number before."""
     bad = torch.full_like(like, float("nan"))
     if "out" in inspect.signature(kernel).parameters:
         return kernel(*inputs, out=bad)
@@ -187,7 +187,7 @@ def poisoned(kernel: Callable[..., Tensor], inputs: tuple[Tensor, ...], like: Te
 
 
 def compare(report: Report, work: Work, rows: int, dtype: torch.dtype, mode: str) -> None:
-    """Error on fresh inputs into poisoned memory, and the last row alone against the same row in company."""
+    """Compare on fresh inputs, into poisoned memory; then the last row alone against the same row in company."""
     kernel, case, inputs, ends = work.kernel(), f"{rows} rows {work.shape}", work.make(rows, dtype), [0, rows - 1]
     right = work.plain(*(x.double() for x in work.some(inputs, ends)))
     like = torch.empty((rows, *right.shape[1:]), dtype=dtype, device=report.device)
@@ -203,7 +203,7 @@ def compare(report: Report, work: Work, rows: int, dtype: torch.dtype, mode: str
 
 
 def launch(work: Work, rows: int, dtype: torch.dtype) -> Tensor:
-    """So that it is compiled."""
+    """Launch it, so that it is compiled."""
     return work.kernel()(*work.make(rows, dtype))
 
 

@@ -38,7 +38,7 @@ def cases(report: Report) -> Iterator[Case]:
 
 
 def _ours(report: Report, name: str, n: int, took: dict[str, float]) -> None:
-    """The loop that serves: `n` guided seats, host and all."""
+    """Time the loop that serves: `n` guided seats, host and all."""
     sum_in_float32()
     lab = Lab(report, name, n, buckets=(2 * n,))
     for seat in range(n):
@@ -61,14 +61,14 @@ def _ours(report: Report, name: str, n: int, took: dict[str, float]) -> None:
 
 def _theirs(report: Report, name: str, n: int, mode: str, took: dict[str, float]) -> None:
     sum_in_float32(False)  # their default, which is faster where it differs
-    made, scheduler = _network(report, name), _schedule()
+    net, scheduler = _network(report, name), _schedule()
     spec, compiled = unet_spec(report, name), mode == "compiled"
     if compiled:
-        made.fuse_qkv_projections()
+        net.fuse_qkv_projections()
         if report.dry:
-            made = torch.compile(made, fullgraph=True, backend="aot_eager")
+            net = torch.compile(net, fullgraph=True, backend="aot_eager")
         else:
-            made = torch.compile(made, fullgraph=True, mode="max-autotune")
+            net = torch.compile(net, fullgraph=True, mode="max-autotune")
     scheduler.set_timesteps(50)
     side = spec.sample_size
     latents = torch.randn(n, spec.in_channels, side, side, device=report.device).to(report.dtype)
@@ -77,7 +77,7 @@ def _theirs(report: Report, name: str, n: int, mode: str, took: dict[str, float]
     def step() -> Tensor:
         # As its pipeline does it, timesteps on the host.
         x = torch.cat([latents] * 2).contiguous(memory_format=torch.channels_last)
-        negative, positive = made(x, 501, encoder_hidden_states=context, return_dict=False)[0].chunk(2)
+        negative, positive = net(x, 501, encoder_hidden_states=context, return_dict=False)[0].chunk(2)
         guided = negative + 7.5 * (positive - negative)
         return scheduler.step(guided, scheduler.timesteps[25], latents, return_dict=False)[0]
 
@@ -93,7 +93,7 @@ def _theirs(report: Report, name: str, n: int, mode: str, took: dict[str, float]
 
 
 def _case(name: str, n: int) -> str:
-    """SD 1.5's, which the targets name, by the number alone."""
+    """Name a case: SD 1.5's, which the targets name, by the number alone."""
     return f"{n} requests" if name == "SD 1.5" else f"{name} {n} requests"
 
 

@@ -25,7 +25,7 @@ def cases(report: Report) -> Iterator[Case]:
 
 
 def launches(report: Report) -> Iterator[Callable[[], object]]:
-    """So that they are compiled."""
+    """Launch the pixel kernels, so that they are compiled."""
     kernels, outputs = needed("kernels.guided_step", "guided_step"), _outputs(report, _seats(report, 1), 1)
     yield lambda: kernels(_seats(report, 1), outputs)
     pictures = torch.randn(1, 3, 512, 512, device=report.device).to(report.dtype)
@@ -38,7 +38,7 @@ def _outputs(report: Report, seats: Any, count: int) -> Tensor:
 
 
 def _seats(report: Report, count: int) -> Any:
-    """Guided seats somewhere in tables of random numbers; of several one has finished, and every other has a mask."""
+    """Make guided seats somewhere in tables of random numbers; of several one has finished, every other has a mask."""
     empty_seats = needed("engines.cuda.seats", "empty_seats")
     side = 8 if report.dry else 64
     like = (1, report.dtype)
@@ -59,18 +59,18 @@ def _seats(report: Report, count: int) -> Any:
 
 
 def _right(seats: Any, outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """state and predictions after the step, in float64, of the seats that move."""
+    """Compute state and predictions after the step, in float64, of the seats that move."""
     who = torch.arange(len(seats.step), device=outputs.device)
     positive, negative = outputs.double()[0::2], outputs.double()[1::2]
     out = negative + seats.guidance.double()[:, None, None, None] * (positive - negative)
     noise = seats.noise[who, seats.draw[who, seats.step.long()].long()].double()
     terms = torch.cat([seats.state.double(), out[:, None], noise[:, None]], dim=1)  # [S, 7, C, h, w]
-    made = torch.einsum("sij,sjchw->sichw", seats.matrices[who, seats.step.long()].double(), terms)
+    product = torch.einsum("sij,sjchw->sichw", seats.matrices[who, seats.step.long()].double(), terms)
     picture, noise = seats.blend[who, seats.step.long()].double().T[..., None, None, None]
     known = picture * seats.original.double() + noise * seats.first_noise.double()
     mask = torch.where(seats.masked[:, None, None] != 0, seats.mask.double(), 1.0)[:, None]
-    made[:, 0] = mask * made[:, 0] + (1 - mask) * known
-    return made[:, :STATE], made[:, STATE]
+    product[:, 0] = mask * product[:, 0] + (1 - mask) * known
+    return product[:, :STATE], product[:, STATE]
 
 
 def guided_step(report: Report, count: int) -> None:

@@ -56,7 +56,7 @@ class _Run:
         return self._folder
 
     def _started(self) -> str:
-        """The server's address; starts it the first time."""
+        """Return the server's address; starts it the first time."""
         if self._address:
             return self._address
         for module in ("server.app", "latentd", "engines.cuda.backend"):
@@ -95,7 +95,7 @@ class _Run:
         report.row("host", case, "server", "MB", [int(peak.split()[1]) / 1e3], note="peak resident memory")
 
     async def _flight(self, address: str, n: int, pictures: int) -> list[float]:
-        """Seconds of each picture, with `n` requests under way all the time."""
+        """Time each picture, in seconds, with `n` requests under way all the time."""
         client, todo, latencies = needed("latentd", "AsyncClient")(address), iter(range(pictures)), []
         steps = 2 if self._report.dry else 30
 
@@ -114,7 +114,7 @@ class _Run:
         return latencies
 
     def bare(self) -> None:
-        """As many seats as the server has, kept full; compared with the server where that was measured."""
+        """Time as many seats as the server has, kept full; compared with the server where that was measured."""
         from benchmarks.gpu.subjects.served import random_model
         from pipeline.noise import standard_normal
         from pipeline.samplers import table
@@ -128,7 +128,7 @@ class _Run:
         stepper, run = backend.stepper(side, side, seats, steps=max(steps, 2)), table(SCHEDULE, "dpmpp_2m", steps)
         negative, shape = backend.encode(model.tokenizer.encode("").ids), spec.latent_shape(side, side)
 
-        def made(pictures: int, pool: ThreadPoolExecutor) -> None:
+        def draw(pictures: int, pool: ThreadPoolExecutor) -> None:
             waiting, live, decoding = list(range(pictures)), set(), []
             while waiting or live or decoding:
                 for seat in set(range(seats)) - live if waiting else ():
@@ -147,10 +147,10 @@ class _Run:
 
         pictures = 2 if report.dry else 64
         with ThreadPoolExecutor(4) as pool:
-            made(seats, pool)
+            draw(seats, pool)
         start = time.perf_counter()
         with ThreadPoolExecutor(4) as pool:
-            made(pictures, pool)
+            draw(pictures, pool)
         rate = pictures / (time.perf_counter() - start)
         report.row("throughput", f"{seats} seats", "bare loop", "images/s", [rate], note=f"{pictures} pictures")
         if seats in self._per_second:
@@ -158,6 +158,6 @@ class _Run:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
+    """Return the user and system time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

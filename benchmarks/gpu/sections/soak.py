@@ -64,12 +64,12 @@ def _soak(report: Report) -> None:
 
 
 def _memory(report: Report) -> dict[str, float]:
-    """Megabytes in use."""
-    found = {}
+    """Return the megabytes in use."""
+    megabytes = {}
     status = Path("/proc/self/status").read_text()
-    found["host"] = next(int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith("VmRSS"))
+    megabytes["host"] = next(int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith("VmRSS"))
     if not report.dry:
         torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info()
-        found["card"], found["torch"] = (total - free) / 1e6, torch.cuda.memory_allocated() / 1e6
-    return found
+        megabytes["card"], megabytes["torch"] = (total - free) / 1e6, torch.cuda.memory_allocated() / 1e6
+    return megabytes

@@ -33,7 +33,7 @@ _LEAST_DECIBELS = 50.0  # of a row in company against the row alone, where bits 
 
 
 class Nets:
-    """One network at a time is kept: building one takes a second, 1.7 GB."""
+    """Keeps one network at a time: building one takes a second, 1.7 GB."""
 
     def __init__(self, report: Report) -> None:
         self._report, self._key, self._net = report, ("", ""), None
@@ -42,8 +42,8 @@ class Nets:
         mode = mode.removesuffix(", twins")
         if self._key != (name, mode) or self._net is None:
             self._net = None
-            made = PLAIN if mode == "eager" else ours(self._report, **CHOICES.get(mode, {}))
-            self._net = unet(self._report, name, ops=made, residuals="apart" not in mode)
+            ops = PLAIN if mode == "eager" else ours(self._report, **CHOICES.get(mode, {}))
+            self._net = unet(self._report, name, ops=ops, residuals="apart" not in mode)
             self._key = (name, mode)
         return self._net
 
@@ -62,14 +62,14 @@ def cases(report: Report) -> Iterator[Case]:
 def cases_of(
     report: Report, nets: Nets, name: str, mode: str, right: dict[str, Tensor], counts: Sequence[int]
 ) -> Iterator[Case]:
-    """The error of one form, to what `reference` left in `right`, and its speed at so many rows each."""
+    """Yield the cases of one form: its error, to what `reference` left in `right`, and its speed by rows."""
     yield Case(f"{name} {mode} error", partial(_error, report, nets, name, mode, right))
     for rows in counts[: 1 if report.dry else None]:
         yield Case(f"{name} {mode} {rows} rows", partial(_speed, report, nets, name, mode, rows))
 
 
 def reference(report: Report, name: str, right: dict[str, Tensor]) -> None:
-    """Of two rows, and of two that are twins. Nothing of it is timed, so cuDNN measures no algorithms for it."""
+    """Compute two rows, and two that are twins. Nothing of it is timed, so cuDNN measures no algorithms for it."""
     torch.backends.cudnn.benchmark = False
     net = unet(report, name, dtype=torch.float32)  # torch's defaults: no tf32 in products, so none in convolutions
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -120,14 +120,14 @@ def _speed(report: Report, nets: Nets, name: str, mode: str, rows: int) -> None:
 
 
 def _given(report: Report, name: str, mode: str, rows: int, seed: int) -> Inputs:
-    """Inputs for so many rows; of twins half as many latents and timesteps as contexts."""
+    """Make inputs for so many rows; of twins half as many latents and timesteps as contexts."""
     latents, timestep, context = inputs(report, unet_spec(report, name), rows, seed)
     n = rows // 2 if "twins" in mode else rows
     return latents[:n], timestep[:n], context
 
 
 def _forward(net: Unet, mode: str) -> Callable[..., Tensor]:
-    """The whole pass over inputs of a mode."""
+    """Run the whole pass over inputs of a mode."""
 
     def twins(latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         shifts = net.time_shifts(timestep.repeat_interleave(2))
@@ -137,13 +137,13 @@ def _forward(net: Unet, mode: str) -> Callable[..., Tensor]:
 
 
 def graph_of(net: Callable[..., Tensor], fixed: Inputs) -> tuple[Callable[[], None], Tensor]:
-    """A replay of the whole forward pass over fixed buffers, and what it writes."""
+    """Return a replay of the whole forward pass over fixed buffers, and what it writes."""
     graph, out = captured(lambda: net(*fixed))
     return graph.replay, out
 
 
 def _company(report: Report, run: Callable[..., Tensor], fresh: Inputs, name: str, case: str, mode: str) -> None:
-    """The last row among the others against the same row alone, or with its twin."""
+    """Compare the last row among the others with the same row alone, or with its twin."""
     latents, timestep, context = fresh
     each = len(context) // len(latents)
     among = run(*fresh)[-1].clone()

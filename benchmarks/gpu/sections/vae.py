@@ -45,7 +45,7 @@ def _reference(report: Report, right: list[Tensor]) -> None:
 
 
 def _flops(report: Report) -> float:
-    """Of one picture."""
+    """Count the FLOP of one picture."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         VaeDecoder(vae_spec(report))(torch.empty(_latents(report, 1, seed=0).shape))
     return float(counter.get_total_flops())

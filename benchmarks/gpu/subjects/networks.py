@@ -84,7 +84,7 @@ _Net = TypeVar("_Net", bound=nn.Module)
 
 
 def unet_spec(report: Report, name: str) -> UnetSpec:
-    """name: a key of UNETS."""
+    """Return the spec of the UNet `name`, a key of UNETS."""
     return (TINY_UNETS if report.dry else UNETS)[name]
 
 
@@ -93,7 +93,7 @@ def vae_spec(report: Report) -> VaeSpec:
 
 
 def whole_spec(report: Report, name: str = "SD 1.5") -> Spec:
-    """The spec of a model whose UNet is `name`."""
+    """Return the spec of a model whose UNet is `name`."""
     unet, vae = unet_spec(report, name), vae_spec(report)
     side = unet.sample_size * vae.factor
     text = replace(TEXT, width=unet.context_width)
@@ -103,7 +103,7 @@ def whole_spec(report: Report, name: str = "SD 1.5") -> Spec:
 def unet(
     report: Report, name: str, ops: Ops = PLAIN, dtype: torch.dtype | None = None, *, residuals: bool = True
 ) -> Unet:
-    """The UNet `name` on the device, channels_last; the same weights at every call, whatever `ops`.
+    """Make the UNet `name` on the device, channels_last; the same weights at every call, whatever `ops`.
 
     `residuals`: a transformer's are all added inside its products, as they are served; else in passes of their own.
     """
@@ -119,7 +119,7 @@ def vae(report: Report, ops: Ops = PLAIN, dtype: torch.dtype | None = None) -> V
 
 
 def text(report: Report) -> ClipText:
-    """The text encoder of SD 1.5, in float32 as the backend keeps it."""
+    """Make the text encoder of SD 1.5, in float32 as the backend keeps it."""
     with torch.device("meta"):
         net = ClipText(whole_spec(report).text)
     return _filled(net, report, torch.float32)
@@ -134,14 +134,14 @@ def _filled(net: _Net, report: Report, dtype: torch.dtype | None) -> _Net:
 
 
 def _folded(net: _Net, ops: Ops, **options: bool) -> _Net:
-    """As the backend has it: with ours, biases are moved to where they cost no pass over a picture."""
+    """Fold as the backend does: with ours, biases are moved to where they cost no pass over a picture."""
     if ops is not PLAIN:
         needed("engines.cuda.ops", "fold_biases")(net, **options)
     return net
 
 
 def inputs(report: Report, spec: UnetSpec, rows: int, seed: int) -> Inputs:
-    """Random latents [rows, C, h, w], channels_last, timesteps [rows] and contexts [rows, 77, width]."""
+    """Draw latents [rows, C, h, w], channels_last, timesteps [rows] and contexts [rows, 77, width]."""
     side, generator = spec.sample_size, torch.Generator(report.device).manual_seed(seed)
     options = {"device": report.device, "generator": generator}
     latents = torch.randn(rows, spec.in_channels, side, side, **options).to(report.dtype)
@@ -151,7 +151,7 @@ def inputs(report: Report, spec: UnetSpec, rows: int, seed: int) -> Inputs:
 
 
 def our_kernels(report: Report) -> Any:
-    """engines.cuda.kernels.Kernels: Triton's, or plain torch in a dry run. Raises AbsentError where one is missing."""
+    """Return the Kernels of engines.cuda: Triton's, or torch in a dry run. Raises AbsentError where one is missing."""
     plain, triton = needed("engines.cuda.kernels", "plain_kernels", "triton_kernels")
     try:
         return plain() if report.dry else triton()
@@ -160,7 +160,7 @@ def our_kernels(report: Report) -> Any:
 
 
 def ours(report: Report, **choices: Any) -> Ops:
-    """The operations with our kernels, as served but for these fields of engines.cuda.choices.Choices.
+    """Return the operations with our kernels, as served but for these fields of engines.cuda.choices.Choices.
 
     Raises AbsentError where they are not written.
     """

@@ -27,7 +27,7 @@ from pipeline.tokenizer import ClipTokenizer
 
 
 def write_checkpoint(report: Report, folder: Path) -> None:
-    """Weights and tokenizer, as the backend reads them: 2 GB."""
+    """Write weights and tokenizer, as the backend reads them: 2 GB."""
     from safetensors.torch import save_file
 
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def write_checkpoint(report: Report, folder: Path) -> None:
 
 
 def random_model(report: Report, folder: Path) -> Model:
-    """What the server loads: the checkpoint of `write_checkpoint` on the device."""
+    """Load what the server loads: the checkpoint of `write_checkpoint` on the device."""
     spec = whole_spec(report)
     checkpoint = Checkpoint(folder, Folder(folder), spec, folder_weights(folder))
     options = {"device": "cpu", "kernels": our_kernels(report), "precision": "f32"} if report.dry else {}

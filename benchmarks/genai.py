@@ -32,7 +32,7 @@ NEEDS = "openvino-genai==2026.4.1.0 'openvino-tokenizers[transformers]==2026.4.1
 
 
 def is_there(python: str) -> bool:
-    """Can the interpreter import what this needs?"""
+    """Return whether the interpreter can import what this needs."""
     words = "import importlib.util as u; raise SystemExit(not all(map(u.find_spec, %r)))"
     needed = ("openvino_genai", "openvino_tokenizers", "transformers")
     return subprocess.run([python, "-c", words % (needed,)], check=False).returncode == 0
@@ -71,7 +71,7 @@ def _named(model: ov.Model, network: str) -> ov.Model:
 
 
 def run(python: str, folder: Path, side: int) -> dict[str, Any]:
-    """Load, compile and draw a picture of one step in a process of its own; what genai_run.py prints."""
+    """Load, compile and draw a picture of one step in a process of its own; returns what genai_run.py prints."""
     script = str(Path(__file__).with_name("genai_run.py"))
     words = [python, script, str(folder), str(side), str(time.monotonic())]
     return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])

@@ -37,7 +37,7 @@ _START = 90.0  # seconds until the first case: a cold disk, an import of torch, 
 
 @dataclass(frozen=True)
 class Run:
-    """All sections of one call share these."""
+    """Holds what all sections of one call share."""
 
     stamp: dict[str, str]
     files: list[Path]
@@ -46,7 +46,7 @@ class Run:
     log: Path | None
 
     def section(self, section: Section, until: float) -> None:
-        """Runs it in child processes, begun again after a case that ended one, until it is done or time is up."""
+        """Run a section in child processes, begun again after a case that ended one, until it is done or time is up."""
         skip = 0
         for _ in range(_RESTARTS):
             state = self.scratch / f"{section.name}.state"
@@ -63,7 +63,7 @@ class Run:
         self._tell(section, "the rest", f"{_RESTARTS} processes of this section were lost")
 
     def _child(self, section: Section, state: Path, until: float, skip: int) -> str:
-        """The exit code, or why it was ended."""
+        """Run a child process; returns the exit code, or why it was ended."""
         command = [sys.executable, "-u", "-m", "benchmarks.gpu.frame.child", section.name, "--until", str(until)]
         command += ["--stamp", json.dumps(self.stamp), "--state", str(state), "--skip", str(skip)]
         command += ["--parent", str(os.getpid())]
@@ -128,13 +128,13 @@ class Run:
 
 
 def read_state(path: Path) -> tuple[str, str, str]:
-    """Of the case that is under way: its number, its limit in seconds, and its name; empty where there is none."""
+    """Read the case that is under way: its number, its limit in seconds, and its name; empty where there is none."""
     parts = path.read_text().split("\n", 2) if path.exists() else []
     return (parts[0], parts[1], parts[2]) if len(parts) == 3 else ("", "", "")
 
 
 def environment(dry: bool) -> dict[str, str]:
-    """What every row is stamped with. Errors: SystemExit 2 without torch or an NVIDIA GPU."""
+    """Return what every row is stamped with. Errors: SystemExit 2 without torch or an NVIDIA GPU."""
     try:
         import torch
 
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(sections: list[tuple[Section, float]], total: float, dry: bool) -> int:
-    """Runs each for so many seconds at most, and all of them for `total`; the exit code."""
+    """Run each section for so many seconds at most, and all of them for `total`; returns the exit code."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the section's processes end, too
     start, stamp = time.time(), environment(dry)

@@ -66,7 +66,7 @@ def serve(model: Path, scratch: Path, figures: Figures) -> None:
 
 
 def picture(address: str) -> float:
-    """Seconds of one request, its PNG in hand."""
+    """Time one request until its PNG is in hand, in seconds."""
     client = Client(address)
     try:
         start = time.perf_counter()

@@ -12,7 +12,7 @@ _LIBRARY = re.compile(r"/(libtorch[^/]*|onnx_cpp2py_export[^/]*|libonnxruntime[^
 
 @dataclass(frozen=True)
 class Memory:
-    """In MB. `file` are clean pages of mapped files, which Linux takes back when it needs them."""
+    """Holds what a process takes, in MB. `file` are clean pages of mapped files, which Linux can take back."""
 
     peak: float
     anonymous: float

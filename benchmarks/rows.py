@@ -14,7 +14,7 @@ COLUMNS = ["what", "shape", "unit", "p20", "p50", "p80", "runs", "device", "vers
 
 
 def percentiles(values: list[float]) -> tuple[float, float, float]:
-    """p20, p50 and p80: of few runs, the nearest one."""
+    """Return p20, p50 and p80: of few runs, the nearest one."""
     ordered = sorted(values)
     p20, p50, p80 = (ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8))
     return p20, p50, p80
@@ -44,7 +44,7 @@ class Rows:
 
 
 def _cpu() -> str:
-    """What the CPU calls itself; "AMD EPYC, family 26 model 2" where that alone says little."""
+    """Return what the CPU calls itself; "AMD EPYC, family 26 model 2" where that alone says little."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

@@ -38,7 +38,7 @@ WORDS = ("latentd", "serve")
 
 @dataclass(frozen=True)
 class Work:
-    """Pictures to make; every prompt is another one, so that nothing is remembered."""
+    """Holds the pictures to make; every prompt is another one, so that nothing is remembered."""
 
     model: Path
     pictures: int
@@ -51,7 +51,7 @@ class Work:
 def server(
     model: Path, environment: dict[str, str] | None = None, folder: Path = ROOT, words: tuple[str, ...] = WORDS
 ) -> Iterator[tuple[str, float, int]]:
-    """A server process: its address, seconds from its start to SERVING, its process id.
+    """Start a server process; yields its address, seconds from its start to SERVING, its process id.
 
     `folder` is the clone that serves, `words` what begins its command there.
     """
@@ -63,23 +63,23 @@ def server(
     ) as process:
         try:
             assert process.stdout
-            found = re.search(r"gRPC (\S+),", process.stdout.readline())  # printed once health says SERVING
-            if not found:
+            match = re.search(r"gRPC (\S+),", process.stdout.readline())  # printed once health says SERVING
+            if not match:
                 raise SystemExit(f"the server did not start: {' '.join(command)}")
-            yield found[1], time.monotonic() - start, process.pid
+            yield match[1], time.monotonic() - start, process.pid
         finally:
             process.terminate()
             process.wait()
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of all its threads, so far."""
+    """Return the CPU seconds of all its threads, so far."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def through_grpc(address: str, work: Work, turn: int) -> float:
-    """Pictures a second, with IN_FLIGHT requests under way."""
+    """Return the pictures a second, with IN_FLIGHT requests under way."""
     client = AsyncClient(address)
     todo = iter(range(work.pictures))
 
@@ -96,7 +96,7 @@ async def through_grpc(address: str, work: Work, turn: int) -> float:
 
 
 class BareLoop:
-    """The same engines and the same stepper with nothing around them: no protocol, no events, no threads."""
+    """Draws with the same engines and stepper and nothing around them: no protocol, no events, no threads."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -105,7 +105,7 @@ class BareLoop:
         self._stepper = HostStepper(model.backend.denoiser(*self._size, rows=2 * IN_FLIGHT), IN_FLIGHT)
 
     def run(self, work: Work, turn: int) -> float:
-        """Pictures a second; a seat is given on as soon as its picture is done, as the server does."""
+        """Return the pictures a second; a seat is given on as soon as its picture is done, as the server does."""
         spec, backend, tokenizer, stepper = self._model.spec, self._model.backend, self._model.tokenizer, self._stepper
         default = spec.defaults
         run = table(spec.schedule, default.sampler, default.steps)

@@ -59,7 +59,7 @@ def add(rows: Rows, what: str, shape: str, cost: dict[str, float]) -> None:
 
 
 def alone(work: Callable[..., Any], *given: Any) -> tuple[Any, dict[str, float]]:
-    """What `work` returns in a fresh process, and what that took."""
+    """Run `work` in a fresh process; returns its result, and what that took."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measured, work, *given).result()
 

@@ -10,7 +10,7 @@ _VARIABLES = ("LATENTD_CACHE", "HOME", "TMPDIR")
 
 
 class Places:
-    """Empty folders for a process's cache, home and temporary files, and a checkpoint as it was."""
+    """Holds empty folders for a process's cache, home and temporary files, and a checkpoint as it was."""
 
     def __init__(self, checkpoint: Path, scratch: Path) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="places-", dir=scratch))

@@ -54,7 +54,7 @@ def main() -> int:
 
 
 async def _draw(address: str) -> None:
-    """All prompts at once: they share every step of the server."""
+    """Draw all prompts at once: they share every step of the server."""
     from latentd import AsyncClient
 
     start = time.monotonic()
@@ -78,7 +78,7 @@ async def _draw(address: str) -> None:
 
 
 def _sheet(images: list) -> Path:
-    """Two rows of four, three times enlarged, each with its prompt below."""
+    """Lay out two rows of four, three times enlarged, each with its prompt below."""
     from PIL import Image, ImageDraw, ImageFont
 
     side, border, caption = 3 * images[0].width, 12, 26

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line on `argv`, else on the program's own arguments; the exit code."""
+    """Run the command line on `argv`, else on the program's own arguments; returns the exit code."""
     alone = argv is None  # this process is the command line: signals and stdout are ours to close down
     words = sys.argv[1:] if argv is None else argv
     try:

@@ -19,7 +19,7 @@ from latentd.v1.images_pb2_grpc import ImagesStub
 
 
 class AsyncClient:
-    """Client for asyncio, with the same arguments, results and errors; used within one event loop.
+    """Serves asyncio, with Client's arguments, results and errors; used within one event loop.
 
     Cancelling the task that waits for a call cancels the call on the server.
     """
@@ -49,7 +49,7 @@ class AsyncClient:
         on_event: Callable[[Event], None] | None = None,
         **options: Unpack[Options],
     ) -> list[Picture]:
-        """The pictures of one prompt, in order of index; see Client.generate."""
+        """Draw the pictures of one prompt, in order of index; see Client.generate."""
         gathering = Gathering()
         try:
             async with aclosing(self.stream(prompt, timeout=timeout, **options)) as events:
@@ -65,11 +65,11 @@ class AsyncClient:
     def stream(
         self, prompt: str, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncGenerator[Event, None]:
-        """The events of one prompt as they arrive; `aclose` cancels the request. See Client.stream."""
+        """Yield the events of one prompt as they arrive; `aclose` cancels the request. See Client.stream."""
         return self._events(build_request(prompt, **options), check_timeout(timeout))
 
     async def models(self, *, timeout: float | None = 10) -> list[pb.Model]:
-        """The models served, with their sizes, samplers, defaults and limits."""
+        """Return the models served, with their sizes, samplers, defaults and limits."""
         timeout = check_timeout(timeout)
         try:
             return list((await self._images().ListModels(pb.ListModelsRequest(), timeout=timeout)).models)

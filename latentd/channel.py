@@ -20,7 +20,7 @@ _OPTIONS = [
 
 
 def server_address(address: str | None = None) -> str:
-    """`host:port`: the one given, else $LATENTD_SERVER, else 127.0.0.1:8001; a host alone has port 8001.
+    """Return `host:port`: the one given, else $LATENTD_SERVER, else 127.0.0.1:8001; a host alone has port 8001.
 
     gRPC's own names (unix:/path, dns:///host:port) are left as they are. Raises ValueError for what is none of these.
     """
@@ -38,11 +38,11 @@ def server_address(address: str | None = None) -> str:
 
 
 def is_local(address: str) -> bool:
-    """Whether an address, as server_address gives it, is this machine's."""
+    """Return whether an address, as server_address gives it, is this machine's."""
     host = address.rsplit(":", 1)[0].strip("[]")
     return host in ("localhost", "::1") or host.startswith("127.") or address.startswith("unix")
 
 
 def channel_options(address: str) -> list[tuple[str, int]]:
-    """gRPC channel options; http_proxy from the environment never stands before a server on this machine."""
+    """Return gRPC channel options; http_proxy from the environment never stands before a server on this machine."""
     return [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if is_local(address) else list(_OPTIONS)

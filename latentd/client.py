@@ -18,7 +18,7 @@ from latentd.v1.images_pb2_grpc import ImagesStub
 
 
 class Client:
-    """A connection to one server, made on the first call; threads may share it.
+    """Holds a connection to one server, made on the first call; threads may share it.
 
     address: `host:port`, or a host whose server has port 8001; without it $LATENTD_SERVER, else 127.0.0.1:8001.
     Every call raises ServerError when the server refuses, fails or does not answer, and when this client is closed.
@@ -49,7 +49,7 @@ class Client:
         on_event: Callable[[Event], None] | None = None,
         **options: Unpack[Options],
     ) -> list[Picture]:
-        """The pictures of one prompt, in order of index.
+        """Draw the pictures of one prompt, in order of index.
 
         options: negative_prompt, width, height, steps, guidance, sampler, seed, images, format, preview_every,
         priority, model, long_prompt, prompt_weights, clip_skip; latentd.request.Options says what each means.
@@ -72,14 +72,14 @@ class Client:
     def stream(
         self, prompt: str, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Generator[Event, None, None]:
-        """The events of one prompt as they arrive; the request is sent when the first is asked for.
+        """Yield the events of one prompt as they arrive; the request is sent when the first is asked for.
 
         Closing the iterator, or letting go of it, cancels the request. Arguments and errors as for `generate`.
         """
         return self._events(build_request(prompt, **options), check_timeout(timeout))
 
     def models(self, *, timeout: float | None = 10) -> list[pb.Model]:
-        """The models served, with their sizes, samplers, defaults and limits."""
+        """Return the models served, with their sizes, samplers, defaults and limits."""
         timeout = check_timeout(timeout)
         try:
             return list(self._images().ListModels(pb.ListModelsRequest(), timeout=timeout).models)

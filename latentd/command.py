@@ -27,7 +27,7 @@ from latentd.variables import strangers
 
 
 def run(argv: Sequence[str]) -> int:
-    """One run of the command line; the exit code. Raises SystemExit(2) for bad usage, KeyboardInterrupt for Ctrl-C."""
+    """Run the command line once; the exit code. Raises SystemExit(2) for bad usage, KeyboardInterrupt for Ctrl-C."""
     options = parse(argv)
     for sentence in strangers(os.environ):
         _complain(sentence)
@@ -39,17 +39,17 @@ def run(argv: Sequence[str]) -> int:
         return asyncio.run(_list_models(client, options.timeout or 10))
     try:
         targets = places(options.prompts, options.images, options.output, options.format, options.film)
-        asked = _asked(options, format_of(targets[0][0].picture))
+        fields = _fields(options, format_of(targets[0][0].picture))
         for prompt in options.prompts:
-            build_request(prompt, **asked)
+            build_request(prompt, **fields)
     except ValueError as error:
         _usage(str(error))
     if not _writable(options.output, [place for row in targets for place in row]):
         return 1
-    return asyncio.run(_generate(client, options, asked, targets))
+    return asyncio.run(_generate(client, options, fields, targets))
 
 
-def _asked(options: Namespace, format: str) -> Options:
+def _fields(options: Namespace, format: str) -> Options:
     width, height = options.size or (None, None)
     return Options(
         negative_prompt=options.negative,
@@ -71,7 +71,7 @@ def _asked(options: Namespace, format: str) -> Options:
 
 
 def _writable(output: str, targets: Sequence[Place]) -> bool:
-    """Whether every file can be written, told on stderr if not: a minute of drawing should not end in a typo."""
+    """Return whether every file can be written; stderr says if not: no minute of drawing should end in a typo."""
     paths = [path for place in targets for path in (place.picture, place.film) if path]
     path = Path(output)
     try:
@@ -85,7 +85,7 @@ def _writable(output: str, targets: Sequence[Place]) -> bool:
     return True
 
 
-async def _generate(client: AsyncClient, options: Namespace, asked: Options, targets: list[list[Place]]) -> int:
+async def _generate(client: AsyncClient, options: Namespace, fields: Options, targets: list[list[Place]]) -> int:
     if options.preview and not can_draw():
         _complain("--preview needs a terminal with colours; going on without it")
     progress: Progress = Screen(options.prompts) if options.preview and can_draw() else Bars(options.prompts)
@@ -93,7 +93,7 @@ async def _generate(client: AsyncClient, options: Namespace, asked: Options, tar
     try:
         async with client:
             sent = [
-                _Sent(client, progress, request, row, complaints).fetch(prompt, asked, options.timeout)
+                _Sent(client, progress, request, row, complaints).fetch(prompt, fields, options.timeout)
                 for request, (prompt, row) in enumerate(zip(options.prompts, targets, strict=True))
             ]
             await asyncio.gather(*sent)
@@ -105,7 +105,7 @@ async def _generate(client: AsyncClient, options: Namespace, asked: Options, tar
 
 
 class _Sent:
-    """One prompt on its way: its events to the progress, its pictures and films to their places."""
+    """Takes one prompt on its way: its events to the progress, its pictures and films to their places."""
 
     def __init__(
         self, client: AsyncClient, progress: Progress, request: int, row: list[Place], complaints: list[str]
@@ -113,19 +113,19 @@ class _Sent:
         self._client, self._progress, self._request, self._row = client, progress, request, row
         self._complaints = complaints
         self._films = [Film() for _ in row]
-        self._told: Queued | None = None
+        self._queued: Queued | None = None
 
-    async def fetch(self, prompt: str, asked: Options, timeout: float | None) -> None:
+    async def fetch(self, prompt: str, fields: Options, timeout: float | None) -> None:
         try:
-            pictures = await self._client.generate(prompt, timeout=timeout, on_event=self._event, **asked)
+            pictures = await self._client.generate(prompt, timeout=timeout, on_event=self._event, **fields)
         except ServerError as error:
             pictures = error.pictures
-            self._complaints.append(_failed(error, self._told.request_id if self._told else ""))
+            self._complaints.append(_failed(error, self._queued.request_id if self._queued else ""))
         for picture in pictures:
             place = self._row[picture.index]
             if await self._written(place.picture, picture.save):
                 took = _took(picture.timings) if len(self._row) == 1 else ""
-                self._progress.say(f"{place.picture}: {_about(picture, self._told)}{took}")
+                self._progress.say(f"{place.picture}: {_about(picture, self._queued)}{took}")
             if place.film and await self._written(place.film, partial(self._films[picture.index].save, picture)):
                 self._progress.say(f"{place.film}: the film of {place.picture.name}")
         if len(pictures) > 1:  # the times are of the request, and not each picture's
@@ -144,22 +144,22 @@ class _Sent:
         if isinstance(event, Preview):
             self._films[event.index].add(event)
         elif isinstance(event, Queued):
-            self._told = event
+            self._queued = event
             for name, cut in (("prompt", event.prompt_cut), ("negative prompt", event.negative_prompt_cut)):
                 if cut:
                     self._progress.say(f"the {name} has more tokens than the model reads; its end is ignored", True)
 
 
-def _about(picture: Picture, told: Queued | None) -> str:
-    """What draws the picture again."""
+def _about(picture: Picture, queued: Queued | None) -> str:
+    """Describe what draws the picture again."""
     words = [f"seed {picture.seed}", f"{picture.width}x{picture.height}"]
-    if told:
-        words += [f"{told.steps} steps of {told.sampler}", f"guidance {told.guidance:g}"]
+    if queued:
+        words += [f"{queued.steps} steps of {queued.sampler}", f"guidance {queued.guidance:g}"]
     return ", ".join(words)
 
 
 def _took(took: Timings | None) -> str:
-    """Where a request's time went, to be appended; of several pictures the longest queue and the sums of the rest."""
+    """Say where a request's time went, to be appended: of several pictures the longest queue, the sums of the rest."""
     if took is None:
         return ""
     parts = {"queue": took.queue_ms, "encode": took.encode_ms, "denoise": took.denoise_ms, "decode": took.decode_ms}
@@ -168,7 +168,7 @@ def _took(took: Timings | None) -> str:
 
 
 def _failed(error: ServerError, request_id: str = "") -> str:
-    """One line about a failed call: the sentence, when to try again, and what finds it in the server's log."""
+    """Write one line about a failed call: the sentence, when to try again, and what finds it in the server's log."""
     retry = f"; try again in {ceil(error.retry_after)} s" if error.retry_after else ""
     request_id = error.request_id or request_id
     where = f", request {request_id}" if request_id else ""

@@ -39,7 +39,7 @@ _LOST = (
 
 
 class ServerError(Exception):
-    """A call that did not end well.
+    """Says why a call did not end well.
 
     code         gRPC status code
     message      one sentence; the server's own where it gave one
@@ -60,7 +60,7 @@ class ServerError(Exception):
 
 
 def server_error(error: Any, address: str) -> ServerError:
-    """The ServerError of a grpc.RpcError, from either of gRPC's two Python stacks, that a call to `address` raised."""
+    """Return the ServerError of a grpc.RpcError, of either of gRPC's two Python stacks, from a call to `address`."""
     code: grpc.StatusCode = error.code()
     trailers = {key: value for key, value in error.trailing_metadata() or ()}
     return ServerError(
@@ -85,12 +85,12 @@ def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
 
 
 def closed_error() -> ServerError:
-    """The ServerError of a call on a client that has been closed; its calls that ran then have this code too."""
+    """Return the ServerError of a call on a closed client; its calls that ran when it was closed have this code too."""
     return ServerError(grpc.StatusCode.CANCELLED, "this client is closed")
 
 
 def _hint(address: str) -> str:
-    """How to start a server, for who has one: a clone, or the package with its server; nothing elsewhere."""
+    """Say how to start a server, for who has one: a clone, or the package with its server; nothing elsewhere."""
     if not is_local(address):
         return ""
     clone = (Path(__file__).parent.parent / "Makefile").is_file()
@@ -98,7 +98,7 @@ def _hint(address: str) -> str:
 
 
 def retry_delay(status: bytes) -> float | None:
-    """Seconds that the RetryInfo of a serialised google.rpc.Status asks for; None without one.
+    """Return the seconds that the RetryInfo of a serialised google.rpc.Status asks for; None without one.
 
     Read field by field, because the generated classes of google.rpc come in packages that a client need not install:
     Status.details = 3 (Any), RetryInfo.retry_delay = 1 (Duration).
@@ -116,6 +116,6 @@ def retry_delay(status: bytes) -> float | None:
 
 
 def _fields(message: bytes, number: int) -> Iterable[bytes]:
-    """The length-delimited fields `number` of a serialised message."""
+    """Yield the length-delimited fields `number` of a serialised message."""
     known = UnknownFieldSet(Empty.FromString(message))
     return [f.data for f in known if f.field_number == number and isinstance(f.data, bytes)]

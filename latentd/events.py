@@ -17,13 +17,13 @@ Event: TypeAlias = Queued | Started | Step | Preview | Image | Done
 
 
 def event_of(message: GenerateEvent) -> Event | None:
-    """The event inside the message; None for a kind that a newer server sends and this client does not know."""
+    """Return the event inside the message; None for a newer server's kind, which this client does not know."""
     kind = message.WhichOneof("event")
     return getattr(message, kind) if kind else None
 
 
 class Gathering:
-    """The pictures of one request, gathered from its events in any order."""
+    """Gathers the pictures of one request from its events in any order."""
 
     def __init__(self) -> None:
         self._images: dict[int, Image] = {}
@@ -36,5 +36,5 @@ class Gathering:
             self._timings = Timings.of(event.timings)
 
     def pictures(self) -> list[Picture]:
-        """Those that have arrived, in order of index; without timings unless Done has come."""
+        """Return the pictures that have arrived, in order of index; without timings unless Done has come."""
         return [Picture.of(self._images[index], self._timings) for index in sorted(self._images)]

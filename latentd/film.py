@@ -15,7 +15,7 @@ LAST_MS = 2000  # the finished picture is what people want to look at
 
 
 class Film:
-    """The previews of one picture, kept as the JPEG bytes they came in (some 40 KB each at 512x512)."""
+    """Keeps the previews of one picture, as the JPEG bytes they came in (some 40 KB each at 512x512)."""
 
     def __init__(self) -> None:
         self._jpegs: dict[int, bytes] = {}
@@ -24,7 +24,7 @@ class Film:
         self._jpegs[preview.step] = preview.jpeg
 
     def webp(self, picture: Picture) -> bytes:
-        """The previews in order of step, then the finished picture: frames of the picture's size, looping."""
+        """Write the previews in order of step, then the finished picture: frames of the picture's size, looping."""
         last = picture.image
         frames = [self._frame(self._jpegs[step], last.size) for step in sorted(self._jpegs)]
         file = BytesIO()

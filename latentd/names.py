@@ -16,24 +16,24 @@ _SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 @dataclass(frozen=True)
 class Place:
-    """The files of one picture; `film` None when no film was asked for."""
+    """Names the files of one picture; `film` None when no film was asked for."""
 
     picture: Path
     film: Path | None
 
 
 def slug(prompt: str) -> str:
-    """`A red apple!` -> `a-red-apple`: letters and digits of any alphabet, at most 48."""
+    """Turn `A red apple!` into `a-red-apple`: letters and digits of any alphabet, at most 48."""
     return re.sub(r"[\W_]+", "-", prompt.lower())[:_SLUG].strip("-") or "picture"
 
 
 def is_folder(output: str) -> bool:
-    """Whether -o means a folder: nothing said (the current one), a trailing slash, or one that is there."""
+    """Return whether -o means a folder: nothing said (the current one), a trailing slash, or one that is there."""
     return output == "" or output.endswith(("/", os.sep)) or Path(output).is_dir()
 
 
 def places(prompts: Sequence[str], images: int, output: str, format: str, film: Path | None) -> list[list[Place]]:
-    """[prompts][images] places, no two alike. Raises ValueError when two files would have one name, or a bad suffix.
+    """List [prompts][images] places, no two alike. Raises ValueError for two files of one name, or a bad suffix.
 
     A name that the caller gave is used as it is, and numbered when there are several pictures; a name made from the
     prompt steps aside for files that exist.

@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> argparse.Namespace:
-    """The options of one run. Bad usage is one sentence on stderr and SystemExit(2)."""
+    """Read the options of one run. Bad usage is one sentence on stderr and SystemExit(2)."""
     parser = _parser()
     _defaults_from(os.environ if environ is None else environ, parser)
     options = parser.parse_intermixed_args(argv)
@@ -93,7 +93,7 @@ def _parser() -> _Parser:
 
 
 def size(text: str) -> tuple[int, int]:
-    """`512x768` as (width, height) in pixels."""
+    """Read `512x768` as (width, height) in pixels."""
     match = re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", text)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
@@ -101,7 +101,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def pictures(text: str) -> int:
-    """How many pictures of a prompt; the server's own limit is lower, this one bounds the names made beforehand."""
+    """Read a prompt's number of pictures; the server's limit is lower, this one bounds the names made beforehand."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number in 1..1000")
     return int(text)
@@ -124,7 +124,7 @@ def film_path(text: str) -> Path:
 
 
 def model_id(text: str) -> str:
-    """An id is the name of the model's folder, so a path (LATENTD_MODEL as the server reads it) means its last part."""
+    """Return a model's id, its folder's name: a path (LATENTD_MODEL as the server reads it) means its last part."""
     return Path(text).name
 
 

@@ -20,7 +20,7 @@ SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds of one request; of several pictures the longest queue, the sum of the rest."""
+    """Counts the milliseconds of one request; of several pictures the longest queue, the sum of the rest."""
 
     queue_ms: float
     encode_ms: float  # 0 when prompt and negative prompt were remembered
@@ -45,7 +45,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Picture:
-    """One finished picture. `timings` are those of its request; None when the call ended before they came."""
+    """Holds one finished picture. `timings` are those of its request; None when the call ended before they came."""
 
     data: bytes = field(repr=False)  # the file as sent, in `format`
     format: str  # png, jpeg or webp
@@ -70,18 +70,18 @@ class Picture:
 
     @cached_property
     def image(self) -> PILImage.Image:
-        """The decoded picture, RGB; decoded once, and the same object each time."""
+        """Return the decoded picture, RGB; decoded once, and the same object each time."""
         from PIL import Image
 
         return Image.open(BytesIO(self.data)).convert("RGB")
 
     @property
     def png(self) -> bytes:
-        """A PNG file: as sent, or encoded here when another format was asked for."""
+        """Return a PNG file: as sent, or encoded here when another format was asked for."""
         return self.encoded("png")
 
     def encoded(self, format: str) -> bytes:
-        """The picture as a file in `format`; the very bytes of the server when that is what it sent."""
+        """Return the picture as a file in `format`; the very bytes of the server when that is what it sent."""
         if format not in FORMATS:
             raise ValueError(f"format {format!r} is not one of {', '.join(FORMATS)}")
         if format == self.format:
@@ -98,7 +98,7 @@ class Picture:
 
 
 def format_of(path: Path) -> str:
-    """The format that a path's suffix names. Raises ValueError."""
+    """Return the format that a path's suffix names. Raises ValueError."""
     try:
         return SUFFIXES[path.suffix.lower()]
     except KeyError:

@@ -26,7 +26,7 @@ class Progress(Protocol):
 
 
 class Tally:
-    """How far one request has come: `done` of `total` steps over all its pictures; 0 of 0 until Queued."""
+    """Counts how far one request has come: `done` of `total` steps over all its pictures; 0 of 0 until Queued."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -54,7 +54,7 @@ class Tally:
 
 
 class Bars:
-    """tqdm bars on stderr; stdout stays free for the lines that say what was written."""
+    """Shows tqdm bars on stderr; stdout stays free for the lines that say what was written."""
 
     def __init__(self, prompts: Sequence[str]) -> None:
         tqdm.monitor_interval = 0  # no monitor thread; every event redraws
@@ -102,6 +102,6 @@ class Bars:
 
 
 def title(prompt: str, width: int = 24) -> str:
-    """The prompt on one line, cut to `width` characters."""
+    """Return the prompt on one line, cut to `width` characters."""
     line = " ".join(prompt.split())
     return line if len(line) <= width else line[: width - 1] + "…"

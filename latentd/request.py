@@ -17,7 +17,7 @@ _FORMATS = dict(zip(FORMATS, (pb.IMAGE_FORMAT_PNG, pb.IMAGE_FORMAT_JPEG, pb.IMAG
 
 
 class Options(TypedDict, total=False):
-    """What may be said about a request beside its prompt. None: the model's own default, which `models` tells."""
+    """Holds what a request may say beside its prompt. None: the model's own default, which `models` tells."""
 
     negative_prompt: str
     width: int | None  # pixels; width and height together one of the model's sizes
@@ -55,7 +55,7 @@ def build_request(
     prompt_weights: bool = False,
     clip_skip: int = 0,
 ) -> pb.GenerateRequest:
-    """See Options for meanings and units. Raises ValueError for what a message cannot hold, TypeError for another kind.
+    """Build a message from Options (units there). Raises ValueError for what none can hold, TypeError for another kind.
 
     An empty prompt is one like any other: what the model draws of itself.
     """
@@ -93,7 +93,7 @@ def build_request(
 
 
 def check_timeout(timeout: float | None) -> float | None:
-    """The seconds that a call may take; None: as long as it takes. Raises TypeError, ValueError."""
+    """Return the seconds that a call may take; None: as long as it takes. Raises TypeError, ValueError."""
     if timeout is None:
         return None
     seconds = _number("timeout", timeout)

@@ -20,7 +20,7 @@ _RESET = "\x1b[0m"
 
 
 def can_draw() -> bool:
-    """Whether stdout is a terminal that moves its cursor and shows half blocks."""
+    """Return whether stdout is a terminal that moves its cursor and shows half blocks."""
     if not sys.stdout.isatty() or os.environ.get("TERM", "") in ("", "dumb"):
         return False
     try:
@@ -31,7 +31,7 @@ def can_draw() -> bool:
 
 
 def half_blocks(image: Image.Image, columns: int, rows: int) -> list[str]:
-    """The picture as lines of at most `columns` cells and at most `rows` lines, aspect kept; a cell is 1x2 pixels."""
+    """Draw the picture as at most `rows` lines of at most `columns` cells, aspect kept; a cell is 1x2 pixels."""
     scale = min(columns / image.width, 2 * rows / image.height)
     width = max(1, round(image.width * scale))
     height = max(1, round(image.height * scale / 2)) * 2
@@ -49,7 +49,7 @@ def half_blocks(image: Image.Image, columns: int, rows: int) -> list[str]:
 
 
 class Screen:
-    """Progress as pictures: the newest preview of each picture side by side, and a line for each prompt beneath.
+    """Shows progress as pictures: the newest previews side by side, and a line for each prompt beneath.
 
     Draws on stdout, over what it drew before; the pictures that do not fit are left out, the lines never.
     """
@@ -104,7 +104,7 @@ class Screen:
 
 
 def _beside(tiles: Sequence[list[str]]) -> list[str]:
-    """Tiles next to each other, tops aligned."""
+    """Put tiles next to each other, tops aligned."""
     height = max(len(tile) for tile in tiles)
     widths = [tile[0].count("▀") for tile in tiles]
     padded = [[*tile, *[" " * width] * (height - len(tile))] for tile, width in zip(tiles, widths, strict=True)]

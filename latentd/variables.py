@@ -26,12 +26,12 @@ _LINK = re.compile(r"(.*_)?SERVICE_(HOST|PORT)(_\w+)?|(.*_)?PORT_\d+_(TCP|UDP|SC
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether a variable (its name without the prefix) is Kubernetes' and not the user's."""
+    """Return whether a variable (its name without the prefix) is Kubernetes' and not the user's."""
     return bool(_LINK.fullmatch(name)) or re.match(r"(tcp|udp|sctp)://", value) is not None
 
 
 def strangers(environment: Mapping[str, str]) -> list[str]:
-    """A sentence about each LATENTD_ variable that no program of latentd reads, with the name that comes nearest."""
+    """Write a sentence about each LATENTD_ variable that no program here reads, with the name that comes nearest."""
     unknown = [
         name
         for name, value in sorted(environment.items())
@@ -44,7 +44,7 @@ def strangers(environment: Mapping[str, str]) -> list[str]:
 
 
 def meant(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """`; did you mean X?` of the name of `known` that comes nearest, nothing where none is near.
+    """Write `; did you mean X?` with the name of `known` that comes nearest, nothing where none is near.
 
     All names have the prefix, which is left out when they are compared and in `known`.
     """

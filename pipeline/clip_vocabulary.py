@@ -17,12 +17,12 @@ _MERGES = Path(__file__).with_name("clip_merges.txt.gz")
 
 
 def merges() -> list[str]:
-    """The pairs, in the order in which they apply, each "left right"."""
+    """Return the pairs, in the order in which they apply, each "left right"."""
     return gzip.decompress(_MERGES.read_bytes()).decode().splitlines()
 
 
 def vocabulary(pairs: list[str]) -> dict[str, int]:
-    """Each token's text and its id, in the order of the ids."""
+    """Return each token's text and its id, in the order of the ids."""
     # GPT-2's printable name of each byte: its own character, or the next unused one from 256 on.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     names = [chr(code) for code in printable] + [chr(256 + i) for i in range(256 - len(printable))]
@@ -31,7 +31,7 @@ def vocabulary(pairs: list[str]) -> dict[str, int]:
 
 
 def tokenizer_files(*, pad: str, tokens: int) -> dict[str, bytes]:
-    """The four files of a published CLIP tokenizer, by name.
+    """Return the four files of a published CLIP tokenizer, by name.
 
     `pad` fills a text up to `tokens`: the end mark in SD 1, "!" in SD 2.
     """
@@ -39,12 +39,12 @@ def tokenizer_files(*, pad: str, tokens: int) -> dict[str, bytes]:
     words = vocabulary(pairs)
     assert len(words) == SIZE and pad in words
     marks = {"bos_token": _mark(START), "eos_token": _mark(END), "pad_token": pad, "unk_token": _mark(END)}
-    own = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokens, "do_lower_case": True, "errors": "replace"}
+    fixed = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokens, "do_lower_case": True, "errors": "replace"}
     return {
         "vocab.json": json.dumps(words, ensure_ascii=False, separators=(",", ":")).encode(),
         "merges.txt": "\n".join(("#version: 0.2", *pairs, "")).encode(),
         "special_tokens_map.json": json.dumps(marks, indent=2).encode(),
-        "tokenizer_config.json": json.dumps(own | marks, indent=2).encode(),
+        "tokenizer_config.json": json.dumps(fixed | marks, indent=2).encode(),
     }
 
 

@@ -22,14 +22,14 @@ _MOST_NUMBER = 1e6
 
 
 class Config:
-    """The object in the file `name` of a checkpoint. Errors of everything here: CheckpointError."""
+    """Reads the object in the file `name` of a checkpoint. Errors of everything here: CheckpointError."""
 
     def __init__(self, source: Source, name: str) -> None:
         self.path = source.place(name)
         self._values = read_object(source, name, _LARGEST)
 
     def get(self, key: str) -> Any:
-        """The value as it stands; None when it is absent."""
+        """Return the value as it stands; None when it is absent."""
         return self._values.get(key)
 
     def holds(self, key: str) -> bool:
@@ -42,14 +42,14 @@ class Config:
     def number(
         self, key: str, default: float | None = None, *, least: float = -_MOST_NUMBER, most: float = _MOST_NUMBER
     ) -> float:
-        """A finite number from `least` to `most`."""
+        """Read a finite number from `least` to `most`."""
         value = self._wanted(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise self.refusal(key, f"it must be a finite number from {least:g} to {most:g}")
         return float(value)
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST_INTEGER) -> int:
-        """An integer from `least` to `most`."""
+        """Read an integer from `least` to `most`."""
         value = _whole(self._wanted(key, default))
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self.refusal(key, f"it must be an integer from {least} to {most}")
@@ -64,7 +64,7 @@ class Config:
         most: int = _MOST_INTEGER,
         longest: int = _MOST_INTEGER,
     ) -> tuple[int, ...]:
-        """A list of at most `longest` integers from 1 to `most`, or one that stands for `length` equal ones."""
+        """Read a list of at most `longest` integers from 1 to `most`, or one that stands for `length` equal ones."""
         value = _whole(self._wanted(key, default))
         values = [value] * length if isinstance(value, int) and length else value
         values = [_whole(one) for one in values] if isinstance(values, list) else values
@@ -78,7 +78,7 @@ class Config:
         return tuple(values)
 
     def same(self, key: str, length: int, default: int | None = None, *, most: int = _MOST_INTEGER) -> int:
-        """One integer, or a list of `length` equal ones that says the same."""
+        """Read one integer, or a list of `length` equal ones that says the same."""
         values = self.integers(key, length, default, most=most)
         if len(set(values)) != 1:
             raise self.refusal(key, "latentd does only equal ones")
@@ -97,7 +97,7 @@ class Config:
         return value
 
     def require(self, fixed: Mapping[str, Any]) -> None:
-        """Each key is absent, null, or has the one value that latentd implements, or a list of nothing else."""
+        """Check that each key is absent, null, or has the one value that latentd does, or a list of nothing else."""
         for key, wanted in fixed.items():
             value = self.get(key)
             values = value if isinstance(value, list) and value and not isinstance(wanted, list) else [value]
@@ -105,7 +105,7 @@ class Config:
                 raise self.refusal(key, f"latentd does only {json.dumps(wanted)}")
 
     def refusal(self, key: str, reason: str) -> CheckpointError:
-        """An error that says what stands at `key`, in JSON's own words."""
+        """Return an error that says what stands at `key`, in JSON's own words."""
         try:
             shown = json.dumps(self.get(key))
         except RecursionError:
@@ -119,7 +119,7 @@ class Config:
 
 
 def _whole(value: Any) -> Any:
-    """An integer that was written with a point and a zero, as an integer; anything else as it is."""
+    """Return an integer that was written with a point and a zero, as an integer; anything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -6,12 +6,12 @@ _LONGEST = 1200  # characters of a message; a tensor's name, or a library's word
 
 
 class LatentdError(Exception):
-    """An error with a sentence fit for the person who caused it. `code` names a gRPC status."""
+    """Carries a sentence fit for the person who caused it. `code` names a gRPC status."""
 
     code = "INTERNAL"
 
     def __str__(self) -> str:
-        """One line: files and tensors may be named with newlines, or with what moves a terminal's cursor."""
+        """Return one line: files and tensors may be named with newlines, or with what moves a terminal's cursor."""
         text = super().__str__()
         if len(text) > _LONGEST:
             text = f"{text[: _LONGEST - 400]} ... {text[-395:]}"
@@ -19,7 +19,7 @@ class LatentdError(Exception):
 
 
 class CheckpointError(LatentdError):
-    """A checkpoint that cannot be read, or asks for something that latentd does not do."""
+    """Means that a checkpoint cannot be read, or asks for something that latentd does not do."""
 
     code = "FAILED_PRECONDITION"
 

@@ -22,20 +22,20 @@ _KINDS = {
 
 
 def regular_size(path: Path) -> int:
-    """Bytes of a regular file. Errors: FileNotFoundError; CheckpointError for anything else that cannot be read."""
+    """Count a regular file's bytes. Errors: FileNotFoundError; CheckpointError for all else that cannot be read."""
     try:
-        told = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in a name
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not stat.S_ISREG(told.st_mode):
-        raise CheckpointError(f"{path} cannot be read: it is {_KINDS.get(stat.S_IFMT(told.st_mode), 'no file')}")
-    return told.st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path} cannot be read: it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}")
+    return status.st_size
 
 
 def read_file(path: Path, largest: int) -> bytes:
-    """The bytes of a regular file of at most `largest` bytes. Errors: FileNotFoundError; CheckpointError."""
+    """Read the bytes of a regular file of at most `largest` bytes. Errors: FileNotFoundError; CheckpointError."""
     size = regular_size(path)
     try:
         if size <= largest:
@@ -50,7 +50,7 @@ def read_file(path: Path, largest: int) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """A JSON value in UTF-8. Errors: ValueError, also for a key that stands twice in an object; RecursionError."""
+    """Read a JSON value in UTF-8. Errors: ValueError, also for a key that stands twice in an object; RecursionError."""
     return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once)
 
 

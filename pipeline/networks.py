@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TextSpec:
-    """A CLIP text tower (Radford et al. 2021, 2.4)."""
+    """Describes a CLIP text tower (Radford et al. 2021, 2.4)."""
 
     vocab_size: int
     tokens: int  # context length, start and end marks included
@@ -20,13 +20,13 @@ class TextSpec:
 
     @property
     def skips(self) -> int:
-        """How many of the last layers a request may leave out (clip_skip)."""
+        """Count the last layers that a request may leave out (clip_skip)."""
         return min(self.layers - 1, 11)
 
 
 @dataclass(frozen=True)
 class UnetSpec:
-    """A conditional UNet (Rombach et al. 2022). Tuples have one entry a block, outermost first."""
+    """Describes a conditional UNet (Rombach et al. 2022). Tuples have one entry a block, outermost first."""
 
     in_channels: int
     out_channels: int
@@ -49,7 +49,7 @@ class UnetSpec:
 
 @dataclass(frozen=True)
 class VaeSpec:
-    """An AutoencoderKL. Tuples have one entry a block, outermost (full size) first."""
+    """Describes an AutoencoderKL. Tuples have one entry a block, outermost (full size) first."""
 
     image_channels: int
     latent_channels: int
@@ -64,5 +64,5 @@ class VaeSpec:
 
     @property
     def factor(self) -> int:
-        """Pixels a latent position: every block but the last halves the side."""
+        """Return the pixels a side of one latent position: every block but the last halves the side."""
         return 2 ** (len(self.channels) - 1)

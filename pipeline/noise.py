@@ -17,7 +17,7 @@ _BLOCK = 16
 
 
 def standard_normal(seed: int, shape: tuple[int, ...], draws: int = 1) -> NDArray[np.float32]:
-    """`draws` successive `torch.randn(shape, generator=manual_seed(seed))`: float32 [draws, *shape].
+    """Draw what `draws` successive `torch.randn(shape, generator=manual_seed(seed))` do: float32 [draws, *shape].
 
     `seed` is 0..2^32-1, the part of a seed that torch's CPU generator uses.
     """
@@ -38,7 +38,7 @@ def _fill(words: np.random.RandomState, size: int) -> NDArray[np.float32]:
 
 
 def _uniform(words: np.random.RandomState, size: int) -> NDArray[np.float32]:
-    """24-bit uniform numbers in [0, 1)."""
+    """Draw 24-bit uniform numbers in [0, 1)."""
     drawn = words.randint(0, 2**32, size, dtype=np.uint32)  # the full range: one raw word a number
     return (drawn & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2**-24)
 

@@ -98,7 +98,7 @@ class _Piece:
 
 
 def weights_of(text: str) -> list[tuple[str, float]]:
-    """The text in pieces without their brackets, each with its weight. A bracket without a partner is a character.
+    """Cut the text into pieces without brackets, each with its weight. A bracket without a partner is a character.
 
     Errors: InvalidRequest for a weight beyond +-MOST_WEIGHT.
     """
@@ -129,7 +129,7 @@ def weights_of(text: str) -> list[tuple[str, float]]:
 
 
 def _weighed(group: list[_Piece]) -> list[_Piece]:
-    """What stood in a pair of brackets, with the number at its end or a tenth more."""
+    """Weigh what stood in a pair of brackets, by the number at its end or a tenth more."""
     factor, fixed = _BRACKET, False
     number = re.search(r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$", group[-1].text) if group else None
     if number and not group[-1].fixed and (number.start() or len(group) > 1):

@@ -18,7 +18,7 @@ from pipeline.errors import InvalidRequest
 
 @dataclass(frozen=True)
 class ScheduleSpec:
-    """The training schedule, and how inference steps are spread over it."""
+    """Describes the training schedule, and how inference steps are spread over it."""
 
     train_steps: int
     beta_start: float
@@ -33,7 +33,7 @@ class ScheduleSpec:
 
 @functools.lru_cache(maxsize=16)
 def alphas_cumprod(spec: ScheduleSpec) -> NDArray[np.float64]:
-    """float64 [train_steps], but with the float32 values that diffusers has.
+    """Return the schedule's alphas_cumprod, float64 [train_steps], but with the float32 values that diffusers has.
 
     Its float32 rounding moves a picture by more than 1e-5 at one step, so it is part of the model. Betas are a
     float32 linspace; the product accumulates in float64 and each term is rounded, as torch.cumprod does.
@@ -50,12 +50,12 @@ def alphas_cumprod(spec: ScheduleSpec) -> NDArray[np.float64]:
 
 
 def _kept(betas: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The product of 1 - beta so far."""
+    """Return the product of 1 - beta so far."""
     return np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32)
 
 
 def _without_last_signal(betas: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1."""
+    """Rescale by Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1."""
     signal = np.sqrt(_kept(betas))
     first, last = signal[0], signal[-1]
     signal = (signal - last) * (first / (first - last))
@@ -64,13 +64,16 @@ def _without_last_signal(betas: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _cosine(count: int) -> NDArray[np.float32]:
-    """Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 17; a beta is at most 0.999."""
+    """Return the betas of Nichol & Dhariwal 2021, eq. 17, each at most 0.999.
+
+    The paper is "Improved Denoising Diffusion Probabilistic Models".
+    """
     kept = [math.cos((t / count + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(count + 1)]
     return np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(kept)], np.float32)
 
 
 def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
-    """torch.linspace in float32: counted from the nearer end, one fused multiply-add (one rounding) each."""
+    """Repeat torch.linspace in float32: counted from the nearer end, one fused multiply-add (one rounding) each."""
     first, last = np.float32(start), np.float32(end)
     step = float((last - first) / np.float32(max(count - 1, 1)))
     index = np.arange(count)
@@ -80,7 +83,7 @@ def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
 
 
 def timesteps(spec: ScheduleSpec, steps: int, *, spacing: str, intervals: int | None = None) -> NDArray[np.float64]:
-    """The timesteps of a run, falling: float64 [steps], whole numbers except for a linspace.
+    """Return the timesteps of a run, falling: float64 [steps], whole numbers except for a linspace.
 
     `spacing` holds where the spec names none. `intervals` is how many parts "leading" and "linspace" cut the
     schedule into: `steps` (DDIM, Euler), or `steps + 1` as DPM-Solver does, whose last part ends at the clean
@@ -105,7 +108,7 @@ def timesteps(spec: ScheduleSpec, steps: int, *, spacing: str, intervals: int | 
 
 
 def sigmas(spec: ScheduleSpec) -> NDArray[np.float64]:
-    """Noise over signal of each training step, in float32 as diffusers has it: float64 [train_steps].
+    """Return noise over signal of each training step, in float32 as diffusers has it: float64 [train_steps].
 
     Where no signal is left diffusers keeps 2**-24 of its variance, so that this is finite: 4096.
     """

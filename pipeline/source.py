@@ -16,7 +16,7 @@ from pipeline.files import read_file
 
 
 class Source(Protocol):
-    """The configs and the tokenizer of one checkpoint, by their names in diffusers' layout ("unet/config.json")."""
+    """Reads one checkpoint's configs and tokenizer, by their names in diffusers' layout ("unet/config.json")."""
 
     path: Path  # the folder or the file that a user named
 
@@ -34,7 +34,7 @@ class Source(Protocol):
 
 
 class Folder:
-    """Files of a folder. Links are followed, as the caches of model hubs are made of them."""
+    """Reads the files of a folder. Links are followed, as the caches of model hubs are made of them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,7 +50,7 @@ class Folder:
 
 
 class InMemory:
-    """Files that were derived from the single file `path`."""
+    """Holds files that were derived from the single file `path`."""
 
     def __init__(self, path: Path, files: Mapping[str, bytes]) -> None:
         self.path, self._files = path, files

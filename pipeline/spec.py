@@ -31,7 +31,7 @@ log = logging.getLogger("latentd.checkpoint")
 
 @dataclass(frozen=True)
 class Defaults:
-    """What an absent request field means."""
+    """Holds the values that absent request fields mean."""
 
     steps: int
     guidance: float
@@ -49,12 +49,12 @@ class Spec:
     defaults: Defaults
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """[channels, h, w] of the latents of a picture of `width` x `height` pixels."""
+        """Return [channels, h, w] of the latents of a picture of `width` x `height` pixels."""
         return self.vae.latent_channels, height // self.vae.factor, width // self.vae.factor
 
     @property
     def size_multiple(self) -> int:
-        """A picture's sides are multiples of this: the UNet halves a latent once a block but the last."""
+        """Return the pixels that a side is a multiple of: the UNet halves a latent once a block but the last."""
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
 
     def to_json(self) -> dict[str, Any]:
@@ -101,22 +101,22 @@ def read_spec(checkpoint: Path | Source, remark: Callable[[str], None] = log.war
     return spec
 
 
-def _defaults(own: Config, spec: Spec) -> Defaults:
-    """A model's own answers in `latentd.json`; what it leaves out stays as in `spec`."""
-    check_settings(own)
+def _defaults(settings: Config, spec: Spec) -> Defaults:
+    """Read a model's own answers in `latentd.json`; what it leaves out stays as in `spec`."""
+    check_settings(settings)
     for key in ("prediction", "rescale_betas_zero_snr"):
         # It tells a single file's schedule, and has no say over a folder's.
-        if own.get(key) not in (None, getattr(spec.schedule, key)):
-            raise own.refusal(key, "the scheduler's config says otherwise")
+        if settings.get(key) not in (None, getattr(spec.schedule, key)):
+            raise settings.refusal(key, "the scheduler's config says otherwise")
     default, multiple = spec.defaults, spec.size_multiple
     chosen = Defaults(
-        steps=own.integer("steps", default.steps, most=150),
-        guidance=own.number("guidance", default.guidance, least=0, most=30),
-        sampler=own.one_of("sampler", SAMPLERS, default.sampler),
-        width=own.integer("width", default.width, most=max(LARGEST_SIDE, default.width)),
-        height=own.integer("height", default.height, most=max(LARGEST_SIDE, default.height)),
+        steps=settings.integer("steps", default.steps, most=150),
+        guidance=settings.number("guidance", default.guidance, least=0, most=30),
+        sampler=settings.one_of("sampler", SAMPLERS, default.sampler),
+        width=settings.integer("width", default.width, most=max(LARGEST_SIDE, default.width)),
+        height=settings.integer("height", default.height, most=max(LARGEST_SIDE, default.height)),
     )
     for key in ("width", "height"):
-        if own.get(key) is not None and getattr(chosen, key) % multiple:
-            raise own.refusal(key, f"a side must be a multiple of {multiple}")
+        if settings.get(key) is not None and getattr(chosen, key) % multiple:
+            raise settings.refusal(key, f"a side must be a multiple of {multiple}")
     return chosen

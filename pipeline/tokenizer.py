@@ -31,10 +31,10 @@ class Tokens:
 
 
 class ClipTokenizer:
-    """Text to the token ids that the text encoder takes."""
+    """Turns text into the token ids that the text encoder takes."""
 
     def __init__(self, checkpoint: Path | Source, spec: TextSpec) -> None:
-        """Errors: CheckpointError, naming the file, for one that is missing, malformed or made for another encoder."""
+        """Read the files. Errors: CheckpointError naming one that is missing, malformed or made for another encoder."""
         vocabulary = read_vocabulary(source_of(checkpoint), spec.vocab_size)
         self._length = spec.tokens
         numbers = {mark: vocabulary.number(token) for mark, token in vocabulary.marks.items()}
@@ -76,7 +76,7 @@ class ClipTokenizer:
         self._further = _further(vocabulary)
 
     def _add(self, vocabulary: Vocabulary) -> None:
-        """Tokens that words are not split into; the wheel numbers new ones itself, behind the last."""
+        """Add tokens that words are not split into; the wheel numbers new ones itself, behind the last."""
         known = {token.content for token in vocabulary.added.values()}
         self._tokenizer.add_tokens([vocabulary.added[number] for number in sorted(vocabulary.added)])
         marks = dict.fromkeys(vocabulary.marks.values())
@@ -113,7 +113,7 @@ class ClipTokenizer:
 
 
 def _further(vocabulary: Vocabulary) -> dict[int, list[int]]:
-    """What follows a token of a textual inversion that has several vectors: <cat> means <cat> <cat>_1 <cat>_2.
+    """List what follows a token of a textual inversion of several vectors: <cat> means <cat> <cat>_1 <cat>_2.
 
     Diffusers names them so, and its pipelines write the others behind the first wherever a prompt has that one.
     """

@@ -14,7 +14,7 @@ from pipeline.samplers import STATE
 
 
 def guide(positive: F32, negative: F32, guidance: float) -> F32:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6, in its extrapolating form)."""
+    """Apply classifier-free guidance (Ho & Salimans 2022, eq. 6, in its extrapolating form)."""
     guided = positive.copy()
     guided -= negative
     guided *= np.float32(guidance)
@@ -23,7 +23,7 @@ def guide(positive: F32, negative: F32, guidance: float) -> F32:
 
 
 def combine(coefficients: F32, terms: F32) -> F32:
-    """sum_i coefficients[i] * terms[i]: one row of a table, [7] over [7, C, h, w]."""
+    """Return sum_i coefficients[i] * terms[i]: one row of a table, [7] over [7, C, h, w]."""
     total = np.zeros(terms.shape[1:], np.float32)
     for coefficient, term in zip(coefficients, terms, strict=True):
         if coefficient:
@@ -40,7 +40,7 @@ def advance(terms: F32, matrix: F32) -> None:
 
 
 def keep(x: F32, inpaint: Inpaint, noise: F32, level: F32) -> F32:
-    """x [C, h, w] after an evaluation, with the original where the mask is 0: see Inpaint.
+    """Return x [C, h, w] after an evaluation, with the original where the mask is 0: see Inpaint.
 
     noise [C, h, w]: the picture's first; level [2]: how much of original and noise (Table.levels).
     """

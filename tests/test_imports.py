@@ -78,6 +78,16 @@ ROOMS = (
 )
 # fmt: on
 NOBODYS_NAMES = ("scheduler", "manager", "util", "helper")
+# Folders whose names and docstrings are held to WORDLESS and CLAUSES.
+WORDED = ["latentd", "pipeline", "server", "demo", "benchmarks"]
+# WORDED += ["graphs", "model", "kernels", "export", "engines"]
+# Participles, which name no thing: what was told, and to whom?
+WORDLESS = {"told", "own", "found", "made", "asked"}
+# A docstring that begins so names neither what it does nor what it is about.
+CLAUSES = re.compile(
+    r"(About|After|As|At|Before|Between|By|During|For|From|If|In|Inside|Into|Of|On|Over|So|Than|That|To|Until|When"
+    r"|While|With|Within|Without|How|What|Where|Whether|Which|Who|Whose|Why|Its|Their|None|True|False|The same)\b"
+)
 
 
 def modules(folder: str) -> list[Path]:
@@ -209,6 +219,59 @@ def test_nobodys_names(path: Path) -> None:
     names = [path.stem, *path.parent.parts]
     names += [node.name for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     assert not [name for name in names if any(word in name.lower() for word in NOBODYS_NAMES)]
+
+
+def nameless(module: ast.Module) -> list[str]:
+    """Return the names in WORDLESS, underscores aside: parameters, attributes, definitions, fields, module names."""
+    names = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.arg):
+            names.append(node.arg)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.append(node.attr)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(node.name)
+        if isinstance(node, ast.Module | ast.ClassDef):
+            bound = [
+                part for line in node.body if isinstance(line, ast.Assign | ast.AnnAssign) for part in ast.walk(line)
+            ]
+            names += [part.id for part in bound if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
+    return [name for name in names if name.strip("_").lower() in WORDLESS]
+
+
+def clauses(module: ast.Module) -> list[str]:
+    """Return the functions and classes whose docstring begins with one of CLAUSES."""
+    nodes = [n for n in ast.walk(module) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    return [node.name for node in nodes if CLAUSES.match(ast.get_docstring(node) or "")]
+
+
+def test_the_walk_sees_words() -> None:
+    source = """
+TOLD: int = 1
+made, y = 1, 2
+class Found:
+    "Of a thing."
+    own: int
+    asked = 1
+async def _told(made, *asked, **found):
+    "The same again."
+    self.made_ = self._own = made
+    found = 1  # a local name is its function's
+def good():
+    "Offers something."
+"""
+    module = ast.parse(source)
+    names = ["TOLD", "made", "Found", "own", "asked", "_told", "made", "asked", "found", "made_", "_own"]
+    assert sorted(nameless(module)) == sorted(names)
+    assert clauses(module) == ["Found", "_told"]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.parts[0] in WORDED and "v1" not in path.parts], ids=str
+)
+def test_names_are_nouns_and_docstrings_have_verbs(path: Path) -> None:
+    assert not nameless(tree(path))
+    assert not clauses(tree(path))
 
 
 TESTS = [path.relative_to(ROOT) for path in modules("tests")]

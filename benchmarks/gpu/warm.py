@@ -14,48 +14,48 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.frame.report import Check
+from benchmarks.gpu.frame.report import Report
 
 
-def _attention(check: Check) -> Iterator[Callable[[], object]]:
+def _attention(report: Report) -> Iterator[Callable[[], object]]:
     from benchmarks.gpu.sections import attention
 
-    for dtype in (check.dtype, torch.bfloat16):
-        yield from (partial(attention.launch, check, shape, dtype) for shape in attention.shapes())
-    yield partial(attention.launch, check, attention.CAUSAL, check.dtype, causal=True)
+    for dtype in (report.dtype, torch.bfloat16):
+        yield from (partial(attention.launch, report, shape, dtype) for shape in attention.shapes())
+    yield partial(attention.launch, report, attention.CAUSAL, report.dtype, causal=True)
 
 
-def _kernels(check: Check) -> Iterator[Callable[[], object]]:
+def _kernels(report: Report) -> Iterator[Callable[[], object]]:
     from benchmarks.gpu.sections import kernels, pixels
 
-    for work in kernels.works(check):
-        for dtype in (check.dtype, torch.bfloat16):
+    for work in kernels.works(report):
+        for dtype in (report.dtype, torch.bfloat16):
             yield from (partial(kernels.launch, work, rows, dtype) for rows in (1, *work.only))
-    yield from pixels.launches(check)
+    yield from pixels.launches(report)
 
 
 def _networks(
-    check: Check, names: tuple[str, ...] = ("SD 1.5", "SD 2.1"), *, passes: bool = True
+    report: Report, names: tuple[str, ...] = ("SD 1.5", "SD 2.1"), *, passes: bool = True
 ) -> Iterator[Callable[[], object]]:
-    """A step of one to four rows, as a server evaluates it, in both pixel modes; a whole pass; a picture's decoding."""
+    """Walk a step of one to four rows, as a server evaluates it, in both pixel modes; a whole pass; a decoding."""
     from benchmarks.gpu.subjects import networks
     from benchmarks.gpu.subjects.lab import Lab, Request
 
     def steps(name: str, exact: bool, twins: bool) -> None:
-        lab = Lab(check, name, 2, exact=exact, eager=True, twins=twins, measure=False)
+        lab = Lab(report, name, 2, exact=exact, eager=True, twins=twins, measure=False)
         for guidance in ((7.5, 1.0), (7.5, 7.5), (1.0,)):
             lab.evaluations([Request("euler_a", 4, scale, i) for i, scale in enumerate(guidance)], 1)
 
     def whole(name: str) -> None:
-        net = networks.unet(check, name, ops=networks.ours(check))
+        net = networks.unet(report, name, ops=networks.ours(report))
         for rows in (1, 2):
-            net(*networks.inputs(check, networks.unet_spec(check, name), rows, seed=0))
+            net(*networks.inputs(report, networks.unet_spec(report, name), rows, seed=0))
 
     def decoding() -> None:
-        side = 8 if check.dry else 64
-        latents = torch.randn(1, 4, side, side, device=check.device).to(check.dtype)
-        decoder = networks.vae(check, ops=networks.ours(check))
-        networks.our_kernels(check).to_uint8(decoder(latents.contiguous(memory_format=torch.channels_last)))
+        side = 8 if report.dry else 64
+        latents = torch.randn(1, 4, side, side, device=report.device).to(report.dtype)
+        decoder = networks.vae(report, ops=networks.ours(report))
+        networks.our_kernels(report).to_uint8(decoder(latents.contiguous(memory_format=torch.channels_last)))
 
     for name in names:
         yield partial(steps, name, False, name == "small")
@@ -65,18 +65,18 @@ def _networks(
     yield decoding
 
 
-def _first(check: Check) -> Iterator[Callable[[], object]]:
+def _first(report: Report) -> Iterator[Callable[[], object]]:
     from benchmarks.gpu.sections import first_kernels
 
-    yield from first_kernels.launches(check)
-    yield from _networks(check, ("small", "SD 1.5"), passes=False)
+    yield from first_kernels.launches(report)
+    yield from _networks(report, ("small", "SD 1.5"), passes=False)
 
 
-def _small(check: Check) -> Iterator[Callable[[], object]]:
-    return _networks(check, ("small", "SD 1.5", "SD 2.1"))
+def _small(report: Report) -> Iterator[Callable[[], object]]:
+    return _networks(report, ("small", "SD 1.5", "SD 2.1"))
 
 
-WALKS: dict[str, Callable[[Check], Iterator[Callable[[], object]]]] = {
+WALKS: dict[str, Callable[[Report], Iterator[Callable[[], object]]]] = {
     "first": _first,
     "networks": _networks,
     "company": _small,
@@ -87,7 +87,7 @@ WALKS: dict[str, Callable[[Check], Iterator[Callable[[], object]]]] = {
 
 @contextlib.contextmanager
 def compiling(index: int, count: int) -> Iterator[None]:
-    """Inside, no kernel of ours is launched: every `count`-th variant, from the `index`-th on, is compiled instead."""
+    """Launch no kernel of ours inside: every `count`-th variant, from the `index`-th on, is compiled instead."""
     from triton.runtime.jit import JITFunction
 
     function: Any = JITFunction
@@ -100,8 +100,8 @@ def compiling(index: int, count: int) -> Iterator[None]:
         if key not in met:
             met.add(key)
             if (len(met) - 1) % count == index:
-                made = genuine(kernel, *arguments, grid=grid, warmup=True, **options)
-                getattr(made, "run", None)  # its launcher, which a C compiler makes, and its way onto the card
+                compiled = genuine(kernel, *arguments, grid=grid, warmup=True, **options)
+                getattr(compiled, "run", None)  # its launcher, which a C compiler makes, and its way onto the card
 
     function.run = run
     try:
@@ -112,10 +112,10 @@ def compiling(index: int, count: int) -> Iterator[None]:
 
 def main() -> int:
     walk, index, count = sys.argv[1], *map(int, sys.argv[2:])
-    check = Check("warm", torch.device("cuda"), torch.float16, [], {}, until=float("inf"))
+    report = Report("warm", torch.device("cuda"), torch.float16, [], {}, until=float("inf"))
     failed = 0
     with compiling(index, count), torch.no_grad():
-        for launch in WALKS[walk](check):
+        for launch in WALKS[walk](report):
             try:
                 launch()
                 torch.cuda.empty_cache()

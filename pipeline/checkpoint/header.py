@@ -37,7 +37,7 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Every tensor by its own name, and the metadata.
+    """Read a file's header: every tensor by its own name, and the metadata.
 
     Errors: CheckpointError naming the file for one whose header is no header, or whose bytes are not exactly those
     that its header speaks of.
@@ -49,8 +49,8 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             (size,) = struct.unpack("<Q", start)
             if size > min(_LARGEST_HEADER, whole - 8):
                 kind = next((kind for first, kind in _OTHER_KINDS.items() if start.startswith(first)), "")
-                told = f"a header of {size} bytes in a file of {whole}; at most {_LARGEST_HEADER}"
-                raise ValueError(kind or told)
+                too_long = f"a header of {size} bytes in a file of {whole}; at most {_LARGEST_HEADER}"
+                raise ValueError(kind or too_long)
             header = parse_json(file.read(size))
         metadata = header.pop("__metadata__", {})
         if len(header) > _MOST_TENSORS:
@@ -75,7 +75,7 @@ def _tensor(path: Path, base: int, name: str, entry: dict[str, Any]) -> StoredTe
 
 
 def _check_layout(tensors: list[StoredTensor], at: int, whole: int) -> None:
-    """The format's own rule: tensors follow each other without holes up to the file's end."""
+    """Check the format's own rule: tensors follow each other without holes up to the file's end."""
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.length)):
         if tensor.offset != at:
             raise ValueError(f"a hole or an overlap at byte {min(at, tensor.offset)}")

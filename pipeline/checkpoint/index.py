@@ -46,7 +46,7 @@ _BESIDE = ("feature_extractor", "image_encoder", "safety_checker")
 
 @dataclass(frozen=True)
 class Index:
-    """What a folder says that it is."""
+    """Says what a folder claims to be."""
 
     scheduler: str | None  # diffusers' class, which decides the defaults of its config
     distilled: bool  # to few steps, by its pipeline's class
@@ -70,13 +70,13 @@ def read_index(source: Source, remark: Callable[[str], None]) -> Index:
 
 
 def check_class(config: Config, key: str, classes: tuple[str, ...]) -> None:
-    """Errors: CheckpointError where a part's own config names another class than `classes`; none named is fine."""
+    """Check a part's class. Errors: CheckpointError where its own config names one that is not in `classes`."""
     if config.get(key) is not None:
         config.one_of(key, classes, "")
 
 
 def _class(config: Config, key: str) -> str | None:
-    """The class of a part, which stands there as [library, class]."""
+    """Return the class of a part, which stands there as [library, class]."""
     value = config.get(key)
     named = isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
     return value[1] if named else None

@@ -25,10 +25,10 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.u
 
 
 class Mapping:
-    """One file, opened once; whoever renames or deletes it afterwards changes nothing here."""
+    """Maps one file, opened once; whoever renames or deletes it afterwards changes nothing here."""
 
     def __init__(self, path: Path) -> None:
-        """Errors: CheckpointError for a file that cannot be mapped."""
+        """Map the file. Errors: CheckpointError where it cannot be mapped."""
         self.path = path
         try:
             regular_size(path)
@@ -66,7 +66,7 @@ class Mapping:
         return np.frombuffer(self._map, kind, tensor.length // kind.itemsize, tensor.offset)
 
     def check_unchanged(self) -> None:
-        """Errors: CheckpointError where somebody has written to the file since it was opened."""
+        """Compare size and time. Errors: CheckpointError where somebody has written to the file since it was opened."""
         if self._state() != self._seen:
             raise CheckpointError(
                 f"{self.path} has been written to since it was loaded, so its weights may be another model's: restart "

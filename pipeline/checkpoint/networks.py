@@ -19,7 +19,7 @@ _TEXTS = (["CLIPTextModel"], ["CLIPTextModelWithProjection"])
 
 
 def read_text(config: Config, remark: Callable[[str], None]) -> TextSpec:
-    """What is absent is as in transformers' CLIPTextConfig."""
+    """Read the text encoder's config; absent keys mean what they mean in transformers' CLIPTextConfig."""
     classes = config.get("architectures")
     if classes not in (None, [], *_TEXTS):
         raise config.refusal("architectures", f"latentd does {' and '.join(name for (name,) in _TEXTS)}")
@@ -118,7 +118,7 @@ def read_unet(config: Config, remark: Callable[[str], None]) -> UnetSpec:
 
 
 def _sample_size(config: Config, remark: Callable[[str], None]) -> int:
-    """The latent's side, which diffusers' pipeline takes for 64 where a config of before 0.9.0 has less.
+    """Return the latent's side: 64 where a config of before 0.9.0 has less, as diffusers' pipeline takes it.
 
     Stable Diffusion 1.1 to 1.4 were published with 32, and trained at 64.
     """

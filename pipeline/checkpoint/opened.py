@@ -40,7 +40,7 @@ class Checkpoint:
 
     @property
     def id(self) -> str:
-        """What clients call it."""
+        """Return the name that clients use for the model."""
         return model_id(self.path)
 
     def small_files(self) -> dict[str, bytes]:
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @property
     def has_safety_checker(self) -> bool:
-        """Does it bring a safety checker? latentd runs none, and says so."""
+        """Return whether the checkpoint brings a safety checker; latentd runs none, and says so."""
         named = parse_json(self.source.read("model_index.json", 1 << 20)).get("safety_checker")
         return named not in (None, [None, None])
 

@@ -27,7 +27,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 def weight_files(checkpoint: Path, part: str) -> list[Path]:
-    """The safetensors files with the weights of `part`: one, or the shards of an index.
+    """Find the safetensors files with the weights of `part`: one, or the shards of an index.
 
     Full precision before the variants of half of it. Errors: CheckpointError where there are none, where the
     weights are only there as a pickle, or where an index names a file outside its folder.
@@ -73,7 +73,7 @@ def _check(path: Path) -> None:
 
 
 def known_name(part: str, name: str) -> str | None:
-    """What latentd calls the tensor that a checkpoint calls `name`; None for one that is no weight."""
+    """Return latentd's name of the tensor that a checkpoint calls `name`; None for one that is no weight."""
     if part == "text_encoder":
         if _HEAD.match(name):
             return None

@@ -26,7 +26,7 @@ Remark = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Field:
-    """A field of a scheduler: what its absence means, and the values with which our table draws the same."""
+    """Describes a field of a scheduler: what its absence means, and the values with which our table draws the same."""
 
     absent: Any
     values: tuple[Any, ...]
@@ -70,7 +70,7 @@ _UNIPC = {
 }
 
 # By class: tables, the likeliest first, each with the fields that it needs. What a class does not read is not here.
-_OWN: dict[str, tuple[tuple[str, _Fields], ...]] = {
+_TABLES: dict[str, tuple[tuple[str, _Fields], ...]] = {
     "DDIMScheduler": (("ddim", {}),),
     "DDIMParallelScheduler": (("ddim", {}),),
     "DDPMScheduler": (("ddpm", {"variance_type": _Field("fixed_small", ("fixed_small",))}),),
@@ -137,7 +137,7 @@ _FIXED = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a folder's scheduler says."""
+    """Holds what a folder's scheduler says."""
 
     schedule: ScheduleSpec
     sampler: str  # a key of SAMPLERS
@@ -156,9 +156,9 @@ def read_sampling(source: Source, index: Index, chosen: str | None, remark: Rema
     if name != named and None not in (name, named):
         remark(f"{config.path}: _class_name is {named}, but model_index.json says {name}, as which it is read")
     schedule = _schedule(config, name, index, remark)
-    sampler = _own(config, name, chosen, remark)
-    if named != name and named in _OWN:  # whichever of the two was meant, nothing of it is passed over
-        _own(config, named, chosen, remark)
+    sampler = _table_name(config, name, chosen, remark)
+    if named != name and named in _TABLES:  # whichever of the two was meant, nothing of it is passed over
+        _table_name(config, named, chosen, remark)
     if sampler == "pndm" and chosen is None:
         # Published SD 1.x folders name it, and nobody chose it. Its weights, 55, -59, 37, -9 over 24, multiply what
         # the network errs: in bf16 the demo model's picture is 18.6 dB from float32's, by other samplers above 43 dB.
@@ -167,8 +167,8 @@ def read_sampling(source: Source, index: Index, chosen: str | None, remark: Rema
     return Sampling(schedule, chosen or sampler, name in _DISTILLED)
 
 
-def _own(config: Config, name: str | None, chosen: str | None, remark: Remark) -> str:
-    """The table that draws what the class `name` draws with these fields."""
+def _table_name(config: Config, name: str | None, chosen: str | None, remark: Remark) -> str:
+    """Return the table that draws what the class `name` draws with these fields."""
     if name is None:
         return USUAL
     karras = "_karras" if config.get("use_karras_sigmas") else ""
@@ -177,10 +177,10 @@ def _own(config: Config, name: str | None, chosen: str | None, remark: Remark) -
         if chosen is None:
             remark(f"{config.path}: latentd has no table of {name}; requests that name no sampler get {near}")
         return near
-    if name not in _OWN:
-        raise config.refusal("_class_name", f"model_index.json or it names {name}; latentd does {', '.join(_OWN)}")
+    if name not in _TABLES:
+        raise config.refusal("_class_name", f"model_index.json or it names {name}; latentd does {', '.join(_TABLES)}")
     misses = []
-    for table, fields in _OWN[name]:
+    for table, fields in _TABLES[name]:
         wanted = table + karras if table + karras in SAMPLERS else table
         needed = {**fields, **(_KARRAS if wanted != table else {})}
         misses.append([key for key, field in needed.items() if not field.holds(config, key)])
@@ -224,7 +224,7 @@ def _schedule(config: Config, name: str | None, index: Index, remark: Remark) ->
 
 
 def _offset(config: Config, index: Index, remark: Remark) -> int:
-    """1 whatever the file says: diffusers' Stable Diffusion pipelines set it so, and pictures are made by them."""
+    """Return 1 whatever the file says: diffusers' Stable Diffusion pipelines set it so, and they make the pictures."""
     offset = config.integer("steps_offset", 0, least=0)
     if offset != 1 and config.get("steps_offset") is not None and not index.distilled:
         remark(f"{config.path}: steps_offset is {offset}; 1 is taken, as diffusers' pipeline does")
@@ -232,9 +232,9 @@ def _offset(config: Config, index: Index, remark: Remark) -> int:
 
 
 def _clipping(config: Config, index: Index, remark: Remark) -> None:
-    """clip_sample is for pixels. diffusers' Stable Diffusion pipelines turn it off, the latent-consistency ones do not.
+    """Refuse clip_sample, or pass it over with a remark: it is for pixels. Errors: CheckpointError.
 
-    Errors: CheckpointError.
+    diffusers' Stable Diffusion pipelines turn it off, the latent-consistency ones do not.
     """
     if config.flag("clip_sample", False):
         if index.distilled:

@@ -13,7 +13,7 @@ _SCHEDULE = ("prediction", "rescale_betas_zero_snr")
 
 
 def check_settings(config: Config) -> None:
-    """Errors: CheckpointError for a key that is none of ours: nobody else writes this file, so it is a slip."""
+    """Check the keys. Errors: CheckpointError for one that is none of ours: nobody else writes this file."""
     known = (*_DEFAULTS, *_SCHEDULE)
     for key in config:
         if key not in known:

@@ -60,7 +60,7 @@ def _sides(tensor: StoredTensor) -> list[int]:
 
 
 def check_types(tensors: Iterable[tuple[str, StoredTensor]]) -> None:
-    """Errors: CheckpointError naming a tensor of a type that is not read; told from the headers alone."""
+    """Check types by the headers alone. Errors: CheckpointError naming a tensor of a type that is not read."""
     for name, tensor in tensors:
         if tensor.dtype not in BYTES:
             raise CheckpointError(

@@ -45,7 +45,7 @@ Merges = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer's words."""
+    """Holds a tokenizer's words."""
 
     place: str  # the file that an error about its words names
     tokens: dict[str, int]
@@ -82,7 +82,7 @@ def read_vocabulary(source: Source, size: int) -> Vocabulary:
 
 
 def _words(source: Source, whole: dict[str, Any] | None) -> tuple[dict[str, int], Merges]:
-    """Tokens and merges, from whichever of the two forms is there. Two that differ are two models."""
+    """Read tokens and merges, from whichever of the two forms is there. Two that differ are two models."""
     if whole is None:
         return _old_words(source)
     place, model = source.place(_WHOLE), whole.get("model")
@@ -116,7 +116,7 @@ def _old_words(source: Source) -> tuple[dict[str, int], Merges]:
 
 
 def _pairs(lines: list[Any]) -> Merges:
-    """Pairs in the order in which they apply. Errors: ValueError."""
+    """Read the pairs, in the order in which they apply. Errors: ValueError."""
     for line in lines:
         if not isinstance(line, list) or len(line) != 2 or not all(isinstance(part, str) for part in line):
             raise ValueError(f"{str(line)[:64]} is no pair")
@@ -124,7 +124,7 @@ def _pairs(lines: list[Any]) -> Merges:
 
 
 def _added(source: Source, config: dict[str, Any], whole: dict[str, Any] | None) -> dict[int, AddedToken]:
-    """Tokens that were added, by their number, from every file that names some."""
+    """Read the tokens that were added, by their number, from every file that names some."""
     added: dict[int, AddedToken] = {}
     for place, number, flags in _listed(source, config, whole):
         try:
@@ -147,7 +147,7 @@ def _added(source: Source, config: dict[str, Any], whole: dict[str, Any] | None)
 def _listed(
     source: Source, config: dict[str, Any], whole: dict[str, Any] | None
 ) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """File, number and flags, the file that has the last word first."""
+    """List file, number and flags, the file that has the last word first."""
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise CheckpointError(f"{source.place(_CONFIG)}: added_tokens_decoder is no object")
@@ -164,7 +164,7 @@ def _listed(
 
 
 def _marks(source: Source, config: dict[str, Any]) -> dict[str, str]:
-    """The names of the start, end, padding and unknown tokens.
+    """Read the names of the start, end, padding and unknown tokens.
 
     special_tokens_map.json, where it is there, has the last word: SD 2's pads with "!" and its config says otherwise.
     """

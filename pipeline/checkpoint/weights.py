@@ -26,7 +26,7 @@ _EVERY = 0.05  # seconds between two times that pages are let go: 1.9 instead of
 
 
 class Weights:
-    """Tensors by part ("text_encoder", "unet", "vae") and name, over files that stay mapped as long as this lives."""
+    """Holds tensors by part ("text_encoder", "unet", "vae") and name; their files stay mapped as long as it lives."""
 
     def __init__(self, parts: Mapping[str, Tensors], where: Mapping[str, Path]) -> None:
         """Open every file, so that its bytes are those that its header was read for.
@@ -105,7 +105,7 @@ class Weights:
         return self._parts[part][name].dtype == "BF16"
 
     def check_unchanged(self) -> None:
-        """Errors: CheckpointError where somebody has written to a file since it was opened."""
+        """Compare the files' sizes and times. Errors: CheckpointError where somebody has written to an opened one."""
         for each in self._files.values():
             each.check_unchanged()
 
@@ -142,7 +142,7 @@ class Weights:
 
 
 def _fits(part: str, stored: Shape, wanted: Shape) -> bool:
-    """Old VAEs keep the projections of their attention as 1x1 convolutions: the same bytes."""
+    """Return whether a shape fits: old VAEs keep their attention's projections as 1x1 convolutions, the same bytes."""
     old = part == "vae" and len(stored) == 4 and len(wanted) == 2 and stored[2:] == (1, 1)
     return (stored[:2] if old else stored) == wanted
 

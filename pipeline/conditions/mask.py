@@ -11,7 +11,7 @@ from pipeline.arrays import F32
 
 @dataclass(frozen=True, eq=False)
 class Inpaint:
-    """A mask over latent positions, and the latents of what lies under it.
+    """Holds a mask over latent positions, and the latents of what lies under it.
 
     After each evaluation x becomes mask x + (1 - mask) original, the original noised by the picture's first noise to
     the level that x has then; after the last one it is without noise. Lugmayr et al. 2022, "RePaint", eq. 8, without

@@ -14,7 +14,7 @@ Encode = Callable[[NDArray[np.int64], int], F32]  # ids [tokens] and layers left
 
 
 def context_of(prompt: Prompt, encode: Encode) -> F32:
-    """[chunks * tokens, width]. A weighted token moves away from what stands at its place in the empty prompt.
+    """Return [chunks * tokens, width]: a weighted token moves away from what the empty prompt has at its place.
 
     This is ComfyUI's formula (comfy/sd1_clip.py, encode_token_weights): empty + weight (token - empty).
     """

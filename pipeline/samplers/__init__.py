@@ -59,7 +59,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 @functools.lru_cache(maxsize=512)
 def table(spec: ScheduleSpec, sampler: str, steps: int) -> Table:
-    """The table of `sampler` (a key of SAMPLERS) for `steps` steps of a model with this schedule.
+    """Make the table of `sampler` (a key of SAMPLERS) for `steps` steps of a model with this schedule.
 
     Errors: InvalidRequest for an unknown sampler, or for more steps than the sampler or the schedule has room for.
     """

@@ -12,7 +12,7 @@ from pipeline.schedule import ScheduleSpec
 
 
 def ddim(spec: ScheduleSpec, steps: int) -> Table:
-    """Song et al. 2020, "Denoising Diffusion Implicit Models", eq. 12 with sigma_t = 0."""
+    """Make DDIM's table: Song et al. 2020, "Denoising Diffusion Implicit Models", eq. 12 with sigma_t = 0."""
     cumulative = schedule.alphas_cumprod(spec)
     visited = np.round(schedule.timesteps(spec, steps, spacing="leading"))
     levels = [signal_and_noise(float(cumulative[t])) for t in visited.astype(int)]
@@ -24,7 +24,7 @@ def ddim(spec: ScheduleSpec, steps: int) -> Table:
 
 
 def ddpm(spec: ScheduleSpec, steps: int) -> Table:
-    """Ho et al. 2020, "Denoising Diffusion Probabilistic Models", eq. 6 and 7, over the timesteps visited.
+    """Make DDPM's table: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", eq. 6 and 7, over its timesteps.
 
     The variance is the smaller of the paper's two (diffusers: fixed_small). diffusers clamps the last one, which is
     zero, to 1e-20; here it is zero.
@@ -42,7 +42,7 @@ def ddpm(spec: ScheduleSpec, steps: int) -> Table:
 
 
 def kept_before(spec: ScheduleSpec, t: int, steps: int, *, to_one: bool) -> float:
-    """alphas_cumprod one step's stride before timestep `t`, and past the schedule's start its final value.
+    """Return alphas_cumprod one step's stride before timestep `t`, and past the schedule's start its final value.
 
     `to_one` holds where the spec does not say which value that is.
     """
@@ -53,12 +53,12 @@ def kept_before(spec: ScheduleSpec, t: int, steps: int, *, to_one: bool) -> floa
 
 
 def moved(before: float, x0: Row, eps: Row) -> Row:
-    """The sample of x0 and eps where alphas_cumprod is `before`."""
+    """Return the sample of x0 and eps where alphas_cumprod is `before`."""
     alpha, sigma = signal_and_noise(before)
     return alpha * x0 + sigma * eps
 
 
 def signal_and_noise(cumulative: float) -> tuple[float, float]:
-    """alpha and sigma of the sample, rounded to float32 as diffusers has them."""
+    """Return alpha and sigma of the sample, rounded to float32 as diffusers has them."""
     kept = np.float32(cumulative)
     return float(np.sqrt(kept)), float(np.sqrt(np.float32(1) - kept))

@@ -20,10 +20,10 @@ _FEW = 15  # steps: diffusers lowers the order before the end of shorter runs (l
 
 
 def dpmpp(spec: ScheduleSpec, steps: int, *, order: int, stochastic: bool = False, karras: bool = False) -> Table:
-    """Lu et al. 2022, "DPM-Solver++", algorithm 2 (2M, midpoint) and section 5 (SDE-DPM-Solver++); h1, h2: last x0s.
+    """Make the table of Lu et al. 2022, "DPM-Solver++", algorithm 2 (2M, midpoint) and section 5 (SDE-DPM-Solver++).
 
-    The third order is that of k-diffusion's sample_dpmpp_3m_sde, but for a sign (see `_third`). The first step has no
-    history and the last ends at sigma = 0: both are of first order.
+    h1 and h2 are the last x0s. The third order is that of k-diffusion's sample_dpmpp_3m_sde, but for a sign (see
+    `_third`). The first step has no history and the last ends at sigma = 0: both are of first order.
     """
     # diffusers rounds the timesteps of Karras levels, but cuts them for this one schedule.
     whole = np.trunc if spec.beta_schedule == "squaredcos_cap_v2" else np.round
@@ -39,7 +39,7 @@ def dpmpp(spec: ScheduleSpec, steps: int, *, order: int, stochastic: bool = Fals
 def multistep_course(
     spec: ScheduleSpec, steps: int, *, karras: bool, whole: Callable[[Timesteps], Timesteps] = np.round
 ) -> tuple[Timesteps, list[Level]]:
-    """The timesteps of a run [steps] and its noise levels [steps + 1]; Karras levels span the whole schedule."""
+    """Return a run's timesteps [steps] and noise levels [steps + 1]; Karras levels span the whole schedule."""
     if karras:
         known = schedule.sigmas(spec)
         met = levels.karras(known[-1], known[0], steps)
@@ -57,7 +57,7 @@ def _order_at(i: int, steps: int, order: int) -> int:
 
 
 def _stepped(course: list[Level], i: int, order: int, x0: Row, stochastic: bool) -> Row:
-    """From level i to i + 1. The SDE removes twice the noise and puts half of it back."""
+    """Return the step from level i to i + 1. The SDE removes twice the noise and puts half of it back."""
     now, then = course[i], course[i + 1]
     h = then.log_snr - now.log_snr
     span = 2 * h if stochastic else h
@@ -76,7 +76,7 @@ def _stepped(course: list[Level], i: int, order: int, x0: Row, stochastic: bool)
 
 
 def _third(span: float, r0: float, r1: float, first: Row, second: Row) -> Row:
-    """What the first and second derivatives of x0 add, from its two last differences.
+    """Return what the first and second derivatives of x0 add, from its two last differences.
 
     k-diffusion and the exponential integral have 0.5 - phi here. diffusers 0.42.1 has -0.5 - phi in its stochastic
     third order (scheduling_dpmsolver_multistep.py), and its pictures are what this is compared with.

@@ -14,7 +14,7 @@ from pipeline.schedule import ScheduleSpec
 
 
 def euler(spec: ScheduleSpec, steps: int, *, karras: bool = False) -> Table:
-    """Karras et al. 2022, "Elucidating the Design Space", algorithm 1 without its second-order correction."""
+    """Make Euler's table: Karras et al. 2022, "Elucidating the Design Space", algorithm 1, without a second order."""
     visited, sigmas = _course(spec, steps, karras=karras)
     matrices = []
     for sigma, following in itertools.pairwise(sigmas):
@@ -24,10 +24,10 @@ def euler(spec: ScheduleSpec, steps: int, *, karras: bool = False) -> Table:
 
 
 def euler_a(spec: ScheduleSpec, steps: int) -> Table:
-    """Song et al. 2020, "Score-Based Generative Modeling", eq. 47 (its reverse step), split as in k-diffusion:
+    """Make the table of Song et al. 2020, "Score-Based Generative Modeling", eq. 47 (its reverse step).
 
-    a step of Euler to sigma_down, then noise up to the next level. In float32, as diffusers has it: where sigma falls
-    steeply, sigma_down is the difference of two numbers whose first digits agree.
+    Split as in k-diffusion: a step of Euler to sigma_down, then noise up to the next level. In float32, as diffusers
+    has it: where sigma falls steeply, sigma_down is the difference of two numbers whose first digits agree.
     """
     visited, sigmas = _course(spec, steps, karras=False)
     matrices = []
@@ -39,8 +39,9 @@ def euler_a(spec: ScheduleSpec, steps: int) -> Table:
 
 
 def heun(spec: ScheduleSpec, steps: int, *, karras: bool = False) -> Table:
-    """Karras et al. 2022, "Elucidating the Design Space", algorithm 1 without noise; h1 is the slope, h2 is x.
+    """Make Heun's table: Karras et al. 2022, "Elucidating the Design Space", algorithm 1 without noise.
 
+    h1 is the slope, h2 is x.
     Each step but the last, which ends at sigma = 0, takes a second evaluation where its first one arrives.
     """
     visited, sigmas = _course(spec, steps, karras=karras)
@@ -61,7 +62,7 @@ def heun(spec: ScheduleSpec, steps: int, *, karras: bool = False) -> Table:
 
 
 def _course(spec: ScheduleSpec, steps: int, *, karras: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The timesteps of a run [steps] and its noise levels [steps + 1]."""
+    """Return the timesteps of a run [steps] and its noise levels [steps + 1]."""
     visited = _float32(schedule.timesteps(spec, steps, spacing="linspace"))
     met = levels.at(spec, visited)
     if karras:
@@ -71,14 +72,14 @@ def _course(spec: ScheduleSpec, steps: int, *, karras: bool) -> tuple[NDArray[np
 
 
 def _slope(spec: ScheduleSpec, sigma: float) -> tuple[Row, Row]:
-    """x0, and dx / dsigma = (x - x0) / sigma."""
+    """Return x0, and dx / dsigma = (x - x0) / sigma."""
     scale, noise = levels.unit_variance(sigma)  # x times `scale` is the variance-preserving sample
     x0, _ = predictions(spec, scale, noise, x=scale * X)
     return x0, (X - x0) / sigma
 
 
 def _ancestral(sigma: np.float32, following: np.float32) -> tuple[float, float]:
-    """sigma_down and sigma_up. diffusers gives NaN where rounding makes up larger than following; here down is 0."""
+    """Return sigma_down and sigma_up. Where rounding makes up exceed the next, diffusers has NaN; here down is 0."""
     up = np.sqrt(following * following * (sigma * sigma - following * following) / (sigma * sigma))
     down = np.sqrt(np.maximum(following * following - up * up, np.float32(0)))
     return float(down), float(up)
@@ -108,7 +109,7 @@ def _filled(
 
 
 def _move(start: float, end: float) -> float:
-    """end - start, rounded as in diffusers: from a sigma of 4096 (rescale_betas_zero_snr) down this is 2e-4."""
+    """Return end - start, rounded as in diffusers: from a sigma of 4096 (rescale_betas_zero_snr) down this is 2e-4."""
     return float(np.float32(end - start))
 
 

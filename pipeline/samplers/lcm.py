@@ -17,8 +17,9 @@ _TIMESTEP_SCALING, _SIGMA_DATA = 10.0, 0.5
 
 
 def lcm(spec: ScheduleSpec, steps: int) -> Table:
-    """Luo et al. 2023, "Latent Consistency Models", algorithm 3 with eq. 9's c_skip and c_out; x0 is its f(x, t).
+    """Make the table of Luo et al. 2023, "Latent Consistency Models", algorithm 3; x0 is its f(x, t).
 
+    c_skip and c_out are those of eq. 9.
     The timesteps are the distillation's: a checkpoint's spacing and offset do not count.
     """
     cumulative, stride = schedule.alphas_cumprod(spec), spec.train_steps // DISTILLED_STEPS

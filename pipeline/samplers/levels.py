@@ -18,7 +18,7 @@ from pipeline.schedule import ScheduleSpec
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level of the variance-preserving sample x = alpha x0 + sigma eps; each number is a float32's."""
+    """Holds a noise level of the variance-preserving sample x = alpha x0 + sigma eps; each number is a float32's."""
 
     ratio: float  # sigma / alpha
     alpha: float
@@ -33,31 +33,31 @@ class Level:
 
 
 def unit_variance(ratio: float) -> tuple[float, float]:
-    """alpha and sigma of the variance-preserving sample whose noise is `ratio` times its signal."""
+    """Return alpha and sigma of the variance-preserving sample whose noise is `ratio` times its signal."""
     one, level = np.float32(1), np.float32(ratio)
     alpha = one / np.sqrt(level * level + one)
     return float(alpha), float(level * alpha)
 
 
 def at(spec: ScheduleSpec, visited: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Noise over signal at timesteps, between whole ones interpolated: [steps]."""
+    """Return noise over signal at timesteps, between whole ones interpolated: [steps]."""
     levels = schedule.sigmas(spec)
     return np.interp(visited, np.arange(len(levels)), levels)
 
 
 def ended(levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The levels of a run, [steps + 1]: the last is a clean picture's."""
+    """Return the levels of a run, [steps + 1]: the last is a clean picture's."""
     return np.append(levels, 0.0).astype(np.float32).astype(np.float64)
 
 
 def karras(highest: float, lowest: float, steps: int) -> NDArray[np.float64]:
-    """Karras et al. 2022, "Elucidating the Design Space", eq. 5 with rho = 7: [steps]."""
+    """Return the levels of Karras et al. 2022, "Elucidating the Design Space", eq. 5 with rho = 7: [steps]."""
     first, last = highest ** (1 / 7), lowest ** (1 / 7)
     return (first + np.linspace(0, 1, steps) * (last - first)) ** 7
 
 
 def timesteps_of(spec: ScheduleSpec, levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of `at`, linear in the logarithm of the level: fractional timesteps."""
+    """Invert `at`, linearly in the logarithm of the level: fractional timesteps."""
     known, wanted = np.log(schedule.sigmas(spec).astype(np.float32)), np.log(levels)
     low = np.clip(np.searchsorted(known, wanted, side="right") - 1, 0, len(known) - 2)
     part = np.clip((known[low] - wanted) / (known[low] - known[low + 1]), 0, 1)

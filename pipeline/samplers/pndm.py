@@ -12,9 +12,9 @@ from pipeline.schedule import ScheduleSpec
 
 
 def pndm(spec: ScheduleSpec, steps: int) -> Table:
-    """Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models", eq. 9 and 12 (which is DDIM's step for a
-    combination of outputs); h1, h2, h3 are the last outputs, h4 is the first x.
+    """Make the table of Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models", eq. 9 and 12.
 
+    Eq. 12 is DDIM's step for a combination of outputs; h1, h2, h3 are the last outputs, h4 is the first x.
     The first step is taken twice, the second time with the mean of the outputs at both its ends (diffusers:
     skip_prk_steps), so that n > 1 steps take n + 1 evaluations.
     """
@@ -41,7 +41,7 @@ def pndm(spec: ScheduleSpec, steps: int) -> Table:
 
 
 def _combination(i: int) -> Row:
-    """Adams-Bashforth of as many outputs as there are, at evaluation i. The second evaluation's is not kept."""
+    """Combine what outputs there are at evaluation i by Adams-Bashforth. The second evaluation's is not kept."""
     if i < 2:
         return OUT
     if i == 2:
@@ -52,7 +52,7 @@ def _combination(i: int) -> Row:
 
 
 def _transfer(spec: ScheduleSpec, t: int, steps: int, x: Row, out: Row) -> tuple[Row, Row]:
-    """x a stride before t, and x0."""
+    """Return x a stride before t, and x0."""
     x0, eps = predictions(spec, *_level(spec, t), x=x, out=out)
     return moved(kept_before(spec, t, steps, to_one=False), x0, eps), x0
 

@@ -23,7 +23,7 @@ _FORGET: Row = np.zeros(STATE + 2)
 
 @dataclass(frozen=True)
 class Table:
-    """A run of one sampler. The first axis counts UNet evaluations."""
+    """Holds a run of one sampler. The first axis counts UNet evaluations."""
 
     matrices: NDArray[np.float64]  # [evaluations, 6, 7]
     timesteps: NDArray[np.float64]  # [evaluations]
@@ -39,16 +39,16 @@ class Table:
 
     @property
     def draws(self) -> int:
-        """Draws of noise beside the initial latents."""
+        """Count the draws of noise beside the initial latents."""
         return int(self.noise.max()) + 1
 
     def steps_after(self, evaluations: int) -> int:
-        """Steps finished when so many evaluations are done."""
+        """Count the steps that are finished when so many evaluations are done."""
         return int(self.steps_done[evaluations - 1]) if evaluations else 0
 
 
 def matrix(x: Row, x0: Row, *, h1: Row = _FORGET, h2: Row = _FORGET, h3: Row = _FORGET, h4: Row = _FORGET) -> Matrix:
-    """One evaluation: what becomes of x and of its history, and the picture that it predicts."""
+    """Return one evaluation's matrix: what becomes of x and of its history, and the picture that it predicts."""
     return np.stack([x, h1, h2, h3, h4, x0])  # [6, 7]
 
 
@@ -62,7 +62,7 @@ def filled(
     noisy: bool = False,
     initial_scale: float = 1.0,
 ) -> Table:
-    """A table; without `steps_done`, of one evaluation a step. `noisy`: a draw for each evaluation but the last.
+    """Make a table; without `steps_done`, of one evaluation a step. `noisy`: a draw for each evaluation but the last.
 
     `levels`: what each evaluation takes its x for, as (alpha, sigma) of alpha picture + sigma noise. Whatever stands in
     for x, of a picture that is known, has to be noised to them.
@@ -83,7 +83,7 @@ def filled(
 
 
 def predictions(spec: ScheduleSpec, alpha: float, sigma: float, *, x: Row = X, out: Row = OUT) -> tuple[Row, Row]:
-    """x0 and noise as rows, where x = alpha x0 + sigma eps. v: Salimans & Ho 2022, appendix D.
+    """Return x0 and noise as rows, where x = alpha x0 + sigma eps. v: Salimans & Ho 2022, appendix D.
 
     Errors: InvalidRequest where a predicted noise says nothing about x0, because x has no signal.
     """

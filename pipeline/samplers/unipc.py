@@ -13,9 +13,9 @@ from pipeline.schedule import ScheduleSpec
 
 
 def unipc(spec: ScheduleSpec, steps: int, *, karras: bool = False) -> Table:
-    """Zhao et al. 2023, "UniPC", algorithms 1 (UniC) and 2 (UniP) for data prediction, B(h) = e^h - 1 (bh2).
+    """Make the table of Zhao et al. 2023, "UniPC", algorithms 1 (UniC) and 2 (UniP) predicting data, B(h) = e^h - 1.
 
-    Predictor and corrector are of second order: diffusers' defaults.
+    B is diffusers' bh2. Predictor and corrector are of second order: diffusers' defaults.
     h1 and h2 are the last x0s, h3 the last corrected x. x0 is predicted from x as it was before its correction. The
     first step has no history, the last ends at sigma = 0: both are of first order.
     """
@@ -34,7 +34,7 @@ def _order_at(i: int, steps: int) -> int:
 
 
 def _predicted(course: list[Level], i: int, order: int, x: Row, x0: Row) -> Row:
-    """UniP from level i to i + 1, its rho 1/2 at second order; h1 is x0 one step before."""
+    """Predict by UniP from level i to i + 1, its rho 1/2 at second order; h1 is x0 one step before."""
     now, then = course[i], course[i + 1]
     h = then.log_snr - now.log_snr
     b = math.expm1(-h)
@@ -46,7 +46,7 @@ def _predicted(course: list[Level], i: int, order: int, x: Row, x0: Row) -> Row:
 
 
 def _corrected(course: list[Level], i: int, order: int, x0: Row) -> Row:
-    """UniC: x at level i once more, from h3 at level i - 1, now that x0 at level i is known."""
+    """Correct by UniC: x at level i once more, from h3 at level i - 1, now that x0 at level i is known."""
     last, now = course[i - 1], course[i]
     h = now.log_snr - last.log_snr
     b = math.expm1(-h)

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import gpu_check
 from benchmarks.gpu.frame import summary
-from benchmarks.gpu.frame.report import COLUMNS, Check, read_rows, write_row
+from benchmarks.gpu.frame.report import COLUMNS, Report, read_rows, write_row
 from benchmarks.gpu.frame.sections import DEFAULT, FIRST, LABORATORY, SECTIONS, TOTAL, Section, chosen
 from benchmarks.gpu.frame.targets import TARGETS, verdict
 from benchmarks.gpu.sections import captured, company
@@ -49,9 +49,9 @@ def test_the_default_sections_are_meant_to_fit_into_eight_minutes() -> None:
 
 def test_what_a_first_card_must_tell_comes_first(tmp_path: Path) -> None:
     assert DEFAULT[:7] == ("captured", "unet", "profile", "attention", "budget", "kernels", "vae")
-    check = Check("captured", torch.device("cuda"), torch.float16, [tmp_path / "x.csv"], {"device": "x"}, until=0.0)
+    report = Report("captured", torch.device("cuda"), torch.float16, [tmp_path / "x.csv"], {"device": "x"}, until=0.0)
     names = [
-        [case.name for case in importlib.import_module(f"benchmarks.gpu.sections.{name}").cases(check)]
+        [case.name for case in importlib.import_module(f"benchmarks.gpu.sections.{name}").cases(report)]
         for name in DEFAULT
     ]
     captured, unet, profile, attention, *_ = names
@@ -66,8 +66,8 @@ def test_what_a_first_card_must_tell_comes_first(tmp_path: Path) -> None:
 
 
 def test_what_makes_a_laboratory_has_a_limit_of_its_own(tmp_path: Path) -> None:
-    check = Check("captured", torch.device("cuda"), torch.float16, [tmp_path / "x.csv"], {"device": "x"}, until=0.0)
-    found = {case.name: case.seconds for section in (captured, company) for case in section.cases(check)}
+    report = Report("captured", torch.device("cuda"), torch.float16, [tmp_path / "x.csv"], {"device": "x"}, until=0.0)
+    found = {case.name: case.seconds for section in (captured, company) for case in section.cases(report)}
     assert all(found[name] == LABORATORY for name in found if "step" in name or "company" in name or "small" in name)
     assert found["SD 1.5 memory"] is None
 
@@ -122,13 +122,13 @@ def poison(): raise RuntimeError("CUDA error: an illegal memory access")
 def tell(): made.row("told", "good", "", "us", [1.0])
 def bare(): raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable or set ..")
 def wrong(): made.expect(False, "found", "bad", "", 2.0)
-def cases(check):
+def cases(report):
     global made
-    made = check
+    made = report
     yield from [Case(run.__name__, run) for run in (tell, poison, die, bare)]
     yield from [Case("hang", hang, seconds=1), Case("wrong", wrong)]
     yield Case("last", tell)
-def settle(check):
+def settle(report):
     if "illegal" in str(sys.exc_info()[1]): raise RuntimeError("CUDA error: poisoned")
 from benchmarks.gpu.frame import child
 from benchmarks.gpu.frame.report import Case
@@ -176,8 +176,8 @@ def test_a_case_that_poisons_dies_or_hangs_does_not_stop_the_next(
 def test_time_that_is_up_is_told_of_every_case(tmp_path: Path) -> None:
     from benchmarks.gpu.frame import child
 
-    check = Check("vae", torch.device("cpu"), torch.float32, [tmp_path / "rows.csv"], {"date": "x"}, until=0.0)
-    assert child.run(check, tmp_path / "state") == 0
+    report = Report("vae", torch.device("cpu"), torch.float32, [tmp_path / "rows.csv"], {"date": "x"}, until=0.0)
+    assert child.run(report, tmp_path / "state") == 0
     rows = read_rows(tmp_path / "rows.csv")
     assert len(rows) == 4 and {(row["status"], row["note"]) for row in rows} == {("skipped", "skipped: time")}
 

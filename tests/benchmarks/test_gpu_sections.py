@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from benchmarks.gpu.frame import child
-from benchmarks.gpu.frame.report import COLUMNS, WRONG, Check, read_rows
+from benchmarks.gpu.frame.report import COLUMNS, WRONG, Report, read_rows
 from benchmarks.gpu.frame.targets import TARGETS
 
 # The kernels' own sections run in Triton's interpreter, in a process of its own: test_gpu_kernels.py.
-# compiled and peer compile, serving starts a server: seconds each, and little else than what these have.
+# inductor and peer compile, serving starts a server: seconds each, and little else than what these have.
 HERE = ("unet", "forms", "vae", "budget", "profile", "captured", "company", "soak")
 
 
@@ -21,9 +21,9 @@ HERE = ("unet", "forms", "vae", "budget", "profile", "captured", "company", "soa
 def test_a_section_runs(section: str, tmp_path: Path) -> None:
     stamp = dict.fromkeys(COLUMNS[-5:], "dry")
     files = [tmp_path / "a.csv", tmp_path / "b.csv"]
-    check = Check(section, torch.device("cpu"), torch.float32, files, stamp, until=time.monotonic() + 1000)
+    report = Report(section, torch.device("cpu"), torch.float32, files, stamp, until=time.monotonic() + 1000)
     with torch.no_grad():
-        assert child.run(check, tmp_path / "state") == 0
+        assert child.run(report, tmp_path / "state") == 0
     rows = read_rows(files[0])
     assert files[0].read_text() == files[1].read_text() and rows
     assert not [row for row in rows if row["status"] in WRONG]

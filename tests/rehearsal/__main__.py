@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.gpu import warm
 from benchmarks.gpu.frame.child import run
-from benchmarks.gpu.frame.report import Check, read_rows
+from benchmarks.gpu.frame.report import Report, read_rows
 from benchmarks.gpu.subjects import networks
 from engines.cuda.backend import CudaBackend
 from engines.cuda.stepper import CudaStepper, evaluate
@@ -41,8 +41,8 @@ from tests.rehearsal import card
 
 def load(name: str, pixels: str, precision: str) -> CudaBackend:
     """The backend torch with weights of the right shapes."""
-    check = Check("serve", torch.device("cuda"), torch.float16, [], {}, float("inf"))
-    spec = networks.whole_spec(check, name)
+    report = Report("serve", torch.device("cuda"), torch.float16, [], {}, float("inf"))
+    spec = networks.whole_spec(report, name)
     if name == "SD 2.1":
         spec = dataclasses.replace(spec, text=dataclasses.replace(spec.text, heads=16, layers=23))
     loads: Any = weights  # files hold numbers, which these tensors have not
@@ -120,17 +120,17 @@ def section(name: str) -> int:
     with TemporaryDirectory() as scratch:
         stamp = {"device": card.NAME, "torch": torch.__version__, "triton": "", "cuda": "", "date": ""}
         file = Path(scratch, "rows.csv")
-        check = Check(name, torch.device("cuda"), torch.float16, [file], stamp, time.monotonic() + 1000)
-        code = run(check, Path(scratch, "state"))
+        report = Report(name, torch.device("cuda"), torch.float16, [file], stamp, time.monotonic() + 1000)
+        code = run(report, Path(scratch, "state"))
         failed = [row["note"] for row in read_rows(file) if row["status"] == "failed"]
     return code or any(not any(limit in note for limit in LIMITS) for note in failed)
 
 
 def ahead(walks: list[str]) -> None:
     """Launches what is compiled ahead of a section."""
-    check = Check("warm", torch.device("cuda"), torch.float16, [], {}, float("inf"))
+    report = Report("warm", torch.device("cuda"), torch.float16, [], {}, float("inf"))
     for walk in walks:
-        for launch in warm.WALKS[walk](check):
+        for launch in warm.WALKS[walk](report):
             launch()
         print(f"{walk}: {sum(map(len, card.launched.values()))} variants")
 
@@ -138,11 +138,11 @@ def ahead(walks: list[str]) -> None:
 def shares(walk: str) -> None:
     """What each of two processes compiles of a walk: all of it together, and nothing twice."""
     found = []
-    check = Check("warm", torch.device("cuda"), torch.float16, [], {}, float("inf"))
+    report = Report("warm", torch.device("cuda"), torch.float16, [], {}, float("inf"))
     for index in (0, 1):
         card.launched.clear()
         with warm.compiling(index, 2):
-            for launch in warm.WALKS[walk](check):
+            for launch in warm.WALKS[walk](report):
                 launch()
         found.append({(name, variant) for name, variants in card.launched.items() for variant in variants})
     card.launched.clear()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.frame.report import AbsentError, Case, Check
+from benchmarks.gpu.frame.report import AbsentError, Case, Report
 from engines.machine import toolchain
 
 _ROOT = Path(__file__).parents[3]
@@ -25,23 +25,23 @@ _SECONDS = 60.0  # then whoever is left is ended: the measuring process compiles
 _BYTES = 4 << 30  # of a process on the card: SD 1.5's weights, and a pass
 
 
-def case(check: Check, walk: str, share: float = 0.5) -> Case:
-    """The first one of a section: what its others launch, compiled, unless the cache says that this was done before.
+def case(report: Report, walk: str, share: float = 0.5) -> Case:
+    """Return a section's first case: it compiles what the others launch, unless the cache says that this was done.
 
     It may take `share` of the time that the section has left.
     """
-    return Case("compile ahead", partial(_compile_ahead, check, walk, share), seconds=_SECONDS + 20)
+    return Case("compile ahead", partial(_compile_ahead, report, walk, share), seconds=_SECONDS + 20)
 
 
-def _compile_ahead(check: Check, walk: str, share: float) -> None:
-    if check.dry:
+def _compile_ahead(report: Report, walk: str, share: float) -> None:
+    if report.dry:
         raise AbsentError("the interpreter compiles nothing")
     done = toolchain.cache_folder() / f"walked-{walk}-{_sources()}"
     if done.exists():
-        check.row("compile ahead", walk, "triton", "s", [0.0], note="done before")
+        report.row("compile ahead", walk, "triton", "s", [0.0], note="done before")
         return
     start, free = time.monotonic(), torch.cuda.mem_get_info()[0]
-    until = start + min(_SECONDS, share * check.seconds_left)
+    until = start + min(_SECONDS, share * report.seconds_left)
     count = max(1, min(12, len(os.sched_getaffinity(0)) - 1, free // _BYTES))
     command = [sys.executable, "-m", "benchmarks.gpu.warm", walk]
     processes = [subprocess.Popen([*command, str(i), str(count)], cwd=_ROOT) for i in range(count)]
@@ -56,11 +56,11 @@ def _compile_ahead(check: Check, walk: str, share: float) -> None:
         done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()
     note = f"{count} processes, {late} of them ended before they were done"
-    check.row("compile ahead", walk, "triton", "s", [time.monotonic() - start], note=note)
+    report.row("compile ahead", walk, "triton", "s", [time.monotonic() - start], note=note)
 
 
 def _sources() -> str:
-    """What a walk's variants depend on."""
+    """Hash what a walk's variants depend on: 16 hex digits."""
     patterns = ("kernels/*.py", "model/*.py", "engines/cuda/*.py", "benchmarks/gpu/warm.py")
     files = sorted(path for pattern in patterns for path in _ROOT.glob(pattern))
     versions = f"{importlib.metadata.version('triton')} {torch.cuda.get_device_capability()}"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.frame.report import AbsentError, Check, stamp_of
+from benchmarks.gpu.frame.report import AbsentError, Report, stamp_of
 from engines.cuda.errors import translated
 from engines.cuda.ops import sum_in_float32
 from engines.errors import BackendError
@@ -29,49 +29,49 @@ from engines.errors import BackendError
 POISONED = 17
 
 
-def run(check: Check, state: Path, skip: int = 0) -> int:
-    """The section's cases after the first `skip`; returns the exit code."""
-    section = importlib.import_module(f"benchmarks.gpu.sections.{check.section}")
-    sum_in_float32(check.section != "compiled")  # as we serve, and torch's own as torch has it
+def run(report: Report, state: Path, skip: int = 0) -> int:
+    """Run the section's cases after the first `skip`; returns the exit code."""
+    section = importlib.import_module(f"benchmarks.gpu.sections.{report.section}")
+    sum_in_float32(report.section != "inductor")  # as we serve, and torch's own as torch has it
     gc.freeze()  # what is imported stays; every capture of a graph collects garbage, and would look at all of it
     late: list[str] = []
-    found = section.cases(check)
-    for index, case in enumerate(found):
+    cases = section.cases(report)
+    for index, case in enumerate(cases):
         if index < skip:
             continue
-        if check.seconds_left <= 0:
+        if report.seconds_left <= 0:
             late.append(case.name)
             continue
         state.write_text(f"{index}\n{case.seconds or ''}\n{case.name}")
         try:
             case.run()
-            _settle(check)
+            _settle(report)
         except AbsentError as absent:
-            check.tell("wrong" if absent.wrong else "absent", case.name, str(absent))
+            report.tell("wrong" if absent.wrong else "absent", case.name, str(absent))
         except Exception as error:
-            told = translated(error)
-            if not isinstance(told, BackendError):  # of the machine: no line of ours is at fault
+            known = translated(error)
+            if not isinstance(known, BackendError):  # of the machine: no line of ours is at fault
                 traceback.print_exc()
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
             first_line = (str(error).strip().splitlines() or [""])[0]
-            check.tell("failed", case.name, f"{told or f'{type(error).__name__}: {first_line}'} (at {where})")
-            del error, told
+            report.tell("failed", case.name, f"{known or f'{type(error).__name__}: {first_line}'} (at {where})")
+            del error, known
             try:
-                _settle(check)
+                _settle(report)
             except RuntimeError:
-                print(f"{check.section}: the device is poisoned; a new process goes on", flush=True)
-                found.close()
+                print(f"{report.section}: the device is poisoned; a new process goes on", flush=True)
+                cases.close()
                 return POISONED
     for name in late:
-        check.tell("skipped", name, "skipped: time")
+        report.tell("skipped", name, "skipped: time")
     state.write_text("")  # no case is under way
     return 0
 
 
-def _settle(check: Check) -> None:
-    """Waits for the device, so that an error is told of the case that made it; gives its memory back."""
-    if not check.dry:
+def _settle(report: Report) -> None:
+    """Wait for the device, so that an error is reported of the case that made it; give its memory back."""
+    if not report.dry:
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -98,12 +98,12 @@ def main(argv: list[str] | None = None) -> int:
     dtype = torch.float32 if options.dry_run else torch.float16
     if options.dry_run:
         torch.set_num_threads(1)
-    check = Check(options.section, device, dtype, options.file, stamp_of(options.stamp), until)
-    return run(check, options.state, options.skip)
+    report = Report(options.section, device, dtype, options.file, stamp_of(options.stamp), until)
+    return run(report, options.state, options.skip)
 
 
 def _end_with(parent: int) -> None:
-    """A session of its own outlives whoever started it, and would hold the card; nobody waits for its rows then."""
+    """End with the parent: a session of its own outlives it and would hold the card; nobody waits for its rows then."""
     while os.getppid() == parent:
         time.sleep(1)
     with contextlib.suppress(ProcessLookupError):

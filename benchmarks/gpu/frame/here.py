@@ -12,7 +12,7 @@ OURS = ("kernels", "engines", "server", "model", "pipeline", "latentd")
 
 
 def needed(module: str, *names: str) -> Any:
-    """The named attribute (or a tuple of several, or the module).
+    """Import the named attribute (or a tuple of several, or the module).
 
     Raises AbsentError, which is wrong only where a file of ours exists and cannot be imported or lacks the name.
     """
@@ -24,14 +24,14 @@ def needed(module: str, *names: str) -> Any:
     if not exists:
         raise AbsentError(f"{module} is not {'written' if top in OURS else 'installed'}")
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as missing:
         # A wheel that this machine lacks, named; one of our own modules missing inside is our fault.
         name = (missing.name or "?").partition(".")[0]
         raise AbsentError(f"{module} needs {missing.name}, which is not here", wrong=name in OURS) from missing
     values = []
     for name in names:
-        if not hasattr(found, name):
+        if not hasattr(imported, name):
             raise AbsentError(f"{module} has no {name}", wrong=True)
-        values.append(getattr(found, name))
-    return found if not names else values[0] if len(values) == 1 else tuple(values)
+        values.append(getattr(imported, name))
+    return imported if not names else values[0] if len(values) == 1 else tuple(values)

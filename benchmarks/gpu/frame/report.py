@@ -27,7 +27,7 @@ ASSUMED = 790e12, 4.3e12
 
 
 class AbsentError(Exception):
-    """What a case needs is not installed or not written; `wrong` if it should have been there."""
+    """Says that what a case needs is not installed or not written; `wrong` if it should have been there."""
 
     def __init__(self, what: str, *, wrong: bool = False) -> None:
         super().__init__(what)
@@ -36,7 +36,7 @@ class AbsentError(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement of a section. The cases of a section run in order; a failed one does not stop the next."""
+    """Holds one measurement of a section. A section's cases run in order; a failed one does not stop the next."""
 
     name: str
     run: Callable[[], None]
@@ -44,8 +44,8 @@ class Case:
 
 
 @dataclass
-class Check:
-    """One section's run: where it computes, where its rows go, until when it may."""
+class Report:
+    """Reports one section's run: where it computes, where its rows go, until when it may."""
 
     section: str
     device: torch.device
@@ -57,7 +57,7 @@ class Check:
 
     @property
     def dry(self) -> bool:
-        """On a CPU and tiny: the code runs, the figures mean nothing."""
+        """Return whether this is a dry run, on a CPU and tiny: the code runs, the figures mean nothing."""
         return self.device.type == "cpu"
 
     @property
@@ -76,7 +76,7 @@ class Check:
         floor: float | None = None,
         note: str = "",
     ) -> float:
-        """A row of times, with the rate and the floor (the larger of arithmetic and bytes); returns the median, in s.
+        """Write a row of times, the rate and the floor (the larger of arithmetic and bytes); returns the median, in s.
 
         flops and moved (bytes) are the fewest that the operation needs; floor, in seconds, replaces what they give.
         """
@@ -103,35 +103,35 @@ class Check:
         status: str = "",
         note: str = "",
     ) -> None:
-        """`values` in `unit`, `floor` too: the least possible of a time."""
+        """Write a row: `values` in `unit`, `floor` too, the least possible of a time."""
         ordered = sorted(values)
-        told = [f"{ordered[round(q * (len(ordered) - 1))]:.5g}" for q in (0.2, 0.5, 0.8)] if ordered else ["", "", ""]
-        median = float(told[1]) if ordered else 0.0
+        points = [f"{ordered[round(q * (len(ordered) - 1))]:.5g}" for q in (0.2, 0.5, 0.8)] if ordered else ["", "", ""]
+        median = float(points[1]) if ordered else 0.0
         of_floor = f"{floor / median:.3f}" if floor and median else ""
         fast = f"{rate[0]:.4g}" if rate[0] else ""
-        parts = (told[1], unit, fast, fast and rate[1], of_floor and f"{of_floor} of the floor", status.upper(), note)
+        parts = (points[1], unit, fast, fast and rate[1], of_floor and f"{of_floor} of the floor", status.upper(), note)
         print(f"  {what:20} {case:30} {mode:18}", *(part for part in parts if part), flush=True)
-        line = [self.section, what, case, mode, unit, *told, len(values) or "", fast, fast and rate[1]]
+        line = [self.section, what, case, mode, unit, *points, len(values) or "", fast, fast and rate[1]]
         line += [f"{floor:.5g}" if floor else "", of_floor, status, note]
         write_row(self.files, [*line, *self.stamp.values()])
 
     def expect(self, good: bool, what: str, case: str, mode: str, figure: float, note: str = "") -> None:
-        """A finding: `figure` (an error, a count) and whether it is as it must be."""
+        """Write a finding: `figure` (an error, a count) and whether it is as it must be."""
         self.row(what, case, mode, "", [figure], status="ok" if good else "wrong", note=note)
 
     def tell(self, status: str, case: str, note: str, what: str = "case") -> None:
-        """Why there is no figure: status skipped, absent or failed."""
+        """Write why there is no figure: status skipped, absent or failed."""
         self.row(what, case, "", "", [], status=status, note=" ".join(note.split())[:300])
 
     def ceilings(self) -> tuple[float, float]:
-        """FLOP/s of a large matrix product and bytes/s of a large copy: the last ones measured, or ASSUMED."""
+        """Return FLOP/s of a large matrix product and bytes/s of a large copy: the last ones measured, or ASSUMED."""
         if self._ceilings:
             return self._ceilings
-        found = {"matmul": ASSUMED[0], "copy": ASSUMED[1]}
+        rates = {"matmul": ASSUMED[0], "copy": ASSUMED[1]}
         for row in read_rows(self.files[0]):
             if row["section"] == "ceilings" and row["mode"] == "held" and row["device"] == self.stamp["device"]:
-                found[row["what"]] = float(row["p50"]) * (1e12 if row["what"] == "matmul" else 1e9)
-        self._ceilings = found["matmul"], found["copy"]
+                rates[row["what"]] = float(row["p50"]) * (1e12 if row["what"] == "matmul" else 1e9)
+        self._ceilings = rates["matmul"], rates["copy"]
         return self._ceilings
 
 
@@ -150,6 +150,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def stamp_of(text: str) -> dict[str, str]:
-    """A stamp from its JSON: device, torch, triton, cuda, date, in this order."""
+    """Read a stamp from its JSON: device, torch, triton, cuda, date, in this order."""
     stamp = json.loads(text)
     return {key: str(stamp[key]) for key in COLUMNS[-5:]}

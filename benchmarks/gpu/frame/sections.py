@@ -38,7 +38,7 @@ SECTIONS = {
         Section("forms", ALONE, 60, default=False, case_seconds=80),
         Section("serving", ALONE, 200, default=False, case_seconds=240),
         Section("soak", ALONE, 100, default=False, case_seconds=150),
-        Section("compiled", ALONE, 400, default=False, case_seconds=ALONE),
+        Section("inductor", ALONE, 400, default=False, case_seconds=ALONE),
         Section("peer", ALONE, 300, default=False, case_seconds=ALONE),
     )
 }
@@ -55,7 +55,7 @@ FIRST = (
 
 
 def chosen(text: str) -> list[Section]:
-    """The sections that `text` names, separated by commas, in our order; empty: the default ones.
+    """Return the sections that `text` names, separated by commas, in our order; empty: the default ones.
 
     Errors: ValueError, naming what is unknown and what there is.
     """

@@ -14,7 +14,7 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Target:
-    """The rows it is about, what is read from them, and the two limits."""
+    """Names the rows it is about, what is read from them, and the two limits."""
 
     name: str
     rows: tuple[str, str, str, str]  # section, what, case, mode: patterns of fnmatch
@@ -26,11 +26,11 @@ class Target:
     scale: float = 1.0  # of the column, to the unit
 
     def figure(self, rows: Iterable[Row]) -> float | None:
-        """The worst of the rows that it is about; None where there is none."""
+        """Return the worst figure of the rows that it is about; None where there is none."""
         keys = ("section", "what", "case", "mode")
         mine = [row for row in rows if all(fnmatchcase(row[k], p) for k, p in zip(keys, self.rows, strict=True))]
-        found = [float(row[self.column]) * self.scale for row in mine if row[self.column]]
-        return (min(found) if self.least else max(found)) if found else None
+        figures = [float(row[self.column]) * self.scale for row in mine if row[self.column]]
+        return (min(figures) if self.least else max(figures)) if figures else None
 
     def reached(self, figure: float, limit: float) -> bool:
         return figure >= limit if self.least else figure <= limit
@@ -75,7 +75,7 @@ TARGETS = (
 
 
 def verdict(target: Target, rows: list[Row]) -> tuple[str, str, str]:
-    """(figure, gate, stretch) in words: 'reached', or by how much it is missed."""
+    """Put (figure, gate, stretch) into words: 'reached', or by how much it is missed."""
     figure = target.figure(rows)
     if figure is None:
         return "not measured", "", ""

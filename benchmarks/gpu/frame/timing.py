@@ -15,13 +15,13 @@ _DRY_RUNS = 2
 
 
 def on_cpu(run: Run, repeats: int = _DRY_RUNS) -> list[float]:
-    """Wall-clock seconds of each run."""
+    """Time a few runs: wall-clock seconds of each."""
     clock = [(time.perf_counter(), run(), time.perf_counter()) for _ in range(repeats)]
     return [max(end - begin, 1e-9) for begin, _, end in clock]
 
 
 def by_events(run: Run, *, seconds: float = 0.15, least: int = 10, most: int = 100) -> list[float]:
-    """Seconds of each of `least` to `most` runs, about `seconds` in all; launch gaps count."""
+    """Time `least` to `most` runs, about `seconds` in all: seconds of each; launch gaps count."""
     if not torch.cuda.is_available():
         return on_cpu(run)
     for _ in range(3):
@@ -42,13 +42,16 @@ def by_events(run: Run, *, seconds: float = 0.15, least: int = 10, most: int = 1
 
 @functools.cache
 def _capturing() -> torch.cuda.Stream:
-    """One for all: cuBLAS keeps a workspace a stream."""
+    """Return the stream that captures, one for all: cuBLAS keeps a workspace a stream."""
     return torch.cuda.Stream()
 
 
 def captured(run: Callable[[], Tensor], warm: int = 3) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """`run` as a CUDA graph, and what a replay writes. Warmed up first, on the stream that captures: library handles,
-    workspaces and choices of algorithm may not be made in a capture."""
+    """Capture `run` as a CUDA graph; returns it and what a replay writes.
+
+    Warmed up first, on the stream that captures: library handles, workspaces and choices of algorithm may not be made
+    in a capture.
+    """
     stream = _capturing()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -62,7 +65,7 @@ def captured(run: Callable[[], Tensor], warm: int = 3) -> tuple[torch.cuda.CUDAG
 
 
 def in_graph(runs: Sequence[Run], *, seconds: float = 0.1) -> list[float]:
-    """Seconds of one run: a graph of all of them, one after the other, divided by how many they are.
+    """Time one run, in seconds: a graph of all of them, one after the other, divided by how many they are.
 
     Give one run for each set of inputs (`sets`); small ones are repeated until a replay takes about a millisecond,
     so that the gap between replays does not count. Results live until all runs have one: freed at once, each would be
@@ -92,8 +95,10 @@ def in_graph(runs: Sequence[Run], *, seconds: float = 0.1) -> list[float]:
 
 
 def sets(bytes_of_one: float) -> int:
-    """How many sets of inputs and outputs of so many bytes no longer fit in the L2 cache, three times over; at most 64,
-    so that what is below 3 MB may stay there, as it does in a network."""
+    """Count the sets of inputs and outputs of so many bytes that no longer fit in the L2 cache, three times over.
+
+    At most 64, so that what is below 3 MB may stay there, as it does in a network.
+    """
     if not torch.cuda.is_available():
         return 1
     facts = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -102,13 +107,13 @@ def sets(bytes_of_one: float) -> int:
 
 
 def error(got: Tensor, right: Tensor) -> float:
-    """||got - right|| / ||right||, in float64; not a number or infinite if anything in `got` is."""
+    """Return ||got - right|| / ||right||, in float64; not a number or infinite if anything in `got` is."""
     got, right = got.detach().double(), right.detach().double()
     return float((got - right).norm() / right.norm().clamp_min(1e-30))
 
 
 def decibels(got: Tensor, right: Tensor) -> float:
-    """PSNR over the range of `right`; 999 where they are equal."""
+    """Return the PSNR in dB over the range of `right`; 999 where they are equal."""
     worst = float((got.double() - right.double()).square().mean())
     span = float(right.double().max() - right.double().min())
     return 10 * math.log10(span**2 / worst) if worst else 999.0

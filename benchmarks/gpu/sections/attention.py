@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.frame import ahead
 from benchmarks.gpu.frame.here import needed
-from benchmarks.gpu.frame.report import Case, Check
+from benchmarks.gpu.frame.report import Case, Report
 from benchmarks.gpu.frame.timing import error, in_graph, sets
 
 # Weights of a row are rounded to the type of the values before the second product, values and result too: each adds a
@@ -67,47 +67,47 @@ _OTHER_WIDTHS = (Shape(8, 4096, 4096, 8, 32), Shape(8, 4096, 4096, 8, 128), Shap
 
 
 def shapes() -> list[Shape]:
-    """Those with a target first, then what a step spends most on."""
-    found = list(_GATES)
+    """List the shapes, those with a target first, then what a step spends most on."""
+    listed = list(_GATES)
     for rows in (2, 32, 8):
         for t, heads, d in (*SD15, *SD21):
-            found += [Shape(rows, t, t, heads, d), Shape(rows, t, 77, heads, d)]
-    return list(dict.fromkeys([*found, *_OTHER_WIDTHS]))
+            listed += [Shape(rows, t, t, heads, d), Shape(rows, t, 77, heads, d)]
+    return list(dict.fromkeys([*listed, *_OTHER_WIDTHS]))
 
 
-def cases(check: Check) -> Iterator[Case]:
+def cases(report: Report) -> Iterator[Case]:
     torch.backends.cuda.matmul.allow_tf32 = False
     all_of_them = shapes()
-    if check.dry:
+    if report.dry:
         few = (all_of_them[0], Shape(2, 64, 77, 2, 64))
         all_of_them = [replace(shape, rows=2, heads=2, t=40, s=40 if shape.what == "self" else 21) for shape in few]
-    yield ahead.case(check, "attention")
+    yield ahead.case(report, "attention")
     for shape in all_of_them:
         took: dict[str, float] = {}
-        yield Case(f"{shape.case} ours", partial(_ours, check, shape, took))
-        yield Case(f"{shape.case} libraries", partial(_libraries, check, shape, took))
-    yield Case("causal", partial(causal, check))
+        yield Case(f"{shape.case} ours", partial(_ours, report, shape, took))
+        yield Case(f"{shape.case} libraries", partial(_libraries, report, shape, took))
+    yield Case("causal", partial(causal, report))
     # The interpreter multiplies bfloat16 wrong, so this is compared nowhere but here.
-    for shape in [] if check.dry else all_of_them:
+    for shape in [] if report.dry else all_of_them:
         if shape.rows == 2:
-            yield Case(f"{shape.case} bf16", partial(compare, check, shape, torch.bfloat16))
+            yield Case(f"{shape.case} bf16", partial(compare, report, shape, torch.bfloat16))
 
 
-def _inputs(check: Check, shape: Shape, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """q [n, t, heads d], k and v [n, s, heads d]: slices, as one matrix product leaves them."""
+def _inputs(report: Report, shape: Shape, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Make q [n, t, heads d], k and v [n, s, heads d]: slices, as one matrix product leaves them."""
     width = shape.heads * shape.d
     if shape.t == shape.s:
-        fused = torch.randn(shape.rows, shape.t, 3 * width, device=check.device).to(dtype or check.dtype)
+        fused = torch.randn(shape.rows, shape.t, 3 * width, device=report.device).to(dtype or report.dtype)
         q, k, v = fused.chunk(3, dim=-1)
         return q, k, v
-    q = torch.randn(shape.rows, shape.t, width, device=check.device).to(dtype or check.dtype)
-    fused = torch.randn(shape.rows, shape.s, 2 * width, device=check.device).to(dtype or check.dtype)
+    q = torch.randn(shape.rows, shape.t, width, device=report.device).to(dtype or report.dtype)
+    fused = torch.randn(shape.rows, shape.s, 2 * width, device=report.device).to(dtype or report.dtype)
     k, v = fused.chunk(2, dim=-1)
     return q, k, v
 
 
 def _right(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v in float64; head by head where the scores of all would be gigabytes."""
+    """Compute softmax(q k^T / sqrt(d)) v in float64; head by head where the scores of all would be gigabytes."""
     if heads > 1 and q.shape[1] * k.shape[1] > 1 << 22:
         parts = [x.unflatten(-1, (heads, -1)) for x in (q, k, v)]
         each = [_right(parts[0][:, :, h], parts[1][:, :, h], parts[2][:, :, h], 1, causal) for h in range(heads)]
@@ -119,35 +119,35 @@ def _right(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) ->
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
-def compare(check: Check, shape: Shape, dtype: torch.dtype) -> None:
-    """Error on fresh inputs into a poisoned output, and a row alone against the same row in company."""
+def compare(report: Report, shape: Shape, dtype: torch.dtype) -> None:
+    """Compare on fresh inputs, into a poisoned output; then a row alone against the same row in company."""
     kernel, mode = needed("kernels.attention", "attention"), "ours bf16" if dtype == torch.bfloat16 else "ours"
-    q, k, v = _inputs(check, shape, dtype)
-    out = torch.full(q.shape, float("nan"), device=check.device, dtype=dtype)
+    q, k, v = _inputs(report, shape, dtype)
+    out = torch.full(q.shape, float("nan"), device=report.device, dtype=dtype)
     kernel(q, k, v, shape.heads, out=out)
     ends = [0, shape.rows - 1]
     far = max(error(out[i : i + 1], _right(q[i : i + 1], k[i : i + 1], v[i : i + 1], shape.heads)) for i in ends)
     good = far < _TOLERANCE[dtype] and bool(out.isfinite().all())
-    check.expect(good, f"{shape.what} error", shape.case, mode, far, f"tolerance {_TOLERANCE[dtype]:g}")
+    report.expect(good, f"{shape.what} error", shape.case, mode, far, f"tolerance {_TOLERANCE[dtype]:g}")
     alone = kernel(q[-1:], k[-1:], v[-1:], shape.heads)
     same = torch.equal(alone[0], out[-1])
-    check.expect(same, f"{shape.what} alone", shape.case, mode, error(alone[0], out[-1]), "equal bits expected")
+    report.expect(same, f"{shape.what} alone", shape.case, mode, error(alone[0], out[-1]), "equal bits expected")
 
 
-def launch(check: Check, shape: Shape, dtype: torch.dtype, *, causal: bool = False) -> Tensor:
-    """So that it is compiled; what is compiled depends on no number of rows."""
+def launch(report: Report, shape: Shape, dtype: torch.dtype, *, causal: bool = False) -> Tensor:
+    """Launch it, so that it is compiled; what is compiled depends on no number of rows."""
     kernel, shape = needed("kernels.attention", "attention"), replace(shape, rows=1)
-    return kernel(*_inputs(check, shape, dtype), shape.heads, causal=causal)
+    return kernel(*_inputs(report, shape, dtype), shape.heads, causal=causal)
 
 
-def _ours(check: Check, shape: Shape, took: dict[str, float]) -> None:
+def _ours(report: Report, shape: Shape, took: dict[str, float]) -> None:
     kernel = needed("kernels.attention", "attention")
-    compare(check, shape, check.dtype)
-    took["ours"] = _timed(check, shape, "ours", lambda q, k, v: kernel(q, k, v, shape.heads))
+    compare(report, shape, report.dtype)
+    took["ours"] = _timed(report, shape, "ours", lambda q, k, v: kernel(q, k, v, shape.heads))
 
 
-def _libraries(check: Check, shape: Shape, took: dict[str, float]) -> None:
-    """What each makes of the same; the fastest of all is a row of its own."""
+def _libraries(report: Report, shape: Shape, took: dict[str, float]) -> None:
+    """Time each library on the same inputs; the fastest of all is a row of its own."""
     for mode, backend in _BACKENDS.items():
 
         def run(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend = backend) -> Tensor:
@@ -156,31 +156,31 @@ def _libraries(check: Check, shape: Shape, took: dict[str, float]) -> None:
                 return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
         try:
-            took[mode] = _timed(check, shape, mode, run)
+            took[mode] = _timed(report, shape, mode, run)
         except RuntimeError as refused:  # in words of each library's own
-            if not check.dry:
+            if not report.dry:
                 torch.cuda.synchronize()  # raises again what is the device's
             note = f"torch has no kernel for it: {str(refused).strip().splitlines()[:1]}"
-            check.row(shape.what, shape.case, mode, "", [], status="absent", note=note[:200])
+            report.row(shape.what, shape.case, mode, "", [], status="absent", note=note[:200])
     if "ours" in took:
         best = min(took, key=lambda mode: took[mode])
         note = f"{took['ours'] / took[best]:.3f} times as fast as ours; ({shape.d}, {shape.t}, {shape.s}): {best!r}"
-        check.row("fastest", shape.case, best, "us", [1e6 * took[best]], note=note)
+        report.row("fastest", shape.case, best, "us", [1e6 * took[best]], note=note)
 
 
-def _timed(check: Check, shape: Shape, mode: str, run: Callable[..., Tensor]) -> float:
-    every = [_inputs(check, shape) for _ in range(sets(shape.moved))]
+def _timed(report: Report, shape: Shape, mode: str, run: Callable[..., Tensor]) -> float:
+    every = [_inputs(report, shape) for _ in range(sets(shape.moved))]
     seconds = in_graph([partial(run, *one) for one in every], seconds=0.05)
-    return check.time(shape.what, shape.case, mode, seconds, flops=shape.flops, moved=shape.moved)
+    return report.time(shape.what, shape.case, mode, seconds, flops=shape.flops, moved=shape.moved)
 
 
-def causal(check: Check) -> None:
+def causal(report: Report) -> None:
     kernel = needed("kernels.attention", "attention")
-    shape = Shape(1, 21, 21, 2, 32) if check.dry else CAUSAL
-    q, k, v = _inputs(check, shape)
-    out = torch.full(q.shape, float("nan"), device=check.device, dtype=q.dtype)
+    shape = Shape(1, 21, 21, 2, 32) if report.dry else CAUSAL
+    q, k, v = _inputs(report, shape)
+    out = torch.full(q.shape, float("nan"), device=report.device, dtype=q.dtype)
     kernel(q, k, v, shape.heads, causal=True, out=out)
     far = error(out, _right(q, k, v, shape.heads, causal=True))
-    check.expect(far < _TOLERANCE[q.dtype], "causal error", shape.case, "ours", far)
+    report.expect(far < _TOLERANCE[q.dtype], "causal error", shape.case, "ours", far)
     run = partial(kernel, q, k, v, shape.heads, causal=True)
-    check.time("causal", shape.case, "ours", in_graph([run], seconds=0.03), flops=shape.flops / 2, moved=shape.moved)
+    report.time("causal", shape.case, "ours", in_graph([run], seconds=0.03), flops=shape.flops / 2, moved=shape.moved)

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from benchmarks.gpu.frame import ahead
-from benchmarks.gpu.frame.report import Case, Check
+from benchmarks.gpu.frame.report import Case, Report
 from benchmarks.gpu.frame.sections import LABORATORY
 from benchmarks.gpu.sections.captured import Labs, step
 from benchmarks.gpu.subjects.lab import F32, Lab, Request, apart, random_request
@@ -26,46 +26,46 @@ LEAST_AFTER_A_RUN = 25.0
 _JOINS = 1000
 
 
-def cases(check: Check) -> Iterator[Case]:
+def cases(report: Report) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
-    yield ahead.case(check, "company")
-    labs, seats, few = Labs(check), 3 if check.dry else 16, 2 if check.dry else 4
-    counts = (1, 3) if check.dry else (1, 4, 8, 16)
-    yield Case("SD 1.5 company fast", partial(_company, check, labs, seats, counts, False), LABORATORY)
+    yield ahead.case(report, "company")
+    labs, seats, few = Labs(report), 3 if report.dry else 16, 2 if report.dry else 4
+    counts = (1, 3) if report.dry else (1, 4, 8, 16)
+    yield Case("SD 1.5 company fast", partial(_company, report, labs, seats, counts, False), LABORATORY)
     for exact, twins in ((False, False), (False, True), (True, False)):
         name = f"small replay {'exact' if exact else 'fast'}{', twins' if twins else ''}"
-        small = (1, 3) if check.dry else range(1, 9)
-        yield Case(name, partial(replay, check, small, exact, twins), LABORATORY)
+        small = (1, 3) if report.dry else range(1, 9)
+        yield Case(name, partial(replay, report, small, exact, twins), LABORATORY)
     for exact in (True, False):
-        yield Case(f"small joins {'exact' if exact else 'fast'}", partial(_joins, check, exact), LABORATORY)
-    yield Case("SD 1.5 company exact", partial(_company, check, labs, few, (2, few), True), LABORATORY)
+        yield Case(f"small joins {'exact' if exact else 'fast'}", partial(_joins, report, exact), LABORATORY)
+    yield Case("SD 1.5 company exact", partial(_company, report, labs, few, (2, few), True), LABORATORY)
     for n in (1, few):
-        yield Case(f"SD 1.5 step {n} exact", partial(step, check, labs, "SD 1.5", few, n, True), LABORATORY)
+        yield Case(f"SD 1.5 step {n} exact", partial(step, report, labs, "SD 1.5", few, n, True), LABORATORY)
     for n in counts:
-        yield Case(f"SD 2.1 step {n}", partial(step, check, labs, "SD 2.1", seats, n, False), LABORATORY)
-    all_of_them = partial(_company, check, labs, seats, range(1, seats + 1), False, True)
+        yield Case(f"SD 2.1 step {n}", partial(step, report, labs, "SD 2.1", seats, n, False), LABORATORY)
+    all_of_them = partial(_company, report, labs, seats, range(1, seats + 1), False, True)
     yield Case("SD 1.5 company in every bucket", all_of_them, LABORATORY)
 
 
-def _company(check: Check, labs: Labs, seats: int, counts: Sequence[int], exact: bool, every: bool = False) -> None:
-    company(check, labs.get("SD 1.5", seats, exact=exact, every=every), counts, exact)
+def _company(report: Report, labs: Labs, seats: int, counts: Sequence[int], exact: bool, every: bool = False) -> None:
+    company(report, labs.get("SD 1.5", seats, exact=exact, every=every), counts, exact)
 
 
-def company(check: Check, lab: Lab, counts: Sequence[int], exact: bool) -> None:
-    """One evaluation of n requests together, for each n of `counts`, against each of them alone."""
+def company(report: Report, lab: Lab, counts: Sequence[int], exact: bool) -> None:
+    """Compare one evaluation of n requests together, for each n of `counts`, with each of them alone."""
     requests = [Request("ddim", 20, 7.5 if i % 3 else 1.0, i) for i in range(max(counts))]
     alone = [lab.evaluations([request], 1)[0] for request in requests]
     for n in counts:
         worst = min(apart(got, alone[i]) for i, got in enumerate(lab.evaluations(requests[:n], 1)))
         good = worst == 999.0 if exact else worst >= _LEAST_DECIBELS
         note = "equal" if worst == 999.0 else "dB of the worst; " + ("equal bits" if exact else "at least 50")
-        check.expect(good, f"{lab.name} company", f"{n} requests", "exact" if exact else "fast", worst, note)
+        report.expect(good, f"{lab.name} company", f"{n} requests", "exact" if exact else "fast", worst, note)
 
 
-def replay(check: Check, counts: Sequence[int], exact: bool, twins: bool, measure: bool = True) -> None:
-    """The same evaluations of the small network replayed and launched, with and without an unguided request."""
+def replay(report: Report, counts: Sequence[int], exact: bool, twins: bool, measure: bool = True) -> None:
+    """Compare evaluations of the small network replayed and launched, with and without an unguided request."""
     replayed, launched = (
-        Lab(check, "small", max(counts), exact=exact, twins=twins, measure=measure, eager=eager)
+        Lab(report, "small", max(counts), exact=exact, twins=twins, measure=measure, eager=eager)
         for eager in (False, True)
     )
     for n, guided in itertools.product(counts, (True, False)):
@@ -76,14 +76,14 @@ def replay(check: Check, counts: Sequence[int], exact: bool, twins: bool, measur
         mode = ", ".join(["exact" if exact else "fast", *["twins"] * twins, *["one unguided"] * (not guided)])
         # Another algorithm of a library may be chosen for each: then not equal, but near.
         good = worst >= (999.0 if exact else _LEAST_DECIBELS)
-        check.expect(good, "replay equals launch", f"{n} requests", mode, worst, note)
+        report.expect(good, "replay equals launch", f"{n} requests", mode, worst, note)
 
 
-def _joins(check: Check, exact: bool) -> None:
-    """Random requests that join and leave between any two steps, against the same ones alone."""
-    total, most = (4, 3) if check.dry else (_JOINS, 8)
-    lab, rng, share = Lab(check, "small", 8, exact=exact), random.Random(0), 0.5 if exact else 0.7
-    until = time.monotonic() + share * max(check.seconds_left, 4) * (0.3 if check.dry else 0.5)
+def _joins(report: Report, exact: bool) -> None:
+    """Compare random requests that join and leave between any two steps with the same ones alone."""
+    total, most = (4, 3) if report.dry else (_JOINS, 8)
+    lab, rng, share = Lab(report, "small", 8, exact=exact), random.Random(0), 0.5 if exact else 0.7
+    until = time.monotonic() + share * max(report.seconds_left, 4) * (0.3 if report.dry else 0.5)
     done, worst, left = 0, 999.0, 0
     while done < total and time.monotonic() < until:
         requests = [random_request(rng, done + i, most) for i in range(min(40, total - done))]
@@ -94,14 +94,14 @@ def _joins(check: Check, exact: bool) -> None:
         done += len(requests)
     mode = "exact" if exact else "fast"
     note = f"dB of the worst of {done} requests, {left} of them left early" + ("" if done == total else "; time was up")
-    check.expect(
+    report.expect(
         worst >= (999.0 if exact else LEAST_AFTER_A_RUN), "joins and leaves", f"{total} requests", mode, worst, note
     )
 
 
 def _mixed(lab: Lab, requests: list[Request], rng: random.Random) -> tuple[dict[int, F32], int]:
-    """Latents of those that were not made to leave, by index, and how many left."""
-    waiting, live, made, left = list(range(len(requests))), dict[int, int](), dict[int, F32](), 0
+    """Return the latents of those that were not made to leave, by index, and how many left."""
+    waiting, live, latents, left = list(range(len(requests))), dict[int, int](), dict[int, F32](), 0
     while waiting or live:
         for seat in set(range(lab.stepper.seats)) - live.keys():
             if waiting and rng.random() < 0.5:
@@ -111,11 +111,11 @@ def _mixed(lab: Lab, requests: list[Request], rng: random.Random) -> tuple[dict[
             lab.stepper.step(sorted(live))
         for seat, index in list(live.items()):
             if lab.stepper.finished(seat):
-                made[index] = lab.latents(seat)
+                latents[index] = lab.latents(seat)
             elif rng.random() < 0.03:
                 left += 1
             else:
                 continue
             lab.stepper.leave(seat)
             del live[seat]
-    return made, left
+    return latents, left

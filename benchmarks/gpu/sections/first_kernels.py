@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from benchmarks.gpu.frame.report import Case, Check
+from benchmarks.gpu.frame.report import Case, Report
 from benchmarks.gpu.sections import attention, kernels, pixels
 from benchmarks.gpu.sections.attention import Shape
 
@@ -14,21 +14,21 @@ _SHAPES = (Shape(2, 1024, 1024, 8, 40), Shape(2, 1024, 77, 8, 80), Shape(2, 256,
 _TINY = (Shape(2, 40, 21, 2, 40),)
 
 
-def cases(check: Check) -> Iterator[Case]:
-    for shape in _TINY if check.dry else _SHAPES:
-        yield Case(f"attention {shape.case}", partial(attention.compare, check, shape, check.dtype))
-    for work in _works(check):
-        yield Case(f"{work.what} {work.shape}", partial(kernels.compare, check, work, 2, check.dtype, "ours"))
-    yield from pixels.cases(check)
+def cases(report: Report) -> Iterator[Case]:
+    for shape in _TINY if report.dry else _SHAPES:
+        yield Case(f"attention {shape.case}", partial(attention.compare, report, shape, report.dtype))
+    for work in _works(report):
+        yield Case(f"{work.what} {work.shape}", partial(kernels.compare, report, work, 2, report.dtype, "ours"))
+    yield from pixels.cases(report)
 
 
-def launches(check: Check) -> Iterator[Callable[[], object]]:
-    """So that they are compiled."""
-    yield from (partial(attention.launch, check, shape, check.dtype) for shape in _SHAPES)
-    yield from (partial(kernels.launch, work, 2, check.dtype) for work in _works(check))
-    yield from pixels.launches(check)
+def launches(report: Report) -> Iterator[Callable[[], object]]:
+    """Launch the kernels, so that they are compiled."""
+    yield from (partial(attention.launch, report, shape, report.dtype) for shape in _SHAPES)
+    yield from (partial(kernels.launch, work, 2, report.dtype) for work in _works(report))
+    yield from pixels.launches(report)
 
 
-def _works(check: Check) -> list[kernels.Work]:
-    """Of each kernel its first shape."""
-    return list({work.what: work for work in reversed(list(kernels.works(check)))}.values())
+def _works(report: Report) -> list[kernels.Work]:
+    """List each kernel's first shape."""
+    return list({work.what: work for work in reversed(list(kernels.works(report)))}.values())

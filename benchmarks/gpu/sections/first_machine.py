@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.gpu.frame import ahead
-from benchmarks.gpu.frame.report import Case, Check
+from benchmarks.gpu.frame.report import Case, Report
 from benchmarks.gpu.sections import environment
 
 
-def cases(check: Check) -> Iterator[Case]:
-    yield from environment.cases(check)
-    yield ahead.case(check, "first", share=0.9)
+def cases(report: Report) -> Iterator[Case]:
+    yield from environment.cases(report)
+    yield ahead.case(report, "first", share=0.9)

@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from benchmarks.gpu.frame.report import Case, Check
+from benchmarks.gpu.frame.report import Case, Report
 from benchmarks.gpu.sections import company
 from benchmarks.gpu.subjects.lab import Lab
 
 _REQUESTS = (1, 3)
 
 
-def cases(check: Check) -> Iterator[Case]:
+def cases(report: Report) -> Iterator[Case]:
     for exact in (False, True):
         mode = "exact" if exact else "fast"
-        yield Case(f"replay {mode}", partial(company.replay, check, _REQUESTS, exact, False, False))
-        yield Case(f"company {mode}", partial(_company, check, exact))
+        yield Case(f"replay {mode}", partial(company.replay, report, _REQUESTS, exact, False, False))
+        yield Case(f"company {mode}", partial(_company, report, exact))
 
 
-def _company(check: Check, exact: bool) -> None:
-    company.company(check, Lab(check, "small", max(_REQUESTS), exact=exact, measure=False), _REQUESTS, exact)
+def _company(report: Report, exact: bool) -> None:
+    company.company(report, Lab(report, "small", max(_REQUESTS), exact=exact, measure=False), _REQUESTS, exact)

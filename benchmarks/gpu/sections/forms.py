@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from benchmarks.gpu.frame import ahead
-from benchmarks.gpu.frame.report import Case, Check
+from benchmarks.gpu.frame.report import Case, Report
 from benchmarks.gpu.sections.unet import CHOICES, ROWS, Nets, cases_of, reference
 
 _NAME = "SD 1.5"
@@ -22,10 +22,10 @@ _NAME = "SD 1.5"
 _MODES = ("ours", *CHOICES, "ours, twins", "ours, residuals apart")
 
 
-def cases(check: Check) -> Iterator[Case]:
+def cases(report: Report) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
-    yield ahead.case(check, "networks")
-    nets, right = Nets(check), {}
-    yield Case(f"{_NAME} float32", partial(reference, check, _NAME, right))
-    for mode in (mode for mode in _MODES if not (check.dry and "cudnn" in mode)):  # which a CPU has not
-        yield from cases_of(check, nets, _NAME, mode, right, ROWS)
+    yield ahead.case(report, "networks")
+    nets, right = Nets(report), {}
+    yield Case(f"{_NAME} float32", partial(reference, report, _NAME, right))
+    for mode in (mode for mode in _MODES if not (report.dry and "cudnn" in mode)):  # which a CPU has not
+        yield from cases_of(report, nets, _NAME, mode, right, ROWS)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.gpu.frame import ahead
 from benchmarks.gpu.frame.here import needed
-from benchmarks.gpu.frame.report import Case, Check
+from benchmarks.gpu.frame.report import Case, Report
 from benchmarks.gpu.frame.timing import error, in_graph, on_cpu, sets
 
 # One rounding of the result to its type, and inside geglu_linear none but that one: half of 2^-10, 2^-7 at worst.
@@ -28,7 +28,7 @@ ROWS = (32, 2, 8)
 
 @dataclass(frozen=True)
 class Work:
-    """One kernel at one shape. `make(rows, dtype)` gives random inputs; those at `rowwise` have a row for each."""
+    """Holds one kernel at one shape. `make(rows, dtype)` gives random inputs, with a row for each at `rowwise`."""
 
     what: str
     shape: str
@@ -41,39 +41,39 @@ class Work:
     only: tuple[int, ...] = ROWS  # numbers of rows
 
     def some(self, inputs: tuple[Tensor, ...], rows: list[int]) -> tuple[Tensor, ...]:
-        """The same inputs with only some rows, laid out in memory as before."""
+        """Return the inputs with only some rows, laid out in memory as before."""
         return tuple(x[rows] if i in self.rowwise else x for i, x in enumerate(inputs))
 
 
-def cases(check: Check) -> Iterator[Case]:
+def cases(report: Report) -> Iterator[Case]:
     torch.backends.cuda.matmul.allow_tf32 = False
-    every = list(works(check))
-    yield ahead.case(check, "kernels")
-    for rows in (2,) if check.dry else ROWS:
+    every = list(works(report))
+    yield ahead.case(report, "kernels")
+    for rows in (2,) if report.dry else ROWS:
         for work in (work for work in every if rows in work.only):
-            yield Case(f"{work.what} {rows} rows {work.shape}", partial(_measure, check, work, rows))
+            yield Case(f"{work.what} {rows} rows {work.shape}", partial(_measure, report, work, rows))
     from benchmarks.gpu.sections import pixels  # the two that are not rows of a network
 
-    yield from pixels.cases(check)
-    for work in [] if check.dry else every:
+    yield from pixels.cases(report)
+    for work in [] if report.dry else every:
         if 2 in work.only:
             name = f"{work.what} 2 rows {work.shape} bf16"
-            yield Case(name, partial(compare, check, work, 2, torch.bfloat16, "ours bf16"))
+            yield Case(name, partial(compare, report, work, 2, torch.bfloat16, "ours bf16"))
     seen: set[str] = set()
     for work in every:
         if work.what not in seen and work.what != "geglu_linear":
             seen.add(work.what)
-            for rows in (2,) if check.dry else (32, 2):
-                yield Case(f"compile {work.what} {rows} rows", partial(_compile, check, work, rows))
+            for rows in (2,) if report.dry else (32, 2):
+                yield Case(f"compile {work.what} {rows} rows", partial(_compile, report, work, rows))
 
 
-def works(check: Check) -> Iterator[Work]:
+def works(report: Report) -> Iterator[Work]:
     def random(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.randn(*shape, device=check.device).to(dtype)
+        return torch.randn(*shape, device=report.device).to(dtype)
 
     # Channels and side: the normalisations of SD 1.5's UNet, the widest input of each level too, then of a decoder.
     sides = ((320, 64), (640, 32), (1280, 16), (1280, 8), (960, 64), (1920, 32), (2560, 16), (256, 256), (128, 512))
-    for c, side in ((32, 4), (64, 3)) if check.dry else sides:
+    for c, side in ((32, 4), (64, 3)) if report.dry else sides:
 
         def pictures(rows: int, dtype: torch.dtype, c: int = c, side: int = side) -> tuple[Tensor, ...]:
             x = random(rows, c, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -90,7 +90,7 @@ def works(check: Check) -> Iterator[Work]:
             rowwise=(0, 3),
             only=ROWS if side < 256 else (2,),
         )
-    for t, c in ((5, 40),) if check.dry else ((4096, 320), (1024, 640), (256, 1280)):
+    for t, c in ((5, 40),) if report.dry else ((4096, 320), (1024, 640), (256, 1280)):
 
         def tokens(rows: int, dtype: torch.dtype, t: int = t, c: int = c) -> tuple[Tensor, ...]:
             x = random(rows, t, c, dtype=dtype)
@@ -106,11 +106,11 @@ def works(check: Check) -> Iterator[Work]:
             x, weight = random(rows, t, c, dtype=dtype), random(8 * c, c, dtype=dtype) * c**-0.5
             return x, weight, random(8 * c, dtype=dtype) * 0.1
 
-        for shape, made in ((f"{t}x{c}", tokens), (f"{t}x{c} shift", shifted)):
+        for shape, make in ((f"{t}x{c}", tokens), (f"{t}x{c} shift", shifted)):
             yield Work(
                 "layer_norm",
                 shape,
-                made,
+                make,
                 lambda: _layer_norm(needed("kernels.layer_norm", "layer_norm")),
                 _plain_layer_norm,
                 lambda inputs, out: 2 * out.nbytes,
@@ -178,7 +178,7 @@ def _plain_geglu(x: Tensor) -> Tensor:
 
 
 def poisoned(kernel: Callable[..., Tensor], inputs: tuple[Tensor, ...], like: Tensor) -> Tensor:
-    """What the kernel writes into memory that was not a number before."""
+    """Return what the kernel writes into memory that was not a number before."""
     bad = torch.full_like(like, float("nan"))
     if "out" in inspect.signature(kernel).parameters:
         return kernel(*inputs, out=bad)
@@ -186,53 +186,53 @@ def poisoned(kernel: Callable[..., Tensor], inputs: tuple[Tensor, ...], like: Te
     return kernel(*inputs)
 
 
-def compare(check: Check, work: Work, rows: int, dtype: torch.dtype, mode: str) -> None:
-    """Error on fresh inputs into poisoned memory, and the last row alone against the same row in company."""
+def compare(report: Report, work: Work, rows: int, dtype: torch.dtype, mode: str) -> None:
+    """Compare on fresh inputs, into poisoned memory; then the last row alone against the same row in company."""
     kernel, case, inputs, ends = work.kernel(), f"{rows} rows {work.shape}", work.make(rows, dtype), [0, rows - 1]
     right = work.plain(*(x.double() for x in work.some(inputs, ends)))
-    like = torch.empty((rows, *right.shape[1:]), dtype=dtype, device=check.device)
+    like = torch.empty((rows, *right.shape[1:]), dtype=dtype, device=report.device)
     got = poisoned(kernel, inputs, like.contiguous(memory_format=torch.channels_last) if like.ndim == 4 else like)
     far = error(got[ends], right)
     good = far < _TOLERANCE[dtype] and bool(got.isfinite().all())
-    check.expect(good, f"{work.what} error", case, mode, far, f"tolerance {_TOLERANCE[dtype]:g}")
+    report.expect(good, f"{work.what} error", case, mode, far, f"tolerance {_TOLERANCE[dtype]:g}")
     alone = kernel(*work.some(inputs, [rows - 1]))[0]
     apart = error(alone, got[-1])
     # The interpreter's products are numpy's, whose bits do depend on how many rows there are.
-    same = torch.equal(alone, got[-1]) or (check.dry and apart < 1e-6)
-    check.expect(same, f"{work.what} alone", case, mode, apart, "equal bits expected")
+    same = torch.equal(alone, got[-1]) or (report.dry and apart < 1e-6)
+    report.expect(same, f"{work.what} alone", case, mode, apart, "equal bits expected")
 
 
 def launch(work: Work, rows: int, dtype: torch.dtype) -> Tensor:
-    """So that it is compiled."""
+    """Launch it, so that it is compiled."""
     return work.kernel()(*work.make(rows, dtype))
 
 
-def _measure(check: Check, work: Work, rows: int) -> None:
+def _measure(report: Report, work: Work, rows: int) -> None:
     case = f"{rows} rows {work.shape}"
     try:
         kernel = work.kernel()
-        compare(check, work, rows, check.dtype, "ours")
-        _timed(check, work, rows, case, "ours", kernel)
+        compare(report, work, rows, report.dtype, "ours")
+        _timed(report, work, rows, case, "ours", kernel)
     finally:  # torch's figure stands for itself
-        _timed(check, work, rows, case, "torch", work.plain)
+        _timed(report, work, rows, case, "torch", work.plain)
 
 
-def _timed(check: Check, work: Work, rows: int, case: str, mode: str, run: Callable[..., Tensor]) -> None:
-    first = work.make(rows, check.dtype)
+def _timed(report: Report, work: Work, rows: int, case: str, mode: str, run: Callable[..., Tensor]) -> None:
+    first = work.make(rows, report.dtype)
     out = run(*first)
     moved = work.moved(first, out)
-    every = [first, *(work.make(rows, check.dtype) for _ in range(sets(moved) - 1))]
+    every = [first, *(work.make(rows, report.dtype) for _ in range(sets(moved) - 1))]
     seconds = in_graph([partial(run, *one) for one in every], seconds=0.04)
-    check.time(work.what, case, mode, seconds, flops=work.flops(rows), moved=moved)
+    report.time(work.what, case, mode, seconds, flops=work.flops(rows), moved=moved)
 
 
-def _compile(check: Check, work: Work, rows: int) -> None:
-    if check.dry:
-        on_cpu(lambda: work.plain(*work.make(rows, check.dtype)))
+def _compile(report: Report, work: Work, rows: int) -> None:
+    if report.dry:
+        on_cpu(lambda: work.plain(*work.make(rows, report.dtype)))
         return
     start = time.monotonic()
     run = torch.compile(work.plain, fullgraph=True, dynamic=False)
-    run(*work.make(rows, check.dtype))
+    run(*work.make(rows, report.dtype))
     took = time.monotonic() - start
-    _timed(check, work, rows, f"{rows} rows {work.shape}", "torch.compile", run)
+    _timed(report, work, rows, f"{rows} rows {work.shape}", "torch.compile", run)
     print(f"  compiled in {took:.0f} s", flush=True)

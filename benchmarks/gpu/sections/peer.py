@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.gpu.frame import ahead
 from benchmarks.gpu.frame.here import needed
-from benchmarks.gpu.frame.report import Case, Check
+from benchmarks.gpu.frame.report import Case, Report
 from benchmarks.gpu.frame.timing import by_events, on_cpu
 from benchmarks.gpu.subjects.lab import Lab, Request
 from benchmarks.gpu.subjects.networks import TOKENS, unet_spec
@@ -26,82 +26,82 @@ from engines.cuda.ops import sum_in_float32
 _REST = (("SD 1.5", 4), ("SD 1.5", 8), ("SD 2.1", 16), ("SD 2.1", 4), ("SD 2.1", 8))
 
 
-def cases(check: Check) -> Iterator[Case]:
+def cases(report: Report) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
-    yield ahead.case(check, "networks")
+    yield ahead.case(report, "networks")
     took: dict[str, float] = {}
     both = (("SD 1.5", 1), ("SD 2.1", 1))
-    for name, n in both if check.dry else (*both[:1], ("SD 1.5", 16), *both[1:], *_REST):
-        yield Case(f"{name} ours {n}", partial(_ours, check, name, n, took))
-        yield Case(f"{name} diffusers {n} launched", partial(_theirs, check, name, n, "launched", took))
-        yield Case(f"{name} diffusers {n} compiled", partial(_theirs, check, name, n, "compiled", took))
+    for name, n in both if report.dry else (*both[:1], ("SD 1.5", 16), *both[1:], *_REST):
+        yield Case(f"{name} ours {n}", partial(_ours, report, name, n, took))
+        yield Case(f"{name} diffusers {n} launched", partial(_theirs, report, name, n, "launched", took))
+        yield Case(f"{name} diffusers {n} compiled", partial(_theirs, report, name, n, "compiled", took))
 
 
-def _ours(check: Check, name: str, n: int, took: dict[str, float]) -> None:
-    """The loop that serves: `n` guided seats, host and all."""
+def _ours(report: Report, name: str, n: int, took: dict[str, float]) -> None:
+    """Time the loop that serves: `n` guided seats, host and all."""
     sum_in_float32()
-    lab = Lab(check, name, n, buckets=(2 * n,))
+    lab = Lab(report, name, n, buckets=(2 * n,))
     for seat in range(n):
         lab.sit(seat, Request("ddim", 50, 7.5, seat))
-    flops, floor = step_floor(lab.spec, 2 * n, *check.ceilings(), copies=lab.copies)
+    flops, floor = step_floor(lab.spec, 2 * n, *report.ceilings(), copies=lab.copies)
     for _ in range(3):
         lab.stepper.step(range(n))
-    count, begin = 2 if check.dry else 30, time.perf_counter()
-    if not check.dry:
+    count, begin = 2 if report.dry else 30, time.perf_counter()
+    if not report.dry:
         torch.cuda.synchronize()
         begin = time.perf_counter()
     for _ in range(count):
         lab.stepper.step(range(n))
-    if not check.dry:
+    if not report.dry:
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - begin) / count
     case = _case(name, n)
-    took[case] = check.time("step", case, "ours", [seconds], flops=flops, floor=floor)
+    took[case] = report.time("step", case, "ours", [seconds], flops=flops, floor=floor)
 
 
-def _theirs(check: Check, name: str, n: int, mode: str, took: dict[str, float]) -> None:
+def _theirs(report: Report, name: str, n: int, mode: str, took: dict[str, float]) -> None:
     sum_in_float32(False)  # their default, which is faster where it differs
-    made, scheduler = _network(check, name), _schedule()
-    spec, compiled = unet_spec(check, name), mode == "compiled"
+    net, scheduler = _network(report, name), _schedule()
+    spec, compiled = unet_spec(report, name), mode == "compiled"
     if compiled:
-        made.fuse_qkv_projections()
-        if check.dry:
-            made = torch.compile(made, fullgraph=True, backend="aot_eager")
+        net.fuse_qkv_projections()
+        if report.dry:
+            net = torch.compile(net, fullgraph=True, backend="aot_eager")
         else:
-            made = torch.compile(made, fullgraph=True, mode="max-autotune")
+            net = torch.compile(net, fullgraph=True, mode="max-autotune")
     scheduler.set_timesteps(50)
     side = spec.sample_size
-    latents = torch.randn(n, spec.in_channels, side, side, device=check.device).to(check.dtype)
-    context = torch.randn(2 * n, TOKENS, spec.context_width, device=check.device).to(check.dtype)
+    latents = torch.randn(n, spec.in_channels, side, side, device=report.device).to(report.dtype)
+    context = torch.randn(2 * n, TOKENS, spec.context_width, device=report.device).to(report.dtype)
 
     def step() -> Tensor:
         # As its pipeline does it, timesteps on the host.
         x = torch.cat([latents] * 2).contiguous(memory_format=torch.channels_last)
-        negative, positive = made(x, 501, encoder_hidden_states=context, return_dict=False)[0].chunk(2)
+        negative, positive = net(x, 501, encoder_hidden_states=context, return_dict=False)[0].chunk(2)
         guided = negative + 7.5 * (positive - negative)
         return scheduler.step(guided, scheduler.timesteps[25], latents, return_dict=False)[0]
 
     start = time.monotonic()
     step()
     note = f"first step after {time.monotonic() - start:.0f} s"
-    flops, floor = step_floor(spec, 2 * n, *check.ceilings())
-    seconds = on_cpu(step) if check.dry else by_events(step, seconds=1)
+    flops, floor = step_floor(spec, 2 * n, *report.ceilings())
+    seconds = on_cpu(step) if report.dry else by_events(step, seconds=1)
     case = _case(name, n)
-    median = check.time("step", case, f"diffusers {mode}", seconds, flops=flops, floor=floor, note=note)
+    median = report.time("step", case, f"diffusers {mode}", seconds, flops=flops, floor=floor, note=note)
     if compiled and case in took:
-        check.row("gain", case, "diffusers compiled", "x", [median / took[case]], note="times as fast as theirs")
+        report.row("gain", case, "diffusers compiled", "x", [median / took[case]], note="times as fast as theirs")
 
 
 def _case(name: str, n: int) -> str:
-    """SD 1.5's, which the targets name, by the number alone."""
+    """Name a case: SD 1.5's, which the targets name, by the number alone."""
     return f"{n} requests" if name == "SD 1.5" else f"{name} {n} requests"
 
 
-def _network(check: Check, name: str) -> Any:
-    kind, spec = needed("diffusers", "UNet2DConditionModel"), unet_spec(check, name)
+def _network(report: Report, name: str) -> Any:
+    kind, spec = needed("diffusers", "UNet2DConditionModel"), unet_spec(report, name)
     cross = [(attends and "CrossAttnDownBlock2D") or "DownBlock2D" for attends in spec.attention_down]
     up = [(attends and "CrossAttnUpBlock2D") or "UpBlock2D" for attends in spec.attention_up]
-    with torch.device(check.device):
+    with torch.device(report.device):
         net = kind(
             sample_size=spec.sample_size,
             block_out_channels=spec.channels,
@@ -112,7 +112,7 @@ def _network(check: Check, name: str) -> Any:
             cross_attention_dim=spec.context_width,
             norm_num_groups=spec.groups,
         )
-    return net.to(check.dtype).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return net.to(report.dtype).eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _schedule() -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.gpu.frame import ahead
 from benchmarks.gpu.frame.here import needed
-from benchmarks.gpu.frame.report import Case, Check
+from benchmarks.gpu.frame.report import Case, Report
 from benchmarks.gpu.subjects.networks import SCHEDULE, whole_spec
 from engines.seat import Sitting
 
@@ -31,18 +31,18 @@ _ROOT = Path(__file__).parents[3]
 _START_SECONDS = 200.0  # thirteen graphs are captured, and libraries choose algorithms for each
 
 
-def cases(check: Check) -> Iterator[Case]:
-    yield ahead.case(check, "networks")
+def cases(report: Report) -> Iterator[Case]:
+    yield ahead.case(report, "networks")
     with contextlib.ExitStack() as stack:
-        run = _Run(check, stack)
-        for n in (2,) if check.dry else (16, 1, 4, 8):
+        run = _Run(report, stack)
+        for n in (2,) if report.dry else (16, 1, 4, 8):
             yield Case(f"server {n}", partial(run.server, n))
         yield Case("bare loop", run.bare)
 
 
 class _Run:
-    def __init__(self, check: Check, stack: contextlib.ExitStack) -> None:
-        self._check, self._stack = check, stack
+    def __init__(self, report: Report, stack: contextlib.ExitStack) -> None:
+        self._report, self._stack = report, stack
         self._address, self._pid, self._folder = "", 0, Path()
         self._per_second: dict[int, float] = {}
 
@@ -52,18 +52,18 @@ class _Run:
 
             needed("safetensors.torch")
             self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / "random-sd15"
-            write_checkpoint(self._check, self._folder)
+            write_checkpoint(self._report, self._folder)
         return self._folder
 
     def _started(self) -> str:
-        """The server's address; starts it the first time."""
+        """Return the server's address; starts it the first time."""
         if self._address:
             return self._address
         for module in ("server.app", "latentd", "engines.cuda.backend"):
             needed(module)
         folder, start = self._checkpoint(), time.monotonic()
         command = [sys.executable, "-u", "-m", "benchmarks.gpu.subjects.served", str(folder)]
-        command += ["--dry-run", "--seats", "2"] if self._check.dry else ["--seats", "16"]
+        command += ["--dry-run", "--seats", "2"] if self._report.dry else ["--seats", "16"]
         process = self._stack.enter_context(subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True))
         self._stack.callback(process.terminate)
         lines: queue.Queue[str] = queue.Queue()
@@ -76,28 +76,28 @@ class _Run:
                 line = lines.get(timeout=0.2)
                 self._address = line.split()[1] if line.startswith("serving ") else ""
         self._pid = process.pid
-        self._check.row("start", "SD 1.5, 16 seats", "server", "s", [time.monotonic() - start], note="to SERVING")
+        self._report.row("start", "SD 1.5, 16 seats", "server", "s", [time.monotonic() - start], note="to SERVING")
         return self._address
 
     def server(self, n: int) -> None:
-        address, check = self._started(), self._check
-        pictures = 2 if check.dry else max(4, 4 * n)
+        address, report = self._started(), self._report
+        pictures = 2 if report.dry else max(4, 4 * n)
         asyncio.run(self._flight(address, n, n))
         before, start = _cpu_seconds(self._pid), time.perf_counter()
         latencies = asyncio.run(self._flight(address, n, pictures))
         took, busy = time.perf_counter() - start, _cpu_seconds(self._pid) - before
         self._per_second[n] = pictures / took
         case = f"{n} in flight"
-        check.row("throughput", case, "server", "images/s", [pictures / took], note=f"{pictures} pictures")
-        check.row("latency", case, "server", "ms", [1e3 * value for value in latencies])
-        check.row("host", case, "server", "cores", [busy / took], note="CPU use of the server's process")
+        report.row("throughput", case, "server", "images/s", [pictures / took], note=f"{pictures} pictures")
+        report.row("latency", case, "server", "ms", [1e3 * value for value in latencies])
+        report.row("host", case, "server", "cores", [busy / took], note="CPU use of the server's process")
         peak = next(line for line in Path(f"/proc/{self._pid}/status").read_text().splitlines() if "VmHWM" in line)
-        check.row("host", case, "server", "MB", [int(peak.split()[1]) / 1e3], note="peak resident memory")
+        report.row("host", case, "server", "MB", [int(peak.split()[1]) / 1e3], note="peak resident memory")
 
     async def _flight(self, address: str, n: int, pictures: int) -> list[float]:
-        """Seconds of each picture, with `n` requests under way all the time."""
+        """Time each picture, in seconds, with `n` requests under way all the time."""
         client, todo, latencies = needed("latentd", "AsyncClient")(address), iter(range(pictures)), []
-        steps = 2 if self._check.dry else 30
+        steps = 2 if self._report.dry else 30
 
         async def one_after_another() -> None:
             for picture in todo:
@@ -114,21 +114,21 @@ class _Run:
         return latencies
 
     def bare(self) -> None:
-        """As many seats as the server has, kept full; compared with the server where that was measured."""
+        """Time as many seats as the server has, kept full; compared with the server where that was measured."""
         from benchmarks.gpu.subjects.served import random_model
         from pipeline.noise import standard_normal
         from pipeline.samplers import table
 
         encode = needed("server.device.pictures", "encode")
-        check, folder = self._check, self._checkpoint()
-        self._address, seats, steps = "", 2 if check.dry else 16, 2 if check.dry else 30
-        model, spec = random_model(check, folder), whole_spec(check)
+        report, folder = self._report, self._checkpoint()
+        self._address, seats, steps = "", 2 if report.dry else 16, 2 if report.dry else 30
+        model, spec = random_model(report, folder), whole_spec(report)
         backend: Any = model.backend
         side = spec.defaults.width
         stepper, run = backend.stepper(side, side, seats, steps=max(steps, 2)), table(SCHEDULE, "dpmpp_2m", steps)
         negative, shape = backend.encode(model.tokenizer.encode("").ids), spec.latent_shape(side, side)
 
-        def made(pictures: int, pool: ThreadPoolExecutor) -> None:
+        def draw(pictures: int, pool: ThreadPoolExecutor) -> None:
             waiting, live, decoding = list(range(pictures)), set(), []
             while waiting or live or decoding:
                 for seat in set(range(seats)) - live if waiting else ():
@@ -145,19 +145,19 @@ class _Run:
                 while decoding and (not live or decoding[0].ready()):
                     pool.submit(encode, decoding.pop(0).get(), "png")
 
-        pictures = 2 if check.dry else 64
+        pictures = 2 if report.dry else 64
         with ThreadPoolExecutor(4) as pool:
-            made(seats, pool)
+            draw(seats, pool)
         start = time.perf_counter()
         with ThreadPoolExecutor(4) as pool:
-            made(pictures, pool)
+            draw(pictures, pool)
         rate = pictures / (time.perf_counter() - start)
-        check.row("throughput", f"{seats} seats", "bare loop", "images/s", [rate], note=f"{pictures} pictures")
+        report.row("throughput", f"{seats} seats", "bare loop", "images/s", [rate], note=f"{pictures} pictures")
         if seats in self._per_second:
-            check.row("ratio", f"{seats} in flight", "server", "x", [self._per_second[seats] / rate])
+            report.row("ratio", f"{seats} in flight", "server", "x", [self._per_second[seats] / rate])
 
 
 def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
+    """Return the user and system time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.frame import ahead
-from benchmarks.gpu.frame.report import Case, Check
+from benchmarks.gpu.frame.report import Case, Report
 from benchmarks.gpu.frame.timing import by_events, captured, decibels, error, on_cpu
 from benchmarks.gpu.subjects.networks import TOLERANCE, Inputs, inputs, ours, unet, unet_spec
 from benchmarks.gpu.subjects.operations import step_floor
@@ -33,79 +33,79 @@ _LEAST_DECIBELS = 50.0  # of a row in company against the row alone, where bits 
 
 
 class Nets:
-    """One network at a time is kept: building one takes a second, 1.7 GB."""
+    """Keeps one network at a time: building one takes a second, 1.7 GB."""
 
-    def __init__(self, check: Check) -> None:
-        self._check, self._key, self._net = check, ("", ""), None
+    def __init__(self, report: Report) -> None:
+        self._report, self._key, self._net = report, ("", ""), None
 
     def get(self, name: str, mode: str) -> Unet:
         mode = mode.removesuffix(", twins")
         if self._key != (name, mode) or self._net is None:
             self._net = None
-            made = PLAIN if mode == "eager" else ours(self._check, **CHOICES.get(mode, {}))
-            self._net = unet(self._check, name, ops=made, residuals="apart" not in mode)
+            ops = PLAIN if mode == "eager" else ours(self._report, **CHOICES.get(mode, {}))
+            self._net = unet(self._report, name, ops=ops, residuals="apart" not in mode)
             self._key = (name, mode)
         return self._net
 
 
-def cases(check: Check) -> Iterator[Case]:
+def cases(report: Report) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
-    yield ahead.case(check, "networks")
-    nets, right = Nets(check), {}
+    yield ahead.case(report, "networks")
+    nets, right = Nets(report), {}
     for name, counts in (("SD 1.5", ROWS), ("SD 2.1", (2, 32, 8, 16)), ("SD 1.5", (8, 16))):
         if name not in right:
-            yield Case(f"{name} float32", partial(reference, check, name, right))
+            yield Case(f"{name} float32", partial(reference, report, name, right))
         for mode in _MODES:
-            yield from cases_of(check, nets, name, mode, right, counts)
+            yield from cases_of(report, nets, name, mode, right, counts)
 
 
 def cases_of(
-    check: Check, nets: Nets, name: str, mode: str, right: dict[str, Tensor], counts: Sequence[int]
+    report: Report, nets: Nets, name: str, mode: str, right: dict[str, Tensor], counts: Sequence[int]
 ) -> Iterator[Case]:
-    """The error of one form, to what `reference` left in `right`, and its speed at so many rows each."""
-    yield Case(f"{name} {mode} error", partial(_error, check, nets, name, mode, right))
-    for rows in counts[: 1 if check.dry else None]:
-        yield Case(f"{name} {mode} {rows} rows", partial(_speed, check, nets, name, mode, rows))
+    """Yield the cases of one form: its error, to what `reference` left in `right`, and its speed by rows."""
+    yield Case(f"{name} {mode} error", partial(_error, report, nets, name, mode, right))
+    for rows in counts[: 1 if report.dry else None]:
+        yield Case(f"{name} {mode} {rows} rows", partial(_speed, report, nets, name, mode, rows))
 
 
-def reference(check: Check, name: str, right: dict[str, Tensor]) -> None:
-    """Of two rows, and of two that are twins. Nothing of it is timed, so cuDNN measures no algorithms for it."""
+def reference(report: Report, name: str, right: dict[str, Tensor]) -> None:
+    """Compute two rows, and two that are twins. Nothing of it is timed, so cuDNN measures no algorithms for it."""
     torch.backends.cudnn.benchmark = False
-    net = unet(check, name, dtype=torch.float32)  # torch's defaults: no tf32 in products, so none in convolutions
+    net = unet(report, name, dtype=torch.float32)  # torch's defaults: no tf32 in products, so none in convolutions
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    latents, timestep, context = _given(check, name, "", 2, seed=1)
+    latents, timestep, context = _given(report, name, "", 2, seed=1)
     right[name] = net(latents.float(), timestep, context.float()).cpu()
     latents, timestep = (torch.cat([x[:1], x[:1]]) for x in (latents, timestep))
     right[f"{name}, twins"] = net(latents.float(), timestep, context.float()).cpu()
     torch.backends.cudnn.benchmark = True
 
 
-def _error(check: Check, nets: Nets, name: str, mode: str, right: dict[str, Tensor]) -> None:
+def _error(report: Report, nets: Nets, name: str, mode: str, right: dict[str, Tensor]) -> None:
     run = _forward(nets.get(name, mode), mode)
-    got, wanted = run(*_given(check, name, mode, 2, seed=1)).float().cpu(), name + ", twins" * ("twins" in mode)
+    got, wanted = run(*_given(report, name, mode, 2, seed=1)).float().cpu(), name + ", twins" * ("twins" in mode)
     if wanted not in right:
         finite = bool(got.isfinite().all())
-        check.expect(finite, name, "2 rows", mode, float("nan"), "no float32 reference; are all numbers finite?")
+        report.expect(finite, name, "2 rows", mode, float("nan"), "no float32 reference; are all numbers finite?")
         return
     far = error(got, right[wanted])
-    check.expect(far < TOLERANCE, f"{name} error", "2 rows", mode, far, f"to float32; tolerance {TOLERANCE:g}")
+    report.expect(far < TOLERANCE, f"{name} error", "2 rows", mode, far, f"to float32; tolerance {TOLERANCE:g}")
 
 
-def _speed(check: Check, nets: Nets, name: str, mode: str, rows: int) -> None:
+def _speed(report: Report, nets: Nets, name: str, mode: str, rows: int) -> None:
     run, case = _forward(nets.get(name, mode), mode), f"{rows} rows"
-    fixed, fresh = (_given(check, name, mode, rows, seed) for seed in (0, 1))
-    flops, floor = step_floor(unet_spec(check, name), rows, *check.ceilings(), copies=rows // len(fixed[0]))
+    fixed, fresh = (_given(report, name, mode, rows, seed) for seed in (0, 1))
+    flops, floor = step_floor(unet_spec(report, name), rows, *report.ceilings(), copies=rows // len(fixed[0]))
 
     def plain() -> Tensor:
         return run(*fixed)
 
-    if check.dry:
-        check.time(name, case, mode, on_cpu(plain), flops=flops, floor=floor)
+    if report.dry:
+        report.time(name, case, mode, on_cpu(plain), flops=flops, floor=floor)
     else:
         if rows == 2:
-            check.time(name, case, f"{mode}, launched", by_events(plain), flops=flops, floor=floor)
+            report.time(name, case, f"{mode}, launched", by_events(plain), flops=flops, floor=floor)
         replay, out = graph_of(run, fixed)
-        check.time(name, case, mode, by_events(replay, seconds=0.6), flops=flops, floor=floor)
+        report.time(name, case, mode, by_events(replay, seconds=0.6), flops=flops, floor=floor)
         right = run(*fresh).clone()
         for buffer, values in zip(fixed, fresh, strict=True):
             buffer.copy_(values)
@@ -113,19 +113,21 @@ def _speed(check: Check, nets: Nets, name: str, mode: str, rows: int) -> None:
         replay()
         torch.cuda.synchronize()
         same, far = torch.equal(out, right), error(out, right)
-        check.expect(same or far < TOLERANCE, f"{name} replay", case, mode, far, "equal" if same else "not bit for bit")
-    _company(check, run, fresh, name, case, mode)
+        report.expect(
+            same or far < TOLERANCE, f"{name} replay", case, mode, far, "equal" if same else "not bit for bit"
+        )
+    _company(report, run, fresh, name, case, mode)
 
 
-def _given(check: Check, name: str, mode: str, rows: int, seed: int) -> Inputs:
-    """Inputs for so many rows; of twins half as many latents and timesteps as contexts."""
-    latents, timestep, context = inputs(check, unet_spec(check, name), rows, seed)
+def _given(report: Report, name: str, mode: str, rows: int, seed: int) -> Inputs:
+    """Make inputs for so many rows; of twins half as many latents and timesteps as contexts."""
+    latents, timestep, context = inputs(report, unet_spec(report, name), rows, seed)
     n = rows // 2 if "twins" in mode else rows
     return latents[:n], timestep[:n], context
 
 
 def _forward(net: Unet, mode: str) -> Callable[..., Tensor]:
-    """The whole pass over inputs of a mode."""
+    """Run the whole pass over inputs of a mode."""
 
     def twins(latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         shifts = net.time_shifts(timestep.repeat_interleave(2))
@@ -135,17 +137,17 @@ def _forward(net: Unet, mode: str) -> Callable[..., Tensor]:
 
 
 def graph_of(net: Callable[..., Tensor], fixed: Inputs) -> tuple[Callable[[], None], Tensor]:
-    """A replay of the whole forward pass over fixed buffers, and what it writes."""
+    """Return a replay of the whole forward pass over fixed buffers, and what it writes."""
     graph, out = captured(lambda: net(*fixed))
     return graph.replay, out
 
 
-def _company(check: Check, run: Callable[..., Tensor], fresh: Inputs, name: str, case: str, mode: str) -> None:
-    """The last row among the others against the same row alone, or with its twin."""
+def _company(report: Report, run: Callable[..., Tensor], fresh: Inputs, name: str, case: str, mode: str) -> None:
+    """Compare the last row among the others with the same row alone, or with its twin."""
     latents, timestep, context = fresh
     each = len(context) // len(latents)
     among = run(*fresh)[-1].clone()
     alone = run(latents[-1:].clone(memory_format=torch.preserve_format), timestep[-1:].clone(), context[-each:].clone())
     same, near = torch.equal(among, alone[-1]), decibels(among, alone[-1])
     note = "equal" if same else f"dB of a row in company; at least {_LEAST_DECIBELS:g}"
-    check.expect(same or near >= _LEAST_DECIBELS, f"{name} in company", case, mode, near, note)
+    report.expect(same or near >= _LEAST_DECIBELS, f"{name} in company", case, mode, near, note)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.gpu.frame.here import needed
-from benchmarks.gpu.frame.report import Check
+from benchmarks.gpu.frame.report import Report
 from benchmarks.gpu.subjects.networks import SCHEDULE, TOKENS, our_kernels, ours, unet, unet_spec
 from engines.seat import Sitting
 from pipeline.noise import standard_normal
@@ -32,13 +32,13 @@ class Request:
 
 
 def random_request(rng: random.Random, seed: int, most: int = 8) -> Request:
-    """Of 2 to `most` steps; one in four unguided."""
+    """Make a random request of 2 to `most` steps; one in four unguided."""
     guided = rng.random() < 0.75
     return Request(rng.choice(SAMPLERS), rng.randint(2, most), rng.uniform(1.5, 9.0) if guided else 1.0, seed)
 
 
 class Lab:
-    """A stepper of `seats` seats for the UNet `name`. `eager`: the same work launched, not replayed.
+    """Holds a stepper of `seats` seats for the UNet `name`. `eager`: the same work launched, not replayed.
 
     `buckets`: numbers of rows to capture; a server captures thirteen up to 32 rows, which takes a minute or more.
     `twins`: even ones as twins too. `measure`: let cuDNN measure its algorithms, in fast pixels; 0.1 to 1 s a shape.
@@ -46,7 +46,7 @@ class Lab:
 
     def __init__(
         self,
-        check: Check,
+        report: Report,
         name: str,
         seats: int,
         *,
@@ -58,23 +58,23 @@ class Lab:
     ) -> None:
         stepper, network = needed("engines.cuda.stepper", "CudaStepper"), needed("engines.cuda.network", "TorchNetwork")
         stream = needed("engines.cuda.stream", "Stream")
-        self.check, self.name, self.spec = check, name, unet_spec(check, name)
+        self.report, self.name, self.spec = report, name, unet_spec(report, name)
         self.shape = (self.spec.in_channels, self.spec.sample_size, self.spec.sample_size)
-        self.stream, self.side = stream(check.device), stream(check.device)
+        self.stream, self.side = stream(report.device), stream(report.device)
         self.copies = 2 if twins else 1  # rows of a text that a row of latents stands for
         if eager:
             self.stream.captured = lambda run: run
         # As the backend has it: nothing that a stopwatch chose may be in exact pixels.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = measure and not exact, exact
-        net = unet(check, name, ops=ours(check))
-        if not check.dry:
+        net = unet(report, name, ops=ours(report))
+        if not report.dry:
             torch.cuda.synchronize()  # the stream below does not wait for the one that the weights are made on
         with self.stream.here():
-            made = network(net, TOKENS, twins=twins)
+            captured = network(net, TOKENS, twins=twins)
         if buckets:
-            made.buckets = lambda rows: sorted({min(size, rows) for size in buckets})
+            captured.buckets = lambda rows: sorted({min(size, rows) for size in buckets})
         self.stepper: Any = stepper(
-            made, our_kernels(check), self.shape, seats, 50, self.stream, self.side, exact=exact
+            captured, our_kernels(report), self.shape, seats, 50, self.stream, self.side, exact=exact
         )
 
     def sit(self, seat: int, request: Request) -> None:
@@ -90,7 +90,7 @@ class Lab:
         return self.stepper.pending_latents(seat).get()
 
     def alone(self, request: Request, seat: int = 0) -> F32:
-        """The latents of a request that has the stepper for itself."""
+        """Return the latents of a request that has the stepper for itself."""
         self.sit(seat, request)
         while not self.stepper.finished(seat):
             self.stepper.step([seat])
@@ -99,20 +99,20 @@ class Lab:
         return x
 
     def evaluations(self, requests: Sequence[Request], count: int) -> list[F32]:
-        """Latents after `count` evaluations of all of them together, request i in seat i."""
+        """Return the latents after `count` evaluations of all of them together, request i in seat i."""
         seats = list(range(len(requests)))
         for seat, request in zip(seats, requests, strict=True):
             self.sit(seat, request)
         for _ in range(count):
             self.stepper.step(seats)
-        made = [self.latents(seat) for seat in seats]
+        latents = [self.latents(seat) for seat in seats]
         for seat in seats:
             self.stepper.leave(seat)
-        return made
+        return latents
 
 
 def apart(got: F32, right: F32) -> float:
-    """PSNR in dB over the range of `right`; 999 where they are equal, 0 where anything is not a number."""
+    """Return the PSNR in dB over the range of `right`; 999 where they are equal, 0 where anything is not a number."""
     if np.array_equal(got, right):
         return 999.0
     worst = float(np.mean((got.astype(np.float64) - right) ** 2))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.frame.here import needed
-from benchmarks.gpu.frame.report import AbsentError, Check
+from benchmarks.gpu.frame.report import AbsentError, Report
 from model.clip import ClipText
 from model.ops import PLAIN, Ops
 from model.random import init_random
@@ -83,86 +83,86 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 _Net = TypeVar("_Net", bound=nn.Module)
 
 
-def unet_spec(check: Check, name: str) -> UnetSpec:
-    """name: a key of UNETS."""
-    return (TINY_UNETS if check.dry else UNETS)[name]
+def unet_spec(report: Report, name: str) -> UnetSpec:
+    """Return the spec of the UNet `name`, a key of UNETS."""
+    return (TINY_UNETS if report.dry else UNETS)[name]
 
 
-def vae_spec(check: Check) -> VaeSpec:
-    return TINY_VAE if check.dry else VAE
+def vae_spec(report: Report) -> VaeSpec:
+    return TINY_VAE if report.dry else VAE
 
 
-def whole_spec(check: Check, name: str = "SD 1.5") -> Spec:
-    """The spec of a model whose UNet is `name`."""
-    unet, vae = unet_spec(check, name), vae_spec(check)
+def whole_spec(report: Report, name: str = "SD 1.5") -> Spec:
+    """Return the spec of a model whose UNet is `name`."""
+    unet, vae = unet_spec(report, name), vae_spec(report)
     side = unet.sample_size * vae.factor
     text = replace(TEXT, width=unet.context_width)
     return Spec(text, unet, vae, SCHEDULE, Defaults(30, 7.5, "dpmpp_2m", side, side))
 
 
 def unet(
-    check: Check, name: str, ops: Ops = PLAIN, dtype: torch.dtype | None = None, *, residuals: bool = True
+    report: Report, name: str, ops: Ops = PLAIN, dtype: torch.dtype | None = None, *, residuals: bool = True
 ) -> Unet:
-    """The UNet `name` on the device, channels_last; the same weights at every call, whatever `ops`.
+    """Make the UNet `name` on the device, channels_last; the same weights at every call, whatever `ops`.
 
     `residuals`: a transformer's are all added inside its products, as they are served; else in passes of their own.
     """
     with torch.device("meta"):
-        net = Unet(unet_spec(check, name), ops=ops)
-    return _folded(_filled(net, check, dtype), ops, residuals=residuals)
+        net = Unet(unet_spec(report, name), ops=ops)
+    return _folded(_filled(net, report, dtype), ops, residuals=residuals)
 
 
-def vae(check: Check, ops: Ops = PLAIN, dtype: torch.dtype | None = None) -> VaeDecoder:
+def vae(report: Report, ops: Ops = PLAIN, dtype: torch.dtype | None = None) -> VaeDecoder:
     with torch.device("meta"):
-        net = VaeDecoder(vae_spec(check), ops=ops)
-    return _folded(_filled(net, check, dtype), ops)
+        net = VaeDecoder(vae_spec(report), ops=ops)
+    return _folded(_filled(net, report, dtype), ops)
 
 
-def text(check: Check) -> ClipText:
-    """The text encoder of SD 1.5, in float32 as the backend keeps it."""
+def text(report: Report) -> ClipText:
+    """Make the text encoder of SD 1.5, in float32 as the backend keeps it."""
     with torch.device("meta"):
-        net = ClipText(whole_spec(check).text)
-    return _filled(net, check, torch.float32)
+        net = ClipText(whole_spec(report).text)
+    return _filled(net, report, torch.float32)
 
 
-def _filled(net: _Net, check: Check, dtype: torch.dtype | None) -> _Net:
+def _filled(net: _Net, report: Report, dtype: torch.dtype | None) -> _Net:
     # Weights are drawn in the type that is measured, then widened: a float32 reference has the very same ones.
-    net = net.to(check.dtype).to_empty(device=check.device)
+    net = net.to(report.dtype).to_empty(device=report.device)
     init_random(net, seed=0)
-    net.to(dtype or check.dtype).eval()
+    net.to(dtype or report.dtype).eval()
     return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stubs lack this)
 
 
 def _folded(net: _Net, ops: Ops, **options: bool) -> _Net:
-    """As the backend has it: with ours, biases are moved to where they cost no pass over a picture."""
+    """Fold as the backend does: with ours, biases are moved to where they cost no pass over a picture."""
     if ops is not PLAIN:
         needed("engines.cuda.ops", "fold_biases")(net, **options)
     return net
 
 
-def inputs(check: Check, spec: UnetSpec, rows: int, seed: int) -> Inputs:
-    """Random latents [rows, C, h, w], channels_last, timesteps [rows] and contexts [rows, 77, width]."""
-    side, generator = spec.sample_size, torch.Generator(check.device).manual_seed(seed)
-    options = {"device": check.device, "generator": generator}
-    latents = torch.randn(rows, spec.in_channels, side, side, **options).to(check.dtype)
+def inputs(report: Report, spec: UnetSpec, rows: int, seed: int) -> Inputs:
+    """Draw latents [rows, C, h, w], channels_last, timesteps [rows] and contexts [rows, 77, width]."""
+    side, generator = spec.sample_size, torch.Generator(report.device).manual_seed(seed)
+    options = {"device": report.device, "generator": generator}
+    latents = torch.randn(rows, spec.in_channels, side, side, **options).to(report.dtype)
     timestep = torch.rand(rows, **options) * 999
-    context = torch.randn(rows, TOKENS, spec.context_width, **options).to(check.dtype)
+    context = torch.randn(rows, TOKENS, spec.context_width, **options).to(report.dtype)
     return latents.contiguous(memory_format=torch.channels_last), timestep, context
 
 
-def our_kernels(check: Check) -> Any:
-    """engines.cuda.kernels.Kernels: Triton's, or plain torch in a dry run. Raises AbsentError where one is missing."""
+def our_kernels(report: Report) -> Any:
+    """Return the Kernels of engines.cuda: Triton's, or torch in a dry run. Raises AbsentError where one is missing."""
     plain, triton = needed("engines.cuda.kernels", "plain_kernels", "triton_kernels")
     try:
-        return plain() if check.dry else triton()
+        return plain() if report.dry else triton()
     except ModuleNotFoundError as missing:
         raise AbsentError(f"{missing.name} is not here", wrong=missing.name == "triton") from missing
 
 
-def ours(check: Check, **choices: Any) -> Ops:
-    """The operations with our kernels, as served but for these fields of engines.cuda.choices.Choices.
+def ours(report: Report, **choices: Any) -> Ops:
+    """Return the operations with our kernels, as served but for these fields of engines.cuda.choices.Choices.
 
     Raises AbsentError where they are not written.
     """
     chosen, ops = needed("engines.cuda.choices", "CHOSEN"), needed("engines.cuda.ops", "KernelOps")
-    return ops(our_kernels(check), replace(chosen, **choices))
+    return ops(our_kernels(report), replace(chosen, **choices))

@@ -23,7 +23,7 @@ HALF = 2  # bytes of a float16
 
 @dataclass(frozen=True)
 class Operation:
-    """M x N x K of a product over all rows; of a convolution and of an attention also what they look like."""
+    """Describes M x N x K of a product over all rows; of a convolution and an attention also what they look like."""
 
     kind: str  # conv, linear or attention
     name: str  # "conv3x3 @64x64": what it is for, and the side of its output
@@ -45,7 +45,7 @@ class Operation:
         return 0.0 if self.heads else float(HALF * self.n * self.k)
 
     def floor(self, matrix: float, memory: float) -> float:
-        """Seconds: the larger of its arithmetic and of reading its weights once."""
+        """Return the least seconds: the larger of its arithmetic and of reading its weights once."""
         return max(self.flops / matrix, self.weight_bytes / memory)
 
 
@@ -54,11 +54,11 @@ class Recorder(PlainOps):
     """Computes as PlainOps does, and writes down each operation."""
 
     stage: str = "step"  # or time, text: what `linears` is called for
-    found: list[Operation] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
 
     def _linear(self, name: str, x: Tensor, outside: int) -> None:
         m, k = x.numel() // x.shape[-1], x.shape[-1]
-        self.found.append(Operation("linear", name, m, outside, k, x.shape[0]))
+        self.operations.append(Operation("linear", name, m, outside, k, x.shape[0]))
 
     def linear(self, x: Tensor, linear: nn.Linear, residual: Tensor | None = None) -> Tensor:
         if self.stage == "step":
@@ -105,7 +105,7 @@ class Recorder(PlainOps):
             inside=(x.shape[1], x.shape[2], x.shape[3]),
             kernel=(side, conv.stride[0], int(conv.padding[0])),
         )
-        self.found.append(shape)
+        self.operations.append(shape)
 
     def geglu(self, x: Tensor, linear: nn.Linear) -> Tensor:
         self._linear(f"geglu in {_at(x)}", x, linear.out_features)
@@ -117,7 +117,7 @@ class Recorder(PlainOps):
         shape = Operation(
             "attention", f"{what} {_at(q)}", rows * positions, k.shape[1], width // heads, rows, heads=heads
         )
-        self.found.append(shape)
+        self.operations.append(shape)
         return super().attention(q, k, v, heads, causal)
 
 
@@ -127,7 +127,7 @@ def _at(tokens: Tensor) -> str:
 
 
 def operations(spec: UnetSpec, rows: int, tokens: int = 77, copies: int = 1) -> list[Operation]:
-    """In the order in which they run: the time's, the text's, the step's. Takes a second and no memory.
+    """List the operations in order: the time's, the text's, the step's. Takes a second, no memory.
 
     `copies`: rows that share their latents, see Unet.denoise; 2 of twins.
     """
@@ -142,10 +142,10 @@ def operations(spec: UnetSpec, rows: int, tokens: int = 77, copies: int = 1) -> 
         context = net.context_kv(torch.empty(rows, tokens, spec.context_width))
         recorder.stage = "step"
         net.denoise(latents, shifts, context, copies)
-    return recorder.found
+    return recorder.operations
 
 
 def step_floor(spec: UnetSpec, rows: int, matrix: float, memory: float, copies: int = 1) -> tuple[float, float]:
-    """(FLOP, seconds): what an evaluation of so many rows computes, and the sum of its operations' floors."""
-    found = operations(spec, rows, copies=copies)
-    return sum(op.flops for op in found), sum(op.floor(matrix, memory) for op in found)
+    """Return (FLOP, seconds): what an evaluation of so many rows computes, and the sum of its operations' floors."""
+    work = operations(spec, rows, copies=copies)
+    return sum(op.flops for op in work), sum(op.floor(matrix, memory) for op in work)

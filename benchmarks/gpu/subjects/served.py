@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.frame.here import needed
-from benchmarks.gpu.frame.report import Check
+from benchmarks.gpu.frame.report import Report
 from benchmarks.gpu.subjects.networks import our_kernels, text, unet, vae, whole_spec
 from engines.model import Model
 from pipeline.checkpoint.opened import Checkpoint
@@ -26,17 +26,17 @@ from pipeline.source import Folder
 from pipeline.tokenizer import ClipTokenizer
 
 
-def write_checkpoint(check: Check, folder: Path) -> None:
-    """Weights and tokenizer, as the backend reads them: 2 GB."""
+def write_checkpoint(report: Report, folder: Path) -> None:
+    """Write weights and tokenizer, as the backend reads them: 2 GB."""
     from safetensors.torch import save_file
 
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     for name, data in tokenizer_files(pad=END, tokens=77).items():
         (folder / "tokenizer" / name).write_bytes(data)
     for name, net in (
-        ("text_encoder/model", text(check)),
-        ("unet/diffusion_pytorch_model", unet(check, "SD 1.5")),
-        ("vae/diffusion_pytorch_model", vae(check)),
+        ("text_encoder/model", text(report)),
+        ("unet/diffusion_pytorch_model", unet(report, "SD 1.5")),
+        ("vae/diffusion_pytorch_model", vae(report)),
     ):
         path = folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,11 +44,11 @@ def write_checkpoint(check: Check, folder: Path) -> None:
         save_file(weights, path, metadata={"format": "pt"})
 
 
-def random_model(check: Check, folder: Path) -> Model:
-    """What the server loads: the checkpoint of `write_checkpoint` on the device."""
-    spec = whole_spec(check)
+def random_model(report: Report, folder: Path) -> Model:
+    """Load what the server loads: the checkpoint of `write_checkpoint` on the device."""
+    spec = whole_spec(report)
     checkpoint = Checkpoint(folder, Folder(folder), spec, folder_weights(folder))
-    options = {"device": "cpu", "kernels": our_kernels(check), "precision": "f32"} if check.dry else {}
+    options = {"device": "cpu", "kernels": our_kernels(report), "precision": "f32"} if report.dry else {}
     return Model(
         checkpoint,
         ClipTokenizer(folder, spec.text),
@@ -56,13 +56,13 @@ def random_model(check: Check, folder: Path) -> Model:
     )
 
 
-async def serve(check: Check, folder: Path, seats: int) -> None:
+async def serve(report: Report, folder: Path, seats: int) -> None:
     from server.app import Server
     from server.settings import Settings
 
     server = Server(Settings(model=folder, grpc_port=0, metrics_port=0, seats=seats))
     await server.open()
-    await server.load(lambda _: random_model(check, folder))
+    await server.load(lambda _: random_model(report, folder))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     print(f"serving 127.0.0.1:{server.grpc_port}", flush=True)
@@ -78,8 +78,8 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device("cpu" if options.dry_run else "cuda")
     dtype = torch.float32 if options.dry_run else torch.float16
-    check = Check("serving", device, dtype, [], {}, until=float("inf"))
-    asyncio.run(serve(check, options.folder, options.seats))
+    report = Report("serving", device, dtype, [], {}, until=float("inf"))
+    asyncio.run(serve(report, options.folder, options.seats))
     return 0
 
 

@@ -18,12 +18,12 @@ _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 def is_single_file(model: Path) -> bool:
-    """Is `model` a file, or at least named like one? A checkpoint folder is neither."""
+    """Return whether `model` is a file, or at least named like one. A checkpoint folder is neither."""
     return not os.path.isdir(model) and (model.suffix.lower() in (_SUFFIX, *_PICKLES) or os.path.isfile(model))
 
 
 def check_single_file(model: Path) -> None:
-    """Errors: CheckpointError for a pickle, a file of another kind, or one that is not there."""
+    """Check that there is such a file. Errors: CheckpointError for none, a pickle, or a file of another kind."""
     suffix = model.suffix.lower()
     if suffix in _PICKLES:
         raise CheckpointError(
@@ -41,12 +41,12 @@ def check_single_file(model: Path) -> None:
 
 
 def settings_path(model: Path) -> Path:
-    """`name.latentd.json` beside `name.safetensors`: one file a model, because many share a folder."""
+    """Return `name.latentd.json` beside `name.safetensors`: one file a model, because many share a folder."""
     return model.with_suffix(".latentd.json")
 
 
 def own_settings(model: Path) -> dict[str, Any]:
-    """What that file holds: the keys of a latentd.json; empty where there is none.
+    """Read that file: the keys of a latentd.json; empty where there is none.
 
     Errors: CheckpointError naming the file.
     """

@@ -27,7 +27,7 @@ _GROUPS, _HEADS, _HEAD_WIDTH = 32, 8, 64
 def configs(
     path: Path, family: Family, unet: UnetLayout, vae: VaeLayout, text: TextLayout, said: Trained
 ) -> dict[str, Config]:
-    """Each config by its name in the folder. Errors: CheckpointError for widths that the family's rules do not fit."""
+    """Write each config, by its name in the folder. Errors: CheckpointError for widths that no family rule fits."""
     factor = 2 ** (len(vae.channels) - 1)
     # What the published models were trained at: SD 2 in its velocity form at 768, every other at 512.
     side = 512 if family is SD1 or said.prediction == "epsilon" else 768

@@ -85,23 +85,23 @@ _NO_WEIGHT = re.compile(r"(.*\.)?(position_ids|attn_mask)|(text_projection|logit
 
 
 def names(network: str, places: Iterable[Mapping[str, int | str]]) -> Names:
-    """The table of a network (a key of TABLE) with its numbers filled in: original module to diffusers' module."""
+    """Return a network's table (a key of TABLE), numbers filled in: original module to diffusers' module."""
     places = list(places)
-    found: Names = {}
+    filled: Names = {}
     for original, ours, inside in TABLE[network]:
         fields = set(re.findall(r"\{(\w+)\}", original + ours))
         for place in [place for place in places if fields <= place.keys()] if fields else [{}]:
-            found[original.format(**place)] = (ours.format(**place), inside)
-    return found
+            filled[original.format(**place)] = (ours.format(**place), inside)
+    return filled
 
 
 def is_weight(name: str) -> bool:
-    """Of a tensor's original name without its network's prefix."""
+    """Return whether a tensor is a weight, by its original name without its network's prefix."""
     return not _NO_WEIGHT.fullmatch(name)
 
 
 def renamed(name: str, names: Names) -> list[str]:
-    """diffusers' names of a tensor, the prefix of its network left away: three for a fused one, none if unknown."""
+    """Return diffusers' names of a tensor, without its network's prefix: three for a fused one, none if unknown."""
     module, rest = _longest(name, names)
     if module is None:
         return []
@@ -114,7 +114,7 @@ def renamed(name: str, names: Names) -> list[str]:
 
 
 def _longest(name: str, known: Mapping[str, object]) -> tuple[str | None, str]:
-    """`name` cut at the dot after the longest start that is in `known`."""
+    """Cut `name` at the dot after the longest start that is in `known`."""
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         if (start := ".".join(parts[:cut])) in known:

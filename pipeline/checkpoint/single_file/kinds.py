@@ -59,7 +59,7 @@ _BY_CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an instruct-p
 
 
 def recognise(path: Path, tensors: dict[str, StoredTensor]) -> tuple[Family, str]:
-    """The family, and the prefix of its text encoder. Errors: CheckpointError that names what it is instead."""
+    """Tell the family, and the prefix of its text encoder. Errors: CheckpointError that names what it is instead."""
     if other := _first(_OTHERS, tensors):
         raise _refusal(path, other)
     texts = [prefix for prefix in _TEXTS if _has(prefix, tensors)]
@@ -77,20 +77,22 @@ def recognise(path: Path, tensors: dict[str, StoredTensor]) -> tuple[Family, str
 
 
 def _fitting(path: Path, tensors: dict[str, StoredTensor], texts: list[str]) -> tuple[Family, str]:
-    """The one text encoder that the UNet was trained with: its width is that of the UNet's context."""
+    """Return the one text encoder that the UNet was trained with: its width is that of the UNet's context."""
     wanted = _width(tensors, UNET, CONTEXT)
     widths = {prefix: _width(tensors, prefix, _WORDS) for prefix in texts}
     fitting = [prefix for prefix in texts if wanted == widths[prefix] is not None] if len(texts) > 1 else texts
     if not fitting or (wanted and (widths[fitting[0]] or wanted) != wanted):
-        told = ", ".join(f"{prefix}* is {width}" for prefix, width in widths.items())
-        raise CheckpointError(f"{path}: its UNet takes a context {wanted} wide, but of its text encoders {told} wide")
+        encoders = ", ".join(f"{prefix}* is {width}" for prefix, width in widths.items())
+        raise CheckpointError(
+            f"{path}: its UNet takes a context {wanted} wide, but of its text encoders {encoders} wide"
+        )
     if len(fitting) > 1:
         raise CheckpointError(f"{path} has {len(fitting)} text encoders that fit its UNet: {', '.join(fitting)}")
     return _TEXTS[fitting[0]], fitting[0]
 
 
 def _width(tensors: dict[str, StoredTensor], prefix: str, ending: str) -> int | None:
-    """The last side of the first matrix below a prefix whose name ends so."""
+    """Return the last side of the first matrix below a prefix whose name ends so."""
     found = (t.shape for name, t in tensors.items() if name.startswith(prefix) and name.endswith(ending))
     return next((shape[1] for shape in found if len(shape) == 2), None)
 

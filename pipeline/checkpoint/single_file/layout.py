@@ -20,7 +20,7 @@ Place = Mapping[str, int | str]
 
 
 class Shapes:
-    """The tensors below one prefix of a file."""
+    """Holds the shapes of the tensors below one prefix of a file."""
 
     def __init__(self, path: Path, tensors: dict[str, StoredTensor], prefix: str) -> None:
         self.path, self.prefix = path, prefix
@@ -34,7 +34,7 @@ class Shapes:
         return module in self._modules
 
     def of(self, name: str, rank: int) -> tuple[int, ...]:
-        """The shape of a tensor with `rank` dimensions. Errors: CheckpointError where there is none."""
+        """Return the shape of a tensor with `rank` dimensions. Errors: CheckpointError where there is none."""
         tensor = self.tensors.get(name)
         if tensor is None or len(tensor.shape) != rank:
             found = "is missing" if tensor is None else f"has the shape {list(tensor.shape)}"
@@ -42,7 +42,7 @@ class Shapes:
         return tensor.shape
 
     def count(self, module: str) -> int:
-        """How many of `module`.0, `module`.1, ... there are."""
+        """Count the modules `module`.0, `module`.1, ... that there are."""
         number = 0
         while self.has(f"{module}.{number}"):
             number += 1
@@ -54,7 +54,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class UnetLayout:
-    """Tuples have one entry a level, outermost first."""
+    """Holds the layout of a UNet. Tuples have one entry a level, outermost first."""
 
     in_channels: int
     out_channels: int
@@ -69,7 +69,7 @@ class UnetLayout:
     middle: bool = True
 
     def places(self) -> Iterator[Place]:
-        """The numbers that the mapping table's rows of the UNet have in this one."""
+        """Return the numbers that the mapping table's rows of the UNet have in this one."""
         flat, last_level = 1, len(self.channels) - 1
         for level, layers in enumerate(self.layers):
             yield from ({"down": flat + layer, "level": level, "layer": layer} for layer in range(layers))
@@ -116,7 +116,7 @@ class TextLayout:
 
 
 def unet_layout(shapes: Shapes) -> UnetLayout:
-    """Errors of all three: CheckpointError where the tensors do not make such a network."""
+    """Read a UNet's layout. Errors of all three: CheckpointError where the tensors do not make such a network."""
     levels: list[list[tuple[int, int]]] = [[]]  # of each layer: channels, transformer layers
     for flat in range(1, shapes.count("input_blocks")):
         if shapes.has(f"input_blocks.{flat}.0.op"):

@@ -25,7 +25,7 @@ _ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768
 
 @dataclass(frozen=True)
 class Trained:
-    """How the schedule of a single file was trained."""
+    """Says how the schedule of a single file was trained."""
 
     prediction: str  # "epsilon" or "v_prediction"
     zero_snr: bool  # to a last timestep without signal
@@ -62,8 +62,8 @@ def _prediction(path: Path, family: Family, marked: bool, metadata: Mapping[str,
     if architecture in _ARCHITECTURES:
         said[_ARCHITECTURE] = _ARCHITECTURES[architecture]
     if len(set(said.values())) > 1:
-        told = ", ".join(f"{where} says {what}" for where, what in said.items())
-        raise CheckpointError(f"{path} contradicts itself: {told}; {_answer(settings)}")
+        statements = ", ".join(f"{where} says {what}" for where, what in said.items())
+        raise CheckpointError(f"{path} contradicts itself: {statements}; {_answer(settings)}")
     if said:
         return next(iter(said.values()))
     if family is SD1:

@@ -79,8 +79,7 @@ ROOMS = (
 # fmt: on
 NOBODYS_NAMES = ("scheduler", "manager", "util", "helper")
 # Folders whose names and docstrings are held to WORDLESS and CLAUSES.
-WORDED = ["latentd", "pipeline", "server", "demo", "benchmarks"]
-# WORDED += ["graphs", "model", "kernels", "export", "engines"]
+WORDED = ["latentd", "pipeline", "graphs", "model", "kernels", "export", "engines", "server", "demo", "benchmarks"]
 # Participles, which name no thing: what was told, and to whom?
 WORDLESS = {"told", "own", "found", "made", "asked"}
 # A docstring that begins so names neither what it does nor what it is about.

@@ -43,9 +43,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "NETWORKS", networks)
     monkeypatch.setattr(stage, "check_weights", lambda *_: None)
     monkeypatch.setattr(Weights, "digest", lambda _: "")
-    monkeypatch.setattr(stage.check, "session", lambda path: Ran())
-    monkeypatch.setattr(stage.check, "network_error", lambda *_: 1e-6)
-    monkeypatch.setattr(stage.check, "trajectory_error", lambda *_: 1e-6)
+    monkeypatch.setattr(stage.parity, "session", lambda path: Ran())
+    monkeypatch.setattr(stage.parity, "network_error", lambda *_: 1e-6)
+    monkeypatch.setattr(stage.parity, "trajectory_error", lambda *_: 1e-6)
 
 
 def quiet(_: str) -> None:

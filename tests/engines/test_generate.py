@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,12 @@ from engines.generate import generate
 from engines.model import Model, load
 from pipeline.checkpoint.opened import Checkpoint
 from tests.support.diffusers_pipeline import Diffusers
+from tests.support.pairs import grid
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
 SAMPLERS = ["ddim", "euler", "dpmpp_2m"]
+PREDICTIONS = ["epsilon", "velocity"]
 EXACT, HALF = 45.0, 30.0  # dB; measured 77 and more in f32, 39 and more in bf16
 ASKED: dict[str, Any] = {"prompt": "a red apple", "negative_prompt": "a blue cat", "seed": 3, "steps": 10}
 
@@ -31,26 +34,37 @@ class Pair:
     load: Callable[[str, str], Model]
 
 
-@pytest.fixture(scope="module", params=["epsilon", "velocity"])
-def pair(request: pytest.FixtureRequest) -> Pair:
-    name = {"epsilon": "checkpoint", "velocity": "v_checkpoint"}[request.param]
-    checkpoint: Checkpoint = request.getfixturevalue(name)
-    models: dict[tuple[str, str], Model] = {}
+@pytest.fixture(scope="module")
+def pair_of(checkpoint: Checkpoint, v_checkpoint: Checkpoint) -> Callable[[str], Pair]:
+    """Of a key of PREDICTIONS; each is made once."""
+    checkpoints = dict(zip(PREDICTIONS, (checkpoint, v_checkpoint), strict=True))
 
-    def loaded(backend: str, precision: str) -> Model:
-        if (backend, precision) not in models:
+    def pair(prediction: str) -> Pair:
+        checkpoint = checkpoints[prediction]
+
+        @functools.cache
+        def loaded(backend: str, precision: str) -> Model:
             # One thread for torch, which it sets for the whole process.
-            models[backend, precision] = load(checkpoint, Choice(backend, precision, 1 if backend == "torch" else None))
-        return models[backend, precision]
+            return load(checkpoint, Choice(backend, precision, 1 if backend == "torch" else None))
 
-    return Pair(checkpoint, Diffusers(checkpoint), loaded)
+        return Pair(checkpoint, Diffusers(checkpoint), loaded)
+
+    return functools.cache(pair)
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino", "onnxruntime"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("guidance", [1.0, 3.0, 7.0])
-def test_the_pictures_of_diffusers(pair: Pair, backend: str, sampler: str, guidance: float) -> None:
-    asked = {**ASKED, "sampler": sampler, "guidance": guidance}
+@pytest.fixture(params=PREDICTIONS)
+def pair(request: pytest.FixtureRequest, pair_of: Callable[[str], Pair]) -> Pair:
+    return pair_of(request.param)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "backend", "sampler", "guidance"),
+    grid(PREDICTIONS, ["torch", "openvino", "onnxruntime"], SAMPLERS, [1.0, 3.0, 7.0]),
+)
+def test_the_pictures_of_diffusers(
+    pair_of: Callable[[str], Pair], prediction: str, backend: str, sampler: str, guidance: float
+) -> None:
+    pair, asked = pair_of(prediction), {**ASKED, "sampler": sampler, "guidance": guidance}
     assert psnr(generate(pair.load(backend, "f32"), **asked), pair.theirs.generate(**asked)) >= EXACT
 
 
@@ -94,9 +108,9 @@ def test_other_sizes_than_the_models_own(pair: Pair) -> None:
         assert psnr(got, wanted) >= EXACT
 
 
-@pytest.mark.parametrize("steps", [1, 2, 25])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_few_steps_and_many(pair: Pair, sampler: str, steps: int) -> None:
+@pytest.mark.parametrize(("prediction", "sampler", "steps"), grid(PREDICTIONS, SAMPLERS, [1, 2, 25]))
+def test_few_steps_and_many(pair_of: Callable[[str], Pair], prediction: str, sampler: str, steps: int) -> None:
+    pair = pair_of(prediction)
     asked = {**ASKED, "sampler": sampler, "guidance": 3.0, "steps": steps}
     assert psnr(generate(pair.load("openvino", "f32"), **asked), pair.theirs.generate(**asked)) >= EXACT
 

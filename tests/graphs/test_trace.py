@@ -52,13 +52,14 @@ def test_a_process_traces_a_spec_of_which_nothing_else_is_there(tmp_path: Path) 
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_a_spec_that_no_network_has(tmp_path: Path) -> None:
+def test_a_spec_that_no_network_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "spec.json", tmp_path / "graph.onnx"
     values = SPECS["sd1"].to_json()
     file.write_text(json.dumps(values | {"unet": values["unet"] | {"heads": [5, 5]}}))
-    ran = run(file, "unet", out)
-    assert (ran.returncode, ran.stdout) == (1, "") and not out.exists()
-    assert ran.stderr.startswith(f"the unet of {file} cannot be traced: ") and ran.stderr.count("\n") == 1
+    assert main(["trace", str(file), "--network", "unet", "--out", str(out)]) == 1 and not out.exists()
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith(f"the unet of {file} cannot be traced: ")
+    assert said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """python -m tests.rehearsal WHAT ..: see card.py.
 
 serve NAME PIXELS PRECISION SEATS   the backend torch at the size of SD 1.5 or 2.1, from its weights to pixels
-section NAME [WALK]                 one of gpu-check's or gpu-first's, which may launch nothing that the walk
-                                    (benchmarks/gpu/warm.py) has not
+section NAME[,NAME] [WALK]          some of gpu-check's or gpu-first's, which may launch nothing that the walk
+                                    (benchmarks/gpu/warm.py, or `decoding` alone) has not
 ahead WALK..                        walks alone
 shares WALK                         what each of two processes compiles of a walk
-memory NAME                         what torch's tensors take, for docs/gpu.md
+memory NAME SEATS..                 what torch's tensors take, for docs/gpu.md
 
 With REHEARSAL_COMPILES=1 every kernel that is launched is also compiled, for sm_90, into TRITON_CACHE_DIR.
 """
@@ -27,7 +27,9 @@ import torch
 from benchmarks.gpu import warm
 from benchmarks.gpu.frame.child import run
 from benchmarks.gpu.frame.report import Report, read_rows
+from benchmarks.gpu.sections import ceilings
 from benchmarks.gpu.subjects import networks
+from engines.cuda import stream
 from engines.cuda.backend import CudaBackend
 from engines.cuda.stepper import CudaStepper, evaluate
 from engines.seat import Sitting
@@ -78,14 +80,14 @@ def serve(name: str, pixels: str, precision: str, seats: int) -> None:
     assert denoiser.outputs.shape == (2, *shape)
 
 
-def memory(name: str, counted: card.Counted) -> None:
+def memory(name: str, numbers: list[int], counted: card.Counted) -> None:
     """What torch takes for 512x512, in GB: each graph keeps the most that its run ever held."""
     backend = load(name, "fast", "auto")
     spec, held = backend.spec, counted.alive
     steppers: Any = CudaStepper
     steppers._captured = lambda self, buckets: {}  # the largest is counted below; all the others would only take time
     print(f"weights and the text encoder's buffers {held / 1e9:.2f}, its run {(counted.most - held) / 1e9:.2f} more")
-    for seats in (1, 4, 8, 16):
+    for seats in numbers:
         stepper = backend.stepper(512, 512, seats)
         buffers = counted.alive - held
         held_now = counted.most = counted.alive
@@ -117,6 +119,7 @@ LIMITS = (
 
 
 def section(name: str) -> int:
+    """Run a section of gpu-check or gpu-first; return 0, or another status where a case failed."""
     with TemporaryDirectory() as scratch:
         stamp = {"device": card.NAME, "torch": torch.__version__, "triton": "", "cuda": "", "date": ""}
         file = Path(scratch, "rows.csv")
@@ -152,8 +155,16 @@ def shares(walk: str) -> None:
     assert abs(len(found[0]) - len(found[1])) <= 1
 
 
+def once() -> None:
+    """Do once what is repeated for its time, or to warm up: without numbers it proves nothing more."""
+    ceilings._HELD = 0.01
+    stream._WARM = 1
+    warm.WALKS["decoding"] = lambda check: warm._networks(check, ())
+
+
 def main() -> int:
     what, *arguments = sys.argv[1:]
+    once()
     try:
         card.insert()
     except (OSError, subprocess.CalledProcessError) as error:
@@ -161,7 +172,7 @@ def main() -> int:
         return NO_CARD
     if what == "memory":
         with card.Counted() as counted, torch.no_grad():
-            memory(arguments[0], counted)
+            memory(arguments[0], [int(seats) for seats in arguments[1:]], counted)
         return 0
     with card.Fake(), torch.no_grad():
         if what == "ahead":
@@ -174,7 +185,7 @@ def main() -> int:
             walk = arguments[1:]
             ahead(walk)
             known = {name: set(variants) for name, variants in card.launched.items()}
-            code = section(arguments[0])
+            code = max(map(section, arguments[0].split(",")))
             print(f"{sum(map(len, card.launched.values()))} variants of {len(card.launched)} kernels")
             late = {name: variants - known.get(name, set()) for name, variants in card.launched.items()}
             if walk and any(late.values()):

@@ -193,7 +193,7 @@ def _into_torch() -> None:
             minor=ARCH % 10,
             multi_processor_count=132,
             total_memory=1 << 37,
-            L2_cache_size=60 << 20,
+            L2_cache_size=1,  # any set of inputs is beyond it: several would prove nothing more without numbers
         ),
     }.items():
         setattr(cuda, name, lambda *_, value=value, **__: value)

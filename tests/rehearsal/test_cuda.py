@@ -35,7 +35,13 @@ def test_from_weights_to_pixels(name: str, pixels: str, precision: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["ceilings", "budget", "kernels kernels", "vae networks", "first_kernels first", "first_picture first"],
+    [
+        "ceilings,budget",
+        "kernels kernels",
+        "vae decoding",
+        "first_kernels,first_picture first",
+        pytest.param("vae networks", marks=pytest.mark.exhaustive),  # of which it launches the decoding alone
+    ],
 )
 def test_sections_of_gpu_check(words: str) -> None:
     """The quick ones; its figures are nonsense, but no case may fail, nor launch what is not compiled ahead of it."""
@@ -47,5 +53,5 @@ def test_processes_share_what_is_compiled_ahead() -> None:
 
 
 def test_what_the_docs_say_of_memory() -> None:
-    said = rehearse("memory", "SD 1.5")
+    said = rehearse("memory", "SD 1.5", "8")
     assert "8 seats 0.303, a step of 16 rows 0.92 more" in said, said  # docs/gpu.md

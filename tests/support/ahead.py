@@ -1,6 +1,7 @@
 """Kernels compiled ahead of time, for tests: in a process of its own, where Triton is not the interpreter.
 
-`compiled("layer_norm", [("320 fp16", (80, 90))])` runs this file, which prints a row a compilation.
+`compiled("layer_norm", [("320 fp16", (80, 90))])` runs this file, which prints a row a compilation. `each_compiled` is
+for several kernels in one process, which takes longer to begin than a kernel takes to compile.
 """
 
 from __future__ import annotations
@@ -26,10 +27,17 @@ def compiled(
     faults (a list of sentences), ld and st (bytes at once of device memory, each width that occurs), cp_async,
     wgmma, barriers, shared.
     """
+    return [row for rows in each_compiled([(kernel, *one) for one in wanted], path=path) for row in rows]
+
+
+def each_compiled(
+    wanted: Sequence[tuple[str, str, Sequence[int]]], *, path: Path | None = None
+) -> list[list[dict[str, Any]]]:
+    """Return the rows of each of `wanted`: a kernel, a text and architectures, as `compiled` takes them."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
-    command = [sys.executable, "-m", "tests.support.ahead", kernel, json.dumps(wanted)]
+    command = [sys.executable, "-m", "tests.support.ahead", json.dumps(wanted)]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
@@ -40,15 +48,17 @@ def main() -> None:
 
     from kernels.aot import compile_ahead, faults
 
-    listed, found = importlib.import_module(f"kernels.{sys.argv[1]}").VARIANTS, []
-    assert "torch" not in sys.modules, "kernels compile with Triton alone"
-    for text, archs in json.loads(sys.argv[2]):
+    every: list[list[dict[str, Any]]] = []
+    for kernel, text, archs in json.loads(sys.argv[1]):
+        listed = importlib.import_module(f"kernels.{kernel}").VARIANTS
+        assert "torch" not in sys.modules, "kernels compile with Triton alone"
         variants = [variant for variant in listed if text in str(variant)]
-        assert variants, f"no variant is called {text}"
+        assert variants, f"no variant of {kernel} is called {text}"
+        every.append(rows := [])
         for variant in variants:
             for arch in set(archs) & set(variant.archs):
                 one = compile_ahead(variant, arch)
-                found.append(
+                rows.append(
                     {
                         "triton": triton.__version__,
                         "name": str(variant),
@@ -61,7 +71,7 @@ def main() -> None:
                         "shared": one.shared,
                     }
                 )
-    print(json.dumps(found))
+    print(json.dumps(every))
 
 
 if __name__ == "__main__":

@@ -19,15 +19,17 @@ from model.unet import Unet
 from pipeline.checkpoint.opened import Checkpoint
 from tests.support.bare import bare_checkpoint
 from tests.support.counted import Counted
+from tests.support.pairs import grid
 from tests.support.unets import CLOSE, SD15, SD21, SDXL, Passes, away, twin_inputs, unet_of, use
 
+SPECS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("folded", [False, True], ids=["as stored", "folded"])
-@pytest.mark.parametrize("spec", [SD15, SD21, SDXL], ids=["sd15", "sd21", "sdxl"])
+
+@pytest.mark.parametrize(("name", "folded", "rows"), grid(list(SPECS), [False, True], [1, 3]))
 @torch.inference_mode()
-def test_twins_are_all_rows(spec: Any, folded: bool, rows: int) -> None:
+def test_twins_are_all_rows(name: str, folded: bool, rows: int) -> None:
     """A sum that is added in place must not be one that a skip, or the other twin, still has."""
+    spec = SPECS[name]
     net = use(unet_of(spec, torch.float64), KernelOps(Counted(range(4, 161, 4)).kernels))
     if folded:
         fold_biases(net)

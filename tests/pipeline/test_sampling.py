@@ -276,7 +276,7 @@ def test_two_names_of_one_scheduler(folder: Path) -> None:
 
 def test_classes_and_their_defaults_are_those_of_diffusers() -> None:
     """From the signatures of the classes: betas, who knows rescale_betas_zero_snr, what an absent field means."""
-    known = [*sampling._OWN, *sampling._NEAREST]
+    known = [*sampling._TABLES, *sampling._NEAREST]
     assert {scheduler.name for scheduler in KarrasDiffusionSchedulers} - {*known} == {"EDMEulerScheduler"}
     for name in known:
         signature = inspect.signature(getattr(diffusers, name).__init__).parameters
@@ -286,10 +286,10 @@ def test_classes_and_their_defaults_are_those_of_diffusers() -> None:
         betas = tuple(signature[key].default for key in ("beta_start", "beta_end", "beta_schedule"))
         assert sampling._BETAS.get(name, sampling._MOST_BETAS) == betas, name
         assert (name in sampling._UNSCALED) != ("rescale_betas_zero_snr" in signature), name
-        for _, fields in sampling._OWN.get(name, ()):
+        for _, fields in sampling._TABLES.get(name, ()):
             for key, field in fields.items():
                 assert field.absent == signature[key].default, (name, key)
-    assert {table for rows in sampling._OWN.values() for table, _ in rows} <= SAMPLERS.keys()
+    assert {table for rows in sampling._TABLES.values() for table, _ in rows} <= SAMPLERS.keys()
 
 
 def test_samplers_that_a_request_names_keep_the_schedule(folder: Path) -> None:

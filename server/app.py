@@ -169,6 +169,7 @@ def _device(
     for width, height in sizes:
         if width % unit or height % unit or not (0 < width <= 4096 and 0 < height <= 4096):
             raise SettingsError(f"sizes: {width}x{height}; sides of this model are multiples of {unit}, up to 4096")
+    _check_limits(settings, model)
     metrics.engine(model)
     admission = Admission(settings.queue_jobs, settings.queue_seconds)
     workers = max(1, min(4, available_cores()))
@@ -183,6 +184,20 @@ def _device(
         workers=workers,
         died=died,
     )
+
+
+def _check_limits(settings: Settings, model: Model) -> None:
+    """Errors: SettingsError for a limit that the model's own defaults exceed: plain requests would all be refused."""
+    default = model.spec.defaults
+    for name, limit, what in (
+        ("max_steps", settings.max_steps, default.steps),
+        ("max_guidance", settings.max_guidance, default.guidance),
+    ):
+        if limit < what:
+            raise SettingsError(
+                f"{name} is {limit:g}, and {model.id} takes {what:g} where a request does not say: every such request "
+                f"would be refused; give {what:g} or more"
+            )
 
 
 def _is_loopback(host: str) -> bool:

@@ -58,7 +58,7 @@ class GrpcDoor:
     def __init__(self, service: Service, max_message: int) -> None:
         self._images = ImagesServicer(service)
         self._server = grpc.aio.server(options=[*OPTIONS, ("grpc.max_receive_message_length", max_message)])
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        self._health = _Health()
         self._server.add_generic_rpc_handlers(
             (
                 handlers(pb.DESCRIPTOR.services_by_name["Images"], self._images),
@@ -98,6 +98,23 @@ class GrpcDoor:
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):
             await self._health.set(name, status)
+
+
+class _Health(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAccessIssue]
+    """Health with `List`, which grpcio-health-checking has as a stub only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listed: dict[str, health_pb2.HealthCheckResponse] = {}
+
+    async def set(self, service: str, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        self._listed[service] = health_pb2.HealthCheckResponse(status=status)
+        await super().set(service, status)
+
+    async def List(  # noqa: N802
+        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext
+    ) -> health_pb2.HealthListResponse:
+        return health_pb2.HealthListResponse(statuses=self._listed)
 
 
 class ImagesServicer:

@@ -43,7 +43,7 @@ def handlers(service: Any, servicer: object, name: str = "") -> grpc.GenericRpcH
     by_method = {}
     for method in service.methods:
         behaviour = getattr(servicer, method.name, None)
-        if behaviour is None:
+        if behaviour is None or behaviour.__module__.endswith("_pb2_grpc"):  # generated: raises NotImplementedError
             continue
         kind = (
             ("stream" if method.client_streaming else "unary")

@@ -10,9 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from engines import choice as choosing
 from engines.cpu.openvino import OpenVinoBackend
@@ -261,6 +262,52 @@ def test_reflection_lists_the_services(version: str, server: Server) -> None:
     told = descriptor_pb2.FileDescriptorProto.FromString(described)
     assert told.package == f"grpc.reflection.{version}" and told.service[0].name == "ServerReflection"
     assert f".grpc.reflection.{version}.ServerReflectionRequest" == told.service[0].method[0].input_type
+
+
+def test_whatever_reflection_offers_is_there_and_is_no_unexpected_error(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Called without a word in its message: answered, or refused in words, and nothing of it is a traceback."""
+    with grpc.insecure_channel(address(server)) as channel:
+        offered = ProtoReflectionDescriptorDatabase(channel)
+        pool = descriptor_pool.DescriptorPool(offered)
+        services = [pool.FindServiceByName(name) for name in offered.get_services()]
+        methods = [method for service in services for method in service.methods if not method.client_streaming]
+        assert {"GenerateBlocking", "ListModels", "Check", "List", "Watch"} <= {method.name for method in methods}
+        codes = {}
+        for method in methods:
+            kind = channel.unary_stream if method.server_streaming else channel.unary_unary
+            call = kind(f"/{method.containing_service.full_name}/{method.name}")
+            try:
+                answer = call(b"", timeout=PATIENCE)
+                codes[method.name] = grpc.StatusCode.OK
+                if method.server_streaming:
+                    next(answer)
+                    answer.cancel()
+            except grpc.RpcError as error:
+                codes[method.name] = error.code()
+    assert not {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN} & {*codes.values()}, codes
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_health_lists_its_services(server: Server) -> None:
+    with grpc.insecure_channel(address(server)) as channel:
+        listed = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest(), timeout=PATIENCE)
+    assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(("", SERVICE), 1), "SERVING"
+
+
+@pytest.mark.parametrize(("name", "what"), [("max_steps", "steps"), ("max_guidance", "guidance")])
+def test_a_limit_below_the_models_own_default_is_refused_at_start(name: str, what: str, model: Model) -> None:
+    default = getattr(model.spec.defaults, what)
+
+    async def life() -> None:
+        async with opened(model, **{name: default}) as server:
+            await server.load(lambda _: model)
+        async with opened(model, **{name: default - 1}) as server:
+            with pytest.raises(SettingsError, match=f"^{name} is {default - 1:g}, and .* takes {default:g} where"):
+                await server.load(lambda _: model)
+
+    asyncio.run(life())
 
 
 def test_models_tells_what_absent_fields_mean(server: Server, model: Model, sizes) -> None:

@@ -92,12 +92,16 @@ class Server:
         await self._door.not_serving()
 
     async def close(self, grace: float) -> None:
-        """Take no new requests; those that run have `grace` seconds, then they are cancelled."""
+        """Take no new requests; those that run have `grace` seconds, then each is told that the server stops."""
         self.service.draining = True
         await self._door.not_serving()
-        await self._door.close(grace)
-        if self.service.device is not None:
-            await asyncio.to_thread(self.service.device.stop)
+        await self._door.drain(grace)
+        device = self.service.device
+        if device is not None:
+            device.dismiss(f"the server stops, and its grace of {grace:g} s was over before the request was done")
+        await (self._door.close() if grace else self._door.close(0))
+        if device is not None:
+            await asyncio.to_thread(device.stop)
         if self._watching is not None:
             self._watching.cancel()
         await asyncio.to_thread(self.metrics.close)

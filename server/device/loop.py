@@ -155,6 +155,18 @@ class Device:
                 self._thread.join()
             self._delivery.close()
 
+    def dismiss(self, why: str) -> None:
+        """End every job that is still here, saying `why`: at once, though the thread may be within a long step.
+
+        The thread ends after that step. Called by any other thread.
+        """
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+            remaining = list(self._jobs)
+        for job in remaining:
+            self._delivery.end(job, NotServing(why))
+
     def give_up(self, why: str) -> None:
         """Give up a thread that does not come back: its jobs fail, nobody waits for it. Called by any other thread."""
         log.critical("the device is stuck: %s", why)

@@ -49,7 +49,7 @@ OPTIONS = [
 ]
 
 _CLOCKS = 0.1  # seconds: a client whose deadline passes cancels, and its clock may be a little ahead
-_FAREWELL = 0.5  # seconds for what is still on the wire when no request is under way any more
+_FAREWELL = 0.5  # seconds for what is still on the wire
 
 
 class GrpcDoor:
@@ -85,15 +85,19 @@ class GrpcDoor:
     async def not_serving(self) -> None:
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
 
-    async def close(self, grace: float) -> None:
-        """Close the door: requests that run have `grace` seconds, then they are cancelled. Health answers until
-        they are done.
+    async def drain(self, grace: float) -> None:
+        """Give requests that run `grace` seconds. Health answers meanwhile.
 
         gRPC's own grace waits for everybody, and who watches health stays for ever.
         """
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._images.idle.wait(), grace)
-        await self._server.stop(min(grace, _FAREWELL))
+
+    async def close(self, farewell: float = _FAREWELL) -> None:
+        """Close the door. Whoever is still there has `farewell` seconds to hear why, then gRPC cancels the call."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._images.idle.wait(), farewell)
+        await self._server.stop(farewell)
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):

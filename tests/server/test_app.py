@@ -161,19 +161,22 @@ def test_draining_ends_what_runs_and_refuses_what_comes(wired: Model, held: Held
     in_time(life())
 
 
-def test_after_the_grace_what_runs_is_cancelled(wired: Model, held: Held) -> None:
+def test_after_the_grace_whoever_runs_or_waits_is_told_though_the_device_is_in_a_step(wired: Model, held: Held) -> None:
     async def life() -> None:
         async with opened(wired) as server, AsyncClient(address(server)) as client:
             await server.load(lambda _: wired)
             held.hold()
-            events = client.stream("a red apple", steps=100)
-            assert isinstance(await anext(events), Queued)
+            calls = [client.stream("a red apple", steps=100, images=2) for _ in range(8)]
+            for events in calls:
+                assert isinstance(await anext(events), Queued)
             await asyncio.to_thread(held.begun)
             closing = asyncio.create_task(server.close(0.01))
-            with pytest.raises(ServerError) as cancelled:
-                async for _ in events:
-                    pass
-            assert cancelled.value.code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+            for events in calls:
+                with pytest.raises(ServerError) as ended:
+                    async for _ in events:
+                        pass
+                assert ended.value.code == grpc.StatusCode.UNAVAILABLE
+                assert "the server stops, and its grace of 0.01 s was over before" in str(ended.value)
             held.release()
             await closing
             device = server.service.device

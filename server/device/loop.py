@@ -66,8 +66,8 @@ class Device:
         self._over = threading.Event()  # the thread has done its last, or is lost
         self._cause: Exception | None = None
         self.preview = Preview(model.backend)
-        self._delivery = Delivery(workers, self.preview, metrics, self._jobs.forget)
-        self._decoding = Decoding(model.backend, self._delivery, metrics)
+        self._delivery = Delivery(workers, self.preview, self._pace, metrics, self._jobs.forget)
+        self._decoding = Decoding(model.backend, self._delivery, self._pace, metrics)
         self._turn = Turn(
             model,
             jobs=self._jobs,

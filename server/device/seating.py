@@ -17,12 +17,12 @@ class Seating:
         self._spec = model.spec
         self._contexts = Contexts(model.backend)
 
-    def sit(self, stepper: Stepper, seat: int, picture: Picture) -> bool:
-        """Fill a seat; returns whether a prompt had to be encoded. Errors: those of Backend.encode and Stepper.sit."""
+    def sit(self, stepper: Stepper, seat: int, picture: Picture) -> int:
+        """Fill a seat; returns how many chunks had to be encoded. Errors: those of Backend.encode and Stepper.sit."""
         wish = picture.job.wish
         context, encoded = self._contexts.of(wish.prompt)
         negative, more = (None, 0) if wish.negative is None else self._contexts.of(wish.negative)
         shape = self._spec.latent_shape(*wish.size)
         noise = standard_normal(wish.picture_seed(picture.index), shape, draws=1 + wish.table.draws)
         stepper.sit(seat, Sitting(wish.table, noise, context, negative, wish.guidance))
-        return encoded + more > 0
+        return encoded + more

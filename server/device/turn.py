@@ -122,12 +122,12 @@ class Turn:
         stepper.step(seats, predict=previewed)
         took = time.monotonic() - start
         lane.spent += took
-        self._pace.stepped(key, rows, took)
         self._metrics.step_seconds.observe(took)
         self._metrics.steps_total.inc()
         self.pulse += 1
         for seat, picture in tenants.items():
             self._after_step(key, seat, picture, len(seats), preview=seat in previewed)
+        self._pace.stepped(key, rows, time.monotonic() - start)  # what the clients are told is part of it
 
     def decode(self) -> None:
         """Begin to decode one finished picture, if its client is still there, and deliver those that are decoded."""
@@ -140,16 +140,20 @@ class Turn:
         self.pulse += self._decoding.deliver()
 
     def _sit(self, lane: LaneKey, seat: int, picture: Picture) -> bool:
-        """Fill a seat (see Seating.sit) and post to the client that its picture has started."""
-        job = picture.job
-        picture.seated_at = start = time.monotonic()
+        """Fill a seat and post to the client that its picture has started; returns whether a prompt was encoded."""
+        job, timings = picture.job, picture.job.timings
+        start = time.monotonic()
+        first, timings.seated = not timings.seated, timings.seated or start
         encoded = self._seating.sit(self._lanes[lane], seat, picture)
-        job.timings.queue_ms = max(job.timings.queue_ms, 1e3 * (start - job.arrived))
-        job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
+        now = time.monotonic()
+        if encoded:
+            self._pace.encoded(encoded, now - start)
+        if first:
+            timings.encoded = now if encoded else start
         self._metrics.queue_seconds.observe(start - job.arrived)
         job.mailbox.post(Started(picture.index))
         self.pulse += 1
-        return encoded
+        return encoded > 0
 
     def _after_step(self, lane: LaneKey, seat: int, picture: Picture, live: int, *, preview: bool) -> None:
         job, wish, stepper = picture.job, picture.job.wish, self._lanes[lane]
@@ -164,7 +168,7 @@ class Turn:
             latents = stepper.pending_latents(seat)
             stepper.leave(seat)
             self._jobs.free(lane, seat)
-            job.timings.denoise_ms += 1e3 * (time.monotonic() - picture.seated_at)
+            job.timings.evaluated = time.monotonic()
             self._decoding.add(picture, latents)
 
     @contextlib.contextmanager

@@ -191,7 +191,7 @@ class _Call:
     def submit(self, request: ImageRequest) -> Accepted:
         """Submit the call's request. Errors: those of Service.submit."""
         try:
-            accepted = self._service.submit(request, self.id, self._context.time_remaining())
+            accepted = self._service.submit(request, self.id, self._context.time_remaining(), self._started)
         except UnknownFormat:  # here a format is a number
             raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}") from None
         self._job = accepted.job

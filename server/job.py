@@ -21,6 +21,8 @@ class Job:
     mailbox: Mailbox
     arrived: float  # monotonic seconds
     deadline: float | None = None  # monotonic seconds
+    unencoded: int = 0  # chunks of its prompts that nobody remembered when it came
+    expected: float | None = None  # seconds from its arrival to its end, as forecast when it was admitted
     cancelled: bool = False
     wake: Callable[[], object] = field(default=lambda: None, repr=False)  # wakes the device thread: see cancel
     left: int = field(init=False)  # pictures neither delivered nor failed

@@ -58,10 +58,6 @@ class Pace:
         """Note how long after the device was free again a picture's file was there."""
         self._file[size, format].add(seconds)
 
-    @property
-    def row_seconds(self) -> dict[LaneKey, float]:
-        return {lane: rows.value for lane, rows in self._rows.items()}
-
     def row(self, lane: LaneKey) -> float:
         """Return the seconds a row of one evaluation."""
         return self._rows[lane].value

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 
 from engines.backend import Backend, Pending
 from pipeline.arrays import F32, Pixels
 from server.batching.pace import Pace
 from server.device.delivery import Delivery
 from server.errors import PictureFailed
-from server.job import Picture
+from server.job import Job, Picture
 from server.metrics import Metrics
 
 _AT_ONCE = 2  # the second's kernels follow the first's without a gap, and a third may still be cancelled
@@ -44,6 +45,11 @@ class Decoding:
     def next(self) -> tuple[Picture, Pending[F32]]:
         """Take the first picture that waits; `may_begin` says that one does."""
         return self._waiting.popleft()
+
+    def leave(self, jobs: Iterable[Job]) -> None:
+        """Give up the pictures of these jobs that wait."""
+        gone = set(jobs)
+        self._waiting = deque(entry for entry in self._waiting if entry[0].job not in gone)
 
     def begin(self, picture: Picture, latents: Pending[F32]) -> None:
         """Begin to decode a picture. Errors: those of Backend.picture."""

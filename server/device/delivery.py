@@ -60,6 +60,7 @@ class Delivery:
             elif not job.over:
                 job.mailbox.post(outcome)
                 self._metrics.images_total.inc()
+                self._metrics.seat_steps_delivered_total.inc(picture.reached)
         if last:
             self.end(job, PictureFailed("; ".join(map(str, job.failures))) if job.failures else None)
 

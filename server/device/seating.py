@@ -8,6 +8,7 @@ from engines.seat import Sitting
 from pipeline.noise import standard_normal
 from server.device.contexts import Contexts
 from server.job import Picture
+from server.wish import Wish
 
 
 class Seating:
@@ -16,6 +17,10 @@ class Seating:
     def __init__(self, model: Model) -> None:
         self._spec = model.spec
         self._contexts = Contexts(model.backend)
+
+    def unencoded(self, wish: Wish) -> int:
+        """Count the chunks of a wish's prompts that would have to be encoded now. Called by any thread."""
+        return sum(self._contexts.missing(prompt) for prompt in (wish.prompt, wish.negative) if prompt is not None)
 
     def sit(self, stepper: Stepper, seat: int, picture: Picture) -> int:
         """Fill a seat; returns how many chunks had to be encoded. Errors: those of Backend.encode and Stepper.sit."""

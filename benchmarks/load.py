@@ -1,9 +1,10 @@
 """A server under more than it can do: `python -m benchmarks.load [--base CLONE]` (make load).
 
 A process of its own serves the embedded model. First a closed loop of 16 requests in flight is its peak. Then, 3 and 10
-times that: open-loop Poisson arrivals of 12-step requests, every prompt another one, each with a deadline of twice what its
-steps take in full seats (2 s where nothing else runs on the two cores that this was written on). Before each a control run: the closed loop again, beside the same surplus as requests that are invalid, so that what the
-load generator and refusing as such cost these two cores is in both. With --base another clone is measured in turn.
+times that: open-loop Poisson arrivals of 12-step requests, every prompt another one, each with a deadline of twice what
+its steps take in full seats (2 s where nothing else runs on the two cores that this was written on). Before each a
+control run: the closed loop again, beside the same surplus as requests that are invalid, so that what the load
+generator and refusing as such cost these two cores is in both. With --base another clone is measured in turn.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from latentd.v1.images_pb2_grpc import ImagesStub
 
 STEPS = 12
 DEADLINE = 2 * STEPS  # full steps
-FILLING = 2.0  # seconds in which seats and queue fill
 IN_LOOP = 2 * IN_FLIGHT  # as many wait as sit: no seat is ever empty
 FACTORS = (3, 10)
 Figures = dict[tuple[str, str, str], list[float]]  # of each turn, by what, shape and unit
@@ -93,9 +93,9 @@ class Load:
         return list(await asyncio.gather(*tasks))
 
 
-def rate_of(outcomes: list[Outcome], begun: float, seconds: float) -> float:
-    """Pictures a second, once seats and queue are full."""
-    first, last = begun + FILLING, begun + seconds
+def rate_of(outcomes: list[Outcome], begun: float, seconds: float, filling: float) -> float:
+    """Pictures a second, once seats and queue have been `filling` for so many seconds."""
+    first, last = begun + filling, begun + seconds
     return sum(1 for one in outcomes if one.delivered and first < one.ended <= last) / (last - first)
 
 
@@ -137,12 +137,12 @@ async def measure(whose: str, address: str, metrics: str, seconds: float, figure
         begun = time.monotonic()
         with measured(metrics) as grew:
             outcomes = await load.loop(seconds)
-        peak = rate_of(outcomes, begun, seconds)
         step = grew["step_seconds_sum"] / grew["steps_total"]
+        deadline = DEADLINE * step
+        peak = rate_of(outcomes, begun, seconds, deadline)
         shape = f"closed loop, {IN_LOOP} in flight, {STEPS} steps"
         note("peak", shape, "1/s", peak)
         note("full step", shape, "ms", 1e3 * step)
-        deadline = DEADLINE * step
         note("deadline", shape, "s", deadline)
         for factor in FACTORS:
             shape = f"{factor} x peak, {STEPS} steps, deadline {DEADLINE} full steps, {seconds:g} s"
@@ -150,12 +150,12 @@ async def measure(whose: str, address: str, metrics: str, seconds: float, figure
             controlled, _ = await asyncio.gather(
                 load.loop(seconds), load.arrivals((factor - 1) * peak, seconds, lambda: load.one(steps=1001))
             )
-            control = rate_of(controlled, begun, seconds)
+            control = rate_of(controlled, begun, seconds, deadline)
             begun = time.monotonic()
             with measured(metrics) as grew:
                 outcomes = await load.arrivals(factor * peak, seconds, lambda: load.one(timeout=deadline))
                 await asyncio.sleep(0.5)  # the last ones leave their seats
-            goodput = rate_of(outcomes, begun, seconds)
+            goodput = rate_of(outcomes, begun, seconds, deadline)
             admitted = [one for one in outcomes if one.admitted]
             refused = [one.ended - one.sent for one in outcomes if not one.admitted]
             seen = sum(one.steps for one in admitted)

@@ -40,7 +40,7 @@ class Timings:
     The last three are of the picture that was finished last: for it everybody waited.
     """
 
-    arrived: float
+    arrived: float = 0.0
     seated: float = 0.0  # its first picture got a seat
     encoded: float = 0.0  # that picture's prompts were there
     evaluated: float = 0.0  # the last evaluation of all its pictures was over

@@ -51,7 +51,10 @@ class Service:
     def submit(
         self, request: ImageRequest, request_id: str, seconds_left: float | None, arrived: float | None = None
     ) -> Accepted:
-        """Check, admit and queue. `arrived`: when the door heard of it, if that was before. Errors: any LatentdError."""
+        """Check, admit and queue. `arrived`: when the door heard of it, monotonic seconds; None: just now.
+
+        Errors: any LatentdError, each with its code.
+        """
         now = time.monotonic()
         device = self.ready()
         if request.model not in (None, self.model_id):

@@ -1,4 +1,4 @@
-"""The margin by which forecasts are multiplied, learned from how wrong they were. No clock: times come in as numbers."""
+"""The margin by which forecasts are multiplied, learned from how wrong they were. No clock: times are arguments."""
 
 from __future__ import annotations
 

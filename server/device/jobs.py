@@ -70,7 +70,7 @@ class Jobs:
             if now < self._look_at:
                 return None
             seen = outlook(self.batcher, self._pace, now)
-            # Half of what the tightest one has to spare: it may lose that and a little more by then, if steps slow down.
+            # Looked at again when half of what the tightest one has to spare is over: steps may slow down.
             self._look_at = now + seen.spare / 2
             if (job := seen.hopeless) is None:
                 return None

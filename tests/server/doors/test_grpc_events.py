@@ -48,7 +48,7 @@ def test_events_come_in_order(server: Server) -> None:
 def test_the_timings_add_up_to_what_the_server_itself_measured(
     server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is asked for; only sending the last message is in no part, and that is short unless the machine stops."""
+    """Whatever is asked for. Only the sending of the last message is in no part: it is short, unless we are stopped."""
     calls: list[tuple[Job, float, float]] = []
     ended = server.service.ended
 

@@ -55,6 +55,15 @@ def server(
 
     `folder` is the clone that serves, `words` what begins its command there.
     """
+    with server_process(model, environment, folder, words) as (line, seconds, pid):
+        yield re.findall(r"gRPC (\S+),", line)[0], seconds, pid
+
+
+@contextlib.contextmanager
+def server_process(
+    model: Path, environment: dict[str, str] | None = None, folder: Path = ROOT, words: tuple[str, ...] = WORDS
+) -> Iterator[tuple[str, float, int]]:
+    """Start a server as `server` does; give the whole line that it prints, which has the address of its metrics too."""
     start = time.monotonic()
     command = [sys.executable, "-m", *words, "--model", str(model), "--grpc-port", "0", "--metrics-port", "0"]
     command += ["--seats", str(IN_FLIGHT)]
@@ -63,10 +72,10 @@ def server(
     ) as process:
         try:
             assert process.stdout
-            match = re.search(r"gRPC (\S+),", process.stdout.readline())  # printed once health says SERVING
-            if not match:
+            line = process.stdout.readline()  # printed once health says SERVING
+            if " gRPC " not in line:
                 raise SystemExit(f"the server did not start: {' '.join(command)}")
-            yield match[1], time.monotonic() - start, process.pid
+            yield line, time.monotonic() - start, process.pid
         finally:
             process.terminate()
             process.wait()

@@ -70,8 +70,9 @@ async def _draw(address: str) -> None:
         t = picture.timings
         assert t is not None
         print(
-            f"  {_shown(path)}: queue {t.queue_ms:.0f}, encode {t.encode_ms:.0f}, "
-            f"denoise {t.denoise_ms:.0f}, decode {t.decode_ms:.0f} ms, {t.seats_shared:.1f} seats shared"
+            f"  {_shown(path)}: queue {t.queue_ms:.0f}, encode {t.encode_ms:.0f}, denoise {t.denoise_ms:.0f} "
+            f"({t.seats_shared:.1f} seats shared), decode wait {t.decode_wait_ms:.0f}, decode {t.decode_ms:.0f}, "
+            f"file {t.file_ms:.0f}, delivery {t.delivery_ms:.0f} ms"
         )
     print(f"{len(pictures)} pictures in {took:.2f} s, {len(pictures) / took:.1f} a second")
     print(f"contact sheet: {_shown(_sheet([picture.image for picture in pictures]))}")

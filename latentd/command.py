@@ -159,12 +159,19 @@ def _about(picture: Picture, queued: Queued | None) -> str:
 
 
 def _took(took: Timings | None) -> str:
-    """Say where a request's time went, to be appended: of several pictures the longest queue, the sums of the rest."""
+    """Say where a request's time went, to be appended: parts that add up, and how many shared the steps."""
     if took is None:
         return ""
-    parts = {"queue": took.queue_ms, "encode": took.encode_ms, "denoise": took.denoise_ms, "decode": took.decode_ms}
-    words = [f"{name} {ms:.0f} ms" for name, ms in parts.items()]
-    return "".join(f", {word}" for word in (*words, f"{took.seats_shared:.1f} seats shared"))
+    parts = {
+        "queue": f"{took.queue_ms:.0f} ms",
+        "encode": f"{took.encode_ms:.0f} ms",
+        "denoise": f"{took.denoise_ms:.0f} ms ({took.seats_shared:.1f} seats shared)",
+        "decode wait": f"{took.decode_wait_ms:.0f} ms",
+        "decode": f"{took.decode_ms:.0f} ms",
+        "file": f"{took.file_ms:.0f} ms",
+        "delivery": f"{took.delivery_ms:.0f} ms",
+    }
+    return "".join(f", {name} {words}" for name, words in parts.items())
 
 
 def _failed(error: ServerError, request_id: str = "") -> str:

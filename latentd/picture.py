@@ -20,15 +20,21 @@ SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 @dataclass(frozen=True)
 class Timings:
-    """Counts the milliseconds of one request; of several pictures the longest queue, the sum of the rest."""
+    """Counts the milliseconds of one request, whatever its number of pictures.
+
+    Those that end in _ms add up to its time in the server; `denoise_ms` was shared with those in `seats_shared`.
+    """
 
     queue_ms: float
     encode_ms: float  # 0 when prompt and negative prompt were remembered
-    denoise_ms: float
-    decode_ms: float
+    denoise_ms: float  # from its first seat to the last step of all its pictures
+    decode_ms: float  # latents to pixels, of the picture that was finished last
     seats_shared: float  # mean number of live seats over the request's steps
     steps: int
     evaluations: int  # of the UNet, per picture
+    decode_wait_ms: float = 0.0  # for the decoder, behind other pictures; before decode_ms
+    file_ms: float = 0.0  # pixels to picture file
+    delivery_ms: float = 0.0  # from the file to the end of the request
 
     @classmethod
     def of(cls, sent: pb.Timings) -> Timings:
@@ -40,6 +46,9 @@ class Timings:
             seats_shared=sent.seats_shared,
             steps=sent.steps,
             evaluations=sent.evaluations,
+            decode_wait_ms=sent.decode_wait_ms,
+            file_ms=sent.file_ms,
+            delivery_ms=sent.delivery_ms,
         )
 
 

@@ -35,17 +35,41 @@ class Image:
 
 @dataclass
 class Timings:
-    """Says where a job's time went, in milliseconds: of several pictures the longest queue, the sum of the rest."""
+    """Holds when a job came from one part of its way to the next, in monotonic seconds; 0 is not yet.
 
-    queue_ms: float = 0.0
-    encode_ms: float = 0.0
-    denoise_ms: float = 0.0
-    decode_ms: float = 0.0
-    seats: list[int] = field(default_factory=list)  # live seats at each of the job's evaluations
+    The last three are of the picture that was finished last: for it everybody waited.
+    """
+
+    arrived: float = 0.0
+    seated: float = 0.0  # its first picture got a seat
+    encoded: float = 0.0  # that picture's prompts were there
+    evaluated: float = 0.0  # the last evaluation of all its pictures was over
+    decoding: float = 0.0  # the picture's turn at the decoder came
+    decoded: float = 0.0
+    written: float = 0.0  # the picture's file was there
+    delivered: float = 0.0  # the door had its end
+    seats: list[int] = field(default_factory=list)  # live seats at each evaluation of each picture
+
+    def parts(self, now: float) -> dict[str, float]:
+        """Return the milliseconds of each part, in their order. They add up to the time from arrival to delivery.
+
+        A job that did not come that far has had its last part until `now`. A picture may be decoded before another's
+        last evaluation: a part begins where the one before it ended, or has no time.
+        """
+        ends = (self.seated, self.encoded, self.evaluated, self.decoding, self.decoded, self.written, self.delivered)
+        parts, begun = {}, self.arrived
+        for name, end in zip(PARTS, ends, strict=True):
+            end = max(begun, end or (self.delivered or now))
+            parts[name] = 1e3 * (end - begun)
+            begun = end
+        return parts
 
     @property
     def seats_shared(self) -> float:
         return sum(self.seats) / len(self.seats) if self.seats else 0.0
+
+
+PARTS = ("queue", "encode", "denoise", "decode_wait", "decode", "file", "delivery")  # of a job's time
 
 
 @dataclass(frozen=True)

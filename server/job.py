@@ -21,18 +21,21 @@ class Job:
     mailbox: Mailbox
     arrived: float  # monotonic seconds
     deadline: float | None = None  # monotonic seconds
+    unencoded: int = 0  # chunks of its prompts that nobody remembered when it came
+    expected: float | None = None  # seconds from its arrival to its end, as forecast when it was admitted
     cancelled: bool = False
     wake: Callable[[], object] = field(default=lambda: None, repr=False)  # wakes the device thread: see cancel
     left: int = field(init=False)  # pictures neither delivered nor failed
-    timings: Timings = field(default_factory=Timings)
+    timings: Timings = field(init=False)
     failures: list[PictureFailed] = field(default_factory=list)
     previewed: bool = False
     over: bool = False  # Done or Failed has been posted; nobody reads what comes after it
-    # Guards what the device thread and the pool's threads both write: the ends of pictures, previews, decode_ms.
+    # Guards what the device thread and the pool's threads both write: the ends of pictures, previews, timings.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.left = self.wish.images
+        self.timings = Timings(self.arrived)
 
     def cancel(self) -> None:
         """Cancel the job: it leaves after the step that is under way, at once where none is."""
@@ -50,7 +53,10 @@ class Picture:
     job: Job
     index: int
     reached: int = 0  # evaluations done
-    seated_at: float = 0.0
+    # Monotonic seconds: when its decoding began, when the device could do something else again, when it was decoded.
+    decoding: float = 0.0
+    released: float = 0.0
+    decoded: float = 0.0
     previews_under_way: int = 0
     previewed: int = 0  # the step of the last preview that was posted
     settled: bool = False  # delivered or failed

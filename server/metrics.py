@@ -39,10 +39,19 @@ class Metrics:
         )
         self.step_seconds = self._make(Histogram, "step_seconds", "One evaluation of a lane", buckets=_STEP_SECONDS)
         self.steps_total = self._make(Counter, "steps_total", "Evaluations of a lane")
+        self.seat_steps_total = self._make(Counter, "seat_steps_total", "Evaluations of pictures")
+        self.seat_steps_delivered_total = self._make(
+            Counter, "seat_steps_delivered_total", "Those of pictures that were delivered"
+        )
         self.images_total = self._make(Counter, "images_total", "Pictures delivered")
         self.nan_images_total = self._make(Counter, "nan_images_total", "Pictures that came out as NaN")
         self._cancelled = self._make(Counter, "cancelled_total", "Jobs cancelled or expired", "where")
         self.queue_depth = self._make(Gauge, "queue_depth", "Pictures that wait for a seat")
+        self._given_up = self._make(
+            Counter, "given_up_total", "Jobs that could not meet their deadlines any more", "where"
+        )
+        self.forecast_margin = self._make(Gauge, "forecast_margin", "What forecasts are multiplied by")
+        self.decode_backlog = self._make(Gauge, "decode_backlog", "Finished pictures that wait for the decoder")
         self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")
         self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows there are")
         self._engine_info = self._make(Gauge, "engine_info", "Always 1", "backend", "precision", "weights")
@@ -56,6 +65,9 @@ class Metrics:
 
     def cancelled(self, where: str) -> None:
         self._cancelled.labels(self._model, where).inc()
+
+    def given_up(self, where: str) -> None:
+        self._given_up.labels(self._model, where).inc()
 
     def engine(self, model: Model) -> None:
         self._engine_info.labels(self._model, model.backend.name, model.backend.precision, model.digest[:12]).set(1)

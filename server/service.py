@@ -48,15 +48,20 @@ class Service:
             raise NotServing("this server is draining; ask another one")
         return self.device
 
-    def submit(self, request: ImageRequest, request_id: str, seconds_left: float | None) -> Accepted:
-        """Check, admit and queue. Errors: any LatentdError, each with its code."""
-        arrived = time.monotonic()
+    def submit(
+        self, request: ImageRequest, request_id: str, seconds_left: float | None, arrived: float | None = None
+    ) -> Accepted:
+        """Check, admit and queue. `arrived`: when the door heard of it, monotonic seconds; None: just now.
+
+        Errors: any LatentdError, each with its code.
+        """
+        now = time.monotonic()
         device = self.ready()
         if request.model not in (None, self.model_id):
             raise UnknownModel(f"model is {request.model[:64]!r}; this server has {self.model_id}")
         wish = Wish.of(request, device.model, device.sizes, self.limits)
-        deadline = None if seconds_left is None else arrived + seconds_left
-        job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived, deadline)
+        deadline = None if seconds_left is None else now + seconds_left
+        job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived or now, deadline)
         return Accepted(job, device.submit(job))
 
     async def previews(self) -> None:
@@ -82,6 +87,8 @@ class Service:
                 for event in await job.mailbox.take():
                     if isinstance(event, Failed):
                         raise event.error
+                    if isinstance(event, Done):
+                        event.timings.delivered = time.monotonic()
                     yield event
                     if is_last(event):
                         return
@@ -90,7 +97,8 @@ class Service:
 
     def ended(self, door: str, code: str, job: Job | None, request_id: str, started: float, reason: str = "") -> None:
         """Count and log a request's end; one line each, and never its prompt."""
-        took = time.monotonic() - started
+        now = time.monotonic()
+        took = now - started
         self.metrics.request(door, code)
         self.metrics.request_seconds.observe(took)
         details = ""
@@ -99,7 +107,7 @@ class Service:
             details = (
                 f" size={wish.size[0]}x{wish.size[1]} images={wish.images} steps={wish.steps}"
                 f" guidance={wish.guidance:g} sampler={wish.sampler} seed={wish.seed}"
-                f" queue_ms={timings.queue_ms:.0f} denoise_ms={timings.denoise_ms:.0f}"
+                f" {' '.join(f'{part}_ms={ms:.0f}' for part, ms in timings.parts(now).items())}"
                 f" seats_shared={timings.seats_shared:.1f}"
             )
         level = logging.INFO if code in ("OK", "CANCELLED") else logging.WARNING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from engines.model import Model
@@ -60,7 +61,7 @@ class Wish:
     prompt: Prompt
     negative: Prompt | None  # as many chunks as the prompt; None: unguided
 
-    @property
+    @cached_property
     def lane(self) -> LaneKey:
         width, height = self.size
         return LaneKey(width, height, self.prompt.chunks)

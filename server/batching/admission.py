@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.batching.batcher import Batcher
-from server.batching.forecast import Making, forecast
+from server.batching.forecast import Forecast, alone, forecast
+from server.batching.pace import Pace
+from server.batching.play import Making
 from server.errors import Busy, NotMade, TooLate
-from server.wish import LaneKey, Wish, engine_of
+from server.job import Job
+from server.wish import engine_of
 
 
 @dataclass(frozen=True)
@@ -19,42 +22,56 @@ class Admission:
 
     def check(
         self,
-        wish: Wish,
+        job: Job,
         batcher: Batcher,
-        row_seconds: dict[LaneKey, float],
+        pace: Pace,
         now: float,
-        deadline: float | None,
+        margin: float = 1.0,
         making: Making | None = None,
-    ) -> None:
-        """Refuse a request that the queue has no place for, or that cannot meet its deadline.
+    ) -> Forecast:
+        """Refuse a request that the queue has no place for, that cannot meet its deadline, or that breaks another's.
 
-        Errors: Busy (with when to ask again), NotMade or TooLate; nothing is raised when the job may join.
-        A lane that is being made is no queue: it counts against the deadline alone.
+        Forecasts are multiplied by `margin`. Errors: Busy (with when to ask again), NotMade or TooLate; where the job
+        may join its forecast is returned. A lane that is being made is no queue: it counts against the deadline alone.
         """
-        if deadline is not None and deadline <= now:
+        if job.deadline is not None and job.deadline <= now:
             raise TooLate("the deadline had passed when the request arrived")
-        waiting = len({picture.job for picture in batcher.waiting})
+        expected = forecast(batcher, job, pace, now, margin, making)
+        waiting = batcher.waiting_jobs
         if waiting >= self.queue_jobs:
-            soon = forecast(batcher, wish, row_seconds, making).wait / 2
-            raise Busy(f"{waiting} requests are waiting; at most {self.queue_jobs} may", max(1.0, soon))
-        expected = forecast(batcher, wish, row_seconds, making)
+            raise Busy(f"{waiting} requests are waiting; at most {self.queue_jobs} may", max(1.0, expected.wait / 2))
         if (queued := expected.wait - expected.lane_ready) > self.queue_seconds:
             raise Busy(
                 f"a seat would be free in about {expected.wait:.0f} s; at most {self.queue_seconds:g} s are waited",
                 queued - self.queue_seconds,
             )
-        if deadline is not None and now + expected.finish > deadline:
-            alone = wish.table.evaluations * wish.rows * wish.images * row_seconds[wish.lane]
-            left = deadline - now
-            if alone > left:
-                raise TooLate(f"the request takes about {alone:.2f} s by itself; its deadline is in {left:.2f} s")
-            if expected.lane_ready + alone > left:
-                raise NotMade(
-                    f"{engine_of(wish.lane)} is being made, for about {expected.lane_ready:.0f} s more; the request's "
-                    f"deadline is in {left:.2f} s",
-                    expected.finish - left,
-                )
+        if job.deadline is not None:
+            self._meets(job, job.deadline - now, batcher, pace, expected, margin)
+        return expected
+
+    def _meets(self, job: Job, left: float, batcher: Batcher, pace: Pace, expected: Forecast, margin: float) -> None:
+        """Refuse a job that misses its deadline, `left` seconds from now, or makes others miss theirs."""
+        needs, finish = alone(job, pace), margin * expected.finish
+        engine = (
+            f"{engine_of(job.wish.lane)} is being made, for about {expected.lane_ready:.0f} s more; the request's "
+            f"deadline is in {left:.2f} s"
+        )
+        if batcher.empty:  # whatever the forecast says: only a try can show that it is wrong
+            if expected.lane_ready > left:
+                raise NotMade(engine, finish - left)
+            return
+        if finish > left:
+            if needs > left:
+                raise TooLate(f"the request takes about {needs:.2f} s by itself; its deadline is in {left:.2f} s")
+            if expected.lane_ready + needs > left:
+                raise NotMade(engine, finish - left)
             raise Busy(
-                f"the request would finish in about {expected.finish:.2f} s; its deadline is in {left:.2f} s",
-                expected.finish - left,
+                f"the request would finish in about {finish:.2f} s; its deadline is in {left:.2f} s", finish - left
+            )
+        if expected.breaks:
+            count = len(expected.breaks)
+            raise Busy(
+                f"{count} {'request that was' if count == 1 else 'requests that were'} admitted before would miss "
+                f"{'its deadline' if count == 1 else 'their deadlines'}",
+                max(expected.breaks),
             )

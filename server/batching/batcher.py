@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from server.job import Job, Picture
 from server.wish import LaneKey
@@ -31,16 +31,17 @@ class Batcher:
     """
 
     def __init__(self, lanes: Iterable[LaneKey], seats: int) -> None:
-        self._seats = seats
+        self.seats = seats  # of a lane
         self.lanes = {key: Lane(seats, ready=True) for key in lanes}
         self._queue: list[tuple[int, int, Picture]] = []  # sorted: minus priority, arrival
         self._arrivals = itertools.count()
+        self.undecoded: list[Picture] = []  # finished, in the order in which they will be decoded
 
     def open(self, key: LaneKey) -> bool:
         """Add a lane with empty seats; False when there is one already."""
         new = key not in self.lanes
         if new:
-            self.lanes[key] = Lane(self._seats, ready=False)
+            self.lanes[key] = Lane(self.seats, ready=False)
         return new
 
     def add(self, job: Job) -> None:
@@ -57,10 +58,28 @@ class Batcher:
         return len(self._queue)
 
     @property
+    def waiting_jobs(self) -> int:
+        return len({picture.job for _, _, picture in self._queue})
+
+    @property
+    def seated(self) -> list[Picture]:
+        return [tenant for lane in self.lanes.values() for tenant in lane.tenants if tenant]
+
+    @property
+    def empty(self) -> bool:
+        """Return whether nobody sits, nobody waits, and nothing is to be decoded."""
+        return not (self._queue or self.undecoded or any(lane.live for lane in self.lanes.values()))
+
+    @property
+    def crowded(self) -> bool:
+        """Return whether as many pictures wait for the decoder as a lane has seats: nobody sits down before them."""
+        return len(self.undecoded) >= self.seats
+
+    @property
     def idle(self) -> bool:
-        """Return whether nobody sits, and nobody who waits could: their lanes are yet to be made."""
-        return not any(lane.live for lane in self.lanes.values()) and not any(
-            self.lanes[picture.job.wish.lane].ready for _, _, picture in self._queue
+        """Return whether nobody sits, and nobody who waits could: their lanes are yet to be made, or it is crowded."""
+        return not any(lane.live for lane in self.lanes.values()) and (
+            self.crowded or not any(self.lanes[picture.job.wish.lane].ready for _, _, picture in self._queue)
         )
 
     @property
@@ -83,8 +102,9 @@ class Batcher:
         return sum(1 for negated, _, _ in self._queue if -negated >= priority)
 
     def drop(self, gone: Iterable[Job]) -> list[tuple[LaneKey, int]]:
-        """Take these jobs out of the queue and out of their seats; returns the seats that they left."""
+        """Take these jobs out of the queue, their seats and the decoder's queue; returns the seats that they left."""
         jobs = set(gone)
+        self.undecoded = [picture for picture in self.undecoded if picture.job not in jobs]
         self._queue = [entry for entry in self._queue if entry[2].job not in jobs]
         left = []
         for key, lane in self.lanes.items():
@@ -95,15 +115,22 @@ class Batcher:
                     left.append((key, seat))
         return left
 
-    def seat_next(self) -> tuple[LaneKey, int, Picture] | None:
+    def seat_next(
+        self, endangers: Callable[[Picture], bool] = lambda picture: False
+    ) -> tuple[LaneKey, int, Picture] | None:
         """Give a free seat to the first in the queue whose lane is ready and has one; returns lane, seat and picture.
 
-        None where nobody can be seated.
+        None where nobody can be seated, or where that one `endangers` the deadline of somebody who sits: it waits then,
+        and so do those behind it, lest it starve.
         """
+        if self.crowded:
+            return None
         for place, (_, _, picture) in enumerate(self._queue):
             key = picture.job.wish.lane
             lane = self.lanes[key]
             if lane.ready and None in lane.tenants:
+                if endangers(picture):
+                    return None
                 seat = lane.tenants.index(None)
                 # Lanes take turns by the step time that they have had. One that was empty for a while has had little,
                 # and would now step alone until it caught up; so it starts level with the least of those that step.
@@ -116,6 +143,17 @@ class Batcher:
 
     def free(self, key: LaneKey, seat: int) -> None:
         self.lanes[key].tenants[seat] = None
+
+    def finish(self, key: LaneKey, seat: int) -> None:
+        """Empty a seat whose picture has had its last evaluation; the picture waits for the decoder from now on."""
+        if tenant := self.lanes[key].tenants[seat]:
+            self.undecoded.append(tenant)
+        self.free(key, seat)
+
+    def decoding(self, picture: Picture) -> None:
+        """Note that the decoding of a picture begins."""
+        if picture in self.undecoded:
+            self.undecoded.remove(picture)
 
     def next_lane(self) -> LaneKey | None:
         """Return the lane with live seats that has had the least step time; None where nobody sits."""

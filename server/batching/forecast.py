@@ -1,89 +1,102 @@
-"""The forecast of when a job would start and finish if it joined now: the queue, played forward.
-
-Every live row costs its lane's measured row time at each evaluation (on a CPU a row is a call), so a seat's work
-is evaluations x rows, and everybody who sits advances together. Nobody sits in a lane before it is made. While a lane
-is made the others' steps are slower; the forecast leaves that out, as nothing tells by how much.
-"""
+"""What the future of the seats and the queue (play.py) says about a job: when it would start and finish, who would be
+late for its sake, and who cannot make it any more."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from server.batching.batcher import Batcher
-from server.job import Picture
-from server.wish import LaneKey, Wish
-
-
-@dataclass(frozen=True)
-class Making:
-    """Says how long lanes that are not ready yet will take to make. One is made at a time."""
-
-    seconds: Mapping[LaneKey, float] = field(default_factory=dict)  # for each lane; one that is not listed counts as 0
-    under_way: LaneKey | None = None
-    done: float = 0.0  # seconds that the one under way has had
+from server.batching.pace import Pace
+from server.batching.play import Making, Play
+from server.job import Job, Picture
 
 
 @dataclass(frozen=True)
 class Forecast:
-    wait: float  # seconds until the first picture of the job has a seat: its own pictures are no queue
-    finish: float  # seconds until its last evaluation
-    lane_ready: float = 0.0  # seconds until its lane is ready: a part of the wait
+    """Says what becomes of a job that joins now; seconds from now."""
+
+    wait: float  # until its first picture has a seat: its own pictures are no queue
+    finish: float  # until its last picture's file
+    lane_ready: float  # until its lane is ready: a part of the wait
+    breaks: tuple[float, ...]  # until the ends of those jobs that would miss their deadlines for its sake
 
 
-def forecast(batcher: Batcher, wish: Wish, row_seconds: dict[LaneKey, float], making: Making | None = None) -> Forecast:
-    """Play the seats and the queue forward with `wish` at its place in the queue. Lanes share the device evenly."""
-    seats = {key: len(lane.tenants) for key, lane in batcher.lanes.items()}
-    # By lane, [evaluations left, rows, is it the joining job's] of the pictures that sit; below of those that wait, in
-    # their order.
-    live = {key: [_work(tenant) for tenant in lane.tenants if tenant] for key, lane in batcher.lanes.items()}
-    queue: dict[LaneKey, list[tuple[int, int, bool]]] = {key: [] for key in batcher.lanes}
-    joining = [(wish.lane, (wish.table.evaluations, wish.rows, True))] * wish.images
-    waiting = [(p.job.wish.priority, p.job.wish.lane, _work(p)) for p in batcher.waiting]
-    before = [(key, work) for priority, key, work in waiting if priority >= wish.priority]
-    after = [(key, work) for priority, key, work in waiting if priority < wish.priority]
-    for key, work in [*before, *joining, *after]:
-        queue[key].append(work)
+def forecast(
+    batcher: Batcher, job: Job, pace: Pace, now: float, margin: float = 1.0, making: Making | None = None
+) -> Forecast:
+    """Play forward with `job` at its place in the queue, while seats do not drain.
 
-    ready = _lanes_ready(batcher, (key for key, _ in [*before, *joining, *after]), making or Making())
-    now, wait = 0.0, math.inf
-    unfinished = wish.images
-    while unfinished:
-        for key, waiting_here in queue.items():
-            while waiting_here and ready[key] <= now and len(live[key]) < seats[key]:
-                work = waiting_here.pop(0)
-                live[key].append(work)
-                if work[2]:
-                    wait = min(wait, now)
-        coming = [ready[key] for key, waiting_here in queue.items() if waiting_here and ready[key] > now]
-        if not any(live.values()):
-            now = min(coming)
-            continue
-        # All lanes with live seats advance in turn until the first seat of any of them is done, or a lane is ready.
-        evaluations = min(left for here in live.values() for left, _, _ in here)
-        turn = sum(row_seconds[key] * rows for key, here in live.items() for _, rows, _ in here)
-        if coming and turn:
-            evaluations = min(evaluations, max(1, math.ceil((min(coming) - now) / turn)))
-        for key, here in live.items():
-            now += evaluations * row_seconds[key] * sum(rows for _, rows, _ in here)
-            unfinished -= sum(1 for left, _, joins in here if joins and left == evaluations)
-            live[key] = [(left - evaluations, rows, joins) for left, rows, joins in here if left > evaluations]
-    return Forecast(wait, now, ready[wish.lane])
-
-
-def _lanes_ready(batcher: Batcher, order: Iterable[LaneKey], making: Making) -> dict[LaneKey, float]:
-    """Forecast the seconds until each lane is ready, 0 for those that are.
-
-    They are made one after the other, in the order of the queue.
+    `now`: monotonic seconds. `margin`: by how much the others' ends may be later than they look.
     """
-    ready, at = dict.fromkeys(batcher.lanes, 0.0), 0.0
-    for key in dict.fromkeys([making.under_way, *order] if making.under_way else order):
-        if not batcher.lanes[key].ready:
-            at += max(0.0, making.seconds.get(key, 0.0) - (making.done if key == making.under_way else 0.0))
-            ready[key] = at
-    return ready
+    waiting, priority = batcher.waiting, job.wish.priority
+    joining = [Picture(job, index) for index in range(job.wish.images)]
+    before = [picture for picture in waiting if picture.job.wish.priority >= priority]
+    after = [picture for picture in waiting if picture.job.wish.priority < priority]
+    played = Play(batcher, pace, [*before, *joining, *after], making, newcomer=job, full=True).played
+
+    def late(ends: dict[Job, float]) -> set[Job]:
+        return {other for other, end in ends.items() if _misses(other, now + margin * end)} - {job}
+
+    if broken := late(played.finished):
+        broken -= late(Play(batcher, pace, waiting, making, full=True).played.finished)
+    breaks = tuple(sorted(played.finished[other] for other in broken))
+    return Forecast(played.seated[job], played.finished[job], played.ready[job.wish.lane], breaks)
 
 
-def _work(picture: Picture) -> tuple[int, int, bool]:
-    return picture.evaluations_left, picture.job.wish.rows, False
+def alone(job: Job, pace: Pace) -> float:
+    """Forecast the seconds that a job takes with nobody beside it, all its prompts remembered."""
+    wish = job.wish
+    steps = wish.table.evaluations * wish.rows * wish.images * pace.row(wish.lane)
+    return steps + wish.images * pace.decode(wish.size) + pace.file(wish.size, wish.format)
+
+
+def endangers(batcher: Batcher, picture: Picture, pace: Pace, now: float) -> bool:
+    """Return whether somebody who sits, and would meet a deadline, would miss it if `picture` sat down too."""
+    seated = {tenant.job for tenant in batcher.seated} - {picture.job}
+    if all(job.deadline is None for job in seated):
+        return False
+    beside = Play(batcher, pace, [picture]).played.finished
+    late = [job for job in seated if _misses(job, now + beside.get(job, 0.0))]
+    if not late:
+        return False
+    without = Play(batcher, pace, []).played.finished
+    return any(not _misses(job, now + without.get(job, 0.0)) for job in late)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Says who cannot meet a deadline any more, and else how much time the tightest one has to spare."""
+
+    hopeless: Job | None
+    left: float  # seconds that it needs at least
+    spare: float
+
+
+def outlook(batcher: Batcher, pace: Pace, now: float) -> Outlook:
+    """Hope for the best: nobody else comes or sits down, who sits leaves when done. Who is late even then is hopeless.
+
+    Who waits is hoped to be alone once it sits. One at a time is given up, for those that remain have more hope: of
+    those who sit the latest, then the first who waits. The last job that is here is never: nobody would have what it
+    leaves, and only a try can correct the pace.
+    """
+    waiting = batcher.waiting
+    sitting = {picture.job for picture in (*batcher.seated, *batcher.undecoded)}
+    jobs = dict.fromkeys((*sitting, *(picture.job for picture in waiting)))
+    if all(job.deadline is None for job in jobs):
+        return Outlook(None, 0.0, math.inf)
+    ends = Play(batcher, pace, []).played.finished
+    starts = Play(batcher, pace, waiting).played.seated
+    spare: dict[Job, float] = {}
+    for job in jobs:
+        if job.deadline is not None:
+            end = ends[job] if job in sitting else starts[job] + alone(job, pace)
+            spare[job] = job.deadline - now - end
+    late = [job for job, seconds in spare.items() if seconds < 0] if len(jobs) > 1 else []
+    hopeless = min((job for job in late if job in sitting), key=spare.__getitem__, default=late[0] if late else None)
+    left = 0.0 if hopeless is None or hopeless.deadline is None else hopeless.deadline - now - spare[hopeless]
+    return Outlook(hopeless, left, max(0.0, min(spare.values())))
+
+
+def _misses(job: Job, end: float) -> bool:
+    return job.deadline is not None and end > job.deadline

@@ -1,26 +1,80 @@
-"""The pace of this device: how long its steps take. No thread, no clock: times come in as numbers."""
+"""The pace of this device: how long what it does takes. No thread, no clock: times come in as numbers.
+
+Each cost is the median of its last samples. One sample, however long, changes nothing: a process that was stopped, a
+machine that swapped, a clock that jumped. Another load of the machine is noticed after half of them.
+"""
 
 from __future__ import annotations
 
-from server.wish import LaneKey
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
 
-_WEIGHT = 0.1  # of the latest step in the mean: forecasts follow the machine's load within some ten steps
+from server.wish import LaneKey, Size
+
+_SAMPLES = 9
+
+
+class Median:
+    """Holds the median of the latest samples, the lower one of two. Any thread may add: at worst a sample is lost."""
+
+    def __init__(self, samples: Iterable[float] = ()) -> None:
+        self._samples = tuple(samples)
+        self.value = statistics.median_low(self._samples) if self._samples else 0.0
+
+    def add(self, sample: float) -> None:
+        if sample >= 0:  # a clock that went back says nothing
+            self._samples = (*self._samples, sample)[-_SAMPLES:]
+            self.value = statistics.median_low(self._samples)
 
 
 class Pace:
-    """Knows how many seconds a row takes in one evaluation, by lane. On a CPU a row is a call."""
+    """Knows the seconds of everything that a picture needs; 0 for what has not been done yet.
+
+    On a CPU a row is a call, so an evaluation takes its rows; what else is done between steps holds them up.
+    """
 
     def __init__(self, row_seconds: dict[LaneKey, float]) -> None:
-        """Begin with the `row_seconds` of the lanes that were made at start, one chunk of each size among them."""
-        self.row_seconds = row_seconds
+        """Begin with the seconds a row of the lanes that were made at start, one chunk of each size among them."""
+        self._rows = {lane: Median([seconds]) for lane, seconds in row_seconds.items()}
+        self._encode = Median()  # of a chunk of a prompt
+        self._decode: dict[Size, Median] = defaultdict(Median)
+        self._file: dict[tuple[Size, str], Median] = defaultdict(Median)  # by format
 
     def open(self, lane: LaneKey) -> None:
         """Add another lane of a size: until it steps it has the pace of the same size's shortest prompts."""
-        self.row_seconds[lane] = self.row_seconds[lane._replace(chunks=1)]
+        self._rows[lane] = Median([self._rows[lane._replace(chunks=1)].value])
 
     def stepped(self, lane: LaneKey, rows: int, seconds: float) -> None:
-        self.row_seconds[lane] += _WEIGHT * (seconds / rows - self.row_seconds[lane])
+        self._rows[lane].add(seconds / rows)
+
+    def encoded(self, chunks: int, seconds: float) -> None:
+        self._encode.add(seconds / chunks)
+
+    def decoded(self, size: Size, seconds: float) -> None:
+        self._decode[size].add(seconds)
+
+    def written(self, size: Size, format: str, seconds: float) -> None:
+        """Note how long after the device was free again a picture's file was there."""
+        self._file[size, format].add(seconds)
+
+    def row(self, lane: LaneKey) -> float:
+        """Return the seconds a row of one evaluation."""
+        return self._rows[lane].value
+
+    @property
+    def chunk(self) -> float:
+        """Return the seconds that encoding a chunk of a prompt takes."""
+        return self._encode.value
+
+    def decode(self, size: Size) -> float:
+        """Return the seconds that decoding a picture holds the device up. Where it is done beside steps: a moment."""
+        return self._decode[size].value if size in self._decode else 0.0
+
+    def file(self, size: Size, format: str) -> float:
+        """Return the seconds from there to the picture's file: beside the device, a wait for a thread included."""
+        return self._file[size, format].value if (size, format) in self._file else 0.0
 
     def full_step(self, seats: int) -> float:
         """Forecast a step with so many guided seats, in the slowest lane; seconds."""
-        return 2 * seats * max(self.row_seconds.values())
+        return 2 * seats * max(rows.value for rows in self._rows.values())

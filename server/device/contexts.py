@@ -22,6 +22,12 @@ class Contexts:
         self._backend = backend
         self._known: OrderedDict[tuple[bytes, int], F32] = OrderedDict()  # of chunks
 
+    def missing(self, prompt: Prompt) -> int:
+        """Count the chunks that would have to be encoded for a prompt now. Called by any thread."""
+        weighted = (prompt.weights != 1).any()
+        chunks = {(ids.tobytes(), prompt.skip) for ids in (*prompt.ids, *([prompt.empty] if weighted else []))}
+        return sum(1 for key in chunks if key not in self._known)
+
     def of(self, prompt: Prompt) -> tuple[F32, int]:
         """Return a prompt's context [chunks * tokens, width], and how many chunks had to be encoded for it.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 
 from engines.backend import Backend, Pending
 from pipeline.arrays import F32, Pixels
+from server.batching.pace import Pace
 from server.device.delivery import Delivery
 from server.errors import PictureFailed
-from server.job import Picture
+from server.job import Job, Picture
 from server.metrics import Metrics
 
 _AT_ONCE = 2  # the second's kernels follow the first's without a gap, and a third may still be cancelled
@@ -18,10 +20,10 @@ _AT_ONCE = 2  # the second's kernels follow the first's without a gap, and a thi
 class Decoding:
     """Decodes finished pictures, two at once at most. Used by the device thread."""
 
-    def __init__(self, backend: Backend, delivery: Delivery, metrics: Metrics) -> None:
-        self._backend, self._delivery, self._metrics = backend, delivery, metrics
+    def __init__(self, backend: Backend, delivery: Delivery, pace: Pace, metrics: Metrics) -> None:
+        self._backend, self._delivery, self._pace, self._metrics = backend, delivery, pace, metrics
         self._waiting: deque[tuple[Picture, Pending[F32]]] = deque()
-        self._begun: deque[tuple[Picture, Pending[Pixels | None], float]] = deque()  # and when
+        self._begun: deque[tuple[Picture, Pending[Pixels | None]]] = deque()
 
     @property
     def pictures(self) -> list[Picture]:
@@ -44,10 +46,17 @@ class Decoding:
         """Take the first picture that waits; `may_begin` says that one does."""
         return self._waiting.popleft()
 
+    def leave(self, jobs: Iterable[Job]) -> None:
+        """Give up the pictures of these jobs that wait."""
+        gone = set(jobs)
+        self._waiting = deque(entry for entry in self._waiting if entry[0].job not in gone)
+
     def begin(self, picture: Picture, latents: Pending[F32]) -> None:
         """Begin to decode a picture. Errors: those of Backend.picture."""
-        start = time.monotonic()
-        self._begun.append((picture, self._backend.picture(latents), start))
+        picture.decoding = time.monotonic()
+        self._begun.append((picture, self._backend.picture(latents)))
+        picture.released = time.monotonic()
+        self._pace.decoded(picture.job.wish.size, picture.released - picture.decoding)
 
     def deliver(self) -> int:
         """Deliver the pictures that are decoded; returns how many. One that is not a number fails alone.
@@ -56,10 +65,11 @@ class Decoding:
         """
         count = 0
         while self._begun and self._begun[0][1].ready():
-            picture, pending, start = self._begun.popleft()
+            picture, pending = self._begun.popleft()
             count += 1
             if (pixels := pending.get()) is not None:
-                self._delivery.picture(picture, pixels, start)
+                picture.decoded = time.monotonic()
+                self._delivery.picture(picture, pixels)
                 continue
             self._metrics.nan_images_total.inc()
             self._delivery.settle(picture, PictureFailed(f"image {picture.index} came out as not a number"))

@@ -14,6 +14,7 @@ from engines.backend import Pending
 from engines.preview import Preview as PreviewMap
 from pipeline.arrays import F32
 from pipeline.errors import LatentdError
+from server.batching.pace import Pace
 from server.device import pictures
 from server.errors import PictureFailed
 from server.events import Done, Failed, Image, Preview
@@ -29,15 +30,17 @@ class Delivery:
     `ended` is called with each job at its end, before its client hears of it.
     """
 
-    def __init__(self, workers: int, preview: PreviewMap, metrics: Metrics, ended: Callable[[Job], object]) -> None:
+    def __init__(
+        self, workers: int, preview: PreviewMap, pace: Pace, metrics: Metrics, ended: Callable[[Job], object]
+    ) -> None:
         self._map = preview
-        self._metrics = metrics
+        self._pace, self._metrics = pace, metrics
         self._ended = ended
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
 
-    def picture(self, picture: Picture, pixels: NDArray[np.uint8], start: float) -> None:
-        """Write pixels [H, W, 3] to a file and post it. Its decoding began at `start`, monotonic seconds."""
-        self._pool.submit(self._write, picture, pixels, start)
+    def picture(self, picture: Picture, pixels: NDArray[np.uint8]) -> None:
+        """Write pixels [H, W, 3] to a file and post it."""
+        self._pool.submit(self._write, picture, pixels)
 
     def preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
         """Turn a prediction, x0 [C, h, w], into a preview and post it; the pool waits for the prediction."""
@@ -57,6 +60,7 @@ class Delivery:
             elif not job.over:
                 job.mailbox.post(outcome)
                 self._metrics.images_total.inc()
+                self._metrics.seat_steps_delivered_total.inc(picture.reached)
         if last:
             self.end(job, PictureFailed("; ".join(map(str, job.failures))) if job.failures else None)
 
@@ -72,7 +76,7 @@ class Delivery:
         """Wait until all that was handed in has been delivered. May be called twice."""
         self._pool.shutdown(wait=True)
 
-    def _write(self, picture: Picture, pixels: NDArray[np.uint8], start: float) -> None:
+    def _write(self, picture: Picture, pixels: NDArray[np.uint8]) -> None:
         job, wish = picture.job, picture.job.wish
         try:
             data = pictures.encode(pixels, wish.format)
@@ -80,8 +84,11 @@ class Delivery:
             log.exception("image %d cannot be written", picture.index, extra={"request": job.id})
             self.settle(picture, PictureFailed(f"image {picture.index} cannot be written as {wish.format}"))
             return
-        with job.lock:
-            job.timings.decode_ms += 1e3 * (time.monotonic() - start)
+        written = time.monotonic()
+        self._pace.written(wish.size, wish.format, written - picture.released)
+        with job.lock:  # the last one stays: it ends the job
+            job.timings.decoding, job.timings.decoded = picture.decoding, picture.decoded
+            job.timings.written = written
         self.settle(picture, Image(picture.index, data, wish.picture_seed(picture.index)))
 
     def _preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 from server.batching.batcher import Batcher, Lane
+from server.batching.forecast import endangers, outlook
+from server.batching.margin import Margin
+from server.batching.pace import Pace
 from server.job import Job, Picture
 from server.metrics import Metrics
 from server.wish import LaneKey
+
+_CLOCKS = 0.1  # seconds: a client's clock may be so much ahead, and it cancels when its own deadline passes
 
 
 class Jobs:
@@ -17,11 +23,14 @@ class Jobs:
     Whoever iterates, or reads the batcher, holds it. The gauges follow.
     """
 
-    def __init__(self, batcher: Batcher, metrics: Metrics) -> None:
+    def __init__(self, batcher: Batcher, pace: Pace, metrics: Metrics) -> None:
         self.changed = threading.Condition()
         self.batcher = batcher
+        self.margin = Margin()
+        self._pace = pace
         self._metrics = metrics
         self._jobs: set[Job] = set()
+        self._look_at = 0.0  # monotonic seconds: nobody becomes hopeless before
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -35,36 +44,70 @@ class Jobs:
             ahead = self.batcher.ahead_of(job.wish.priority)
             self.batcher.add(job)
             self._jobs.add(job)
+            self._look_at = 0.0
             self._count()
         return ahead
 
     def forget(self, job: Job) -> None:
+        """Forget a job that has ended, and learn from how long it took."""
         with self.changed:
             self._jobs.discard(job)
+            now = time.monotonic()
+            if not job.cancelled or job.expired(now + _CLOCKS):
+                self._learn(job, now, now)
 
     def gone(self, now: float) -> list[Job]:
         """List the jobs that are cancelled, or expired at `now`, monotonic seconds."""
         with self.changed:
             return [job for job in self._jobs if job.cancelled or job.expired(now)]
 
+    def hopeless(self, now: float) -> tuple[Job, float] | None:
+        """Return a job that cannot meet its deadline any more, and the seconds that it needs; `now` in monotonic ones.
+
+        Ask again until nobody is.
+        """
+        with self.changed:
+            if now < self._look_at:
+                return None
+            seen = outlook(self.batcher, self._pace, now)
+            # Looked at again when half of what the tightest one has to spare is over: steps may slow down.
+            self._look_at = now + seen.spare / 2
+            if (job := seen.hopeless) is None:
+                return None
+            self._look_at = 0.0
+            self._learn(job, now, now + seen.left)
+            return job, seen.left
+
+    def _learn(self, job: Job, now: float, end: float) -> None:
+        if job.expected:
+            self.margin.ended(now, (end - job.arrived) / job.expected)
+            job.expected = None
+            self._metrics.forecast_margin.set(self.margin.value(now))
+
     def leave(self, jobs: Iterable[Job]) -> list[tuple[LaneKey, int]]:
-        """Take these jobs out of the queue and out of their seats; returns the seats that they left."""
+        """Take these jobs out of the queue, their seats and the decoder's queue; returns the seats that they left."""
         with self.changed:
             seats = self.batcher.drop(jobs)
             self._count()
         return seats
 
-    def seat_next(self) -> tuple[LaneKey, int, Picture] | None:
-        """See Batcher.seat_next."""
+    def seat_next(self, now: float) -> tuple[LaneKey, int, Picture] | None:
+        """See Batcher.seat_next; nobody sits down who makes others miss their deadlines. `now`: monotonic seconds."""
         with self.changed:
-            place = self.batcher.seat_next()
+            place = self.batcher.seat_next(lambda picture: endangers(self.batcher, picture, self._pace, now))
             self._count()
         return place
 
-    def free(self, lane: LaneKey, seat: int) -> None:
-        """See Batcher.free."""
+    def finish(self, lane: LaneKey, seat: int) -> None:
+        """See Batcher.finish."""
         with self.changed:
-            self.batcher.free(lane, seat)
+            self.batcher.finish(lane, seat)
+            self._count()
+
+    def decoding(self, picture: Picture) -> None:
+        """See Batcher.decoding."""
+        with self.changed:
+            self.batcher.decoding(picture)
             self._count()
 
     def next_lane(self) -> tuple[LaneKey, Lane] | None:
@@ -91,3 +134,4 @@ class Jobs:
     def _count(self) -> None:
         self._metrics.queue_depth.set(self.batcher.waiting_count)
         self._metrics.rows_live.set(self.batcher.rows_live)
+        self._metrics.decode_backlog.set(len(self.batcher.undecoded))

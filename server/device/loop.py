@@ -54,20 +54,20 @@ class Device:
         self.sizes = sizes
         lanes = [LaneKey(width, height, 1 + more) for more in range(chunks) for width, height in sizes]
         self._batcher = Batcher(lanes, seats)
-        self._jobs = Jobs(self._batcher, metrics)
-        self._changed = self._jobs.changed  # guards the flags below too
         self._admission = admission
         self._died = died
         self._lanes = Lanes(model, seats, steps, metrics, self._wake)
         self._pace = Pace({lane: self._lanes.warm(lane) for lane in lanes})
+        self._jobs = Jobs(self._batcher, self._pace, metrics)
+        self._changed = self._jobs.changed  # guards the flags below too
         self._stopping = False
         self._failed = False
         self._lost = False  # given up: nobody waits for the thread any more
         self._over = threading.Event()  # the thread has done its last, or is lost
         self._cause: Exception | None = None
         self.preview = Preview(model.backend)
-        self._delivery = Delivery(workers, self.preview, metrics, self._jobs.forget)
-        self._decoding = Decoding(model.backend, self._delivery, metrics)
+        self._delivery = Delivery(workers, self.preview, self._pace, metrics, self._jobs.forget)
+        self._decoding = Decoding(model.backend, self._delivery, self._pace, metrics)
         self._turn = Turn(
             model,
             jobs=self._jobs,
@@ -102,13 +102,16 @@ class Device:
             self._pace.open(key)
         if not (lane := self._batcher.lanes[key]).ready:
             self._lanes.expect(key)
-        rows, making = self._pace.row_seconds, self._lanes.making(now)
+        job.unencoded = self._turn.unencoded(job.wish)
+        making, margin = self._lanes.making(now), self._jobs.margin.value(now)
         try:
-            self._admission.check(job.wish, self._batcher, rows, now, job.deadline, making)
+            expected = self._admission.check(job, self._batcher, self._pace, now, margin, making)
         except NotMade:
             lane.wanted = True
             self._changed.notify()
             raise
+        if lane.ready:  # the making of a lane says nothing about the pace
+            job.expected = now - job.arrived + expected.finish
 
     @property
     def makes_lane(self) -> bool:

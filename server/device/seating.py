@@ -8,6 +8,7 @@ from engines.seat import Sitting
 from pipeline.noise import standard_normal
 from server.device.contexts import Contexts
 from server.job import Picture
+from server.wish import Wish
 
 
 class Seating:
@@ -17,12 +18,16 @@ class Seating:
         self._spec = model.spec
         self._contexts = Contexts(model.backend)
 
-    def sit(self, stepper: Stepper, seat: int, picture: Picture) -> bool:
-        """Fill a seat; returns whether a prompt had to be encoded. Errors: those of Backend.encode and Stepper.sit."""
+    def unencoded(self, wish: Wish) -> int:
+        """Count the chunks of a wish's prompts that would have to be encoded now. Called by any thread."""
+        return sum(self._contexts.missing(prompt) for prompt in (wish.prompt, wish.negative) if prompt is not None)
+
+    def sit(self, stepper: Stepper, seat: int, picture: Picture) -> int:
+        """Fill a seat; returns how many chunks had to be encoded. Errors: those of Backend.encode and Stepper.sit."""
         wish = picture.job.wish
         context, encoded = self._contexts.of(wish.prompt)
         negative, more = (None, 0) if wish.negative is None else self._contexts.of(wish.negative)
         shape = self._spec.latent_shape(*wish.size)
         noise = standard_normal(wish.picture_seed(picture.index), shape, draws=1 + wish.table.draws)
         stepper.sit(seat, Sitting(wish.table, noise, context, negative, wish.guidance))
-        return encoded + more > 0
+        return encoded + more

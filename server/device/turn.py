@@ -1,9 +1,10 @@
 """One turn of the device: drop, make, seat, step, decode.
 
-Who has gone leaves, a lane that somebody waits for is begun, who waits sits down, one lane steps, one finished picture
-is decoded. Everything that a backend does is begun here, one thing at a time. On a CPU what was begun is done, but for
-a lane (lanes.py); on a GPU a step is under way when the next one is prepared, and a picture is decoded beside the steps
-and fetched when it is ready. No thread is needed: whoever takes turns is the device thread.
+Who has gone leaves, and so does who cannot meet a deadline any more; a lane that somebody waits for is begun, who waits
+sits down, one lane steps, one finished picture is decoded. Everything that a backend does is begun here, one thing at a
+time. On a CPU what was begun is done, but for a lane (lanes.py); on a GPU a step is under way when the next one is
+prepared, and a picture is decoded beside the steps and fetched when it is ready. No thread is needed: whoever takes
+turns is the device thread.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from engines.errors import DeviceError, OutOfMemory
 from engines.model import Model
@@ -26,7 +27,7 @@ from server.errors import Cancelled, PictureFailed, TooLate
 from server.events import Started, Step
 from server.job import Job, Picture
 from server.metrics import Metrics
-from server.wish import LaneKey
+from server.wish import LaneKey, Wish
 
 log = logging.getLogger("latentd.device")
 
@@ -63,6 +64,10 @@ class Turn:
         self.step()
         self.decode()
 
+    def unencoded(self, wish: Wish) -> int:
+        """See Seating.unencoded."""
+        return self._seating.unencoded(wish)
+
     @property
     def due(self) -> bool:
         """Return whether there is anything to do now. Called with the jobs' lock held.
@@ -74,14 +79,21 @@ class Turn:
         return self._lanes.over or (self._lanes.free and self._jobs.batcher.unmade is not None)
 
     def drop(self) -> None:
-        """Take cancelled and expired jobs out of their seats and the queue."""
-        gone = self._jobs.gone(time.monotonic())
+        """Take jobs that are cancelled, expired or hopeless out of their seats and the queue."""
+        now = time.monotonic()
+        gone = self._jobs.gone(now)
         if gone:
             self._leave(gone)
         for job in gone:
-            self._metrics.cancelled("seat" if job.timings.seats else "queue")
+            self._metrics.cancelled(_where(job))
             error = Cancelled("the client went away") if job.cancelled else TooLate("the deadline passed")
             self._delivery.end(job, error)
+        while (hopeless := self._jobs.hopeless(now)) is not None:
+            job, seconds = hopeless
+            self._metrics.given_up(_where(job))
+            due = (job.deadline or now) - now
+            sentence = f"the deadline, in {due:.2f} s, cannot be met any more: {seconds:.2f} s are left to do"
+            self._end([job], TooLate(sentence))
 
     def make(self) -> None:
         """Begin the lane that the first in the queue waits for; from its end on pictures are seated in it.
@@ -104,7 +116,7 @@ class Turn:
     def seat(self) -> None:
         """Seat pictures that wait. After one prompt is encoded the others step first: encoding takes a while."""
         encoded = False
-        while not encoded and (place := self._jobs.seat_next()) is not None:
+        while not encoded and (place := self._jobs.seat_next(time.monotonic())) is not None:
             lane, seat, picture = place
             with self._contained(picture, "begun", lambda picture, failure: self._end([picture.job], failure)):
                 encoded = self._sit(lane, seat, picture)
@@ -122,34 +134,41 @@ class Turn:
         stepper.step(seats, predict=previewed)
         took = time.monotonic() - start
         lane.spent += took
-        self._pace.stepped(key, rows, took)
         self._metrics.step_seconds.observe(took)
         self._metrics.steps_total.inc()
+        self._metrics.seat_steps_total.inc(len(seats))
         self.pulse += 1
         for seat, picture in tenants.items():
             self._after_step(key, seat, picture, len(seats), preview=seat in previewed)
+        self._pace.stepped(key, rows, time.monotonic() - start)  # what the clients are told is part of it
 
     def decode(self) -> None:
         """Begin to decode one finished picture, if its client is still there, and deliver those that are decoded."""
         if self._decoding.may_begin:
             self.drop()  # the step took a while
+        if self._decoding.may_begin:
             picture, latents = self._decoding.next()
+            self._jobs.decoding(picture)
             if not picture.job.over:
                 with self._contained(picture, "decoded", self._delivery.settle):
                     self._decoding.begin(picture, latents)
         self.pulse += self._decoding.deliver()
 
     def _sit(self, lane: LaneKey, seat: int, picture: Picture) -> bool:
-        """Fill a seat (see Seating.sit) and post to the client that its picture has started."""
-        job = picture.job
-        picture.seated_at = start = time.monotonic()
+        """Fill a seat and post to the client that its picture has started; returns whether a prompt was encoded."""
+        job, timings = picture.job, picture.job.timings
+        start = time.monotonic()
+        first, timings.seated = not timings.seated, timings.seated or start
         encoded = self._seating.sit(self._lanes[lane], seat, picture)
-        job.timings.queue_ms = max(job.timings.queue_ms, 1e3 * (start - job.arrived))
-        job.timings.encode_ms += 1e3 * (time.monotonic() - start) if encoded else 0.0
+        now = time.monotonic()
+        if encoded:
+            self._pace.encoded(encoded, now - start)
+        if first:
+            timings.encoded = now if encoded else start
         self._metrics.queue_seconds.observe(start - job.arrived)
         job.mailbox.post(Started(picture.index))
         self.pulse += 1
-        return encoded
+        return encoded > 0
 
     def _after_step(self, lane: LaneKey, seat: int, picture: Picture, live: int, *, preview: bool) -> None:
         job, wish, stepper = picture.job, picture.job.wish, self._lanes[lane]
@@ -163,8 +182,8 @@ class Turn:
         if stepper.finished(seat):
             latents = stepper.pending_latents(seat)
             stepper.leave(seat)
-            self._jobs.free(lane, seat)
-            job.timings.denoise_ms += 1e3 * (time.monotonic() - picture.seated_at)
+            self._jobs.finish(lane, seat)
+            job.timings.evaluated = time.monotonic()
             self._decoding.add(picture, latents)
 
     @contextlib.contextmanager
@@ -191,10 +210,16 @@ class Turn:
         for job in jobs:
             self._delivery.end(job, error)
 
-    def _leave(self, jobs: Iterable[Job]) -> None:
+    def _leave(self, jobs: list[Job]) -> None:
+        self._decoding.leave(jobs)
         for lane, seat in self._jobs.leave(jobs):
             if lane in self._lanes:
                 self._lanes[lane].leave(seat)
+
+
+def _where(job: Job) -> str:
+    """Name, for the metrics, how far a job has come."""
+    return "seat" if job.timings.seats else "queue"
 
 
 def _wants_preview(picture: Picture) -> bool:

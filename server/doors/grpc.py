@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2
 
 from latentd.v1 import images_pb2 as pb
@@ -115,10 +116,9 @@ class _Health(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAcce
         self._listed[service] = health_pb2.HealthCheckResponse(status=status)
         await super().set(service, status)
 
-    async def List(  # noqa: N802
-        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext
-    ) -> health_pb2.HealthListResponse:
-        return health_pb2.HealthListResponse(statuses=self._listed)
+    async def List(self, request: Message, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
+        # Its type stubs lack what its newest messages are.
+        return health_pb2.HealthListResponse(statuses=self._listed)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ImagesServicer:
@@ -212,7 +212,7 @@ class _Call:
     def submit(self, request: ImageRequest) -> Accepted:
         """Submit the call's request. Errors: those of Service.submit."""
         try:
-            accepted = self._service.submit(request, self.id, self._context.time_remaining())
+            accepted = self._service.submit(request, self.id, self._context.time_remaining(), self._started)
         except UnknownFormat:  # here a format is a number
             raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}") from None
         self._job = accepted.job

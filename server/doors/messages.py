@@ -86,10 +86,7 @@ def image_message(image: Image, job: Job) -> pb.Image:
 
 def timings_message(timings: Timings, job: Job) -> pb.Timings:
     return pb.Timings(
-        queue_ms=timings.queue_ms,
-        encode_ms=timings.encode_ms,
-        denoise_ms=timings.denoise_ms,
-        decode_ms=timings.decode_ms,
+        **{f"{part}_ms": ms for part, ms in timings.parts(timings.delivered).items()},
         seats_shared=timings.seats_shared,
         steps=job.wish.steps,
         evaluations=job.wish.table.evaluations,

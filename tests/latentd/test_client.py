@@ -26,6 +26,7 @@ def test_generate_returns_the_pictures(call: Any, server: FakeServer) -> None:
     assert first.image.getpixel((3, 3)) == (10, 200, 30)
     assert first.png is first.data and first.format == "png"
     assert (first.timings.denoise_ms, first.timings.seats_shared, first.timings.steps) == (1830, 1.5, 4)
+    assert (first.timings.decode_wait_ms, first.timings.file_ms, first.timings.delivery_ms) == (7, 5, 2)
 
 
 @both

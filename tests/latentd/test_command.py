@@ -51,7 +51,8 @@ def test_the_times_of_several_pictures_are_told_once(server: FakeServer, capsys:
     assert [line.partition(":")[0] for line in pictures] == ["apple-1.png", "apple-2.png", "apple-3.png"]
     assert not [line for line in pictures if " ms" in line]
     assert times == (
-        "a red apple: 3 pictures, queue 3 ms, encode 41 ms, denoise 1830 ms, decode 60 ms, 1.5 seats shared"
+        "a red apple: 3 pictures, queue 3 ms, encode 41 ms, denoise 1830 ms (1.5 seats shared), decode wait 7 ms, "
+        "decode 60 ms, file 5 ms, delivery 2 ms"
     )
 
 

@@ -27,7 +27,18 @@ from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesServicer, add_ImagesServicer_to_server
 
 NAMES = {pb.IMAGE_FORMAT_PNG: "PNG", pb.IMAGE_FORMAT_JPEG: "JPEG", pb.IMAGE_FORMAT_WEBP: "WEBP"}
-TIMINGS = pb.Timings(queue_ms=3, encode_ms=41, denoise_ms=1830, decode_ms=60, seats_shared=1.5, steps=4, evaluations=4)
+TIMINGS = pb.Timings(
+    queue_ms=3,
+    encode_ms=41,
+    denoise_ms=1830,
+    decode_wait_ms=7,
+    decode_ms=60,
+    file_ms=5,
+    delivery_ms=2,
+    seats_shared=1.5,
+    steps=4,
+    evaluations=4,
+)
 
 
 class FakeImages(ImagesServicer):

@@ -161,3 +161,52 @@ def test_a_lane_that_was_wanted_is_made_after_those_that_somebody_waits_for() ->
     assert batcher.unmade == longer
     batcher.lanes[longer].ready = True
     assert batcher.unmade is None
+
+
+def test_who_endangers_a_deadline_waits_and_so_do_those_behind_it() -> None:
+    batcher = Batcher([SMALL, LARGE], seats=2)
+    add(batcher, "a")
+    add(batcher, "b", lane=LARGE)
+    asked: list[str] = []
+    assert batcher.seat_next(lambda picture: not asked.append(picture.job.id)) is None and asked == ["a"]
+    assert [picture.job.id for picture in batcher.waiting] == ["a", "b"]
+    assert seated(batcher) == [(SMALL, 0, "a", 0), (LARGE, 0, "b", 0)]
+
+
+def test_nobody_sits_down_while_as_many_as_a_lane_has_seats_wait_for_the_decoder() -> None:
+    batcher = Batcher([SMALL, LARGE], seats=2)
+    for id in "ab":
+        add(batcher, id)
+    add(batcher, "c", lane=LARGE)
+    seated(batcher)
+    for id in "de":
+        add(batcher, id)
+    batcher.finish(SMALL, 0)
+    assert not batcher.crowded and batcher.lanes[SMALL].live == [1]
+    assert seated(batcher) == [(SMALL, 0, "d", 0)]
+    batcher.finish(LARGE, 0)
+    assert batcher.crowded and [picture.job.id for picture in batcher.undecoded] == ["a", "c"]
+    batcher.finish(SMALL, 1)
+    assert seated(batcher) == [] and not batcher.idle, "d sits"
+    batcher.finish(SMALL, 0)
+    assert batcher.idle and not batcher.empty, "e waits, and can not sit before something is decoded"
+    for left in (3, 2, 1):
+        assert seated(batcher) == []
+        batcher.decoding(batcher.undecoded[0])
+        assert len(batcher.undecoded) == left
+    assert seated(batcher) == [(SMALL, 0, "e", 0)]
+
+
+def test_who_has_gone_waits_for_no_decoder_and_an_empty_batcher_has_nothing_to_do() -> None:
+    batcher = Batcher([SMALL], seats=2)
+    assert batcher.empty
+    gone, stays = add(batcher, "a"), add(batcher, "b")
+    assert not batcher.empty
+    seated(batcher)
+    assert not batcher.empty and [picture.job for picture in batcher.seated] == [gone, stays]
+    for seat in range(2):
+        batcher.finish(SMALL, seat)
+    batcher.drop([gone])
+    assert [picture.job for picture in batcher.undecoded] == [stays] and not batcher.empty
+    batcher.decoding(batcher.undecoded[0])
+    assert batcher.empty

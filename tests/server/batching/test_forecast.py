@@ -1,126 +1,284 @@
-"""The queue played forward, against sums done by hand."""
+"""The future of seats and queue, against sums done by hand."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 
 from server.batching.batcher import Batcher
-from server.batching.forecast import Forecast, Making, forecast
-from server.wish import LaneKey
+from server.batching.forecast import Forecast, endangers, outlook
+from server.batching.forecast import forecast as forecast_job
+from server.batching.pace import Pace
+from server.batching.play import Making, Play
+from server.job import Job, Picture
+from server.wish import LaneKey, Wish
 from tests.support.jobs import idle_job, wish
 
 SMALL, LARGE = LaneKey(8, 8, 1), LaneKey(16, 8, 1)
-ROW = {SMALL: 0.1, LARGE: 0.5}  # seconds
+LONG, LONGER = LaneKey(8, 8, 2), LaneKey(8, 8, 3)
+MAKING = Making({LONG: 30.0, LONGER: 40.0})
+NOW = 1000.0
 
 
-def batcher(*wishes, seats: int = 1) -> Batcher:
-    """With these jobs seated as far as they can be."""
+def pace(chunk: float = 0.0, decode: float = 0.0, file: float = 0.0) -> Pace:
+    """A row takes 0.1 s, of the large lane 0.5; nothing else takes any time, unless it is said."""
+    made = Pace({SMALL: 0.1, LARGE: 0.5, LONG: 0.1, LONGER: 0.1})
+    made.encoded(1, chunk)
+    for size in ((8, 8), (16, 8)):
+        made.decoded(size, decode)
+        made.written(size, "png", file)
+    return made
+
+
+PACE = pace()
+
+
+def batcher(*jobs: Job | Wish, seats: int = 1, unmade: bool = False) -> Batcher:
+    """With these jobs seated as far as they can be. `unmade`: with lanes of long prompts that are yet to be made."""
     made = Batcher([SMALL, LARGE], seats)
-    for asked in wishes:
-        made.add(idle_job(asked))
+    for key in (LONG, LONGER) if unmade else ():
+        made.open(key)
+    for job in jobs:
+        made.add(job if isinstance(job, Job) else idle_job(job))
     while made.seat_next():
         pass
     return made
 
 
+def due(seconds: float, **fields) -> Job:
+    """A job with a deadline so many seconds from NOW."""
+    job = idle_job(wish(**fields))
+    job.deadline = NOW + seconds
+    return job
+
+
+def forecast(batcher: Batcher, asked: Wish, making: Making | None = None, at: Pace = PACE) -> Forecast:
+    return forecast_job(batcher, idle_job(asked), at, NOW, making=making)
+
+
 def about(wait: float, finish: float, lane_ready: float = 0.0) -> Forecast:
-    return Forecast(pytest.approx(wait), pytest.approx(finish), pytest.approx(lane_ready))
+    return Forecast(pytest.approx(wait), pytest.approx(finish), pytest.approx(lane_ready), ())
 
 
 def test_an_idle_server_takes_evaluations_times_rows() -> None:
-    assert forecast(batcher(), wish(evaluations=10), ROW) == about(0, 2)
-    assert forecast(batcher(), wish(evaluations=10, rows=1), ROW) == about(0, 1)
-    assert forecast(batcher(), wish(lane=LARGE, evaluations=10), ROW) == about(0, 10)
+    assert forecast(batcher(), wish(evaluations=10)) == about(0, 2)
+    assert forecast(batcher(), wish(evaluations=10, rows=1)) == about(0, 1)
+    assert forecast(batcher(), wish(lane=LARGE, evaluations=10)) == about(0, 10)
 
 
-def test_who_sits_shares_the_device() -> None:
-    assert forecast(batcher(wish(evaluations=3), seats=2), wish(evaluations=10), ROW) == about(0, 3 * 0.4 + 7 * 0.2)
+def test_seats_do_not_drain() -> None:
+    """Who sits is done after three evaluations; others will have come by then."""
+    assert forecast(batcher(wish(evaluations=3), seats=2), wish(evaluations=10)) == about(0, 10 * 0.4)
+
+
+def test_no_step_takes_more_rows_than_there_are_seats() -> None:
+    full = batcher(*[wish(evaluations=6)] * 8, seats=2)
+    assert forecast(full, wish(evaluations=6)) == about(4 * 6 * 0.4, 5 * 6 * 0.4)
+    mixed = batcher(wish(evaluations=6, rows=1), wish(evaluations=6), wish(evaluations=6, rows=1), seats=2)
+    assert forecast(mixed, wish(evaluations=6)) == about(6 * 0.3, 13 * 0.3), "six rows for four pictures"
 
 
 def test_what_has_been_done_of_a_seat_is_not_counted_again() -> None:
     seated = batcher(wish(evaluations=10))
-    seated.lanes[SMALL].tenants[0].reached = 9
-    assert forecast(seated, wish(evaluations=5), ROW) == about(0.2, 0.2 + 1.0)
+    seated.seated[0].reached = 9
+    assert forecast(seated, wish(evaluations=5)) == about(0.2, 0.2 + 1.0)
 
 
 def test_who_waits_before_it_is_waited_for() -> None:
     queue = batcher(wish(evaluations=10), wish(evaluations=5))
-    assert forecast(queue, wish(evaluations=1), ROW) == about(2 + 1, 2 + 1 + 0.2)
+    assert forecast(queue, wish(evaluations=1)) == about(2 + 1, 2 + 1 + 0.2)
 
 
 def test_a_higher_priority_overtakes_the_queue_but_not_the_seats() -> None:
     queue = batcher(wish(evaluations=10), wish(evaluations=5))
-    assert forecast(queue, wish(evaluations=1, priority=1), ROW) == about(2, 2.2)
+    assert forecast(queue, wish(evaluations=1, priority=1)) == about(2, 2.2)
 
 
 def test_other_lanes_take_their_turns() -> None:
     busy = batcher(wish(lane=LARGE, evaluations=2))
-    assert forecast(busy, wish(evaluations=4), ROW) == about(0, 2 * (1.0 + 0.2) + 2 * 0.2)
+    assert forecast(busy, wish(evaluations=4)) == about(0, 4 * (1.0 + 0.2))
 
 
 def test_its_own_pictures_are_no_queue() -> None:
     """Eight pictures on one seat of an idle server take long, but a seat is free at once."""
-    assert forecast(batcher(), wish(evaluations=10, images=8), ROW) == about(0, 8 * 2)
+    assert forecast(batcher(), wish(evaluations=10, images=8)) == about(0, 8 * 2)
+    assert forecast(batcher(seats=3), wish(evaluations=10, images=8)) == about(0, 3 * 10 * 0.6)
 
 
 def test_a_seat_that_has_just_finished_is_free() -> None:
-    seated = batcher(wish(evaluations=10))
-    seated.lanes[SMALL].tenants[0].reached = 10  # its decoding is under way
-    assert forecast(seated, wish(evaluations=5), ROW) == about(0, 1)
+    seated = batcher(wish(evaluations=10), seats=2)
+    seated.seated[0].reached = 10  # it is about to leave
+    assert forecast(seated, wish(evaluations=5)) == about(0, 5 * 0.4)
 
 
-LONG, LONGER = LaneKey(8, 8, 2), LaneKey(8, 8, 3)
-ROWS = {**ROW, LONG: 0.1, LONGER: 0.1}
-MAKING = Making({LONG: 30.0, LONGER: 40.0})
+def test_a_lone_request_takes_its_prompts_steps_decodes_and_file() -> None:
+    """The second and the third picture sit down after a step; then nothing lies between their decodes."""
+    job = idle_job(wish(evaluations=10, images=3))
+    job.unencoded = 2
+    costly = pace(chunk=0.5, decode=0.25, file=0.125)
+    alone = forecast_job(batcher(seats=4), job, costly, NOW)
+    assert alone == about(0, 2 * 0.5 + 11 * 0.6 + 3 * 0.25 + 0.125)
 
 
-def unmade(*wishes, seats: int = 1) -> Batcher:
-    """As `batcher`; the lanes of long prompts are yet to be made."""
-    opened = batcher(seats=seats)
-    opened.open(LONG)
-    opened.open(LONGER)
-    for asked in wishes:
-        opened.add(idle_job(asked))
-    while opened.seat_next():
-        pass
-    return opened
+def test_the_first_picture_of_a_job_alone_brings_its_prompts() -> None:
+    """And the others step once before the next one sits down."""
+    costly, job = pace(chunk=0.5), idle_job(wish(evaluations=10, images=2))
+    job.unencoded = 1
+    assert forecast_job(batcher(seats=2), job, costly, NOW) == about(0, 0.5 + 11 * 0.4)
+    job.unencoded = 0
+    assert forecast_job(batcher(seats=2), job, costly, NOW) == about(0, 10 * 0.4)
+
+
+def test_who_sits_before_it_is_decoded_before_it() -> None:
+    """Two finish at once, and a step lies between their decodes; then its own one."""
+    busy = batcher(wish(evaluations=4), wish(evaluations=4), seats=3)
+    costly = pace(decode=0.25)
+    assert forecast(busy, wish(evaluations=4), at=costly) == about(0, 4 * 0.6 + 3 * 0.25 + 2 * 0.6)
+    assert forecast(busy, wish(evaluations=9), at=costly) == about(0, 9 * 0.6 + 3 * 0.25), "beside its own steps"
+
+
+def test_finished_pictures_wait_for_the_decoder_and_nobody_sits_down_beyond_them() -> None:
+    costly = pace(decode=0.25)
+    crowd = batcher(wish(evaluations=3), wish(evaluations=3), seats=2)
+    for seat in range(2):
+        crowd.finish(SMALL, seat)
+    assert crowd.crowded and crowd.waiting_count == 0 and not crowd.empty
+    # A decode makes room, among steps of those who will have come; then four steps of its own, one beside a decode.
+    assert forecast(crowd, wish(evaluations=4), at=costly) == about(0.2 + 0.25, 0.2 + 0.25 + 4 * 0.2 + 2 * 0.25)
+    crowd.decoding(crowd.undecoded[0])
+    assert forecast(crowd, wish(evaluations=4), at=costly) == about(0, 4 * 0.2 + 2 * 0.25)
+
+
+def test_pictures_of_one_step_are_bounded_by_the_decoder() -> None:
+    """As few-step models are served: eight of them on two seats take eight decodes, whatever the steps."""
+    job = due(99, evaluations=1, images=8)
+    ends = Play(batcher(seats=2), pace(decode=1.0), [Picture(job, index) for index in range(8)]).played.finished
+    assert ends == {job: pytest.approx(8 * 1.0 + 4 * 0.4)}
+
+
+def test_the_deadlines_that_it_breaks_are_listed_with_their_ends() -> None:
+    """Alone it would be done in 2 s, beside another one in 4 s."""
+    other = due(3.9, evaluations=10)
+    assert forecast(batcher(other, seats=2), wish(evaluations=10)).breaks == (pytest.approx(4.0),)
+    assert forecast(batcher(other, seats=1), wish(evaluations=10)).breaks == (), "it waits"
+    assert forecast(batcher(due(4.1, evaluations=10), seats=2), wish(evaluations=10)).breaks == ()
+    assert forecast(batcher(due(1.9, evaluations=10), seats=2), wish(evaluations=10)).breaks == (), (
+        "late without it too"
+    )
+
+
+def test_a_margin_makes_the_others_ends_later() -> None:
+    beside = batcher(due(4.1, evaluations=10), seats=2)
+    job = idle_job(wish(evaluations=10))
+    assert forecast_job(beside, job, PACE, NOW, margin=1.1).breaks == (pytest.approx(4.0),)
+
+
+def test_a_higher_priority_breaks_the_deadlines_of_those_that_wait() -> None:
+    queue = batcher(wish(evaluations=10), due(4.5, evaluations=10))
+    assert forecast(queue, wish(evaluations=10)).breaks == ()
+    assert forecast(queue, wish(evaluations=10, priority=1)).breaks == (pytest.approx(6.0),)
+
+
+def sits_down(asked: Wish, *seated: Job, seats: int = 3) -> bool:
+    return not endangers(batcher(*seated, seats=seats), Picture(idle_job(asked), 0), PACE, NOW)
+
+
+def test_nobody_sits_down_who_makes_a_seated_deadline_be_missed() -> None:
+    asked = wish(evaluations=10)
+    assert sits_down(asked) and sits_down(asked, idle_job(asked))
+    assert sits_down(asked, due(4.1, evaluations=10)) and not sits_down(asked, due(3.9, evaluations=10))
+    assert sits_down(asked, due(1.9, evaluations=10)), "that one is late anyway"
+    assert sits_down(wish(evaluations=1), due(2.3, evaluations=10)), "and leaves soon"
+    assert sits_down(wish(evaluations=10, rows=1), due(3.1, evaluations=10))
+
+
+def test_a_jobs_own_pictures_endanger_nothing() -> None:
+    """Else the others of its pictures could never sit down, and it would be late for certain."""
+    job = due(3.0, evaluations=10, images=2)
+    queue = Batcher([SMALL], 2)
+    queue.add(job)
+    assert queue.seat_next()
+    assert not endangers(queue, queue.waiting[0], PACE, NOW)
+
+
+def gives_up(*jobs: Job, seats: int = 2) -> int | None:
+    """Which of the jobs is hopeless."""
+    seen = outlook(batcher(*jobs, seats=seats), PACE, NOW)
+    return None if seen.hopeless is None else jobs.index(seen.hopeless)
+
+
+def test_who_cannot_make_it_even_if_nobody_else_comes_is_hopeless() -> None:
+    """Three evaluations beside the other one, seven alone."""
+    other = idle_job(wish(evaluations=3))
+    least = 3 * 0.4 + 7 * 0.2
+    assert gives_up(due(least + 0.01, evaluations=10), other) is None
+    assert gives_up(due(least - 0.01, evaluations=10), other) == 0
+    seen = outlook(batcher(due(least - 0.01, evaluations=10), other, seats=2), PACE, NOW)
+    assert (seen.left, seen.spare) == (pytest.approx(least), 0)
+    assert outlook(batcher(due(5, evaluations=10), other, seats=2), PACE, NOW).spare == pytest.approx(5 - least)
+
+
+def test_the_last_one_is_never_given_up() -> None:
+    """Only a try can show that the pace is wrong."""
+    assert gives_up(due(0.1, evaluations=10)) is None
+    assert gives_up(due(0.1, evaluations=10, images=5)) is None
+    assert gives_up(due(0.1, evaluations=10), idle_job(wish())) == 0
+
+
+def test_who_waits_is_hoped_to_be_alone_once_it_sits() -> None:
+    """Those behind it may be made to wait for its sake."""
+    others = [idle_job(wish(evaluations=10)), idle_job(wish(evaluations=10))]
+    queue = Batcher([SMALL], 3)
+    for job in (late := due(1.9, evaluations=10), *others):
+        queue.add(job)
+    assert outlook(queue, PACE, NOW).hopeless is late
+    late.deadline = NOW + 2.1
+    assert outlook(queue, PACE, NOW).hopeless is None
+
+
+def test_of_those_who_sit_the_latest_goes_first_and_then_the_first_who_waits() -> None:
+    assert gives_up(due(3.5, evaluations=10), due(1.0, evaluations=10)) == 1
+    assert gives_up(due(9, evaluations=10), due(9, evaluations=10), due(5, evaluations=10), due(1, evaluations=10)) == 2
+    assert gives_up(due(3.5, evaluations=10), due(9, evaluations=10), due(1, evaluations=10)) == 0
+    assert gives_up(idle_job(wish(evaluations=99)), idle_job(wish(evaluations=99))) is None
+
+
+def unmade(*jobs: Wish, seats: int = 1) -> Batcher:
+    return batcher(*jobs, seats=seats, unmade=True)
 
 
 def test_a_lane_is_made_before_anybody_sits_in_it() -> None:
     long = wish(lane=LONG, evaluations=10)
-    assert forecast(unmade(), long, ROWS, MAKING) == about(30, 30 + 2, lane_ready=30)
-    assert forecast(unmade(), long, ROWS, Making()) == about(0, 2), "nothing is known of it"
-    assert forecast(unmade(), wish(evaluations=10), ROWS, MAKING) == about(0, 2), "others do not wait for it"
+    assert forecast(unmade(), long, MAKING) == about(30, 30 + 2, lane_ready=30)
+    assert forecast(unmade(), long, Making()) == about(0, 2), "nothing is known of it"
+    assert forecast(unmade(), wish(evaluations=10), MAKING) == about(0, 2), "others do not wait for it"
     queue = unmade(wish(lane=LONG, evaluations=5))
-    assert forecast(queue, long, ROWS, MAKING) == about(30 + 1, 30 + 1 + 2, lane_ready=30), (
-        "both wait, one after the other"
-    )
+    assert forecast(queue, long, MAKING) == about(30 + 1, 30 + 1 + 2, lane_ready=30), "both wait, one after the other"
 
 
 def test_a_lane_that_is_being_made_has_had_some_of_its_time() -> None:
     under_way = Making(MAKING.seconds, LONG, done=20.0)
-    assert forecast(unmade(), wish(lane=LONG, evaluations=10), ROWS, under_way) == about(10, 12, lane_ready=10)
-    late = Making(MAKING.seconds, LONG, done=99.0)
-    assert forecast(unmade(), wish(lane=LONG, evaluations=10), ROWS, late) == about(0, 2)
+    assert forecast(unmade(), wish(lane=LONG, evaluations=10), under_way) == about(10, 12, lane_ready=10)
+    overdue = dataclasses.replace(under_way, done=99.0)
+    assert forecast(unmade(), wish(lane=LONG, evaluations=10), overdue) == about(0, 2)
 
 
 def test_lanes_are_made_one_after_the_other() -> None:
     """The one under way first, then in the order of the queue, in which a higher priority overtakes."""
     longer = wish(lane=LONGER, evaluations=10)
-    assert forecast(unmade(), longer, ROWS, Making(MAKING.seconds, LONG, 25.0)) == about(45, 47, lane_ready=45)
-    queue = unmade(wish(lane=LONG))
-    assert forecast(queue, longer, ROWS, MAKING) == about(70, 72, lane_ready=70)
+    assert forecast(unmade(), longer, Making(MAKING.seconds, LONG, 25.0)) == about(45, 47, lane_ready=45)
+    queue = unmade(wish(lane=LONG, evaluations=5))
+    late = forecast(queue, longer, MAKING)
+    assert (late.wait, late.lane_ready) == (pytest.approx(70), pytest.approx(70))
     urgent = wish(lane=LONGER, evaluations=10, priority=1)
-    assert forecast(queue, urgent, ROWS, MAKING) == about(40, 42, lane_ready=40)
+    assert forecast(queue, urgent, MAKING).lane_ready == pytest.approx(40)
     queue.lanes[LONG].ready = True
-    assert forecast(queue, longer, ROWS, MAKING) == about(40, 42, lane_ready=40), "what is made takes no time"
+    assert forecast(queue, longer, MAKING).lane_ready == pytest.approx(40), "what is made takes no time"
 
 
 def test_others_step_while_a_lane_is_made() -> None:
-    """For 30 s of their own 40; then all share the device: 50 evaluations of 0.4 s, and the long one's are done."""
-    busy = unmade(wish(evaluations=200))
-    assert forecast(busy, wish(lane=LONG, evaluations=50), ROWS, MAKING) == about(30, 30 + 50 * 0.4, lane_ready=30)
-    waiting = unmade(wish(lane=LONG, evaluations=50))
-    assert forecast(waiting, wish(evaluations=200), ROWS, MAKING) == about(0, 30 + 50 * 0.4), (
-        "the same, from the other side"
-    )
+    """Half an hour of their steps does not hold it up; from then on, and before, a step is one of both lanes."""
+    busy = unmade(wish(evaluations=2000))
+    got = forecast(busy, wish(lane=LONG, evaluations=50), MAKING)
+    assert got.wait == pytest.approx(30, abs=0.4) and got.finish == pytest.approx(got.wait + 50 * 0.4)

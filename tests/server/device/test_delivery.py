@@ -11,6 +11,7 @@ import pytest
 
 from engines.backend import Ready
 from engines.preview import Preview as PreviewMap
+from server.batching.pace import Pace
 from server.device import pictures
 from server.device.delivery import Delivery
 from server.errors import Cancelled, PictureFailed
@@ -36,7 +37,7 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
 def delivering(workers: int = 2, matrix: np.ndarray | None = MATRIX) -> Iterator[tuple[Delivery, list[Job], Metrics]]:
     ended: list[Job] = []
     metrics = Metrics("m")
-    delivery = Delivery(workers, Fitted(matrix), metrics, ended.append)
+    delivery = Delivery(workers, Fitted(matrix), Pace({}), metrics, ended.append)
     try:
         yield delivery, ended, metrics
     finally:
@@ -48,7 +49,7 @@ def test_the_last_picture_ends_the_job() -> None:
     with delivering() as (delivery, ended, metrics):
         for index in (1, 0):
             assert ended == []
-            delivery.picture(Picture(job, index), PIXELS, 0.0)
+            delivery.picture(Picture(job, index), PIXELS)
             if index:
                 delivery.close()
                 delivery._pool = type(delivery._pool)(1)
@@ -86,7 +87,7 @@ def test_a_file_that_cannot_be_written_fails_its_picture(monkeypatch: pytest.Mon
     monkeypatch.setattr(pictures, "encode", fail)
     job = idle_job(wish())
     with delivering() as (delivery, _, _):
-        delivery.picture(Picture(job, 0), PIXELS, 0.0)
+        delivery.picture(Picture(job, 0), PIXELS)
         assert box_of(job).error() == ("INTERNAL", "image 0 cannot be written as png")
 
 

@@ -66,7 +66,7 @@ def test_steps_go_on_while_pictures_are_decoded(model: Model, decoding: Decoding
     with running(wrapped(model, decoding), seats=1) as at_work:
         jobs = [at_work.submit(**asked) for asked in (APPLE, CAT, APPLE, CAT)]
         eventually(lambda: len(decoding.under_way), 2)
-        steps = 3 + 2 + 3 + 2
+        steps = 3 + 2 + 3  # the fourth sits down when the third waits for the decoder no more
         eventually(lambda: len(decoding.runs) - 2, steps)  # two warm ones
         assert len(decoding.under_way) == 2, "no more than two at once: a third may still be cancelled"
         jobs[2].cancel()

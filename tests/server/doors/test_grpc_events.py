@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -18,6 +19,8 @@ from latentd.events import Done, Image, Preview, Queued, Started, Step
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 from server.app import Server
+from server.events import PARTS
+from server.job import Job
 from tests.support.held import Held, eventually, raising
 from tests.support.jobs import alone, decoded
 from tests.support.patience import PATIENCE
@@ -40,6 +43,34 @@ def test_events_come_in_order(server: Server) -> None:
         assert previews == sorted(set(previews)) and set(previews) <= {2, 4}
     assert done.timings.steps == 5 and done.timings.evaluations == 5
     assert done.timings.denoise_ms > 0 and done.timings.decode_ms > 0
+
+
+def test_the_timings_add_up_to_what_the_server_itself_measured(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is asked for. Only the sending of the last message is in no part: it is short, unless we are stopped."""
+    calls: list[tuple[Job, float, float]] = []
+    ended = server.service.ended
+
+    def note(door: str, code: str, job: Job, request_id: str, started: float, reason: str = "") -> None:
+        calls.append((job, started, time.monotonic()))
+        ended(door, code, job, request_id, started, reason)
+
+    monkeypatch.setattr(server.service, "ended", note)
+    caplog.set_level(logging.INFO, "latentd.request")
+    told = []
+    with Client(address(server)) as client:
+        for asked in ({}, {"images": 5}, {"images": 2, "steps": 1, "preview_every": 1}, {"steps": 2}, {}):
+            *_, done = client.stream("a red apple", **asked)
+            assert isinstance(done, Done)
+            told.append(sum(getattr(done.timings, f"{part}_ms") for part in PARTS))
+    eventually(lambda: len(calls), 5)
+    for (job, started, _), milliseconds in zip(calls, told, strict=True):
+        assert milliseconds == pytest.approx(1e3 * (job.timings.delivered - started), abs=0.01)
+        assert all(ms > 0 for part, ms in job.timings.parts(0).items() if part not in ("encode", "decode_wait"))
+    assert min(1e3 * (over - started) - ms for (_, started, over), ms in zip(calls, told, strict=True)) < 5
+    line = caplog.records[-1].getMessage()
+    assert [f"{part}_ms=" in line for part in PARTS] == [True] * len(PARTS) and "seats_shared=" in line
 
 
 def test_every_nth_step_has_a_preview_at_full_size(wired: Model, held: Held) -> None:

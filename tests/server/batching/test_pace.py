@@ -1,0 +1,72 @@
+"""What one sample may change, and what a changed machine does: numbers in, numbers out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from server.batching.pace import Median, Pace
+from server.wish import LaneKey
+
+LANE, LONG = LaneKey(8, 8, 1), LaneKey(8, 8, 2)
+SIZE = (8, 8)
+
+
+@pytest.mark.parametrize("stall", [0.4, 3.0, 20.0, 3600.0, 1e9])
+@pytest.mark.parametrize("steps", [0, 1, 2, 50])
+def test_one_stall_of_any_length_changes_nothing(stall: float, steps: int) -> None:
+    """A paused container, a frozen machine, a step 100 times slower than the last."""
+    pace = Pace({LANE: 0.004})
+    for _ in range(steps):
+        pace.stepped(LANE, 16, 16 * 0.004)
+    pace.stepped(LANE, 16, stall)
+    assert pace.row(LANE) == pytest.approx(0.004)
+    assert pace.full_step(8) == pytest.approx(16 * 0.004)
+
+
+def test_clocks_that_jump_change_nothing() -> None:
+    pace = Pace({LANE: 0.004})
+    for seconds in (0.064, -20.0, 0.064, 86400.0, -1e9, 0.064):
+        pace.stepped(LANE, 16, seconds)
+    assert pace.row(LANE) == pytest.approx(0.004)
+
+
+def test_stalls_now_and_then_change_nothing() -> None:
+    draw, pace = random.Random(1), Pace({LANE: 0.004})
+    for step in range(300):
+        pace.stepped(LANE, 16, 30.0 if step % 3 == 0 else 0.064 * draw.uniform(0.9, 1.1))
+        assert pace.row(LANE) <= 0.0044
+
+
+def test_another_load_is_followed_within_five_steps() -> None:
+    pace = Pace({LANE: 0.004})
+    for _ in range(20):
+        pace.stepped(LANE, 16, 0.064)
+    for slower in (True, False):
+        for _ in range(5):
+            pace.stepped(LANE, 16, 0.64 if slower else 0.064)
+        assert pace.row(LANE) == pytest.approx(0.04 if slower else 0.004)
+
+
+def test_of_two_samples_the_lower_one_counts() -> None:
+    assert Median().value == 0 and Median([3.0]).value == 3 and Median([3.0, 1.0]).value == 1
+
+
+def test_each_cost_has_its_own_samples() -> None:
+    pace = Pace({LANE: 0.1})
+    assert (pace.chunk, pace.decode(SIZE), pace.file(SIZE, "png")) == (0, 0, 0), "nothing is known of it"
+    pace.encoded(3, 0.3)
+    pace.decoded(SIZE, 0.5)
+    pace.written(SIZE, "png", 0.25)
+    assert (pace.chunk, pace.decode(SIZE), pace.file(SIZE, "png")) == (pytest.approx(0.1), 0.5, 0.25)
+    assert pace.decode((16, 8)) == pace.file((16, 8), "png") == pace.file(SIZE, "webp") == 0
+
+
+def test_a_lane_that_has_not_stepped_has_the_pace_of_its_size() -> None:
+    pace = Pace({LANE: 0.1})
+    pace.open(LONG)
+    assert pace.row(LONG) == 0.1
+    pace.stepped(LONG, 2, 0.6)
+    pace.stepped(LONG, 2, 0.6)
+    assert pace.row(LONG) == pytest.approx(0.3) and pace.row(LANE) == 0.1

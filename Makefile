@@ -18,7 +18,8 @@ given = $(if $($(1)),--$(2) '$($(1))')
 SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS HOST GRPC_PORT METRICS_PORT SEATS SIZES \
     CHUNKS QUEUE_JOBS QUEUE_SECONDS MAX_PROMPT MAX_STEPS MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE CONFIG GRACE WATCHDOG \
     LOG_FORMAT
-OTHERS := ARCH BASE CHECK GENAI LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECTIONS SIZE STEPS T TORCH_INDEX VENV WHEELS WORKERS
+OTHERS := ARCH BASE CHECK GENAI LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T TORCH_INDEX TURNS VENV \
+    WHEELS WORKERS
 on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(SETTINGS) $(OTHERS) $(addprefix LATENTD_,$(SETTINGS) CACHE CACHE_GB),$(on_the_command_line))
 $(if $(unknown),$(error no word of make takes $(unknown); there are: $(sort $(SETTINGS) $(OTHERS))))
@@ -29,7 +30,7 @@ flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ 
 
 .DEFAULT_GOAL := help
 .PHONY: need-model help demo test test-all one durations setup serve onnx engines clean-cache check proto lint types \
-    format lock bench kernels \
+    format lock bench load kernels \
     gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
@@ -52,6 +53,8 @@ help:
 	@echo "make bench [GENAI=python] [BASE=clone] [SCRATCH=dir]"
 	@echo "                                     start-up, memory and throughput as rows; loading beside OpenVINO GenAI,"
 	@echo "                                     which that python has, and the demo model beside another clone's"
+	@echo "make load [BASE=clone] [SECONDS=60] [TURNS=3]"
+	@echo "                                     the server at 3 and 10 times its peak, with deadlines, as rows"
 	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
 	@echo "make wheel                           client, server, graphs and demo model as one wheel, in dist/"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
@@ -129,6 +132,9 @@ check: need-model $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.loading $(call given,GENAI,genai) $(call given,BASE,base) $(call given,SCRATCH,scratch)
+
+load: $(VENV)/.cpu
+	@$(BIN)/python -m benchmarks.load $(call given,BASE,base) $(call given,SECONDS,seconds) $(call given,TURNS,turns)
 
 # Graphs that ship, and those of the test checkpoints: equal byte for byte, or it fails and names those that are not.
 graphs: $(VENV)/.dev

@@ -36,6 +36,7 @@ STEPS = 12
 DEADLINE = 2 * STEPS  # full steps
 IN_LOOP = 2 * IN_FLIGHT  # as many wait as sit: no seat is ever empty
 FACTORS = (3, 10)
+_LEAST = 0.01  # pictures a second, of a machine that stood still
 Figures = dict[tuple[str, str, str], list[float]]  # of each turn, by what, shape and unit
 
 
@@ -160,9 +161,9 @@ async def measure(whose: str, address: str, metrics: str, seconds: float, figure
             refused = [one.ended - one.sent for one in outcomes if not one.admitted]
             seen = sum(one.steps for one in admitted)
             note("goodput", shape, "1/s", goodput)
-            note("goodput over peak", shape, "ratio", goodput / peak)
+            note("goodput over peak", shape, "ratio", goodput / max(peak, _LEAST))
             note("goodput of the control run", shape, "1/s", control)
-            note("goodput over control run", shape, "ratio", goodput / control)
+            note("goodput over control run", shape, "ratio", goodput / max(control, _LEAST))
             note(
                 "seat-steps delivered, as clients saw",
                 shape,
@@ -172,6 +173,7 @@ async def measure(whose: str, address: str, metrics: str, seconds: float, figure
             if "seat_steps_total" in grew:
                 share = grew["seat_steps_delivered_total"] / max(1.0, grew["seat_steps_total"])
                 note("seat-steps delivered", shape, "ratio", share)
+                note("seats in a step", shape, "seats", grew["seat_steps_total"] / max(1.0, grew["steps_total"]))
             note(
                 "late of the admitted",
                 shape,

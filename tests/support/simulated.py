@@ -1,0 +1,136 @@
+"""A server in which time is a number: the batching room's own parts, and a device whose steps take what a test says.
+
+Turns are those of server/device/turn.py: who is late or hopeless leaves, who waits sits down, a step, a decode.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from server.batching.admission import Admission
+from server.batching.batcher import Batcher
+from server.batching.forecast import endangers, outlook
+from server.batching.margin import Margin
+from server.batching.pace import Pace
+from server.errors import Busy, TooLate
+from server.job import Job
+from server.wish import LaneKey
+from tests.support.jobs import idle_job, wish
+
+LANE = LaneKey(8, 8, 1)
+SIZE = (8, 8)
+
+
+@dataclass
+class Simulated:
+    """`speed(now)` is by how much everything takes longer than said here; `shaken` is each step's own noise."""
+
+    seats: int = 8
+    row: float = 0.005  # seconds
+    encode: float = 0.004
+    decode: float = 0.012
+    file: float = 0.004
+    speed: Callable[[float], float] = lambda now: 1.0
+    shaken: float = 0.1
+    now: float = 0.0
+    sent: int = 0
+    admitted: list[Job] = field(default_factory=list)
+    delivered: list[tuple[float, Job]] = field(default_factory=list)  # when
+    seat_steps: int = 0
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.batcher, self.margin, self.admission = Batcher([LANE], self.seats), Margin(), Admission()
+        self.pace = Pace({LANE: self.row})
+        self._draw = random.Random(7)
+        self._files: list[tuple[float, int, Job]] = []
+        self._numbers = itertools.count()
+
+    @property
+    def capacity(self) -> float:
+        """Twelve-step pictures a second, with nothing lost."""
+        return 1 / (12 * 2 * self.row + self.encode + self.decode)
+
+    def _spend(self, seconds: float) -> float:
+        took = seconds * self.speed(self.now) * max(0.5, self._draw.gauss(1, self.shaken))
+        self.now += took
+        return took
+
+    def submit(self, evaluations: int, seconds: float | None, images: int = 1, rows: int = 2) -> Job | None:
+        """Let a job in, or not; it has a deadline so many seconds from now."""
+        self.sent += 1
+        job = idle_job(wish(LANE, evaluations, rows, images))
+        job.arrived, job.unencoded = self.now, 1
+        job.deadline = None if seconds is None else self.now + seconds
+        try:
+            margin = self.margin.value(self.now)
+            job.expected = self.admission.check(job, self.batcher, self.pace, self.now, margin).finish
+        except (Busy, TooLate):
+            return None
+        self.batcher.add(job)
+        self.admitted.append(job)
+        return job
+
+    def _learn(self, job: Job, end: float) -> None:
+        if job.expected:
+            self.margin.ended(self.now, (end - job.arrived) / job.expected)
+            job.expected = None
+
+    def _leave(self, job: Job, end: float) -> None:
+        self.batcher.drop([job])
+        job.over = True
+        self._learn(job, end)
+
+    def turn(self) -> None:
+        for job in {p.job for p in (*self.batcher.seated, *self.batcher.undecoded, *self.batcher.waiting)}:
+            if job.expired(self.now):
+                self._leave(job, self.now)
+        while (seen := outlook(self.batcher, self.pace, self.now)).hopeless is not None:
+            self._leave(seen.hopeless, self.now + seen.left)
+        while place := self.batcher.seat_next(lambda picture: endangers(self.batcher, picture, self.pace, self.now)):
+            _, _, picture = place
+            if picture.index == 0:
+                self.pace.encoded(1, self._spend(self.encode))
+                break
+        lane = self.batcher.lanes[LANE]
+        live = [(seat, picture) for seat in lane.live if (picture := lane.tenants[seat])]
+        if live:
+            rows = sum(picture.job.wish.rows for _, picture in live)
+            self.pace.stepped(LANE, rows, self._spend(rows * self.row))
+            self.seat_steps += len(live)
+            self.steps += 1
+            for seat, picture in live:
+                picture.reached += 1
+                if not picture.evaluations_left:
+                    self.batcher.finish(LANE, seat)
+        if self.batcher.undecoded:
+            picture = self.batcher.undecoded[0]
+            self.batcher.decoding(picture)
+            self.pace.decoded(SIZE, self._spend(self.decode))
+            self.pace.written(SIZE, "png", self.file)
+            heapq.heappush(self._files, (self.now + self.file, next(self._numbers), picture.job))
+        while self._files and self._files[0][0] <= self.now:
+            when, _, job = heapq.heappop(self._files)
+            job.left -= 1
+            if not job.left and not job.over and not job.expired(when):
+                self.delivered.append((when, job))
+                self._learn(job, when)
+
+    def run(self, arrivals: list[tuple[float, Callable[[], object]]], seconds: float) -> None:
+        """Play so many seconds; each arrival is when, and what to do then. An idle device waits for the next."""
+        coming = iter(sorted(arrivals, key=lambda arrival: arrival[0]))
+        following = next(coming, None)
+        while self.now < seconds:
+            while following and following[0] <= self.now:
+                following[1]()
+                following = next(coming, None)
+            before = self.now
+            self.turn()
+            if self.now == before:  # nothing to do
+                ends = [following[0]] if following else []
+                ends += [self._files[0][0]] if self._files else []
+                self.now = min(ends, default=seconds)

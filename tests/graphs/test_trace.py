@@ -27,7 +27,14 @@ ROOT = Path(__file__).parents[2]
 SPECS = under_test()
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize(
+    "network",
+    [
+        # The decoder's layers are the encoder's; `make test-all` traces it too.
+        pytest.param(network, id=network.name, marks=[pytest.mark.exhaustive] if network.name == "vae_decoder" else [])
+        for network in NETWORKS
+    ],
+)
 def test_the_committed_bytes_come_out_again(network: Network) -> None:
     """The others' do under `make graphs`."""
     spec = SPECS["sd1"]

@@ -24,7 +24,10 @@ def rehearse(*words: str) -> str:
     return ran.stdout
 
 
-@pytest.mark.parametrize(("name", "pixels", "precision"), [("SD 1.5", "fast", "auto"), ("SD 2.1", "exact", "bf16")])
+@pytest.mark.parametrize(
+    ("name", "pixels", "precision"),
+    [("SD 1.5", "fast", "auto"), pytest.param("SD 2.1", "exact", "bf16", marks=pytest.mark.exhaustive)],
+)
 def test_from_weights_to_pixels(name: str, pixels: str, precision: str) -> None:
     said = rehearse("serve", name, pixels, precision, "2")
     variants = {kernel: int(count) for kernel, count in re.findall(r"^(\w+): (\d+) variants$", said, re.MULTILINE)}
@@ -37,7 +40,7 @@ def test_from_weights_to_pixels(name: str, pixels: str, precision: str) -> None:
     "words",
     [
         "ceilings,budget",
-        "kernels kernels",
+        pytest.param("kernels kernels", marks=pytest.mark.exhaustive),  # test_gpu_sections runs its cases on a CPU
         "vae decoding",
         "first_kernels,first_picture first",
         pytest.param("vae networks", marks=pytest.mark.exhaustive),  # of which it launches the decoding alone

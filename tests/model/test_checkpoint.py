@@ -21,7 +21,7 @@ def test_diffusers_makes_pictures_with_contrast(
     tmp_path: Path, kind: str, scheduler: str, prediction: str | None
 ) -> None:
     make_checkpoint(tmp_path, kind=kind, scheduler=scheduler, prediction_type=prediction)
-    pipe: Any = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, torch_dtype=torch.float32)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     assert type(pipe.scheduler).__name__ == scheduler
 

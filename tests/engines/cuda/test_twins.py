@@ -107,7 +107,9 @@ def test_a_network_takes_half_the_samples(bare: Checkpoint) -> None:
     network = TorchNetwork(weights.load_unet(bare.spec, bare.weights), text.tokens)
     latents, timesteps, _ = twin_inputs(spec, 3, 2)
     samples = latents.float()
-    texts = torch.stack([network.text(torch.randn(text.tokens, text.width)) for _ in timesteps])
+    chance = torch.Generator().manual_seed(5)
+    contexts = [torch.randn(text.tokens, text.width, generator=chance) for _ in timesteps]
+    texts = torch.stack([network.text(context) for context in contexts])
     times = network.time(timesteps, torch.ones(6))
     wanted = network.denoise(samples.repeat_interleave(2, dim=0), times, texts)
-    assert away(network.denoise(samples, times, texts), wanted) < 1e-6
+    assert away(network.denoise(samples, times, texts), wanted) < 3e-6, "sums in another order"

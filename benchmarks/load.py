@@ -141,6 +141,10 @@ async def measure(whose: str, address: str, metrics: str, seconds: float, figure
         step = grew["step_seconds_sum"] / grew["steps_total"]
         deadline = DEADLINE * step
         peak = rate_of(outcomes, begun, seconds, deadline)
+        if not peak:
+            raise SystemExit(
+                f"no picture came after the first {deadline:.1f} s of {seconds:g}: this machine is too busy"
+            )
         shape = f"closed loop, {IN_LOOP} in flight, {STEPS} steps"
         note("peak", shape, "1/s", peak)
         note("full step", shape, "ms", 1e3 * step)

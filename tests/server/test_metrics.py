@@ -27,12 +27,12 @@ NAMES = {
     "preview_first_seconds": set(),
     "images_total": set(),
     "cancelled_total": {"where"},
-    "nan_images_total": set(),
-    "decode_backlog": set(),
+    "given_up_total": {"where"},
     "forecast_margin": set(),
+    "decode_backlog": set(),
     "seat_steps_total": set(),
     "seat_steps_delivered_total": set(),
-    "given_up_total": {"where"},
+    "nan_images_total": set(),
     "engine_info": {"backend", "precision", "weights"},
 }
 
@@ -57,7 +57,7 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         with pytest.raises(ServerError):
             client.generate("a red apple", steps=0)
         server.metrics.cancelled("queue")
-        server.metrics.given_up("queue")
+        server.metrics.given_up("seat")
         told = scrape(server)
         for name, labels in NAMES.items():
             own = [line for line in told.splitlines() if re.match(rf"latentd_{name}(_bucket|_sum|_count)?\{{", line)]

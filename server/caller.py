@@ -1,0 +1,30 @@
+"""Who sends a request, as far as the connection tells. Callers share the device's row evaluations."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import unquote
+
+LOCAL = "local"  # whoever comes over a Unix socket, which only this machine reaches
+
+
+def caller_of(peer: str) -> str:
+    """Name the caller behind a connection: its address without the port, which is another one each time.
+
+    `peer` is what gRPC calls the other end: `ipv4:10.0.0.7:50412`, `ipv6:%5B::1%5D:50412` (RFC 3986 escapes) or
+    `unix:path`. An IPv4 address written as an IPv6 one is the same caller. What cannot be read is one caller as it
+    stands.
+    """
+    kind, _, rest = unquote(peer).partition(":")
+    if kind == "unix":
+        return LOCAL
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return peer
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
+
+
+__all__ = ["LOCAL", "caller_of"]

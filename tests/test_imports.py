@@ -38,7 +38,7 @@ FOREIGN = {
     "graphs": set(),
     "model": {"torch", "safetensors"},
     "server": {"grpc", "grpc_health", "grpc_reflection", "grpc_status"}
-    | {"google", "numpy", "PIL", "prometheus_client", "yaml"},
+    | {"google", "numpy", "PIL", "prometheus_client", "yaml", "uvicorn", "h11"},
 }
 # In engines/, where each of these may be imported.
 ENGINES_OWN = {

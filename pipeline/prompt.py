@@ -123,7 +123,7 @@ def weights_of(text: str) -> list[tuple[str, float]]:
     for _, weight in joined:
         if abs(weight) > MOST_WEIGHT:
             raise InvalidRequest(
-                f"a weight of the prompt is {weight:.6g}; it must be {-MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
+                f"a weight of the prompt is {weight:.6g}; it must be {-MOST_WEIGHT:g} to {MOST_WEIGHT:g}", "prompt"
             )
     return [(text, weight) for text, weight in joined if text]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 
 from pipeline.errors import LatentdError
@@ -13,6 +14,14 @@ ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 def joined(host: str, port: int) -> str:
     """Return host:port as one text, an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def refuse_taken(door: str, host: str, port: int) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from pipeline.errors import InvalidRequest, LatentdError
 
-
 UNEXPECTED = "an unexpected error; the server's log has it under this request's id"
 
 

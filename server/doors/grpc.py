@@ -49,7 +49,6 @@ OPTIONS = [
 ]
 
 _CLOCKS = 0.1  # seconds: a client whose deadline passes cancels, and its clock may be a little ahead
-_FAREWELL = 0.5  # seconds for what is still on the wire
 
 
 class GrpcDoor:
@@ -93,7 +92,7 @@ class GrpcDoor:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._images.idle.wait(), grace)
 
-    async def close(self, farewell: float = _FAREWELL) -> None:
+    async def close(self, farewell: float) -> None:
         """Close the door. Whoever is still there has `farewell` seconds to hear why, then gRPC cancels the call."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._images.idle.wait(), farewell)

@@ -25,6 +25,7 @@ from server.errors import UNEXPECTED, Busy
 
 log = logging.getLogger("latentd.door")
 
+
 class _Malformed:
     """Stands where a message should be."""
 

@@ -21,6 +21,7 @@ from server.address import joined
 from server.batching.admission import Admission
 from server.device.loop import Device
 from server.device.watchdog import watch
+from server.doors.asgi import AsgiServer
 from server.doors.grpc import GrpcDoor
 from server.limits import Limits
 from server.metrics import Metrics
@@ -40,6 +41,8 @@ class Server:
         limits = Limits(settings.max_prompt, settings.max_steps, settings.max_guidance, settings.max_images)
         self.service = Service(name, limits, self.metrics)
         self._door = GrpcDoor(self.service, settings.max_message)
+        ended = functools.partial(self.metrics.connection_ended, "metrics")
+        self._scrapes = AsgiServer(self.metrics.app, "metrics", ended=ended)
         self._died = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self.grpc_port = self.metrics_port = 0
@@ -48,8 +51,9 @@ class Server:
         """Bind, and answer health with NOT_SERVING: a taken port is an error before the seconds that a load takes."""
         settings = self.settings
         self.grpc_port = self._door.open(settings.host, settings.grpc_port)
-        self.metrics_port = self.metrics.serve(settings.host, settings.metrics_port)
+        self.metrics_port = self._scrapes.open(settings.host, settings.metrics_port)
         await self._door.start()
+        await self._scrapes.start()
         if not _is_loopback(settings.host):
             log.warning("listening on %s without authentication: anyone who reaches it may use it", settings.host)
 
@@ -104,7 +108,7 @@ class Server:
             await asyncio.to_thread(device.stop)
         if self._watching is not None:
             self._watching.cancel()
-        await asyncio.to_thread(self.metrics.close)
+        await self._scrapes.close()
 
 
 async def serve(settings: Settings) -> int:

@@ -66,7 +66,7 @@ class Server:
         device.start()
         self.service.device = device
         self._watching = asyncio.create_task(watch(device, settings.watchdog))
-        await self._door.serving()
+        self._door.serving()
         model = device.model
         log.info(
             "SERVING model=%s backend=%s precision=%s sizes=%s seats=%d threads=%d loaded_in_s=%.2f",
@@ -93,12 +93,12 @@ class Server:
         """Wait until the device fails; health says NOT_SERVING from then on."""
         await self._died.wait()
         self.service.draining = True
-        await self._door.not_serving()
+        self._door.not_serving()
 
     async def close(self, grace: float) -> None:
         """Take no new requests; those that run have `grace` seconds, then each is told that the server stops."""
         self.service.draining = True
-        await self._door.not_serving()
+        self._door.not_serving()
         await self._door.drain(grace)
         device = self.service.device
         if device is not None:

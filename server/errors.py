@@ -37,6 +37,10 @@ class UnknownModel(LatentdError):
     code = "NOT_FOUND"
 
 
+class UnknownService(LatentdError):
+    code = "NOT_FOUND"
+
+
 class UnknownFormat(InvalidRequest):
     """No picture file is of this format. A door that does not name formats by words raises a sentence of its own."""
 

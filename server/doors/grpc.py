@@ -11,13 +11,13 @@ import time
 from collections.abc import AsyncIterator, Iterable
 
 import grpc
-from google.protobuf.message import Message
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
 
 from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest, LatentdError
 from server.address import joined, refuse_taken
 from server.doors.handlers import handlers
+from server.doors.health import HealthServicer
 from server.doors.messages import (
     FORMATS,
     event_message,
@@ -36,7 +36,7 @@ from server.wish import default_size
 
 log = logging.getLogger("latentd.door")
 
-SERVICE = "latentd.v1.Images"
+SERVICE, HEALTH = "latentd.v1.Images", "grpc.health.v1.Health"
 
 OPTIONS = [
     # gRPC's default lets a second server share the port and steal half of the requests, silently.
@@ -59,12 +59,12 @@ class GrpcDoor:
     def __init__(self, service: Service, max_message: int) -> None:
         self._images = ImagesServicer(service)
         self._server = grpc.aio.server(options=[*OPTIONS, ("grpc.max_receive_message_length", max_message)])
-        self._health = _Health()
+        self._health = HealthServicer()
         self._server.add_generic_rpc_handlers(
             (
                 handlers(pb.DESCRIPTOR.services_by_name["Images"], self._images),
                 handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health),
-                *reflection_handlers((SERVICE, health.SERVICE_NAME)),
+                *reflection_handlers((SERVICE, HEALTH)),
             )
         )
 
@@ -77,14 +77,14 @@ class GrpcDoor:
             raise LatentdError(f"grpc port {joined(host, port)} cannot be opened: {error}") from None
 
     async def start(self) -> None:
-        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.not_serving()
         await self._server.start()
 
-    async def serving(self) -> None:
-        await self._set(health_pb2.HealthCheckResponse.SERVING)
+    def serving(self) -> None:
+        self._health.set(health_pb2.HealthCheckResponse.SERVING, "", SERVICE)
 
-    async def not_serving(self) -> None:
-        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+    def not_serving(self) -> None:
+        self._health.set(health_pb2.HealthCheckResponse.NOT_SERVING, "", SERVICE)
 
     async def drain(self, grace: float) -> None:
         """Give requests that run `grace` seconds. Health answers meanwhile.
@@ -99,26 +99,6 @@ class GrpcDoor:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._images.idle.wait(), farewell)
         await self._server.stop(farewell)
-
-    async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", SERVICE):
-            await self._health.set(name, status)
-
-
-class _Health(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAccessIssue]
-    """Health with `List`, which grpcio-health-checking has as a stub only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._listed: dict[str, health_pb2.HealthCheckResponse] = {}
-
-    async def set(self, service: str, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        self._listed[service] = health_pb2.HealthCheckResponse(status=status)
-        await super().set(service, status)
-
-    async def List(self, request: Message, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
-        # Its type stubs lack what its newest messages are.
-        return health_pb2.HealthListResponse(statuses=self._listed)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ImagesServicer:

@@ -42,6 +42,10 @@ class Metrics:
         self.decode_backlog = self._make(Gauge, "decode_backlog", "Finished pictures that wait for the decoder")
         self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")
         self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows there are")
+        self.calls_open = self._make(Gauge, "calls_open", "Calls of all methods that are open")
+        self._calls_refused = self._make(Counter, "calls_refused_total", "Calls refused because of their number", "why")
+        self.calls_unread_total = self._make(Counter, "calls_unread_total", "Calls given up, for nobody read them")
+        self.descriptors_scarce = self._make(Gauge, "descriptors_scarce", "1 while calls are refused for want of them")
         self._connections_ended = self._make(
             Counter, "connections_ended_total", "HTTP connections ended because of their bounds", "door", "why"
         )
@@ -59,6 +63,9 @@ class Metrics:
 
     def given_up(self, where: str) -> None:
         self._given_up.labels(self._model, where).inc()
+
+    def call_refused(self, why: str) -> None:
+        self._calls_refused.labels(self._model, why).inc()
 
     def connection_ended(self, door: str, why: str) -> None:
         self._connections_ended.labels(self._model, door, why).inc()

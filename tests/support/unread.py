@@ -8,7 +8,8 @@ from typing import Self
 from tests.support.patience import PATIENCE
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-_ACK, _END_STREAM, _END_HEADERS = 1, 1, 4
+END_STREAM = 1
+_ACK, _END_HEADERS = 1, 4
 _INITIAL_WINDOW_SIZE, _NO_WINDOW = 4, 0
 
 
@@ -20,6 +21,7 @@ class Unread:
         self._socket = socket.create_connection((host, int(port)), timeout=PATIENCE)
         self._file = self._socket.makefile("rb")
         self._next = 1
+        self.settings: dict[int, int] = {}  # the server's
         self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self._frame(SETTINGS, 0, 0, _INITIAL_WINDOW_SIZE.to_bytes(2, "big") + _NO_WINDOW.to_bytes(4, "big"))
         self.until(SETTINGS, _ACK)  # from now on the server knows
@@ -39,7 +41,7 @@ class Unread:
         block = b"".join(b"\0" + _text(name) + _text(value) for name, value in headers.items())
         self._frame(HEADERS, _END_HEADERS, stream, block)
         if message is not None:
-            self._frame(DATA, _END_STREAM, stream, b"\0" + len(message).to_bytes(4, "big") + message)
+            self._frame(DATA, END_STREAM, stream, b"\0" + len(message).to_bytes(4, "big") + message)
         return stream
 
     def begun(self, method: str, message: bytes = b"") -> int:
@@ -47,6 +49,10 @@ class Unread:
         stream = self.call(method, message)
         assert self.until(HEADERS) == stream
         return stream
+
+    def reset(self, stream: int) -> None:
+        """Leave a call."""
+        self._frame(RST_STREAM, 0, stream, (8).to_bytes(4, "big"))
 
     def until(self, kind: int, flag: int = 0) -> int:
         """Return the stream of the next frame of this kind; pings are answered meanwhile."""
@@ -57,6 +63,10 @@ class Unread:
             assert head[3] != DATA or not payload, "there is no window for that"
             if head[3] == PING and not head[4] & _ACK:
                 self._frame(PING, _ACK, 0, payload)
+            if head[3] == SETTINGS:
+                for at in range(0, len(payload), 6):
+                    number, value = payload[at : at + 2], payload[at + 2 : at + 6]
+                    self.settings[int.from_bytes(number, "big")] = int.from_bytes(value, "big")
             if head[3] == kind and head[4] & flag == flag:
                 return int.from_bytes(head[5:], "big")
 

@@ -31,6 +31,10 @@ NAMES = {
     "seat_steps_total": set(),
     "seat_steps_delivered_total": set(),
     "nan_images_total": set(),
+    "calls_open": set(),
+    "calls_refused_total": {"why"},
+    "calls_unread_total": set(),
+    "descriptors_scarce": set(),
     "connections_ended_total": {"door", "why"},
     "engine_info": {"backend", "precision", "weights"},
 }
@@ -58,6 +62,7 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         server.metrics.cancelled("queue")
         server.metrics.given_up("seat")
         server.metrics.connection_ended("metrics", "late")
+        server.metrics.call_refused("caller")
         told = scrape(server)
         for name, labels in NAMES.items():
             own = [line for line in told.splitlines() if re.match(rf"latentd_{name}(_bucket|_sum|_count)?\{{", line)]

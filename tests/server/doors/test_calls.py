@@ -78,7 +78,7 @@ def test_a_call_whose_message_does_not_come_counts(model: Model) -> None:
 
 
 @pytest.mark.parametrize("method", [wire.GENERATE, wire.BLOCKING, wire.MODELS, wire.CHECK, wire.WATCH])
-def test_a_client_that_takes_nothing_is_given_up_and_counts_until_it_is_gone(
+def test_a_client_that_takes_nothing_is_given_up_and_counts_on(
     method: str, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = pb.GenerateRequest(prompt="a cat", steps=1).SerializeToString()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 log = logging.getLogger("latentd.server")
 
 _ENOUGH = 65_536  # connections are 4,096 at most by default; a limit of millions makes others loop over it
-_BASE = 32  # the server's: 25 with the demo model on OpenVINO, 2026-11-29
+_BASE = 24  # of the server itself: 20 with the demo model on OpenVINO, 2026-11-29
 _TICK = 1.0  # seconds between looks; a look takes 0.3 ms for a thousand open ones
 
 

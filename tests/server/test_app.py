@@ -386,7 +386,7 @@ def test_ipv6(model: Model) -> None:
 
 def test_at_the_beginning_of_the_grace_those_are_told_who_cannot_be_done_in_it(wired: Model, held: Held) -> None:
     async def life() -> None:
-        async with opened(wired, seats=1) as server, AsyncClient(address(server)) as client:
+        async with opened(wired, seats=1, queue_seconds=86400) as server, AsyncClient(address(server)) as client:
             await server.load(lambda _: wired)
             device = server.service.device
             assert device

@@ -137,7 +137,7 @@ bench: $(VENV)/.cpu
 load: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.load $(call given,BASE,base) $(call given,SECONDS,seconds) $(call given,TURNS,turns)
 
-# In the dev extra is what draws docs/soak.png.
+# What draws the plot is in the dev extra.
 soak: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.soak $(call given,HOURS,hours)
 

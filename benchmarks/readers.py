@@ -92,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     p95s: dict[bool, list[float]] = {True: [], False: []}
     memory: dict[bool, list[float]] = {True: [], False: []}
     with server_process(ROOT / "demo" / "small-things", words=("server",)) as (line, _, pid):
-        server = Trial(*re.findall(r"gRPC (\S+), metrics (\S+)", line)[0], pid)
+        address, metrics = re.findall(r"gRPC (\S+), metrics (\S+)", line)[0]
+        server = Trial(address, metrics, pid)
         asyncio.run(turn(server, min(5.0, options.seconds), read=True))
         for number in range(options.turns):
             for read in (True, False) if number % 2 else (False, True):

@@ -3,8 +3,8 @@
 A process of its own serves the embedded model in two sizes. A closed loop over a random mix is its capacity; then
 Poisson arrivals of the same mix at 0.8 of that for ten minutes, or so many hours: steps, samplers, guidance, sizes and
 pictures at random, one in ten with previews, one in twenty cancelled by its client. Every request's latency, and the
-process's memory, threads and descriptors each five seconds, are rows in build/soak/; docs/soak.png is drawn from them.
-Exit code 1 where a verdict fails.
+process's memory, threads and descriptors each five seconds, are rows in build/soak/; a plot in docs is drawn of
+them. Exit code 1 where a verdict fails.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def verdicts(ended: Sequence[Ended], looks: Sequence[Look], length: float, first
         Verdict(
             rise <= MORE_LATENCY * whole or chance > CHANCE,
             f"medians of {len(medians)} parts rise by {1e3 * rise:.1f} ms (Theil-Sen) of {1e3 * whole:.0f} ms, and "
-            f"would by chance with p = {chance:.2f} (Mann-Kendall); bad is more than {MORE_LATENCY:g} of it and p up to "
+            f"would by chance with p = {chance:.2f} (Mann-Kendall); bad is more than {MORE_LATENCY:g} of it, p to "
             f"{CHANCE:g}",
         ),
         Verdict(more <= MORE_MEMORY, f"memory from {first:g} s on: {more:+.1f} MB; bad is more than {MORE_MEMORY:g}"),

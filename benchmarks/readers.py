@@ -78,8 +78,8 @@ async def turn(server: Trial, seconds: float, *, read: bool) -> float:
     """Return the normal callers' p95, seconds. Errors: SystemExit where one of them got no picture."""
     async with others(server, read=read):
         outcomes = await normal(server.address, seconds)
-    if failed := sum(not one.delivered for one in outcomes):
-        raise SystemExit(f"{failed} of {len(outcomes)} normal requests got no picture")
+    if failed := [one.refusal for one in outcomes if not one.delivered]:
+        raise SystemExit(f"{len(failed)} of {len(outcomes)} normal requests got no picture: {failed[0]}")
     return p95([one.ended - one.sent for one in outcomes])
 
 

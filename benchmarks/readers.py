@@ -2,7 +2,7 @@
 
 32 calls of a picture with a preview of every step are begun on an HTTP/2 window of 0, so that the server cannot send a
 byte of what it makes; or, in turn, by readers of everything. Once their pictures are drawn, which costs the same, 32
-callers ask for 4-step pictures one after the other: their p95 beside unread calls over their p95 beside read ones is the
+callers ask for 4-step pictures one after the other: their p95 beside unread calls over that beside read ones is the
 figure. Five turns, interleaved.
 """
 

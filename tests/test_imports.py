@@ -73,7 +73,9 @@ ROOMS = (
     "latentd.__main__", "training", "demo",
     "benchmarks.memory", "benchmarks.health", "benchmarks.untouched", "benchmarks.random_checkpoint",
     "benchmarks.rows", "benchmarks.genai", "benchmarks.doors",
-    "benchmarks.serving", "benchmarks.loading", "benchmarks.load", "benchmarks.gpu.frame", "benchmarks.gpu.subjects",
+    "benchmarks.trend", "benchmarks.plots",
+    "benchmarks.serving", "benchmarks.loading", "benchmarks.load", "benchmarks.attack",
+    "benchmarks.gpu.frame", "benchmarks.gpu.subjects",
     "benchmarks.gpu.sections",
     "benchmarks.gpu.warm", "benchmarks",
 )

@@ -142,7 +142,8 @@ class Turn:
         self.pulse += 1
         for seat, picture in tenants.items():
             self._after_step(key, seat, picture, len(seats), preview=seat in previewed)
-        self._pace.stepped(key, rows, time.monotonic() - start)  # what the clients are told is part of it
+        now = time.monotonic()
+        self._pace.stepped(key, rows, now - start, now)  # what the clients are told is part of it
 
     def decode(self) -> None:
         """Begin to decode one finished picture, if its client is still there, and deliver those that are decoded."""

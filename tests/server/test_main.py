@@ -104,11 +104,17 @@ def test_a_second_signal_means_now(number: int, status: int, checkpoint: Checkpo
 
 
 def test_a_failed_device_ends_the_process(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Whoever sits and whoever waits is told, not one caller only."""
     with held_server(checkpoint, tmp_path) as started, Client(started.address()) as client:
+        (tmp_path / "gate").touch()
+        callers = [client.stream("a red apple", images=8) for _ in range(3)]
+        assert all(isinstance(next(caller), Queued) for caller in callers)
         (tmp_path / "fault").touch()
-        with pytest.raises(ServerError, match="the device failed: lost") as failed:
-            client.generate("a red apple")
-        assert failed.value.code is grpc.StatusCode.UNAVAILABLE
+        (tmp_path / "gate").unlink()
+        for caller in callers:
+            with pytest.raises(ServerError, match="the device failed: lost") as failed:
+                list(caller)
+            assert failed.value.code is grpc.StatusCode.UNAVAILABLE
         assert started.end() == 1
 
 

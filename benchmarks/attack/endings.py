@@ -54,7 +54,10 @@ def limit(folder: Path) -> list[Figure]:
     """Start a server whose limit is below the model's own default; is that said at start, or to every client?"""
     command = [sys.executable, "-m", "server", "--model", str(ROOT / "demo" / "small-things"), "--max-steps", "3"]
     command += ["--grpc-port", "0", "--metrics-port", "0"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    environment = {**os.environ, "LATENTD_HTTP_PORT": "off"}  # a taken port would be a refusal too
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout
         serves = " gRPC " in process.stdout.readline()
         process.terminate()

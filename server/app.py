@@ -37,7 +37,13 @@ class Server:
         self.settings = settings
         name = model_id(settings.model)
         self.metrics = Metrics(name)
-        limits = Limits(settings.max_prompt, settings.max_steps, settings.max_guidance, settings.max_images)
+        limits = Limits(
+            settings.max_prompt,
+            settings.max_steps,
+            settings.max_guidance,
+            settings.max_images,
+            settings.priority_callers,
+        )
         self.service = Service(name, limits, self.metrics)
         self._door = GrpcDoor(self.service, settings.max_message)
         self._died = asyncio.Event()

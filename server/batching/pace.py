@@ -37,6 +37,7 @@ class Pace:
     def __init__(self, row_seconds: dict[LaneKey, float]) -> None:
         """Begin with the seconds a row of the lanes that were made at start, one chunk of each size among them."""
         self._rows = {lane: Median([seconds]) for lane, seconds in row_seconds.items()}
+        self._steps: dict[LaneKey, dict[int, Median]] = defaultdict(dict)  # by their number of rows
         self._encode = Median()  # of a chunk of a prompt
         self._decode: dict[Size, Median] = defaultdict(Median)
         self._file: dict[tuple[Size, str], Median] = defaultdict(Median)  # by format
@@ -47,6 +48,7 @@ class Pace:
 
     def stepped(self, lane: LaneKey, rows: int, seconds: float) -> None:
         self._rows[lane].add(seconds / rows)
+        self._steps[lane].setdefault(rows, Median()).add(seconds)
 
     def encoded(self, chunks: int, seconds: float) -> None:
         self._encode.add(seconds / chunks)
@@ -61,6 +63,22 @@ class Pace:
     def row(self, lane: LaneKey) -> float:
         """Return the seconds a row of one evaluation."""
         return self._rows[lane].value
+
+    def step(self, lane: LaneKey, rows: int) -> float:
+        """Return the seconds of a step of so many rows: as measured, in proportion between and beyond what has been.
+
+        On a GPU a step of few rows takes nearly as long as one of many.
+        """
+        steps = self._steps[lane]
+        if rows in steps:
+            return steps[rows].value
+        fewer, more = max((n for n in steps if n < rows), default=0), min((n for n in steps if n > rows), default=0)
+        if not fewer and not more:
+            return rows * self.row(lane)
+        if not fewer or not more:
+            return steps[fewer or more].value * rows / (fewer or more)
+        low, high = steps[fewer].value, steps[more].value
+        return low + (high - low) * (rows - fewer) / (more - fewer)
 
     @property
     def chunk(self) -> float:

@@ -73,7 +73,8 @@ ROOMS = (
     "latentd.__main__", "training", "demo",
     "benchmarks.memory", "benchmarks.health", "benchmarks.untouched", "benchmarks.random_checkpoint",
     "benchmarks.rows", "benchmarks.genai",
-    "benchmarks.serving", "benchmarks.loading", "benchmarks.load", "benchmarks.gpu.frame", "benchmarks.gpu.subjects",
+    "benchmarks.serving", "benchmarks.loading", "benchmarks.load", "benchmarks.fairness",
+    "benchmarks.gpu.frame", "benchmarks.gpu.subjects",
     "benchmarks.gpu.sections",
     "benchmarks.gpu.warm", "benchmarks",
 )

@@ -23,13 +23,12 @@ _SLICE = 8  # those that it has, and that the other waits, where there are more 
 
 
 class Lane:
-    """Holds the seats of one lane, and how much step time they have had. Nobody sits before the lane is ready."""
+    """Holds the seats of one lane. Nobody sits before the lane is ready."""
 
     def __init__(self, seats: int, *, ready: bool) -> None:
         self.ready = ready  # it is made: its engine and its buffers are there
         self.wanted = False  # by somebody who could not wait for it
         self.tenants: list[Picture | None] = [None] * seats
-        self.spent = 0.0  # seconds of steps: lanes take turns by it
 
     @property
     def live(self) -> list[int]:
@@ -179,10 +178,6 @@ class Batcher:
                 continue
             if endangers(picture):
                 return None
-            # Lanes take turns by the step time that they have had. One that was empty for a while has had little,
-            # and would now step alone until it caught up; so it starts level with the least of those that step.
-            if not lane.live:
-                lane.spent = max(lane.spent, min((x.spent for x in self.lanes.values() if x.live), default=0.0))
             self._queue.take(line)
             if paused := lane.tenants[seat]:
                 self._queue.pause(paused)
@@ -257,7 +252,7 @@ class Batcher:
         ]
         if not seated:
             return None
-        key, seats = self._share.next(seated, lambda lane: self.lanes[lane].spent, row, step)
+        key, seats = self._share.next(seated, row, step)
         self._turn += 1
         for seat in seats:
             if tenant := self.lanes[key].tenants[seat]:

@@ -53,7 +53,8 @@ class PlayedParty:
 def divided(pictures: Mapping[Party, int], seats: int) -> dict[Party, float]:
     """Divide a lane's seats evenly among the parties of a level; returns which part of its pictures each can seat.
 
-    Levels do not share: the highest steps alone, and has all the seats that it can use.
+    Where there are more than seats they take turns, each with one seat. Levels do not share: the highest steps alone,
+    and has all the seats that it can use.
     """
     parts: dict[Party, float] = {}
     levels: dict[int, list[Party]] = defaultdict(list)
@@ -63,7 +64,7 @@ def divided(pictures: Mapping[Party, int], seats: int) -> dict[Party, float]:
         left = float(seats)
         for place, party in enumerate(parties):
             if pictures[party]:
-                part = min(1.0, left / (len(parties) - place) / pictures[party])
+                part = min(1.0, max(1.0, left / (len(parties) - place)) / pictures[party])
                 left -= part * pictures[party]
                 parts[party] = part
     return parts

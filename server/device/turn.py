@@ -139,7 +139,6 @@ class Turn:
         start = time.monotonic()
         stepper.step(seats, predict=previewed)
         took = time.monotonic() - start
-        lane.spent += took
         self._metrics.step_seconds.observe(took)
         self._metrics.steps_total.inc()
         self._metrics.seat_steps_total.inc(len(seats))

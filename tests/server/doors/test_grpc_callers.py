@@ -43,9 +43,7 @@ def test_a_flood_and_another_caller_have_the_pixels_of_those_made_alone(wired: M
     with serving(wired, seats=2, host="::") as server:
         held.hold()
         flooded, asked = asyncio.run(both(server))
-        pauses = server.metrics.registry.get_sample_value(
-            "latentd_pauses_total", {"model": server.service.model_id}
-        )
+        pauses = server.metrics.registry.get_sample_value("latentd_pauses_total", {"model": server.service.model_id})
     assert pauses == 1
     np.testing.assert_array_equal(np.asarray(asked[0].image), alone(model, **OTHER))
     for picture in flooded:

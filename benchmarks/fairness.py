@@ -2,8 +2,8 @@
 
 A process of its own serves the embedded model on IPv4 and IPv6. From 127.0.0.1 comes a request of 8 pictures of 150
 steps, from [::1] requests of 4 steps one after another, each another prompt: alone, beside the flood at equal priority,
-and at a higher one. Then the same work again from one address, which is first come first served, for the time of the whole.
-With --base another clone is measured in turn. A quiet machine of two cores takes under three minutes.
+and at a higher one. Then the same work again from one address, which is first come first served, for the time of the
+whole. With --base another clone is measured in turn. A quiet machine of two cores takes under three minutes.
 """
 
 from __future__ import annotations

@@ -22,6 +22,14 @@ class PlayedLane:
         line = self.waiting.setdefault(party, deque())
         line.appendleft(entry) if first else line.append(entry)
 
+    @property
+    def next(self) -> Party:
+        """Return the party that sits down next: of the highest level who has the fewest seats, then who came first."""
+        if len(self.waiting) == 1:
+            return next(iter(self.waiting))
+        seats = self.seats
+        return min(self.waiting, key=lambda party: (-party.level, seats.get(party, 0)))
+
     def take(self, party: Party, most: int) -> tuple[int, float, float, Job]:
         """Take a party's first entry, or so many of its pictures."""
         line = self.waiting[party]
@@ -41,13 +49,14 @@ class PlayedParty:
         self.rows: Counter[PlayedLane] = Counter()
         # A heap: after which evaluation they end, order, number, lane, job.
         self.live: list[tuple[float, int, int, PlayedLane, Job]] = []
-        self.charge: float | None = None  # of one evaluation of them, in seconds, where seats do not drain
+        self.cost = 0.0  # of one evaluation of them, in seconds
+        self.drains = True  # seats do: the cost follows the rows
 
-    @property
-    def cost(self) -> float:
-        if self.charge is not None:
-            return self.charge
-        return sum(lane.row * rows for lane, rows in self.rows.items())
+    def change(self, lane: PlayedLane, rows: int) -> None:
+        """Take more rows in a lane, or less."""
+        self.rows[lane] += rows
+        if self.drains:
+            self.cost = sum(lane.row * rows for lane, rows in self.rows.items())
 
 
 def divided(pictures: Mapping[Party, int], seats: int) -> dict[Party, float]:

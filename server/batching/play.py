@@ -14,7 +14,7 @@ import heapq
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -87,7 +87,7 @@ class Play:
             new = not (picture.index or picture.reached or picture.pauses)
             return picture.job, Party(level(picture), picture.job.caller), picture.evaluations_left, new
 
-        groups = [(kind, len(list(pictures))) for kind, pictures in itertools.groupby(queue, key=alike)]
+        groups = [(alike(pictures[0]), len(pictures)) for pictures in _groups(queue)]
         ready = _lanes_ready(batcher, (self._of(kind[0]).lane for kind, _ in groups), making or Making())
         self.played = Played(ready)
         self._bound, self._undecoded = batcher.seats, 0
@@ -97,11 +97,12 @@ class Play:
             self._finish(1, picture.job)
         lanes = {key: PlayedLane(len(lane.tenants), pace.row(key), ready[key]) for key, lane in batcher.lanes.items()}
         self._lanes = list(lanes.values())
-        sitting = [(alike(tenant), tenant) for tenant in seated]
-        parties = [kind[1] for kind, _ in (*sitting, *groups)]
+        sitting = [alike(tenant) for tenant in seated]
+        parties = [kind[1] for kind in (*sitting, *(kind for kind, _ in groups))]
         self._parties: dict[Party, PlayedParty] = {party: PlayedParty() for party in dict.fromkeys(parties)}
+        self._live: dict[Party, PlayedParty] = {}  # those that sit
         self._early = 1 if hopeful and len(self._parties) > 1 else 0  # evaluations
-        for (job, party, evaluations, _), _ in sitting:
+        for job, party, evaluations, _ in sitting:
             self._left += self._of(job).counts
             self._sit(lanes[self._costs[job].lane], party, 1, evaluations, job)
         self._sharing: Counter[int] | None = None  # parties of a level, where they do not leave
@@ -114,14 +115,14 @@ class Play:
             self._charge()
             self._sharing = Counter(party.level for party in self._parties)
             alone = newcomer is not None and not self._costs.keys() - {newcomer}
-            turns = (seats.charge or 0.0 for seats in self._parties.values())
-            self._idle_turn = 0.0 if alone else sum(turns)  # when nobody of those here sits any more
+            turns = sum(seats.cost for seats in self._parties.values())
+            self._idle_turn = 0.0 if alone else turns  # when nobody of those here sits any more
         self._run()
 
     def _charge(self) -> None:
         """Charge each party with the rows of all that it has, sitting and waiting, in its part of a lane's seats."""
         for seats in self._parties.values():
-            seats.charge = 0.0
+            seats.cost, seats.drains = 0.0, False
         for lane in self._lanes:
             pictures, rows, seats = Counter(lane.seats), Counter[Party](), lane.free + lane.seats.total()
             for party, line in lane.waiting.items():
@@ -130,7 +131,7 @@ class Play:
                     rows[party] += number * self._costs[job].rows
             for party, part in divided(pictures, seats).items():
                 mine = self._parties[party]
-                mine.charge = (mine.charge or 0.0) + lane.row * (rows[party] + mine.rows[lane]) * part
+                mine.cost += lane.row * (rows[party] + mine.rows[lane]) * part
 
     def _of(self, job: Job) -> _Costs:
         costs = self._costs.get(job)
@@ -148,8 +149,8 @@ class Play:
     def _run(self) -> None:
         while self._left:
             steps = self._seat()
-            top = max((party.level for party, seats in self._parties.items() if seats.live), default=0)
-            busy = [seats for party, seats in self._parties.items() if seats.live and party.level == top]
+            top = max((party.level for party in self._live), default=0)
+            busy = [seats for party, seats in self._live.items() if party.level == top]
             coming = [lane.ready for lane in self._lanes if lane.waiting and lane.ready > self._now]
             if busy:
                 # In a turn each has what the smallest of them takes for an evaluation of all that it has.
@@ -173,8 +174,8 @@ class Play:
             if lane.ready > self._now:
                 continue
             while lane.waiting:
-                party = min(lane.waiting, key=lambda party: (-party.level, lane.seats[party]))
-                if lane.free <= 0 and not self._room(lane, party):
+                party = lane.next
+                if lane.free <= 0 and (len(self._parties) == 1 or not self._room(lane, party)):
                     break
                 most = max(1, lane.free) if len(lane.waiting) == 1 else 1
                 if lane.waiting[party][0][2]:  # who brings a prompt sits down alone
@@ -192,9 +193,7 @@ class Play:
 
         Where there are more callers than seats they take turns: each sits, as it were, and has its share of the time.
         """
-        others = [
-            (other.level, -seats, other.caller) for other, seats in lane.seats.items() if seats and other != party
-        ]
+        others = [(other.level, -seats, other.caller) for other, seats in lane.seats.items() if other != party]
         level, seats, caller = min(others, default=(party.level + 1, 0, ""))
         if level > party.level:
             return False
@@ -214,13 +213,19 @@ class Play:
         self._order += 1
         seats = self._parties[party]
         heapq.heappush(seats.live, (seats.at + max(0, evaluations - self._early), self._order, number, lane, job))
-        seats.rows[lane] += number * self._costs[job].rows
+        seats.change(lane, number * self._costs[job].rows)
+        self._live[party] = seats
         lane.seats[party] += number
         lane.free -= number
 
     def _leave(self, lane: PlayedLane, party: Party, number: int, job: Job) -> None:
-        self._parties[party].rows[lane] -= number * self._costs[job].rows
+        seats = self._parties[party]
+        seats.change(lane, -number * self._costs[job].rows)
+        if not seats.live:
+            del self._live[party]
         lane.seats[party] -= number
+        if not lane.seats[party]:
+            del lane.seats[party]
         lane.free += number
 
     def _step(self, parts: list[tuple[PlayedParty, float]], steps: int, turn: float) -> None:
@@ -230,7 +235,7 @@ class Play:
         self._now += (steps - decodes) * turn
         for seats, part in parts:
             seats.at += steps * part
-        for party, seats in self._parties.items():
+        for party, seats in list(self._live.items()):
             while seats.live and seats.live[0][0] <= seats.at + _NEARLY:
                 _, _, number, lane, job = heapq.heappop(seats.live)
                 self._leave(lane, party, number, job)
@@ -256,6 +261,17 @@ class Play:
             self._now += number * (turn + costs.decode)
             finished[job] = max(finished.get(job, 0.0), self._now + costs.file)
             self._left -= costs.counts * number
+
+
+def _groups(queue: Iterable[Picture]) -> Iterator[list[Picture]]:
+    """Group pictures that stand together and take the same: those of a job, but who brings its prompt or has begun."""
+    for _, group in itertools.groupby(queue, key=lambda picture: picture.job):
+        pictures = list(group)
+        begun = any(picture.reached or picture.pauses for picture in pictures)
+        first = len(pictures) if begun else int(pictures[0].index == 0)
+        yield from ([picture] for picture in pictures[:first])
+        if pictures[first:]:
+            yield pictures[first:]
 
 
 def _lanes_ready(batcher: Batcher, order: Iterable[LaneKey], making: Making) -> dict[LaneKey, float]:

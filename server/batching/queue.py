@@ -34,6 +34,8 @@ class Queue:
     def __iter__(self) -> Iterator[Picture]:
         """Iterate over the pictures: higher priorities first, equal ones in order of arrival."""
         pictures = itertools.chain.from_iterable(self._lines.values())
+        if len(self._lines) == 1:
+            return pictures
         return iter(sorted(pictures, key=lambda picture: (-picture.job.wish.priority, picture.arrival)))
 
     @property

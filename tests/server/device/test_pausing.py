@@ -10,6 +10,7 @@ import pytest
 
 from engines.errors import DeviceError
 from engines.model import Model
+from server.batching import share
 from server.device import turn
 from server.events import Done, Preview, Started, Step
 from server.job import Job
@@ -18,6 +19,12 @@ from tests.support.jobs import Running, alone, box_of, running
 
 FLOOD = {"prompt": "a red apple", "steps": 12, "guidance": 3.0, "sampler": "unipc", "seed": 5, "images": 4}
 OTHER = {"prompt": "a cat", "steps": 3, "guidance": 3.0, "sampler": "dpmpp_2m_sde", "seed": 9}
+
+
+@pytest.fixture(autouse=True)
+def nobody_rides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a held step takes says nothing about its rows."""
+    monkeypatch.setattr(share, "_FREE", -1.0)
 
 
 def beside(at_work: Running, held: Held, **fields) -> tuple[Job, Job]:

@@ -38,7 +38,7 @@ FOREIGN = {
     "graphs": set(),
     "model": {"torch", "safetensors"},
     "server": {"grpc", "grpc_health", "grpc_reflection", "grpc_status"}
-    | {"google", "numpy", "PIL", "prometheus_client", "yaml"},
+    | {"google", "numpy", "PIL", "prometheus_client", "yaml", "uvicorn", "h11"},
 }
 # In engines/, where each of these may be imported.
 ENGINES_OWN = {
@@ -66,8 +66,7 @@ ROOMS = (
     "engines.tensorrt.ladder", "engines.commands", "engines.__main__", "engines",
     "export",
     "server.errors", "server.limits", "server.events", "server.request", "server.address", "server.caller",
-    "server.flags",
-    "server.logs", "server.mailbox", "server.settings",
+    "server.descriptors", "server.flags", "server.logs", "server.mailbox", "server.settings",
     "server.metrics", "server.wish", "server.job", "server.batching", "server.device", "server.service", "server.doors",
     "server.app", "server",
     "latentd.__main__", "training", "demo",

@@ -81,6 +81,8 @@ class Turn:
     def drop(self) -> None:
         """Take jobs that are cancelled, expired or hopeless out of their seats and the queue."""
         now = time.monotonic()
+        if dismissed := self._jobs.dismissed():
+            self._leave(dismissed)
         gone = self._jobs.gone(now)
         if gone:
             self._leave(gone)

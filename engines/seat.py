@@ -22,6 +22,7 @@ class Sitting:
     guidance: float = 1.0
     start: int = 0  # the evaluation of the table that comes first
     x: F32 | None = None  # [C, h, w] to begin from; None: the first noise, scaled
+    state: F32 | None = None  # [5, C, h, w] of a paused picture, to go on from at `start`: x, h1..h4 (Stepper.pause)
     inpaint: Inpaint | None = None  # what of another picture is to stay
 
     @property

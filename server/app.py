@@ -45,7 +45,13 @@ class Server:
         self.settings = settings
         name = model_id(settings.model)
         self.metrics = Metrics(name)
-        limits = Limits(settings.max_prompt, settings.max_steps, settings.max_guidance, settings.max_images)
+        limits = Limits(
+            settings.max_prompt,
+            settings.max_steps,
+            settings.max_guidance,
+            settings.max_images,
+            settings.priority_callers,
+        )
         self.service = Service(name, limits, self.metrics)
         calls = CallBounds(
             settings.max_calls, settings.max_calls_caller, settings.unread_seconds or math.inf, settings.max_message

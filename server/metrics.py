@@ -38,6 +38,10 @@ class Metrics:
         self._given_up = self._make(
             Counter, "given_up_total", "Jobs that could not meet their deadlines any more", "where"
         )
+        self.pictures_paused = self._make(Gauge, "pictures_paused", "Those of them that have had a seat")
+        self.pauses_total = self._make(
+            Counter, "pauses_total", "Pictures that gave up their seats to others for a while"
+        )
         self.forecast_margin = self._make(Gauge, "forecast_margin", "What forecasts are multiplied by")
         self.decode_backlog = self._make(Gauge, "decode_backlog", "Finished pictures that wait for the decoder")
         self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")

@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from pipeline.errors import LatentdError
+from pipeline.errors import InvalidRequest, LatentdError
+from server.caller import LOCAL, named
 from server.device.loop import Device
 from server.errors import NotServing, UnknownModel
 from server.events import Done, Event, Failed, Image
@@ -49,9 +50,16 @@ class Service:
         return self.device
 
     def submit(
-        self, request: ImageRequest, request_id: str, seconds_left: float | None, arrived: float | None = None
+        self,
+        request: ImageRequest,
+        request_id: str,
+        seconds_left: float | None,
+        arrived: float | None = None,
+        caller: str = LOCAL,
     ) -> Accepted:
         """Check, admit and queue. `arrived`: when the door heard of it, monotonic seconds; None: just now.
+
+        `caller`: whose it is, as server/caller.py names it; callers share the device.
 
         Errors: any LatentdError, each with its code.
         """
@@ -61,7 +69,13 @@ class Service:
             raise UnknownModel(f"model is {request.model[:64]!r}; this server has {self.model_id}")
         wish = Wish.of(request, device.model, device.sizes, self.limits)
         deadline = None if seconds_left is None else now + seconds_left
-        job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived or now, deadline)
+        if wish.priority > 0 and not named(caller, self.limits.priority_callers):
+            raise InvalidRequest(
+                f"priority is {wish.priority}; it must be at most 0, as the server's setting priority_callers does not "
+                f"name {caller}",
+                "priority",
+            )
+        job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived or now, deadline, caller)
         return Accepted(job, device.submit(job))
 
     async def previews(self) -> None:

@@ -46,6 +46,7 @@ class Pace:
         self._rows = {lane: Median([seconds]) for lane, seconds in row_seconds.items()}
         self._bursts = Bursts()
         self._burst = 1.0  # the mean of a step over its median
+        self._steps: dict[LaneKey, dict[int, Median]] = defaultdict(dict)  # by their number of rows
         self._encode = Median()  # of a chunk of a prompt
         self._decode: dict[Size, Median] = defaultdict(Median)
         self._file: dict[tuple[Size, str], Median] = defaultdict(Median)  # by format
@@ -57,6 +58,7 @@ class Pace:
     def stepped(self, lane: LaneKey, rows: int, seconds: float, now: float) -> None:
         """Note a step that ended at `now`, monotonic seconds."""
         self._rows[lane].add(seconds / rows)
+        self._steps[lane].setdefault(rows, Median()).add(seconds)
         if (middle := self._rows[lane].middle) is not None:
             self._bursts.stepped(now, middle, self._rows[lane].value)
         self.forget(now)
@@ -78,6 +80,22 @@ class Pace:
     def row(self, lane: LaneKey) -> float:
         """Return the seconds a row of one evaluation."""
         return self._burst * self._rows[lane].value
+
+    def step(self, lane: LaneKey, rows: int) -> float:
+        """Return the seconds of a step of so many rows: as measured, in proportion between and beyond what has been.
+
+        On a GPU a step of few rows takes nearly as long as one of many.
+        """
+        steps = self._steps[lane]
+        if rows in steps:
+            return steps[rows].value
+        fewer, more = max((n for n in steps if n < rows), default=0), min((n for n in steps if n > rows), default=0)
+        if not fewer and not more:
+            return rows * self.row(lane)
+        if not fewer or not more:
+            return steps[fewer or more].value * rows / (fewer or more)
+        low, high = steps[fewer].value, steps[more].value
+        return low + (high - low) * (rows - fewer) / (more - fewer)
 
     @property
     def chunk(self) -> float:

@@ -58,7 +58,7 @@ class Device:
         self._died = died
         self._lanes = Lanes(model, seats, steps, metrics, self._wake)
         self._pace = Pace({lane: self._lanes.warm(lane) for lane in lanes})
-        self._jobs = Jobs(self._batcher, self._pace, metrics)
+        self._jobs = Jobs(self._batcher, self._pace, metrics, model.spec.defaults.steps)
         self._changed = self._jobs.changed  # guards the flags below too
         self._stopping = False
         self._failed = False

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest, LatentdError
 from server.address import joined, refuse_taken
+from server.caller import caller_of
 from server.doors.calls import CallBounds, Calls
 from server.doors.handlers import handlers
 from server.doors.health import HealthServicer
@@ -222,7 +223,8 @@ class _Call:
     def submit(self, request: ImageRequest) -> Accepted:
         """Submit the call's request. Errors: those of Service.submit."""
         try:
-            accepted = self._service.submit(request, self.id, self._context.time_remaining(), self._started)
+            caller, left = caller_of(self._context.peer()), self._context.time_remaining()
+            accepted = self._service.submit(request, self.id, left, self._started, caller)
         except UnknownFormat:  # here a format is a number
             raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}") from None
         self._job = accepted.job

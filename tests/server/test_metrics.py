@@ -27,6 +27,8 @@ NAMES = {
     "cancelled_total": {"where"},
     "given_up_total": {"where"},
     "forecast_margin": set(),
+    "pictures_paused": set(),
+    "pauses_total": set(),
     "decode_backlog": set(),
     "seat_steps_total": set(),
     "seat_steps_delivered_total": set(),

@@ -48,8 +48,8 @@ class Call:
         if request.preview_every and wait:
             await self._service.previews()
         try:
-            spent = time.monotonic() - self.started
-            accepted = self._service.submit(request, self.id, None if left is None else left - spent, self.started)
+            left = None if left is None else left - (time.monotonic() - self.started)
+            accepted = self._service.submit(request, self.id, left, self.started, self.caller)
         except LatentdError as error:
             raise renamed(error, names or {}) from None
         self._job = accepted.job

@@ -40,6 +40,21 @@ def test_overload_with_deadlines_keeps_its_goodput_and_its_word(factor: int, spe
     assert len(server.admitted) < 0.5 * server.sent
 
 
+@pytest.mark.parametrize("factor", [3, 10])
+def test_two_callers_keep_their_word_and_who_has_no_deadline_gets_its_share(factor: int) -> None:
+    """One asks for many times what the server can do, with deadlines; the other for a quarter of it, without."""
+    server = Simulated()
+    flood = arrivals(server, factor, lambda: server.submit(12, DEADLINE, caller="flood"))
+    small: list = []
+    flood += arrivals(server, 0.25, lambda: small.append((server.now, server.submit(12, None, caller="small"))))
+    server.run(flood, SECONDS + 2 * DEADLINE)
+    ends = {job: when for when, job in server.delivered}
+    assert len(server.admitted) - len(ends) <= 0.05 * len(server.admitted)
+    assert 12 * len(ends) >= 0.9 * server.seat_steps
+    assert len(ends) / (SECONDS + DEADLINE) >= 0.85 * server.capacity
+    assert len(small) > 20 and max(ends[job] - sent for sent, job in small) < 2 * DEADLINE
+
+
 def test_a_stall_costs_those_whom_it_met_and_nobody_after_it() -> None:
     """A step takes 3 s, as long as all others of a request together and more."""
     server = Simulated(speed=lambda now: 40.0 if 5.0 < now < 5.1 else 1.0)

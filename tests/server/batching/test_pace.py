@@ -85,3 +85,13 @@ def test_a_lane_that_has_not_stepped_has_the_pace_of_its_size() -> None:
     pace.stepped(LONG, 2, 0.6, NOW)
     pace.stepped(LONG, 2, 0.6, NOW)
     assert pace.row(LONG) == pytest.approx(0.3) and pace.row(LANE) == 0.1
+
+
+def test_a_step_takes_what_it_took_and_between_two_in_proportion() -> None:
+    pace = Pace({LANE: 0.5, LONG: 0.5})
+    assert pace.step(LANE, 4) == 2.0, "nothing is known but a row"
+    pace.stepped(LANE, 4, 1.0, NOW)
+    assert (pace.step(LANE, 4), pace.step(LANE, 2), pace.step(LANE, 8)) == (1.0, 0.5, 2.0)
+    pace.stepped(LANE, 16, 1.6, NOW)
+    assert (pace.step(LANE, 10), pace.step(LANE, 32)) == (pytest.approx(1.3), pytest.approx(3.2))
+    assert pace.step(LONG, 2) == 1.0

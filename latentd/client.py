@@ -52,7 +52,7 @@ class Client:
         """Draw the pictures of one prompt, in order of index.
 
         options: negative_prompt, width, height, steps, guidance, sampler, seed, images, format, preview_every,
-        priority, model, long_prompt, prompt_weights, clip_skip; latentd.request.Options says what each means.
+        priority, model, long_prompt, prompt_weights, clip_skip, quality; latentd.request.Options says what each means.
         timeout: seconds for the whole request. An empty prompt is allowed.
         on_event sees each event as it arrives; an exception it raises, and Ctrl-C, cancel the request.
         Raises ServerError (its `pictures` are those that had arrived), ValueError and TypeError.

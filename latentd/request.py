@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):
     long_prompt: bool  # encode past the encoder's length, in chunks
     prompt_weights: bool  # (words:1.3) weigh more
     clip_skip: int  # leave out so many of the text encoder's last layers
+    quality: int | None  # 0..100, of a jpeg or webp file
 
 
 def build_request(
@@ -54,6 +55,7 @@ def build_request(
     long_prompt: bool = False,
     prompt_weights: bool = False,
     clip_skip: int = 0,
+    quality: int | None = None,
 ) -> pb.GenerateRequest:
     """Build a message from Options (units there). Raises ValueError for what none can hold, TypeError for another kind.
 
@@ -63,7 +65,7 @@ def build_request(
         _check_text(name, text)
     if sampler is not None:
         _check_text("sampler", sampler)
-    counts = {"width": width, "height": height, "steps": steps, "seed": seed, "images": images}
+    counts = {"width": width, "height": height, "steps": steps, "seed": seed, "images": images, "quality": quality}
     counts = {name: None if value is None else _whole(name, value, 0, UINT32) for name, value in counts.items()}
     preview_every = _whole("preview_every", preview_every, 0, UINT32)
     clip_skip = _whole("clip_skip", clip_skip, 0, UINT32)

@@ -24,19 +24,19 @@ def within(field: str, value: Number, least: Number, most: Number) -> Number:
     """Return `value`, or raise InvalidRequest naming field, value and limit. NaN is outside everything."""
     if math.isnan(value) or not least <= value <= most:
         shown = f"{value:g}" if isinstance(value, float) else value
-        raise InvalidRequest(f"{field} is {shown}; it must be {least:g} to {most:g}")
+        raise InvalidRequest(f"{field} is {shown}; it must be {least:.15g} to {most:.15g}", field)
     return value
 
 
 def checked_text(field: str, text: str, most: int) -> str:
     if len(text) > most:
-        raise InvalidRequest(f"{field} has {len(text)} characters; at most {most} are taken")
+        raise InvalidRequest(f"{field} has {len(text)} characters; at most {most} are taken", field)
     if (position := text.find("\0")) >= 0:
-        raise InvalidRequest(f"{field} has a NUL character at position {position}; text has none")
+        raise InvalidRequest(f"{field} has a NUL character at position {position}; text has none", field)
     return text
 
 
 def one_of(field: str, value: str, choices: list[str]) -> str:
     if value not in choices:
-        raise InvalidRequest(f"{field} is {value[:64]!r}; it must be one of {', '.join(choices)}")
+        raise InvalidRequest(f"{field} is {value[:64]!r}; it must be one of {', '.join(choices)}", field)
     return value

@@ -25,3 +25,4 @@ class ImageRequest:
     long_prompt: bool | None = None
     prompt_weights: bool | None = None
     clip_skip: int | None = None  # last layers of the text encoder to leave out
+    quality: int | None = None  # of a jpeg or webp file, 0 to 100

@@ -55,6 +55,7 @@ class Wish:
     seed: int  # of picture 0
     images: int
     format: str
+    quality: int | None  # of the file; None: the format's default
     preview_every: int
     priority: int
     table: Table
@@ -84,7 +85,7 @@ class Wish:
         size = _or(request.width, width), _or(request.height, height)
         if size not in sizes:
             listed = ", ".join(f"{w}x{h}" for w, h in sizes)
-            raise InvalidRequest(f"width x height is {size[0]}x{size[1]}; the sizes served are {listed}")
+            raise InvalidRequest(f"width x height is {size[0]}x{size[1]}; the sizes served are {listed}", "width")
         # A spacing needs at least one training step for each interval.
         most_steps = min(limits.steps, model.spec.schedule.train_steps - 1)
         steps = within("steps", _or(request.steps, default.steps), 1, most_steps)
@@ -93,7 +94,11 @@ class Wish:
         images = within("images", _or(request.images, 1), 1, limits.images)
         format = _or(request.format, FORMATS[0])
         if format not in FORMATS:
-            raise UnknownFormat(f"format is {format[:64]!r}; it must be one of {', '.join(FORMATS)}")
+            raise UnknownFormat(f"format is {format[:64]!r}; it must be one of {', '.join(FORMATS)}", "format")
+        if request.quality is not None:
+            within("quality", request.quality, 0, 100)
+            if format == "png":
+                raise InvalidRequest(f"quality is {request.quality}; png has none, jpeg and webp have", "quality")
         skip = within("clip_skip", request.clip_skip or 0, 0, model.spec.text.skips)
         prompts = read_prompts(
             model.tokenizer,
@@ -107,11 +112,12 @@ class Wish:
             steps=steps,
             guidance=guidance,
             sampler=sampler,
-            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+            seed=secrets.randbelow(2**32) if request.seed is None else within("seed", request.seed, 0, 2**32 - 1),
             images=images,
             format=format,
-            preview_every=request.preview_every or 0,
-            priority=request.priority or 0,
+            quality=request.quality,
+            preview_every=within("preview_every", request.preview_every or 0, 0, 2**32 - 1),
+            priority=within("priority", request.priority or 0, -(2**31), 2**31 - 1),
             table=table(model.spec.schedule, sampler, steps),
             prompt=prompts[0],
             negative=prompts[1] if len(prompts) == 2 else None,

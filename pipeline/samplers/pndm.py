@@ -19,7 +19,9 @@ def pndm(spec: ScheduleSpec, steps: int) -> Table:
     skip_prk_steps), so that n > 1 steps take n + 1 evaluations.
     """
     if spec.prediction == "sample":
-        raise InvalidRequest("sampler pndm combines predictions of noise or v; this model predicts the sample")
+        raise InvalidRequest(
+            "sampler pndm combines predictions of noise or v; this model predicts the sample", "sampler"
+        )
     stops = np.round(schedule.timesteps(spec, steps, spacing="leading")).astype(int)
     if steps == 1:
         x, x0 = _transfer(spec, stops[0], steps, X, OUT)

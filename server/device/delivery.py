@@ -79,7 +79,7 @@ class Delivery:
     def _write(self, picture: Picture, pixels: NDArray[np.uint8]) -> None:
         job, wish = picture.job, picture.job.wish
         try:
-            data = pictures.encode(pixels, wish.format)
+            data = pictures.encode(pixels, wish.format, wish.quality)
         except Exception:
             log.exception("image %d cannot be written", picture.index, extra={"request": job.id})
             self.settle(picture, PictureFailed(f"image {picture.index} cannot be written as {wish.format}"))

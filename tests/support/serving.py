@@ -16,7 +16,8 @@ from server.settings import Settings
 @contextlib.contextmanager
 def serving(model: Model, **settings: Any) -> Iterator[Server]:
     """Serves `model` until the end of the block; `settings` as in server.settings.Settings."""
-    chosen = Settings(model=model.checkpoint.path, grpc_port=0, metrics_port=0, **settings)
+    ports: dict[str, Any] = {"grpc_port": 0, "metrics_port": 0, "http_port": None}
+    chosen = Settings(**{"model": model.checkpoint.path, **ports, **settings})
     ready, box = threading.Event(), {}
 
     async def run() -> None:
@@ -54,6 +55,10 @@ def serving(model: Model, **settings: Any) -> Iterator[Server]:
         thread.join()
         if "error" in box:
             raise box["error"]
+
+
+def http(server: Server) -> str:
+    return f"http://127.0.0.1:{server.http_port}"
 
 
 def address(server: Server) -> str:

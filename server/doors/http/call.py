@@ -13,7 +13,7 @@ from starlette.responses import Response
 from pipeline.errors import InvalidRequest, LatentdError
 from server.caller import caller_of
 from server.doors.http.errors import Refusal, door_of, renamed
-from server.errors import Cancelled
+from server.errors import Cancelled, TooLate
 from server.events import Done, Event, Image
 from server.job import Job
 from server.request import ImageRequest
@@ -53,10 +53,22 @@ class Call:
         self._job = accepted.job
         return accepted
 
-    def events(self) -> AsyncIterator[Event]:
-        """Yield the events of what was submitted. Errors: those that it failed with."""
+    async def events(self) -> AsyncIterator[Event]:
+        """Yield the events of what was submitted. Errors: those that it failed with.
+
+        The device looks at deadlines between two steps, and a step may be long: the client hears in time all the same.
+        """
         assert self._job
-        return self._service.events(self._job)
+        events, deadline = self._service.events(self._job), self._job.deadline
+        while True:
+            try:
+                async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise TooLate("the deadline passed") from None
+            yield event
 
     async def pictures(self) -> tuple[list[Image], Done]:
         """Wait for all pictures. Errors: those of `events`, and Cancelled when the client goes away."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socketserver
 from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -83,6 +82,13 @@ def page(server: Server) -> str:
 def server(wired: Model) -> Iterator[Server]:
     """One for all tests but those that bring their own: each fits its previews' colours anew."""
     with serving(wired, seats=4, http_port=0) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def narrow(wired: Model) -> Iterator[Server]:
+    """One with a single seat, and room for two who wait."""
+    with serving(wired, seats=1, queue_jobs=2, http_port=0) as server:
         yield server
 
 

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from engines.model import Model
 from server.app import Server
 from tests.support.browser import Browser
 from tests.support.held import Held, eventually
-from tests.support.relay import relaying
-from tests.support.serving import serving
+from tests.support.relay import Relay, relaying
 
 TILES = "document.querySelectorAll('#grid li').length"
 STAGE = "document.querySelector('.drawing.stage')"
@@ -42,7 +40,14 @@ def drawn(browser: Browser, *prompts: str) -> None:
 
 def at_ease(browser: Browser) -> None:
     """Wait until nothing moves any more: a colour on its way is neither the one nor the other."""
-    browser.wait("document.getAnimations().every((one) => one.playState !== 'running' || one.effect.getTiming().iterations > 1)")
+    moves = "one.playState === 'running' && one.effect.getTiming().iterations === 1"  # what breathes is left to
+    browser.wait(f"!document.getAnimations().some((one) => {moves})")
+
+
+def ready(browser: Browser, where: Server | Relay) -> None:
+    """Open the page and wait until it knows the model."""
+    browser.goto(f"http://127.0.0.1:{where.port if isinstance(where, Relay) else where.http_port}/")
+    browser.wait("document.querySelector('#served').dataset.state === 'ready'")
 
 
 def test_previews_come_before_the_picture(opened: Browser, held: Held) -> None:
@@ -71,33 +76,31 @@ def test_nothing_comes_from_elsewhere(opened: Browser, server: Server) -> None:
     assert [url for url in asked if not url.startswith(ours)] == []
 
 
-def test_each_of_several_knows_its_place(browser: Browser, wired: Model, held: Held) -> None:
-    with serving(wired, seats=1, http_port=0) as server:
-        browser.goto(f"http://127.0.0.1:{server.http_port}/")
-        browser.wait("!document.querySelector('button.draw').disabled")
-        held.hold()
-        draw(browser, "first")
-        held.begun()
-        draw(browser, "second")
-        browser.wait("document.querySelectorAll('.drawing')[1].dataset.state === 'waiting'")
-        draw(browser, "third")
-        state = "document.querySelectorAll('.drawing')[2].querySelector('.state').textContent"
-        browser.wait(f"{state}.startsWith('In the queue, 1 picture before it')")
-        browser.wait(f"/about .* left/.test({state})")
-        browser.run("document.querySelectorAll('.drawing')[1].querySelector('.acts button').click()")
-        browser.wait("document.querySelectorAll('.drawing').length === 2")
-        held.let()
-        held.begun()
-        browser.wait(f"{state.replace('[2]', '[1]')}.startsWith('Next in the queue')")
-        held.release()
-        browser.wait(f"{TILES} === 2")
-        prompts = "[...document.querySelectorAll('#grid button')].map((tile) => tile.title)"
-        assert browser.run(prompts) == ["third", "first"]
+def test_each_of_several_knows_its_place(browser: Browser, narrow: Server, held: Held) -> None:
+    ready(browser, narrow)
+    held.hold()
+    draw(browser, "first")
+    held.begun()
+    draw(browser, "second")
+    browser.wait("document.querySelectorAll('.drawing')[1].dataset.state === 'waiting'")
+    draw(browser, "third")
+    state = "document.querySelectorAll('.drawing')[2].querySelector('.state').textContent"
+    browser.wait(f"{state}.startsWith('In the queue, 1 picture before it')")
+    browser.wait(f"/about .* left/.test({state})")
+    browser.run("document.querySelectorAll('.drawing')[1].querySelector('.acts button').click()")
+    browser.wait("document.querySelectorAll('.drawing').length === 2")
+    held.let()
+    held.begun()
+    browser.wait(f"{state.replace('[2]', '[1]')}.startsWith('Next in the queue')")
+    held.release()
+    browser.wait(f"{TILES} === 2")
+    assert browser.run("[...document.querySelectorAll('#grid button')].map((tile) => tile.title)") == ["third", "first"]
 
 
 def test_one_that_is_cancelled_frees_its_seat_within_a_step(opened: Browser, server: Server, held: Held) -> None:
-    names = ("cancelled_total", {"where": "seat"}), ("images_total", {}), ("requests_total", {"door": "page", "code": "CANCELLED"})
-    cancelled, images, ended = (metric(server, name, **labels) or 0 for name, labels in names)
+    cancelled = metric(server, "cancelled_total", where="seat") or 0
+    ended = metric(server, "requests_total", door="page", code="CANCELLED") or 0
+    images, steps = metric(server, "images_total"), metric(server, "steps_total") or 0
     held.hold()
     draw(opened, "a red apple")
     held.begun()
@@ -109,6 +112,7 @@ def test_one_that_is_cancelled_frees_its_seat_within_a_step(opened: Browser, ser
     eventually(lambda: metric(server, "cancelled_total", where="seat"), cancelled + 1)
     eventually(lambda: metric(server, "rows_live"), 0)
     assert len(held.runs) == 1 and metric(server, "images_total") == images
+    assert metric(server, "steps_total") == steps + 1
 
 
 def test_what_is_wrong_is_said_at_its_field(opened: Browser) -> None:
@@ -116,7 +120,10 @@ def test_what_is_wrong_is_said_at_its_field(opened: Browser) -> None:
     draw(opened, "a red apple")
     said = opened.wait("document.querySelector('#steps-complaint').textContent")
     assert "900" in said and "150" in said
-    assert opened.run("document.activeElement.id") == "steps" and opened.run("document.activeElement.ariaInvalid") == "true"
+    assert (
+        opened.run("document.activeElement.id") == "steps"
+        and opened.run("document.activeElement.ariaInvalid") == "true"
+    )
     opened.fill("#steps", "2")
     assert opened.run("document.querySelector('#steps-complaint').textContent") == ""
     draw(opened, "   ")
@@ -124,29 +131,27 @@ def test_what_is_wrong_is_said_at_its_field(opened: Browser) -> None:
     drawn(opened, "a red apple")
 
 
-def test_a_busy_server_is_told_in_words_and_asked_again(browser: Browser, wired: Model, held: Held) -> None:
-    with serving(wired, seats=1, queue_jobs=1, http_port=0) as server:
-        browser.goto(f"http://127.0.0.1:{server.http_port}/")
-        browser.wait("!document.querySelector('button.draw').disabled")
-        held.hold()
-        draw(browser, "first")
-        held.begun()
-        draw(browser, "second")
-        browser.wait("document.querySelectorAll('.drawing')[1].dataset.state === 'waiting'")
-        draw(browser, "third")
-        third = "document.querySelectorAll('.drawing')[2]"
-        assert "as much to do" in browser.wait(f"{third}.querySelector('[role=alert]').textContent")
-        held.release()
-        browser.wait(f"{TILES} === 2")
-        browser.click(".drawing[data-state=failed] .strong")
-        browser.wait(f"{TILES} === 3")
+def test_a_busy_server_is_told_in_words_and_asked_again(browser: Browser, narrow: Server, held: Held) -> None:
+    ready(browser, narrow)
+    held.hold()
+    draw(browser, "first")
+    held.begun()
+    for waiting in (1, 2):
+        draw(browser, "another")
+        browser.wait(f"document.querySelectorAll('.drawing')[{waiting}].dataset.state === 'waiting'")
+    draw(browser, "one too many")
+    alert = "document.querySelectorAll('.drawing')[3].querySelector('[role=alert]').textContent"
+    assert "as much to do" in browser.wait(alert)
+    held.release()
+    browser.wait(f"{TILES} === 3")
+    browser.click(".drawing[data-state=failed] .strong")
+    browser.wait(f"{TILES} === 4")
 
 
 def test_a_lost_server_is_told_in_words_and_found_again(browser: Browser, server: Server, held: Held) -> None:
     assert server.http_port
     with relaying(server.http_port) as wire:
-        browser.goto(f"http://127.0.0.1:{wire.port}/")
-        browser.wait("!document.querySelector('button.draw').disabled")
+        ready(browser, wire)
         held.hold()
         draw(browser, "first")
         held.begun()
@@ -168,7 +173,9 @@ def test_a_reload_keeps_the_gallery_and_the_settings(opened: Browser) -> None:
     opened.fill("#steps", "3")
     drawn(opened, "a red apple", "the blue cat")
     opened.call("Page.reload")
-    opened.wait(f"document.readyState === 'complete' && {TILES} === 2 && !document.querySelector('button.draw').disabled")
+    opened.wait(
+        f"document.readyState === 'complete' && {TILES} === 2 && !document.querySelector('button.draw').disabled"
+    )
     opened.wait("[...document.querySelectorAll('#grid img')].every((image) => image.naturalWidth === 24)")
     assert opened.run("document.querySelector('#prompt').value") == "the blue cat"
     assert opened.run("document.querySelector('#steps').value") == "3"
@@ -182,7 +189,9 @@ def test_back_closes_what_was_opened(opened: Browser) -> None:
     opened.click("#grid button")
     opened.wait("document.querySelector('#viewer').open && location.hash === '#picture-2'")
     opened.press("ArrowRight")
-    opened.wait("location.hash === '#picture-1' && document.querySelector('#viewer-title').textContent === 'a red apple'")
+    opened.wait(
+        "location.hash === '#picture-1' && document.querySelector('#viewer-title').textContent === 'a red apple'"
+    )
     opened.run("history.back()")
     opened.wait("!document.querySelector('#viewer').open && location.hash === ''")
     opened.run("history.forward()")
@@ -308,7 +317,9 @@ def test_the_policy_stops_what_is_no_file_of_the_page(opened: Browser) -> None:
         document.body.lastChild.click();
         fetch("http://localhost:1/").catch(() => {});
     """)
-    opened.wait("['script-src-elem', 'style-src-attr', 'script-src-attr', 'connect-src'].every((one) => broken.includes(one))")
+    opened.wait(
+        "['script-src-elem', 'style-src-attr', 'script-src-attr', 'connect-src'].every((one) => broken.includes(one))"
+    )
     assert opened.run("globalThis.ran") is None
 
 

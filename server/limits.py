@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,7 +21,7 @@ class Limits:
 
 def within(field: str, value: Number, least: Number, most: Number) -> Number:
     """Return `value`, or raise InvalidRequest naming field, value and limit. NaN is outside everything."""
-    if math.isnan(value) or not least <= value <= most:
+    if not least <= value <= most:  # which no NaN is
         shown = f"{value:g}" if isinstance(value, float) else value
         raise InvalidRequest(f"{field} is {shown}; it must be {least:.15g} to {most:.15g}", field)
     return value

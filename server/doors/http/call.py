@@ -38,12 +38,15 @@ class Call:
         self._job: Job | None = None
         self._reported = False
 
-    async def submit(self, request: ImageRequest, names: Mapping[str, str] | None = None) -> Accepted:
-        """Submit what is asked for. `names`: what the door calls fields. Errors: those of Service.submit, and
-        InvalidRequest for a deadline that is no number.
+    async def submit(
+        self, request: ImageRequest, names: Mapping[str, str] | None = None, *, wait: bool = True
+    ) -> Accepted:
+        """Submit what is asked for. `names`: what the door calls fields. `wait`: until previews can be made, if asked for.
+
+        Errors: those of Service.submit, and InvalidRequest for a deadline that is no number.
         """
         left = self._seconds_left()
-        if request.preview_every:
+        if request.preview_every and wait:
             await self._service.previews()
         try:
             spent = time.monotonic() - self.started

@@ -84,7 +84,10 @@ def openai(service: Service, most: int) -> APIRouter:
         return await _Generations(service, call).answer(await read_body(call.request, Generation, most))
 
     router.get("/models", summary="The model served")(answering(service, models, counted=False))
-    router.get("/models/{model:path}", summary="The model served")(answering(service, one, counted=False))
+    parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    router.get("/models/{model:path}", summary="The model served", openapi_extra={"parameters": [parameter]})(
+        answering(service, one, counted=False)
+    )
     router.post("/images/generations", summary="Draw pictures", openapi_extra=schema_of(Generation))(
         answering(service, generations)
     )

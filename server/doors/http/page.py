@@ -81,7 +81,8 @@ def page(service: Service, most: int) -> APIRouter:
     router.post("/api/generate", summary="Draw pictures, told as they form", openapi_extra=schema_of(Drawing))(
         answering(service, generate)
     )
-    router.mount("/static", _Files(directory=FILES, check_dir=False))
+    if FILES.is_dir():
+        router.mount("/static", _Files(directory=FILES))
     return router
 
 

@@ -61,7 +61,7 @@ def of_request(overrides: Mapping[str, Any], model: Model) -> dict[str, Any]:
             raise InvalidRequest(f"{CLIP_SKIP} is {str(layers)[:64]}; it takes a whole number, 1 or more", CLIP_SKIP)
         fields["clip_skip"] = layers - 1
     if (format := rest.pop(FORMAT, None)) is not None:
-        if format not in _FORMATS:
+        if not isinstance(format, str) or format not in _FORMATS:
             raise InvalidRequest(f"{FORMAT} is {str(format)[:64]!r}; there are: {', '.join(_FORMATS)}", FORMAT)
         fields["format"] = _FORMATS[format]
     quality = rest.pop(QUALITY, None)

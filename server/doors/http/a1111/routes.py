@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +48,7 @@ class Options(RootModel[dict[str, Any]]):
 def a1111(service: Service, most: int) -> APIRouter:
     """Make the routes. `most`: bytes of a body."""
     router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
-    registry = Registry()
+    registry, previews = Registry(), _Previews(service)
 
     async def txt2img(call: Call) -> Response:
         body = await read_body(call.request, Txt2Img, most)
@@ -55,6 +56,8 @@ def a1111(service: Service, most: int) -> APIRouter:
 
     async def progress(call: Call) -> Response:
         skip = call.request.query_params.get("skip_current_image", "").lower() in ("true", "1")
+        if not skip and service.device is not None:
+            previews.begin()
         return await json_response(registry.progress(call.caller, not skip))
 
     async def interrupt(call: Call) -> Response:
@@ -111,7 +114,7 @@ def a1111(service: Service, most: int) -> APIRouter:
 async def _draw(service: Service, registry: Registry, call: Call, body: Txt2Img) -> Response:
     model = service.ready().model
     request = image_request(body, model, service.limits.images)
-    accepted = await call.submit(request, NAMES)
+    accepted = await call.submit(request, NAMES, wait=False)
     underway = Underway(accepted.job)
     registry.enter(call.caller, underway)
     try:
@@ -136,6 +139,18 @@ async def _draw(service: Service, registry: Registry, call: Call, body: Txt2Img)
     answer = await json_response(content, sum(map(len, sent)))
     call.ended(Cancelled("interrupted") if underway.interrupted else None)
     return answer
+
+
+class _Previews:
+    """Has what previews need made once somebody looks for them: until then they would cost those who never do."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._making: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        if self._making is None:
+            self._making = asyncio.create_task(self._service.previews())
 
 
 async def _follow(call: Call, underway: Underway) -> None:

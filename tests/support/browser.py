@@ -156,7 +156,7 @@ class Browser:
             const look = () => {{
                 let value = null;
                 try {{ value = {condition}; }} catch {{}}
-                if (value || performance.now() > end) resolve(value);
+                if (value || performance.now() > end) resolve(value instanceof Element || value);
                 else setTimeout(look, 10);
             }};
             look();

@@ -26,7 +26,9 @@ def filled(text: str) -> str:
 
 
 def test_the_root_includes_it() -> None:
-    assert yaml.safe_load((ROOT / "compose.yaml").read_text()) == {"include": ["deploy/compose.yaml"]}
+    """Under the same name, so that volumes are the same ones whichever file is named."""
+    root = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    assert root == {"name": COMPOSE["name"], "include": ["deploy/compose.yaml"]}
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -72,7 +72,7 @@ ROOMS = (
     "server.app", "server",
     "latentd.__main__", "training", "demo",
     "benchmarks.memory", "benchmarks.health", "benchmarks.untouched", "benchmarks.random_checkpoint",
-    "benchmarks.rows", "benchmarks.genai",
+    "benchmarks.rows", "benchmarks.genai", "benchmarks.doors",
     "benchmarks.serving", "benchmarks.loading", "benchmarks.load", "benchmarks.gpu.frame", "benchmarks.gpu.subjects",
     "benchmarks.gpu.sections",
     "benchmarks.gpu.warm", "benchmarks",

@@ -41,7 +41,7 @@ class Call:
     async def submit(
         self, request: ImageRequest, names: Mapping[str, str] | None = None, *, wait: bool = True
     ) -> Accepted:
-        """Submit what is asked for. `names`: what the door calls fields. `wait`: until previews can be made, if asked for.
+        """Submit what is asked for. `names`: what the door calls fields. `wait`: until previews can be made.
 
         Errors: those of Service.submit, and InvalidRequest for a deadline that is no number.
         """

@@ -262,3 +262,18 @@ def test_a_request_that_runs_when_the_server_drains_is_finished(door: Door, wire
         threading.Timer(0, lambda: (eventually(lambda: server.service.draining, True), held.release())).start()
     reader.join(PATIENCE)
     assert outcomes[0].code == "OK" and len(outcomes[0].pictures) == 1
+
+
+@every_door
+def test_limits_of_calls_count_at_every_door(door: Door, wired: Model, held: Held) -> None:
+    with serving(wired, http_port=0, max_calls_caller=1) as server:
+        held.hold()
+        first = DOORS[-1].send(server, prompt="a", steps=1)
+        held.begun()
+        outcome = door.ask(server, prompt="a")
+        assert outcome.code == "RESOURCE_EXHAUSTED" and outcome.retry_after == pytest.approx(1.0)
+        assert outcome.message == "1 calls of 127.0.0.1 are open; at most 1 of a caller may be"
+        with urllib.request.urlopen(f"{http(server)}/readyz", timeout=PATIENCE) as ready:
+            assert ready.status == 200, "health has places of its own"
+        held.release()
+        assert len(first.outcome().pictures) == 1

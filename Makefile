@@ -86,7 +86,7 @@ need-model:
 # Files are handed out in the order that tests/conftest.py gives them, the longest first.
 PYTEST := $(BIN)/python -m pytest
 SHARED := -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations=20
-test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
+test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe
 
 test:
 	$(PYTEST) $(SHARED)
@@ -115,7 +115,7 @@ format: $(VENV)/.ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
+setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe
 
 # MODEL and the others may also come as LATENTD_<NAME>; the program says what is missing. TensorRT for RTX has an extra.
 engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
@@ -232,6 +232,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.venv
 # The older compiler that the kernels support too (torch 2.11 brings it), beside the one that is installed.
 $(VENV)/.triton-3.6: | $(VENV)/.dev
 	@$(PIP) --no-deps --target $(VENV)/triton-3.6 triton==3.6.0
+	@touch $@
+
+# axe-core 4.12.1, which tests/web runs inside the page; the package around it drives another browser, and stays unused.
+$(VENV)/.axe: | $(VENV)/.dev
+	@$(PIP) --no-deps --target $(VENV)/axe axe-playwright-python==0.1.8
 	@touch $@
 
 # TensorRT's Python bindings without its libraries: the tests read names and signatures from them.

@@ -146,8 +146,11 @@ class Server:
         self.service.draining = True
         self._tell()
 
-    async def close(self, grace: float) -> None:
-        """Take no new requests; those that run have `grace` seconds, then each is told that the server stops."""
+    async def close(self, grace: float, farewell: float = FAREWELL) -> None:
+        """Take no new requests; those that run have `grace` seconds, then each is told that the server stops.
+
+        `farewell`: seconds for what is still on the wire then.
+        """
         self.service.draining = True
         self._tell()
         device = self.service.device
@@ -156,7 +159,7 @@ class Server:
         await asyncio.gather(self._door.drain(grace), self._http.drain(grace))
         if device is not None:
             device.dismiss(f"the server stops, and its grace of {grace:g} s was over before the request was done")
-        farewell = FAREWELL if grace else 0.0
+        farewell = farewell if grace else 0.0
         await asyncio.gather(self._door.close(farewell), self._http.close(farewell))
         if device is not None:
             await asyncio.to_thread(device.stop)
@@ -189,9 +192,11 @@ async def serve(settings: Settings) -> int:
     print(f"latentd serves {server.service.model_id}: {', '.join(server.addresses())}", flush=True)
     stopping, dying = asyncio.create_task(stop.wait()), asyncio.create_task(server.died())
     await asyncio.wait((stopping, dying), return_when=asyncio.FIRST_COMPLETED)
-    if not server.failed:
+    if server.failed:  # every request has failed by now, so what is left is on the wire; a supervisor waits for the end
+        await server.close(0.2, farewell=0.1)
+    else:
         log.info("draining: requests have %g s to end", settings.grace)
-    await server.close(1.0 if server.failed else settings.grace)
+        await server.close(settings.grace)
     log.info("stopped")
     if server.failed or server.makes_lane:
         # At once: what torch frees on the way out asks CUDA for events, and after an error that stays this aborts. A

@@ -23,7 +23,7 @@ _FORGET: Row = np.zeros(STATE + 2)
 
 @dataclass(frozen=True)
 class Table:
-    """Holds a run of one sampler. The first axis counts UNet evaluations."""
+    """Holds a run of one sampler, or the rest of one. The first axis counts UNet evaluations."""
 
     matrices: NDArray[np.float64]  # [evaluations, 6, 7]
     timesteps: NDArray[np.float64]  # [evaluations]
@@ -41,6 +41,27 @@ class Table:
     def draws(self) -> int:
         """Count the draws of noise beside the initial latents."""
         return int(self.noise.max()) + 1
+
+    @property
+    def steps(self) -> int:
+        return int(self.steps_done[-1])
+
+    def after(self, steps: int) -> Table:
+        """Return the rest of the run when so many of its steps are not made: its evaluations, and its own count.
+
+        For samplers whose steps remember nothing of those before.
+        """
+        first = next(i for i in range(self.evaluations) if self.steps_after(i) == steps)
+        noise = self.noise[first:]
+        return Table(
+            matrices=self.matrices[first:],
+            timesteps=self.timesteps[first:],
+            input_scales=self.input_scales[first:],
+            steps_done=self.steps_done[first:] - steps,
+            noise=np.where(noise >= 0, noise - max(noise[0], 0), -1),
+            levels=self.levels[first:],
+            initial_scale=self.initial_scale,
+        )
 
     def steps_after(self, evaluations: int) -> int:
         """Count the steps that are finished when so many evaluations are done."""

@@ -37,7 +37,7 @@ def dpmpp(
         x = _stepped(course, i, _order_at(i, begin, steps, order), x0, stochastic)
         matrices.append(matrix(x, x0, h1=x0, h2=H1) if order == 3 else matrix(x, x0, h1=x0))
     met = [(level.alpha, level.sigma) for level in course[begin:-1]]
-    return filled(matrices, visited[begin:], met, noisy=stochastic)
+    return filled(matrices, visited[begin:], met, noisy=stochastic, whole=not begin)
 
 
 def multistep_course(

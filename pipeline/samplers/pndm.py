@@ -39,7 +39,7 @@ def pndm(spec: ScheduleSpec, steps: int, begin: int = 0) -> Table:
         history = {"h1": H1} if i == 1 else {"h1": OUT, "h2": H1, "h3": H2}
         matrices.append(matrix(x, x0, **history, **({"h4": X} if i == 0 else {})))
     levels = [_level(spec, t) for t in visited]
-    return filled(matrices, visited.astype(np.float64), levels, steps_done=np.arange(len(visited)))
+    return filled(matrices, visited.astype(np.float64), levels, steps_done=np.arange(len(visited)), whole=not begin)
 
 
 def _combination(i: int) -> Row:

@@ -32,6 +32,7 @@ class Table:
     noise: NDArray[np.int64]  # [evaluations]: which draw after the initial latents' each uses, from 0; -1: none
     levels: NDArray[np.float64]  # [evaluations + 1, 2]: before each, how much picture and noise x is; then 1 and 0
     initial_scale: float  # x starts as noise times this
+    whole: bool = True  # is no step left out at its beginning?
 
     @property
     def evaluations(self) -> int:
@@ -61,6 +62,7 @@ class Table:
             noise=np.where(noise >= 0, noise - max(noise[0], 0), -1),
             levels=self.levels[first:],
             initial_scale=self.initial_scale,
+            whole=False,
         )
 
     def steps_after(self, evaluations: int) -> int:
@@ -82,6 +84,7 @@ def filled(
     steps_done: NDArray[np.int64] | None = None,
     noisy: bool = False,
     initial_scale: float = 1.0,
+    whole: bool = True,
 ) -> Table:
     """Make a table; without `steps_done`, of one evaluation a step. `noisy`: a draw for each evaluation but the last.
 
@@ -100,6 +103,7 @@ def filled(
         noise=noise,
         levels=np.array([*levels, (1.0, 0.0)]),
         initial_scale=initial_scale,
+        whole=whole,
     )
 
 

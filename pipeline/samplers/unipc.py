@@ -26,7 +26,8 @@ def unipc(spec: ScheduleSpec, steps: int, begin: int = 0, *, karras: bool = Fals
         corrected = _corrected(course, i, _order_at(i - 1, begin, steps), x0) if i > begin else X
         x = _predicted(course, i, _order_at(i, begin, steps), corrected, x0)
         matrices.append(matrix(x, x0, h1=x0, h2=H1, h3=corrected))
-    return filled(matrices, visited[begin:], [(level.alpha, level.sigma) for level in course[begin:-1]])
+    met = [(level.alpha, level.sigma) for level in course[begin:-1]]
+    return filled(matrices, visited[begin:], met, whole=not begin)
 
 
 def _order_at(i: int, begin: int, steps: int) -> int:

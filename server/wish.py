@@ -163,9 +163,7 @@ def _interval(request: ImageRequest, model: Model) -> Interval:
     if start >= end:
         raise InvalidRequest(f"guidance_start is {start:g}; it must be less than guidance_end, which is {end:g}")
     if (start, end) != (0.0, 1.0) and model.spec.unet.guidance_width:
-        raise InvalidRequest(
-            f"guidance_start and guidance_end: {model.id} was distilled and has no unguided evaluations"
-        )
+        raise InvalidRequest(f"guidance_start and guidance_end: {model.id} takes its guidance in and is never unguided")
     return Interval(start, end)
 
 

@@ -17,6 +17,7 @@ from tests.support.trajectories import THEIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
+EXACT = 60.0  # dB. Seen: the same pixels; with one step more that is guided, 48 to 50
 ASKED: dict[str, Any] = {"prompt": "a red apple", "negative_prompt": "a blue cat", "guidance": 6.0, "steps": 8}
 
 
@@ -52,9 +53,9 @@ def theirs(model: Model, sampler: str, guided: int) -> np.ndarray:
 def test_guidance_that_ends_early(oracle: Model, sampler: str) -> None:
     wanted = theirs(oracle, sampler, guided=4)
     asked = {**ASKED, "sampler": sampler, "seed": 3}
-    assert psnr(generate(oracle, **asked, interval=Interval(0.0, 0.5)), wanted) >= 45
+    assert psnr(generate(oracle, **asked, interval=Interval(0.0, 0.5)), wanted) >= EXACT
     for other in (Interval(), Interval(0.0, 0.6), Interval(0.5, 1.0)):
-        assert psnr(generate(oracle, **asked, interval=other), wanted) < 45
+        assert psnr(generate(oracle, **asked, interval=other), wanted) < EXACT
 
 
 def test_none_and_all(oracle: Model) -> None:

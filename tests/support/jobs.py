@@ -151,7 +151,12 @@ def running(
 
 
 def wish(
-    lane: LaneKey = SMALL, evaluations: int = 4, rows: int = 2, images: int = 1, priority: int = 0, seed: int = 0,
+    lane: LaneKey = SMALL,
+    evaluations: int = 4,
+    rows: int = 2,
+    images: int = 1,
+    priority: int = 0,
+    seed: int = 0,
     interval: Interval = WHOLE,
 ) -> Wish:
     """A wish with the numbers that admission and the batcher look at; no model stands behind it."""

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from engines.model import Model
-from pipeline.conditions.interval import Interval
+from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.original import STRENGTH, Encoded, steps_skipped
 from pipeline.errors import InvalidRequest
 from pipeline.prompt import Prompt, read_prompts
@@ -65,7 +65,7 @@ class Wish:
     table: Table
     prompt: Prompt
     negative: Prompt | None  # as many chunks as the prompt; None: unguided
-    interval: Interval = Interval()  # the part of the run that is guided
+    interval: Interval = WHOLE  # the part of the run that is guided
     fit: str = FITS[0]
     start: Encoded | None = None  # the picture that it begins with, once it is read and encoded
 

@@ -1,4 +1,4 @@
-"""Pictures to begin with, as a server takes them: refused before anything is drawn, bounded, and left behind by none."""
+"""Pictures to begin with, as a server takes them: refused before anything is drawn, and bounded."""
 
 from __future__ import annotations
 

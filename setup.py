@@ -7,7 +7,7 @@ anybody's site-packages, so the wheel keeps them one level down, and `latentd se
 
 from setuptools import find_packages, setup
 
-ROOMS = ("pipeline", "graphs", "model", "kernels", "engines", "export", "server", "demo", "protos")
+ROOMS = ("pipeline", "graphs", "model", "kernels", "engines", "export", "server", "demo", "protos", "web")
 INSIDE = "latentd.rooms"
 
 rooms = [package for room in ROOMS for package in (room, *(f"{room}.{below}" for below in find_packages(room)))]
@@ -20,5 +20,6 @@ setup(
         f"{INSIDE}.graphs": ["*.onnx", "*.json", "*.md", "**/*.json"],
         f"{INSIDE}.demo": ["small-things/*.json", "small-things/README.md", "small-things/*/*"],
         f"{INSIDE}.protos": ["**/*.proto"],
+        f"{INSIDE}.web": ["**/*"],
     },
 )

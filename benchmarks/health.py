@@ -28,7 +28,11 @@ def longest_gap(model: Path, environment: Mapping[str, str], clone: Path) -> flo
     command = [sys.executable, "-m", "latentd", "serve", str(model), "--grpc-port", str(port), "--metrics-port", "0"]
     with (
         subprocess.Popen(
-            command, cwd=clone, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            cwd=clone,
+            env={**environment, "LATENTD_HTTP_PORT": "off"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         ) as process,
         grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.initial_reconnect_backoff_ms", 20)]) as channel,
     ):

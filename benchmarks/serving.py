@@ -67,6 +67,10 @@ def server_process(
     start = time.monotonic()
     command = [sys.executable, "-m", *words, "--model", str(model), "--grpc-port", "0", "--metrics-port", "0"]
     command += ["--seats", str(IN_FLIGHT)]
+    environment = {
+        **(os.environ if environment is None else environment),
+        "LATENTD_HTTP_PORT": "0",
+    }  # not in old clones
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

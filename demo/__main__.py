@@ -30,7 +30,7 @@ def main() -> int:
     for name in [name for name in environment if name.startswith("LATENTD_") and name != "LATENTD_CACHE"]:
         del environment[name]  # the demo is the same on every machine
     start = time.monotonic()
-    command = [sys.executable, "-m", "server", "--grpc-port", "0", "--metrics-port", "0"]
+    command = [sys.executable, "-m", "server", "--http-port", "off", "--grpc-port", "0", "--metrics-port", "0"]
     OUT.mkdir(exist_ok=True)
     with (
         (OUT / "server.log").open("wb") as log,

@@ -47,6 +47,7 @@ class Options(TypedDict, total=False):
     strength: float | None  # 0..1: of the steps so much is made; None: 0.8
     mask: Upload | None  # as large as init_image: white is redrawn, black stays to the bit
     fit: str  # of init_image to width x height: "crop" ("" too), "resize" or "pad"
+    quality: int | None  # 0..100, of a jpeg or webp file
 
 
 def build_request(
@@ -73,6 +74,7 @@ def build_request(
     strength: float | None = None,
     mask: Upload | None = None,
     fit: str = "",
+    quality: int | None = None,
 ) -> pb.GenerateRequest:
     """Build a message from Options (units there). Raises ValueError for what none can hold, TypeError for another kind.
 
@@ -82,7 +84,7 @@ def build_request(
         _check_text(name, text)
     if sampler is not None:
         _check_text("sampler", sampler)
-    counts = {"width": width, "height": height, "steps": steps, "seed": seed, "images": images}
+    counts = {"width": width, "height": height, "steps": steps, "seed": seed, "images": images, "quality": quality}
     counts = {name: None if value is None else _whole(name, value, 0, UINT32) for name, value in counts.items()}
     preview_every = _whole("preview_every", preview_every, 0, UINT32)
     clip_skip = _whole("clip_skip", clip_skip, 0, UINT32)

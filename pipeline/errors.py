@@ -9,6 +9,7 @@ class LatentdError(Exception):
     """Carries a sentence fit for the person who caused it. `code` names a gRPC status."""
 
     code = "INTERNAL"
+    field: str | None = None  # of the request, as ImageRequest names it; None: no one field, or an unknown one
 
     def __str__(self) -> str:
         """Return one line: files and tensors may be named with newlines, or with what moves a terminal's cursor."""
@@ -28,3 +29,7 @@ class InvalidRequest(LatentdError):  # noqa: N818 (a sentence at a door, not a f
     """A request's field is outside its limits; the message names field, value and limit."""
 
     code = "INVALID_ARGUMENT"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field

@@ -32,6 +32,7 @@ class Prompt:
     empty: NDArray[np.int64]  # [tokens]: a chunk without words, from which weighted tokens move away
     skip: int  # of the encoder's last layers
     cut: bool
+    tokens: int = 0  # of the text, marks and padding left out
 
     @property
     def chunks(self) -> int:
@@ -64,7 +65,7 @@ def _read(tokenizer: ClipTokenizer, text: str, long: bool, weighted: bool, skip:
     weights = np.ones(ids.shape, np.float32)
     for row, chunk in zip(weights, chunks, strict=True):
         row[1 : 1 + len(chunk)] = [weight for _, weight in chunk]  # after the start mark
-    return Prompt(ids, weights, tokenizer.framed([]), skip, cut)
+    return Prompt(ids, weights, tokenizer.framed([]), skip, cut, sum(map(len, chunks)))
 
 
 def _chunks(words: list[list[tuple[int, float]]], capacity: int) -> list[list[tuple[int, float]]]:
@@ -87,7 +88,7 @@ def _padded(prompt: Prompt, chunks: int) -> Prompt:
         return prompt
     ids = np.concatenate([prompt.ids, np.repeat(prompt.empty[None], missing, axis=0)])
     weights = np.concatenate([prompt.weights, np.ones((missing, ids.shape[1]), np.float32)])
-    return Prompt(ids, weights, prompt.empty, prompt.skip, prompt.cut)
+    return Prompt(ids, weights, prompt.empty, prompt.skip, prompt.cut, prompt.tokens)
 
 
 @dataclass
@@ -123,7 +124,7 @@ def weights_of(text: str) -> list[tuple[str, float]]:
     for _, weight in joined:
         if abs(weight) > MOST_WEIGHT:
             raise InvalidRequest(
-                f"a weight of the prompt is {weight:.6g}; it must be {-MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
+                f"a weight of the prompt is {weight:.6g}; it must be {-MOST_WEIGHT:g} to {MOST_WEIGHT:g}", "prompt"
             )
     return [(text, weight) for text, weight in joined if text]
 

@@ -92,7 +92,7 @@ def timesteps(spec: ScheduleSpec, steps: int, *, spacing: str, intervals: int | 
     spacing = spec.spacing or spacing
     intervals = intervals or steps
     last = spec.train_steps - 1
-    room = InvalidRequest(f"steps is {steps}; the model's {spec.train_steps} timesteps have no room for them")
+    room = InvalidRequest(f"steps is {steps}; the model's {spec.train_steps} timesteps have no room for them", "steps")
     if intervals > spec.train_steps:
         raise room
     if spacing == "leading":

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 
 from pipeline.errors import LatentdError
 
-_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def joined(host: str, port: int) -> str:
     """Return host:port as one text, an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def refuse_taken(door: str, host: str, port: int) -> None:
@@ -35,9 +44,9 @@ def refuse_taken(door: str, host: str, port: int) -> None:
                 bound += 1
         except OSError as error:
             refused = error
-            if error.errno not in _ABSENT:
+            if error.errno not in ABSENT:
                 break
-    if refused and (refused.errno not in _ABSENT or not bound):
+    if refused and (refused.errno not in ABSENT or not bound):
         raise LatentdError(
             f"{door} port {joined(host, port)} cannot be opened: {refused.strerror}; is another latentd running? "
             f"Choose another with --{door}-port"

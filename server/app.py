@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
 import logging
 import os
 import signal
@@ -17,17 +16,20 @@ from engines.machine.cores import available_cores
 from engines.model import Model, load, on_gpu
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint
-from server.address import joined
+from server.address import is_loopback, joined
 from server.batching.admission import Admission
 from server.device.loop import Device
 from server.device.watchdog import watch
 from server.doors.grpc import GrpcDoor
+from server.doors.http.door import HttpDoor
 from server.limits import Limits
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings, SettingsError
 
 log = logging.getLogger("latentd.server")
+
+FAREWELL = 0.5  # seconds for what is still on the wire at the end
 
 
 class Server:
@@ -40,17 +42,23 @@ class Server:
         limits = Limits(settings.max_prompt, settings.max_steps, settings.max_guidance, settings.max_images)
         self.service = Service(name, limits, self.metrics)
         self._door = GrpcDoor(self.service, settings.max_message)
+        self._http = HttpDoor(self.service, settings.max_message, settings.allow_host)
         self._died = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self.grpc_port = self.metrics_port = 0
+        self.http_port: int | None = None  # None: no HTTP
 
     async def open(self) -> None:
         """Bind, and answer health with NOT_SERVING: a taken port is an error before the seconds that a load takes."""
         settings = self.settings
         self.grpc_port = self._door.open(settings.host, settings.grpc_port)
         self.metrics_port = self.metrics.serve(settings.host, settings.metrics_port)
+        if settings.http_port is not None:
+            self.http_port = self._http.open(settings.host, settings.http_port)
         await self._door.start()
-        if not _is_loopback(settings.host):
+        if self.http_port is not None:
+            await self._http.start()
+        if not is_loopback(settings.host):
             log.warning("listening on %s without authentication: anyone who reaches it may use it", settings.host)
 
     async def load(self, make: Callable[[Settings], Model]) -> None:
@@ -75,6 +83,14 @@ class Server:
             time.monotonic() - start,
         )
 
+    def addresses(self) -> list[str]:
+        """List where the doors are, in words."""
+        host, page = self.settings.host, []
+        if self.http_port is not None:
+            page = [f"page http://{joined(host, self.http_port)}/"]
+        metrics = joined(host, self.metrics_port)
+        return [*page, f"gRPC {joined(host, self.grpc_port)}", f"metrics http://{metrics}/metrics"]
+
     @property
     def failed(self) -> bool:
         """Return whether the device has failed (see Device.failed)."""
@@ -95,11 +111,12 @@ class Server:
         """Take no new requests; those that run have `grace` seconds, then each is told that the server stops."""
         self.service.draining = True
         await self._door.not_serving()
-        await self._door.drain(grace)
+        await asyncio.gather(self._door.drain(grace), self._http.drain(grace))
         device = self.service.device
         if device is not None:
             device.dismiss(f"the server stops, and its grace of {grace:g} s was over before the request was done")
-        await (self._door.close() if grace else self._door.close(0))
+        farewell = FAREWELL if grace else 0.0
+        await asyncio.gather(self._door.close(farewell), self._http.close(farewell))
         await asyncio.to_thread(self.service.close)
         if device is not None:
             await asyncio.to_thread(device.stop)
@@ -129,11 +146,7 @@ async def serve(settings: Settings) -> int:
     except Exception:
         await server.close(0)
         raise
-    grpc, metrics = (joined(settings.host, port) for port in (server.grpc_port, server.metrics_port))
-    print(
-        f"latentd serves {server.service.model_id}: gRPC {grpc}, metrics http://{metrics}/metrics",
-        flush=True,
-    )
+    print(f"latentd serves {server.service.model_id}: {', '.join(server.addresses())}", flush=True)
     stopping, dying = asyncio.create_task(stop.wait()), asyncio.create_task(server.died())
     await asyncio.wait((stopping, dying), return_when=asyncio.FIRST_COMPLETED)
     if not server.failed:
@@ -203,10 +216,3 @@ def _check_limits(settings: Settings, model: Model) -> None:
                 f"{name} is {limit:g}, and {model.id} takes {what:g} where a request does not say: every such request "
                 f"would be refused; give {what:g} or more"
             )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -50,9 +50,9 @@ def read_container(field: str, data: bytes) -> Container:
         else:
             raise _Refused("is none of PNG, JPEG and WebP, by its first bytes")
     except (struct.error, IndexError):
-        raise InvalidRequest(f"{field} ends within its header; send the whole file") from None
+        raise InvalidRequest(f"{field} ends within its header; send the whole file", field) from None
     except _Refused as words:
-        raise InvalidRequest(f"{field} {words}") from None
+        raise InvalidRequest(f"{field} {words}", field) from None
     return container
 
 

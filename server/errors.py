@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from pipeline.errors import InvalidRequest, LatentdError
 
+UNEXPECTED = "an unexpected error; the server's log has it under this request's id"
+
 
 class Busy(LatentdError):
     """Too much is waiting. `retry_after` is when it is worth asking again, in seconds."""
@@ -35,6 +37,7 @@ class NotServing(LatentdError):
 
 class UnknownModel(LatentdError):
     code = "NOT_FOUND"
+    field = "model"
 
 
 class UnknownFormat(InvalidRequest):

@@ -14,7 +14,7 @@ GROUPS = {
     "the model, and what runs it": (
         *("model", "prediction", "backend", "device", "precision", "pixels", "attention", "threads"),
     ),
-    "where it listens": ("host", "grpc_port", "metrics_port"),
+    "where it listens": ("host", "http_port", "grpc_port", "metrics_port", "allow_host"),
     "how much at once": ("seats", "sizes", "chunks", "queue_jobs", "queue_seconds"),
     "what a request may ask for": ("max_prompt", "max_steps", "max_guidance", "max_images", "max_message"),
     "the process": ("config", "grace", "watchdog", "log_format"),
@@ -40,7 +40,7 @@ def read_flags(argv: Sequence[str], settings: Sequence[tuple[str, str, str]], pr
     parser = _Parser(
         prog=prog,
         usage="%(prog)s [MODEL] [--flag VALUE ..]",
-        description="Serve a latent-diffusion model over gRPC until SIGTERM.",
+        description="Serve a latent-diffusion model over gRPC and HTTP until SIGTERM.",
         epilog=_EPILOG,
         formatter_class=_Help,
         allow_abbrev=False,
@@ -77,7 +77,14 @@ def flag(name: str) -> str:
 
 
 def _placeholder(takes: str) -> str:
-    kinds = {"an integer": "N", "a number": "X", "a path": "PATH", "sizes": "WxH,..", "an address": "HOST"}
+    kinds = {
+        "an integer": "N",
+        "a number": "X",
+        "a path": "PATH",
+        "sizes": "WxH,..",
+        "an address": "HOST",
+        "names": "NAME,..",
+    }
     return next((kind for start, kind in kinds.items() if takes.startswith(start)), "NAME")
 
 

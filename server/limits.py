@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,26 +23,26 @@ class Limits:
 
 def within(field: str, value: Number, least: Number, most: Number) -> Number:
     """Return `value`, or raise InvalidRequest naming field, value and limit. NaN is outside everything."""
-    if math.isnan(value) or not least <= value <= most:
+    if not least <= value <= most:  # which no NaN is
         shown = f"{value:g}" if isinstance(value, float) else value
-        raise InvalidRequest(f"{field} is {shown}; it must be {least:g} to {most:g}")
+        raise InvalidRequest(f"{field} is {shown}; it must be {least:.15g} to {most:.15g}", field)
     return value
 
 
 def decimal(value: float) -> float:
     """Return the number that a client wrote, where a door may have it as a float32: 0.7, and not 0.699999988."""
-    return float(str(np.float32(value)))
+    return float(str(np.float32(value))) if abs(value) < 1e6 else value  # larger than any of ours, or not a number
 
 
 def checked_text(field: str, text: str, most: int) -> str:
     if len(text) > most:
-        raise InvalidRequest(f"{field} has {len(text)} characters; at most {most} are taken")
+        raise InvalidRequest(f"{field} has {len(text)} characters; at most {most} are taken", field)
     if (position := text.find("\0")) >= 0:
-        raise InvalidRequest(f"{field} has a NUL character at position {position}; text has none")
+        raise InvalidRequest(f"{field} has a NUL character at position {position}; text has none", field)
     return text
 
 
 def one_of(field: str, value: str, choices: list[str]) -> str:
     if value not in choices:
-        raise InvalidRequest(f"{field} is {value[:64]!r}; it must be one of {', '.join(choices)}")
+        raise InvalidRequest(f"{field} is {value[:64]!r}; it must be one of {', '.join(choices)}", field)
     return value

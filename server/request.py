@@ -31,3 +31,4 @@ class ImageRequest:
     strength: float | None = None  # 0 to 1
     mask: bytes | None = None  # a file of the same sides; white is redrawn
     fit: str | None = None  # "crop", "resize" or "pad"
+    quality: int | None = None  # of a jpeg or webp file, 0 to 100

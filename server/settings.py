@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,18 @@ _HOST: tuple[Callable[[str], Any], str] = (lambda text: text.strip("[]"), "an ad
 _PORT = _number(0, 65535)
 
 
+def _port_or_off(text: str) -> int | None:
+    """Read a port; None is off, which YAML reads as False."""
+    return None if text.lower() in ("off", "false") else _PORT[0](text)  # type: ignore[return-value]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    if not all(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name) for name in names):
+        raise ValueError
+    return names
+
+
 @dataclass(frozen=True)
 class Settings:
     model: Path = _setting(
@@ -106,6 +119,14 @@ class Settings:
         "of backend tensorrt's plans (experimental): TensorRT's own, or our kernels inside",
     )
     host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback reach you unauthenticated")
+    http_port: int | None = _setting(
+        8000, (_port_or_off, _PORT[1] + ", or off"), "the page and the HTTP APIs; 0 takes a free one and prints it"
+    )
+    allow_host: tuple[str, ...] = _setting(
+        (),
+        (_names, "names as images.example.org,localhost"),
+        "under which browsers may reach the HTTP port, beside this machine's: a proxy's, say",
+    )
     grpc_port: int = _setting(8001, _PORT, "0 takes a free one and prints it")
     metrics_port: int = _setting(8002, _PORT, "Prometheus metrics; 0 takes a free one and prints it")
     seats: int = _setting(8, _number(1, 1024), "pictures of a size that are made at once; more wait their turn")

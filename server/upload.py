@@ -42,16 +42,19 @@ def original_of(init_image: bytes, mask: bytes | None, size: tuple[int, int], fi
     if painted.size != picture.size:
         raise InvalidRequest(
             f"mask has {painted.width}x{painted.height} pixels, init_image {picture.width}x{picture.height}; they must "
-            "be the same"
+            "be the same",
+            "mask",
         )
     if painted.mode == "RGBA":
         if painted.getextrema()[3][0] < 255:  # type: ignore[index] (of a band there is a pair)
-            raise InvalidRequest("mask is transparent; it must be opaque: white is redrawn, black stays")
+            raise InvalidRequest("mask is transparent; it must be opaque: white is redrawn, black stays", "mask")
         painted = painted.convert("RGB")
     grey = _fitted(painted.convert("L"), size, fit, Image.Resampling.BILINEAR, _WHITE)
     redrawn = np.asarray(grey) >= 128
     if not redrawn.any():
-        raise InvalidRequest("mask has nothing white, so nothing would be redrawn; white is redrawn, black stays")
+        raise InvalidRequest(
+            "mask has nothing white, so nothing would be redrawn; white is redrawn, black stays", "mask"
+        )
     return Original(pixels, redrawn)
 
 
@@ -68,9 +71,24 @@ def read_picture(field: str, data: bytes) -> Image.Image:
             image.load()
             picture = _plain(image)
     except Exception:  # of bytes that are hostile a decoder may make anything
-        raise InvalidRequest(f"{field} cannot be decoded: the {container.kind} file is damaged or cut short") from None
+        raise InvalidRequest(
+            f"{field} cannot be decoded: the {container.kind} file is damaged or cut short", field
+        ) from None
     turn = _TURNED.get(container.orientation)
     return picture if turn is None else picture.transpose(turn)
+
+
+def from_transparency(mask: bytes) -> bytes:
+    """Return the mask of one whose transparent pixels are to be redrawn, as OpenAI's are; an opaque one as it is.
+
+    Errors: InvalidRequest naming the field.
+    """
+    painted = read_picture("mask", mask)
+    if painted.mode != "RGBA":
+        return mask
+    file = io.BytesIO()
+    painted.getchannel("A").point(lambda alpha: 0 if alpha >= 128 else 255).save(file, "png", compress_level=1)
+    return file.getvalue()
 
 
 def opaque(picture: Image.Image) -> Image.Image:

@@ -60,6 +60,7 @@ class Wish:
     seed: int  # of picture 0
     images: int
     format: str
+    quality: int | None  # of the file; None: the format's default
     preview_every: int
     priority: int
     table: Table
@@ -100,7 +101,7 @@ class Wish:
         size = _or(request.width, width), _or(request.height, height)
         if size not in sizes:
             listed = ", ".join(f"{w}x{h}" for w, h in sizes)
-            raise InvalidRequest(f"width x height is {size[0]}x{size[1]}; the sizes served are {listed}")
+            raise InvalidRequest(f"width x height is {size[0]}x{size[1]}; the sizes served are {listed}", "width")
         # A spacing needs at least one training step for each interval.
         most_steps = min(limits.steps, model.spec.schedule.train_steps - 1)
         steps = within("steps", _or(request.steps, default.steps), 1, most_steps)
@@ -109,7 +110,11 @@ class Wish:
         images = within("images", _or(request.images, 1), 1, limits.images)
         format = _or(request.format, FORMATS[0])
         if format not in FORMATS:
-            raise UnknownFormat(f"format is {format[:64]!r}; it must be one of {', '.join(FORMATS)}")
+            raise UnknownFormat(f"format is {format[:64]!r}; it must be one of {', '.join(FORMATS)}", "format")
+        if request.quality is not None:
+            within("quality", request.quality, 0, 100)
+            if format == "png":
+                raise InvalidRequest(f"quality is {request.quality}; png has none, jpeg and webp have", "quality")
         skip = within("clip_skip", request.clip_skip or 0, 0, model.spec.text.skips)
         begin = _begin(request, model, steps)
         fit = one_of("fit", request.fit or FITS[0], list(FITS))
@@ -125,11 +130,12 @@ class Wish:
             steps=steps,
             guidance=guidance,
             sampler=sampler,
-            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+            seed=secrets.randbelow(2**32) if request.seed is None else within("seed", request.seed, 0, 2**32 - 1),
             images=images,
             format=format,
-            preview_every=request.preview_every or 0,
-            priority=request.priority or 0,
+            quality=request.quality,
+            preview_every=within("preview_every", request.preview_every or 0, 0, 2**32 - 1),
+            priority=within("priority", request.priority or 0, -(2**31), 2**31 - 1),
             table=table(model.spec.schedule, sampler, steps, begin),
             prompt=prompts[0],
             negative=prompts[1] if len(prompts) == 2 else None,
@@ -143,16 +149,21 @@ def _begin(request: ImageRequest, model: Model, steps: int) -> int:
     if request.init_image is None:
         for field in ("mask", "strength", "fit"):
             if getattr(request, field) is not None:
-                raise InvalidRequest(f"{field} is of a picture to begin with; init_image is missing")
+                raise InvalidRequest(f"{field} is of a picture to begin with; init_image is missing", field)
     if model.spec.inpaints and (request.init_image is None or request.mask is None):
-        raise InvalidRequest(f"{model.id} is an inpainting model; it needs init_image and mask")
+        raise InvalidRequest(
+            f"{model.id} is an inpainting model; it needs init_image and mask",
+            "mask" if request.init_image else "init_image",
+        )
     if request.init_image is None:
         return 0
     strength = within("strength", decimal(_or(request.strength, STRENGTH)), 0.0, 1.0)
     begin = steps_skipped(steps, strength)
     if begin == steps:
         least = math.ceil(1000 / steps) / 1000
-        raise InvalidRequest(f"strength is {strength:g}, which makes none of {steps} steps; give {least:g} or more")
+        raise InvalidRequest(
+            f"strength is {strength:g}, which makes none of {steps} steps; give {least:g} or more", "strength"
+        )
     return begin
 
 
@@ -161,9 +172,13 @@ def _interval(request: ImageRequest, model: Model) -> Interval:
     start = within("guidance_start", decimal(_or(request.guidance_start, 0.0)), 0.0, 1.0)
     end = within("guidance_end", decimal(_or(request.guidance_end, 1.0)), 0.0, 1.0)
     if start >= end:
-        raise InvalidRequest(f"guidance_start is {start:g}; it must be less than guidance_end, which is {end:g}")
+        raise InvalidRequest(
+            f"guidance_start is {start:g}; it must be less than guidance_end, which is {end:g}", "guidance_start"
+        )
     if (start, end) != (0.0, 1.0) and model.spec.unet.guidance_width:
-        raise InvalidRequest(f"guidance_start and guidance_end: {model.id} takes its guidance in and is never unguided")
+        raise InvalidRequest(
+            f"guidance_start and guidance_end: {model.id} takes its guidance in and is never unguided", "guidance_end"
+        )
     return Interval(start, end)
 
 

@@ -38,7 +38,8 @@ FOREIGN = {
     "graphs": set(),
     "model": {"torch", "safetensors"},
     "server": {"grpc", "grpc_health", "grpc_reflection", "grpc_status"}
-    | {"google", "numpy", "PIL", "prometheus_client", "yaml"},
+    | {"google", "numpy", "PIL", "prometheus_client", "yaml", "uvicorn", "h11"}
+    | {"fastapi", "starlette", "pydantic"},
 }
 # In engines/, where each of these may be imported.
 ENGINES_OWN = {
@@ -66,14 +67,13 @@ ROOMS = (
     "engines.tensorrt.ladder", "engines.commands", "engines.__main__", "engines",
     "export",
     "server.errors", "server.limits", "server.events", "server.request", "server.address", "server.flags",
-    "server.container", "server.upload",
-    "server.logs", "server.mailbox", "server.settings",
+    "server.container", "server.upload", "server.logs", "server.mailbox", "server.settings", "server.caller",
     "server.metrics", "server.wish", "server.job", "server.batching", "server.originals", "server.device",
     "server.service", "server.doors",
     "server.app", "server",
     "latentd.__main__", "training", "demo",
     "benchmarks.memory", "benchmarks.health", "benchmarks.untouched", "benchmarks.random_checkpoint",
-    "benchmarks.rows", "benchmarks.genai",
+    "benchmarks.rows", "benchmarks.genai", "benchmarks.doors",
     "benchmarks.serving", "benchmarks.loading", "benchmarks.load", "benchmarks.gpu.frame", "benchmarks.gpu.subjects",
     "benchmarks.gpu.sections",
     "benchmarks.gpu.warm", "benchmarks",
@@ -172,9 +172,16 @@ def test_foreign(folder: str) -> None:
 
 
 def test_only_doors_know_the_wire() -> None:
-    wire = ("latentd.v1", "grpc", "google")  # and grpc_health, grpc_status..
-    known = {path for path in FILES if path.parts[0] == "server" and any(n.startswith(wire) for n in dotted(path))}
-    assert known and {path.parent.as_posix() for path in known} == {"server/doors"}
+    wires = {
+        "server/doors": ("latentd.v1", "grpc", "google"),  # and grpc_health, grpc_status..
+        "server/doors/http": ("fastapi", "starlette", "pydantic"),
+    }
+    for room, wire in wires.items():
+        known = {path for path in FILES if path.parts[0] == "server" and any(n.startswith(wire) for n in dotted(path))}
+        assert room in {path.parent.as_posix() for path in known}
+        assert all(path.is_relative_to(room) for path in known)
+    grpc = {path for path in FILES if path.is_relative_to("server/doors/http") and "grpc" in imported(path)}
+    assert not grpc
 
 
 def test_a_client_needs_no_more_of_google_than_protobuf() -> None:

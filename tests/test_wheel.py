@@ -73,7 +73,18 @@ def test_what_it_carries(wheel: Path) -> None:
 @pytest.fixture
 def served(environment: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a server that was started outside the clone."""
-    command = [environment / "latentd", "serve", "--grpc-port", "0", "--metrics-port", "0", "--threads", "1"]
+    command = [
+        environment / "latentd",
+        "serve",
+        "--http-port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--threads",
+        "1",
+    ]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout and server.stderr
         greeting = server.stdout.readline()

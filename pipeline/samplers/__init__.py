@@ -68,12 +68,12 @@ def table(spec: ScheduleSpec, sampler: str, steps: int, begin: int = 0) -> Table
     Errors: InvalidRequest for an unknown sampler, or for more steps than the sampler or the schedule has room for.
     """
     if sampler not in SAMPLERS:
-        raise InvalidRequest(f"sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}")
+        raise InvalidRequest(f"sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}", "sampler")
     if steps < 1:
-        raise InvalidRequest(f"steps is {steps}; it must be at least 1")
+        raise InvalidRequest(f"steps is {steps}; it must be at least 1", "steps")
     most = SAMPLERS[sampler].most_steps
     if most is not None and steps > most:
-        raise InvalidRequest(f"steps is {steps}; sampler {sampler} takes 1 to {most}")
+        raise InvalidRequest(f"steps is {steps}; sampler {sampler} takes 1 to {most}", "steps")
     assert 0 <= begin < steps, (begin, steps)
     fill = SAMPLERS[sampler].fill
     if SAMPLERS[sampler].history:

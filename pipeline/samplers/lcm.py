@@ -25,7 +25,7 @@ def lcm(spec: ScheduleSpec, steps: int) -> Table:
     cumulative, stride = schedule.alphas_cumprod(spec), spec.train_steps // DISTILLED_STEPS
     if stride < 1:
         raise InvalidRequest(
-            f"sampler lcm needs a model of at least {DISTILLED_STEPS} timesteps, not {spec.train_steps}"
+            f"sampler lcm needs a model of at least {DISTILLED_STEPS} timesteps, not {spec.train_steps}", "sampler"
         )
     known = np.arange(DISTILLED_STEPS, 0, -1) * stride - 1
     visited = known[np.floor(np.linspace(0, DISTILLED_STEPS, steps, endpoint=False)).astype(int)]

@@ -21,7 +21,9 @@ def pndm(spec: ScheduleSpec, steps: int, begin: int = 0) -> Table:
     sees x one stride noisier than it is; its pictures are what this is compared with.
     """
     if spec.prediction == "sample":
-        raise InvalidRequest("sampler pndm combines predictions of noise or v; this model predicts the sample")
+        raise InvalidRequest(
+            "sampler pndm combines predictions of noise or v; this model predicts the sample", "sampler"
+        )
     stops = np.round(schedule.timesteps(spec, steps, spacing="leading")).astype(int)
     if steps == 1:
         x, x0 = _transfer(spec, stops[0], steps, X, OUT)

@@ -119,6 +119,7 @@ def predictions(spec: ScheduleSpec, alpha: float, sigma: float, *, x: Row = X, o
     if alpha == 0:
         raise InvalidRequest(
             "this sampler starts at a timestep without signal (rescale_betas_zero_snr), where a model that predicts "
-            "noise says nothing; euler, heun, dpmpp_2m and unipc start beside it"
+            "noise says nothing; euler, heun, dpmpp_2m and unipc start beside it",
+            "sampler",
         )
     return (x - sigma * out) / alpha, out

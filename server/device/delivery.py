@@ -81,7 +81,7 @@ class Delivery:
         try:
             if wish.start is not None:
                 pixels = wish.start.original.over(pixels)
-            data = pictures.encode(pixels, wish.format)
+            data = pictures.encode(pixels, wish.format, wish.quality)
         except Exception:
             log.exception("image %d cannot be written", picture.index, extra={"request": job.id})
             self.settle(picture, PictureFailed(f"image {picture.index} cannot be written as {wish.format}"))

@@ -82,6 +82,12 @@ class Device:
     def start(self) -> None:
         self._thread.start()
 
+    def ahead(self, job: Job) -> int | None:
+        """Count the pictures that will be seated before a job's first; None where none of it waits any more."""
+        with self._changed:
+            waiting = self._batcher.waiting
+        return next((place for place, picture in enumerate(waiting) if picture.job is job), None)
+
     def submit(self, job: Job) -> int:
         """Admit a job; returns how many pictures wait before it. Errors: Busy, TooLate, NotServing."""
         with self._changed:

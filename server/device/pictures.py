@@ -14,9 +14,10 @@ from pipeline.arrays import F32
 _OPTIONS = {"png": {"compress_level": 1}, "jpeg": {"quality": 95}, "webp": {"quality": 90, "method": 2}}
 
 
-def encode(pixels: NDArray[np.uint8], format: str) -> bytes:
-    """Encode uint8 [H, W, 3] as a file of `format`: "png", "jpeg" or "webp"."""
-    return _file(Image.fromarray(pixels), format, **_OPTIONS[format])
+def encode(pixels: NDArray[np.uint8], format: str, quality: int | None = None) -> bytes:
+    """Encode uint8 [H, W, 3] as a file of `format`: "png", "jpeg" or "webp"; `quality` 0 to 100 of the latter two."""
+    options = _OPTIONS[format] if quality is None else {**_OPTIONS[format], "quality": max(1, quality)}
+    return _file(Image.fromarray(pixels), format, **options)
 
 
 def preview(latents: F32, matrix: F32, width: int, height: int) -> bytes:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
-import secrets
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
 import grpc
 from google.protobuf.message import Message
@@ -28,6 +26,7 @@ from server.doors.messages import (
     timings_message,
 )
 from server.doors.reflection import reflection_handlers
+from server.doors.request_id import ID_KEY, request_id
 from server.errors import UnknownFormat
 from server.job import Job
 from server.request import ImageRequest
@@ -50,7 +49,6 @@ OPTIONS = [
 ]
 
 _CLOCKS = 0.1  # seconds: a client whose deadline passes cancels, and its clock may be a little ahead
-_FAREWELL = 0.5  # seconds for what is still on the wire
 
 
 class GrpcDoor:
@@ -94,7 +92,7 @@ class GrpcDoor:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._images.idle.wait(), grace)
 
-    async def close(self, farewell: float = _FAREWELL) -> None:
+    async def close(self, farewell: float) -> None:
         """Close the door. Whoever is still there has `farewell` seconds to hear why, then gRPC cancels the call."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._images.idle.wait(), farewell)
@@ -206,8 +204,8 @@ class _Call:
         self._started = time.monotonic()
         self._job: Job | None = None
         self._reported = False
-        self.id = _request_id(context.invocation_metadata() or ())
-        context.set_trailing_metadata((("x-request-id", self.id),))
+        self.id = request_id(str(value) for key, value in context.invocation_metadata() or () if key == ID_KEY)
+        context.set_trailing_metadata(((ID_KEY, self.id),))
 
     async def submit(self, request: ImageRequest) -> Accepted:
         """Submit the call's request. Errors: those of Service.submit."""
@@ -235,13 +233,3 @@ class _Call:
         if self._job is not None:
             self._job.cancel()  # of no effect on a job that is done
             self._job = None  # gRPC's context and what it calls back hold each other
-
-
-def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """Return the id that the client sent, if it is one and the same wherever it stands; else a new one.
-
-    Where two were sent that differ, nobody could say which one the log has.
-    """
-    sent = {str(value) for key, value in metadata if key == "x-request-id"}
-    chosen = sent.pop() if len(sent) == 1 else ""
-    return chosen if re.fullmatch(r"[\w.:-]{1,64}", chosen) else secrets.token_hex(6)

@@ -21,11 +21,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from pipeline.errors import InvalidRequest, LatentdError
-from server.errors import Busy
+from server.errors import UNEXPECTED, Busy
 
 log = logging.getLogger("latentd.door")
-
-UNEXPECTED = "an unexpected error; the server's log has it under this request's id"
 
 
 class _Malformed:

@@ -19,7 +19,7 @@ FORMATS = {
     pb.IMAGE_FORMAT_WEBP: "webp",
 }
 _NUMBERS = {word: number for number, word in FORMATS.items() if word}
-_OPTIONAL = ("width", "height", "steps", "guidance", "sampler", "seed", "images")
+_OPTIONAL = ("width", "height", "steps", "guidance", "sampler", "seed", "images", "quality")
 _OPTIONAL += ("strength", "guidance_start", "guidance_end")
 
 

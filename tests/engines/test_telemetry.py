@@ -124,7 +124,7 @@ def test_the_users_own_word_does_not_switch_it_on(watched: Watched) -> None:
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_a_server_and_its_children_send_and_write_nothing(backend: str, watched: Watched) -> None:
-    arguments = ["--grpc-port", "0", "--metrics-port", "0", "--seats", "1", "--backend", backend]
+    arguments = ["--http-port", "off", "--grpc-port", "0", "--metrics-port", "0", "--seats", "1", "--backend", backend]
     with subprocess.Popen(
         [sys.executable, "-m", "server", *arguments],
         cwd=ROOT,

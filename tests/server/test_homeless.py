@@ -14,7 +14,7 @@ from latentd import Client
 
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = 12345
-FREE = ("--grpc-port", "0", "--metrics-port", "0", "--seats", "1", "--precision", "f32")
+FREE = ("--http-port", "off", "--grpc-port", "0", "--metrics-port", "0", "--seats", "1", "--precision", "f32")
 
 
 def served(environment: dict[str, str], prefix: tuple[str, ...] = ()) -> str:

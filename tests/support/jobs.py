@@ -179,6 +179,7 @@ def wish(
         seed=seed,
         images=images,
         format="png",
+        quality=None,
         preview_every=0,
         priority=priority,
         table=table,

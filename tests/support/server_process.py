@@ -15,7 +15,7 @@ from typing import IO
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent
-FREE = ("--grpc-port", "0", "--metrics-port", "0", "--precision", "f32")
+FREE = ("--http-port", "off", "--grpc-port", "0", "--metrics-port", "0", "--precision", "f32")
 
 
 class Process:

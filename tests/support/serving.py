@@ -10,13 +10,20 @@ from typing import Any
 
 from engines.model import Model
 from server.app import Server
+from server.batching.pace import Median
 from server.settings import Settings
+from server.wish import LaneKey
+from tests.support.held import eventually
 
 
 @contextlib.contextmanager
-def serving(model: Model, **settings: Any) -> Iterator[Server]:
-    """Serves `model` until the end of the block; `settings` as in server.settings.Settings."""
-    chosen = Settings(model=model.checkpoint.path, grpc_port=0, metrics_port=0, **settings)
+def serving(model: Model, *, stopping: float = 0.0, **settings: Any) -> Iterator[Server]:
+    """Serves `model` until the end of the block; `settings` as in server.settings.Settings, without HTTP unless said.
+
+    stopping: seconds that requests have at the end.
+    """
+    ports: dict[str, Any] = {"grpc_port": 0, "metrics_port": 0, "http_port": None}
+    chosen = Settings(**{"model": model.checkpoint.path, **ports, **settings})
     ready, box = threading.Event(), {}
 
     async def run() -> None:
@@ -32,7 +39,7 @@ def serving(model: Model, **settings: Any) -> Iterator[Server]:
         finally:
             ready.set()
         await box["stop"].wait()
-        await server.close(0)
+        await server.close(stopping)
 
     def start() -> None:
         try:
@@ -54,6 +61,26 @@ def serving(model: Model, **settings: Any) -> Iterator[Server]:
         thread.join()
         if "error" in box:
             raise box["error"]
+
+
+def quick(server: Server, row: float = 1e-6) -> None:
+    """A row takes so many seconds, says the pace: how busy this machine is admits and refuses nobody."""
+    device = server.service.device
+    assert device
+    device._pace._rows[LaneKey(*device.sizes[0], 1)] = Median([row] * 9)
+
+
+def nothing_left(server: Server) -> None:
+    """No job, no seat, no latents that wait to be decoded."""
+    device = server.service.device
+    assert device
+    eventually(lambda: len(device._jobs), 0)
+    assert not device._decoding.pictures and not device._batcher.waiting
+    assert all(tenant is None for lane in device._batcher.lanes.values() for tenant in lane.tenants)
+
+
+def http(server: Server) -> str:
+    return f"http://127.0.0.1:{server.http_port}"
 
 
 def address(server: Server) -> str:

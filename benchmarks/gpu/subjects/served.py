@@ -60,7 +60,7 @@ async def serve(report: Report, folder: Path, seats: int) -> None:
     from server.app import Server
     from server.settings import Settings
 
-    server = Server(Settings(model=folder, grpc_port=0, metrics_port=0, seats=seats))
+    server = Server(Settings(model=folder, http_port=None, grpc_port=0, metrics_port=0, seats=seats))
     await server.open()
     await server.load(lambda _: random_model(report, folder))
     stop = asyncio.Event()

@@ -289,7 +289,19 @@ def test_a_server_says_the_same(checkpoint: Path) -> None:
     weights["conv_in.bias"][0] = float("nan")
     save_file(weights, checkpoint / UNET)
     before = state(checkpoint.parent)
-    command = [sys.executable, "-m", "server", "--model", str(checkpoint), "--grpc-port", "0", "--metrics-port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "server",
+        "--model",
+        str(checkpoint),
+        "--http-port",
+        "off",
+        "--grpc-port",
+        "0",
+        "--metrics-port",
+        "0",
+    ]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     lines = ran.stderr.strip().splitlines()
     assert ran.returncode == 1 and lines[-1] == f"latentd: {checkpoint / UNET}: unet.conv_in.bias {NAN}"

@@ -1,0 +1,177 @@
+"""The everyday part of AUTOMATIC1111's API, for the tools that speak it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import RootModel
+from starlette.responses import JSONResponse, Response
+
+from server.doors.http.a1111 import options
+from server.doors.http.a1111.img2img import NAMES as IMG2IMG_NAMES
+from server.doors.http.a1111.img2img import Img2Img
+from server.doors.http.a1111.img2img import image_request as img2img_request
+from server.doors.http.a1111.infotext import info
+from server.doors.http.a1111.samplers import listed, schedules
+from server.doors.http.a1111.txt2img import NAMES, Txt2Img, image_request
+from server.doors.http.a1111.underway import Registry, Underway
+from server.doors.http.answers import json_response
+from server.doors.http.body import read_body, schema_of
+from server.doors.http.call import Call, answering
+from server.errors import Cancelled
+from server.request import ImageRequest
+from server.service import Service
+
+# What we have nothing of, and clients ask for at their start.
+_NONE: dict[str, Any] = {
+    "upscalers": [],
+    "latent-upscale-modes": [],
+    "hypernetworks": [],
+    "face-restorers": [],
+    "realesrgan-models": [],
+    "prompt-styles": [],
+    "sd-vae": [],
+    "sd-modules": [],
+    "loras": [],
+    "embeddings": {"loaded": {}, "skipped": {}},
+    "scripts": {"txt2img": [], "img2img": []},
+    "script-info": [],
+    "extensions": [],
+    "cmd-flags": {},
+}
+
+
+class Options(RootModel[dict[str, Any]]):
+    """Options to set."""
+
+
+def a1111(service: Service, most: int) -> APIRouter:
+    """Make the routes. `most`: bytes of a body."""
+    router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
+    registry, previews = Registry(), _Previews(service)
+
+    async def txt2img(call: Call) -> Response:
+        body = await read_body(call.request, Txt2Img, most)
+        model = service.ready().model
+        return await _draw(service, registry, call, body, image_request(body, model, service.limits.images), NAMES)
+
+    async def img2img(call: Call) -> Response:
+        body = await read_body(call.request, Img2Img, most)
+        model = service.ready().model
+        request = await asyncio.to_thread(img2img_request, body, model, service.limits.images)
+        return await _draw(service, registry, call, body, request, IMG2IMG_NAMES)
+
+    async def progress(call: Call) -> Response:
+        skip = call.request.query_params.get("skip_current_image", "").lower() in ("true", "1")
+        if not skip and service.device is not None:
+            previews.begin()
+        return await json_response(registry.progress(call.caller, not skip))
+
+    async def interrupt(call: Call) -> Response:
+        registry.interrupt(call.caller)
+        return JSONResponse({})
+
+    async def models(call: Call) -> Response:
+        model = service.ready().model
+        entry = {
+            "title": options.title_of(model),
+            "model_name": model.id,
+            "hash": model.digest[:10],
+            "sha256": model.digest,
+            "filename": model.id,
+            "config": None,
+        }
+        return JSONResponse([entry])
+
+    async def read_options(call: Call) -> Response:
+        return JSONResponse(options.current(service.ready().model))
+
+    async def set_options(call: Call) -> Response:
+        sent = await read_body(call.request, Options, most)
+        options.refuse_others(sent.root, service.ready().model)
+        return JSONResponse(None)
+
+    async def refresh(call: Call) -> Response:
+        return JSONResponse(None)
+
+    def plain(answer: Any) -> Callable[..., Any]:
+        async def respond() -> Response:
+            return JSONResponse(answer)
+
+        return respond
+
+    router.post("/txt2img", summary="Draw pictures", openapi_extra=schema_of(Txt2Img))(answering(service, txt2img))
+    router.post("/img2img", summary="Draw a picture anew", openapi_extra=schema_of(Img2Img))(
+        answering(service, img2img)
+    )
+    router.get("/progress", summary="How far the caller's oldest request has come")(
+        answering(service, progress, counted=False)
+    )
+    router.post("/interrupt", summary="End the caller's requests")(answering(service, interrupt, counted=False))
+    router.get("/sd-models", summary="The model served")(answering(service, models, counted=False))
+    router.get("/options", summary="What is set")(answering(service, read_options, counted=False))
+    router.post("/options", summary="Set what is set; all else is refused", openapi_extra=schema_of(Options))(
+        answering(service, set_options, counted=False)
+    )
+    router.post("/refresh-checkpoints", summary="Nothing: one model is served")(
+        answering(service, refresh, counted=False)
+    )
+    for path, answer in {"samplers": listed(), "schedulers": schedules(), **_NONE}.items():
+        router.get(f"/{path}", summary="What there is")(plain(answer))
+    return router
+
+
+async def _draw(
+    service: Service, registry: Registry, call: Call, body: Txt2Img, request: ImageRequest, names: Mapping[str, str]
+) -> Response:
+    model = service.ready().model
+    accepted = await call.submit(request, names, wait=False)
+    underway = Underway(accepted.job)
+    registry.enter(call.caller, underway)
+    try:
+        await call.unless_gone(_follow(call, underway))
+    except Cancelled:
+        if not underway.interrupted:
+            raise
+    finally:
+        registry.leave(call.caller, underway)
+    pictures = sorted(underway.pictures, key=lambda picture: picture.index)
+    sent = [] if body.send_images is False else [picture.data for picture in pictures]
+    about = info(
+        accepted.job.wish,
+        model,
+        request.prompt or "",
+        request.negative_prompt or "",
+        request.clip_skip or 0,
+        [picture.seed for picture in pictures],
+        body.batch_size or 1,
+    )
+    content = {
+        "images": sent,
+        "parameters": body.model_dump(exclude_none=True, exclude={"init_images", "mask"}),
+        "info": json.dumps(about),
+    }
+    answer = await json_response(content, sum(map(len, sent)))
+    call.ended(Cancelled("interrupted") if underway.interrupted else None)
+    return answer
+
+
+class _Previews:
+    """Has what previews need made once somebody looks for them: until then they would cost those who never do."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._making: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        if self._making is None:
+            self._making = asyncio.create_task(self._service.previews())
+
+
+async def _follow(call: Call, underway: Underway) -> None:
+    async for event in call.events():
+        underway.note(event)

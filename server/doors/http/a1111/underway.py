@@ -1,0 +1,92 @@
+"""Who has what under way at this door: what `progress` tells and `interrupt` ends, a caller's own requests alone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from server.events import Event, Image, Preview, Started, Step
+from server.job import Job
+
+
+class Underway:
+    """Follows one request by its events."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.interrupted = False
+        self.pictures: list[Image] = []
+        self._steps: dict[int, int] = {}  # done, of each picture that has begun
+        self._index = 0  # of the picture that was heard of last
+        self._preview: bytes | None = None
+        self._begun = time.monotonic()
+
+    def note(self, event: Event) -> None:
+        match event:
+            case Started(index):
+                self._steps.setdefault(index, 0)
+            case Step(index, step, _):
+                self._steps[index], self._index = step, index
+            case Preview(_, _, jpeg):
+                self._preview = jpeg
+            case Image(index):
+                self._steps[index] = self.job.wish.steps
+                self.pictures.append(event)
+
+    def progress(self, jobs: int, with_image: bool) -> dict[str, Any]:
+        """Tell of it as A1111 does (modules/api/api.py, progressapi). `jobs`: how many the caller has."""
+        wish, step = self.job.wish, self._steps.get(self._index, 0)
+        share = sum(self._steps.values()) / (wish.steps * wish.images)
+        elapsed = time.monotonic() - self._begun
+        return {
+            "progress": share,
+            "eta_relative": elapsed / share - elapsed if share else 0.0,
+            "state": _state(jobs, self.job.id, self.interrupted, self._index, step, wish.steps),
+            "current_image": self._preview if with_image else None,
+            "textinfo": None,
+        }
+
+
+class Registry:
+    """Holds the requests of all callers, each caller's in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._callers: dict[str, list[Underway]] = {}
+
+    def enter(self, caller: str, underway: Underway) -> None:
+        self._callers.setdefault(caller, []).append(underway)
+
+    def leave(self, caller: str, underway: Underway) -> None:
+        self._callers[caller].remove(underway)
+        if not self._callers[caller]:
+            del self._callers[caller]
+
+    def progress(self, caller: str, with_image: bool) -> dict[str, Any]:
+        """Tell of the caller's oldest request."""
+        if requests := self._callers.get(caller):
+            return requests[0].progress(len(requests), with_image)
+        state = _state(0, "", False, 0, 0, 0)
+        return {"progress": 0.0, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
+
+    def interrupt(self, caller: str) -> None:
+        """End the caller's requests after the step under way: they are answered with the pictures that are there."""
+        for underway in self._callers.get(caller, ()):
+            underway.interrupted = True
+            underway.job.cancel()
+
+
+def _state(jobs: int, job: str, interrupted: bool, index: int, step: int, steps: int) -> dict[str, Any]:
+    return {
+        "skipped": False,
+        "interrupted": interrupted,
+        "stopping_generation": interrupted,
+        "job": job,
+        "job_count": jobs,
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S") if jobs else "0",
+        "job_no": index,
+        "sampling_step": step,
+        "sampling_steps": steps,
+    }
+
+
+__all__ = ["Registry", "Underway"]

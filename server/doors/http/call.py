@@ -1,0 +1,162 @@
+"""A call is one HTTP request to make pictures: its id, clock and end, the same at each of HTTP's doors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipeline.errors import InvalidRequest, LatentdError
+from server.caller import caller_of
+from server.doors.http.errors import Refusal, door_of, renamed
+from server.errors import Cancelled, TooLate
+from server.events import Done, Event, Image
+from server.job import Job
+from server.request import ImageRequest
+from server.service import Accepted, Service, collect
+
+DEADLINE = "x-deadline-ms"
+_MOST_MS = 10**12  # about thirty years
+
+Result = TypeVar("Result")
+
+
+class Call:
+    """Holds one call on its way. Whatever ends it, its job does not run any longer."""
+
+    def __init__(self, service: Service, request: Request) -> None:
+        self.started = time.monotonic()
+        self.id: str = request.state.request_id
+        self.door = door_of(request.url.path)
+        self.caller = caller_of(_peer(request))
+        self.request = request
+        self._service = service
+        self._job: Job | None = None
+        self._reported = False
+
+    async def submit(
+        self, request: ImageRequest, names: Mapping[str, str] | None = None, *, wait: bool = True
+    ) -> Accepted:
+        """Submit what is asked for. `names`: what the door calls fields. `wait`: until previews can be made.
+
+        Errors: those of Service.submit, and InvalidRequest for a deadline that is no number.
+        """
+        left = self._seconds_left()
+        if request.preview_every and wait:
+            await self._service.previews()
+        try:
+            spent = time.monotonic() - self.started
+            submitting = self._service.submit(request, self.id, None if left is None else left - spent, self.started)
+            # A picture is read and encoded first, which nobody should wait for who has gone.
+            accepted = await (self.unless_gone(submitting) if request.init_image else submitting)
+        except LatentdError as error:
+            raise renamed(error, names or {}) from None
+        self._job = accepted.job
+        return accepted
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Yield the events of what was submitted. Errors: those that it failed with.
+
+        The device looks at deadlines between two steps, and a step may be long: the client hears in time all the same.
+        """
+        assert self._job
+        events, deadline = self._service.events(self._job), self._job.deadline
+        while True:
+            try:
+                async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise TooLate("the deadline passed") from None
+            yield event
+
+    async def pictures(self) -> tuple[list[Image], Done]:
+        """Wait for all pictures. Errors: those of `events`, and Cancelled when the client goes away."""
+        return await self.unless_gone(collect(self.events()))
+
+    async def unless_gone(self, work: Awaitable[Result]) -> Result:
+        """Wait for `work`, as long as the client does. Errors: Cancelled when the client goes away."""
+        working = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise Cancelled("the client went away")
+            return working.result()
+        finally:
+            for task in (working, gone):
+                task.cancel()
+            await asyncio.gather(working, gone, return_exceptions=True)
+
+    async def _gone(self) -> None:
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+
+    def ended(self, error: BaseException | None = None) -> None:
+        """Report the call's end, once, and leave its job not running."""
+        if self._reported:
+            return
+        self._reported = True
+        code, reason = "OK", ""
+        if isinstance(error, LatentdError):
+            code, reason = error.code, str(error)
+        elif isinstance(error, Exception):
+            code, reason = "INTERNAL", repr(error)
+        elif error is not None:
+            code = "CANCELLED"
+        self._service.ended(self.door, code, self._job, self.id, self.started, reason)
+        if self._job is not None:
+            self._job.cancel()  # of no effect on a job that is done
+
+    def refused(self, error: Exception) -> Refusal:
+        """Report an error as the call's end; returns what the client is told."""
+        self.ended(error)
+        return Refusal.of(error, self.id)
+
+    def _seconds_left(self) -> float | None:
+        sent = self.request.headers.get(DEADLINE)
+        if sent is None:
+            return None
+        if not (sent.isascii() and sent.isdigit() and 0 < int(sent[:16]) <= _MOST_MS):
+            raise InvalidRequest(f"{DEADLINE} is {sent[:64]!r}; it takes milliseconds, 1 to {_MOST_MS}", DEADLINE)
+        return int(sent[:16]) / 1e3
+
+
+def answering(
+    service: Service, behaviour: Callable[[Call], Awaitable[Response]], *, counted: bool = True
+) -> Callable[..., Awaitable[Response]]:
+    """Make an endpoint of a behaviour: the call ends with its error, if not with its answer or its stream.
+
+    `counted`: it makes pictures, and its end is counted and logged.
+    """
+
+    async def endpoint(request: Request) -> Response:
+        call = Call(service, request)
+        try:
+            return await behaviour(call)
+        except Exception as error:
+            refusal = call.refused(error) if counted else Refusal.of(error, call.id)
+            headers = {name.decode(): value.decode() for name, value in refusal.headers()}
+            return Response(refusal.content(call.door, call.id), refusal.status, headers)
+        except BaseException as error:
+            if counted:
+                call.ended(error)
+            raise
+
+    return endpoint
+
+
+def _peer(request: Request) -> str:
+    """Write the other end of a connection as gRPC does. What a proxy says of it is anybody's to say, and not read."""
+    if request.client is None:
+        return "unix:"
+    host, port = request.client.host, request.client.port
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+
+__all__ = ["DEADLINE", "Call", "answering"]

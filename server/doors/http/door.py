@@ -1,0 +1,63 @@
+"""The HTTP door: the page, OpenAI's images API, AUTOMATIC1111's, and health, on one port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+
+from server.doors.asgi import AsgiServer, Bounds
+from server.doors.http.guard import App, Guard, Receive, Scope, Send
+from server.service import Service
+
+# A connection is held as long as its request takes. A reader that takes nothing for a minute is gone, or stopped: it
+# keeps its seat until then, and its picture for no longer.
+_BOUNDS = Bounds(connections=1024, request=60.0, idle=60, write=60.0)
+
+
+class HttpDoor:
+    """Listens from `open` on, answers from `start` on, takes requests once the service is ready.
+
+    `most`: bytes of a request's body. `allowed`: names beside the server's own that requests may come for.
+    """
+
+    def __init__(self, service: Service, most: int, allowed: Iterable[str] = ()) -> None:
+        self._service, self._most, self._allowed = service, most, tuple(allowed)
+        self._app: asyncio.Task[App] | None = None
+        self._guard: Guard | None = None
+        self._server: AsgiServer | None = None
+
+    def open(self, host: str, port: int) -> int:
+        """Bind; returns the port. Errors: LatentdError when it is taken."""
+        self._guard = Guard(self._answer, host, self._allowed)
+        self._server = AsgiServer(self._guard, "http", _BOUNDS)
+        return self._server.open(host, port)
+
+    async def start(self) -> None:
+        """Answer. FastAPI is imported meanwhile, beside the model's loading: it takes longer than the ports do."""
+        assert self._server
+        self._app = asyncio.create_task(asyncio.to_thread(self._build))
+        await self._server.start()
+
+    async def drain(self, grace: float) -> None:
+        """Give requests that run `grace` seconds; others are answered meanwhile."""
+        if self._guard is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._guard.idle.wait(), grace)
+
+    async def close(self, farewell: float) -> None:
+        """Close the door. Whoever is still there has `farewell` seconds to hear why."""
+        if self._server is not None:
+            await self._server.close(farewell)
+        if self._app is not None:
+            await asyncio.wait([self._app])
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self._app
+        app = await asyncio.shield(self._app)
+        await app(scope, receive, send)
+
+    def _build(self) -> App:
+        from server.doors.http.app import application
+
+        return application(self._service, self._most)

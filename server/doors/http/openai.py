@@ -1,0 +1,264 @@
+"""OpenAI's images API: models, and generations at once or as a stream with partial images."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from pipeline.conditions.original import STRENGTH, steps_skipped
+from pipeline.errors import InvalidRequest
+from server.doors.http.answers import EventStream, json_response, sse, sse_of
+from server.doors.http.body import form_schema_of, read_body, read_form, schema_of
+from server.doors.http.call import Call, answering
+from server.doors.http.errors import OPENAI, MissingField, Refusal
+from server.errors import UnknownModel
+from server.events import Image, Preview
+from server.limits import within
+from server.request import ImageRequest
+from server.service import Accepted, Service
+from server.upload import from_transparency
+
+# What OpenAI calls the fields of ImageRequest.
+NAMES = {"width": "size", "height": "size", "images": "n", "format": "output_format", "quality": "output_compression"}
+NAMES |= {"init_image": "image"}
+FILES = ("image", "mask")
+MOST_PARTIAL = 3
+
+
+class Generation(BaseModel):
+    """A request for images as OpenAI's clients send it, and our own fields beside theirs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str = Field(description="What the picture shows.")
+    model: str | None = Field(None, description="The id of the model served.")
+    n: int | None = Field(None, description="How many pictures; 1 with stream.")
+    size: str | None = Field(None, description="WIDTHxHEIGHT, one of the sizes served, or auto.", examples=["auto"])
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json; url is refused.")
+    output_format: str | None = Field(None, description="png, jpeg or webp.")
+    output_compression: int | None = Field(None, description="Quality of jpeg and webp, 0 to 100.")
+    background: Literal["auto", "opaque", "transparent"] | None = Field(None, description="Pictures are opaque.")
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    partial_images: int | None = Field(None, description="Previews of the forming picture in a stream, 0 to 3.")
+    moderation: Literal["low", "auto"] | None = Field(None, description="Without meaning here.")
+    quality: Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"] | None = Field(
+        None, description="Without meaning here: steps says how finely a picture is drawn."
+    )
+    style: Literal["vivid", "natural"] | None = Field(None, description="Without meaning here.")
+    user: str | None = Field(None, description="Without meaning here.")
+    safety_identifier: str | None = Field(None, description="Without meaning here.")
+    negative_prompt: str | None = Field(None, description="Ours: what the picture should not show.")
+    steps: int | None = Field(None, description="Ours. The model's default, as of all that follow.")
+    guidance: float | None = Field(None, description="Ours: how closely to follow the prompt.")
+    sampler: str | None = Field(None, description="Ours.")
+    seed: int | None = Field(None, description="Ours: of the first picture, 0 to 4294967295; else drawn.")
+    clip_skip: int | None = Field(None, description="Ours: last layers of the text encoder to leave out.")
+    long_prompt: bool | None = Field(None, description="Ours: encode past the text encoder's length.")
+    prompt_weights: bool | None = Field(None, description="Ours: (words:1.3) weigh more.")
+    priority: int | None = Field(None, description="Ours: higher is seated first.")
+    guidance_start: float | None = Field(None, description="Ours: guide from this fraction of the steps on, 0 to 1.")
+    guidance_end: float | None = Field(None, description="Ours: guide up to this fraction of the steps, 0 to 1.")
+
+
+class Edit(Generation):
+    """A form as OpenAI's clients send it beside the files `image` and perhaps `mask`."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)  # a form has text alone
+
+    input_fidelity: Literal["low", "high"] | None = Field(None, description="Without meaning here.")
+    strength: float | None = Field(None, description="Ours: how much of the picture is drawn anew, 0 to 1.")
+    fit: str | None = Field(None, description="Ours: crop, resize or pad, where the sides are others.")
+
+
+def openai(service: Service, most: int) -> APIRouter:
+    """Make the routes. `most`: bytes of a body."""
+    router = APIRouter(prefix="/v1", tags=["OpenAI images"])
+
+    def model() -> dict[str, Any]:
+        service.ready()
+        return {"id": service.model_id, "object": "model", "created": 0, "owned_by": "latentd"}
+
+    async def models(call: Call) -> Response:
+        return await json_response({"object": "list", "data": [model()]})
+
+    async def one(call: Call) -> Response:
+        asked, known = call.request.path_params["model"], model()
+        if asked != service.model_id:
+            raise UnknownModel(f"model is {asked[:64]!r}; this server has {service.model_id}")
+        return await json_response(known)
+
+    async def generations(call: Call) -> Response:
+        return await _Generations(service, call).answer(await read_body(call.request, Generation, most))
+
+    async def edits(call: Call) -> Response:
+        body, files = await read_form(call.request, Edit, FILES, most)
+        if (image := files.get("image")) is None:
+            raise MissingField("image is missing", "image")
+        mask = files.get("mask")
+        if mask is not None:
+            mask = await asyncio.to_thread(from_transparency, mask)
+        return await _Generations(service, call, "image_edit").answer(body, image, mask)
+
+    router.get("/models", summary="The model served")(answering(service, models, counted=False))
+    parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    router.get("/models/{model:path}", summary="The model served", openapi_extra={"parameters": [parameter]})(
+        answering(service, one, counted=False)
+    )
+    router.post("/images/generations", summary="Draw pictures", openapi_extra=schema_of(Generation))(
+        answering(service, generations)
+    )
+    router.post(
+        "/images/edits",
+        summary="Draw a picture anew, or a part of it",
+        openapi_extra=form_schema_of(Edit, FILES, FILES[:1]),
+    )(answering(service, edits))
+    return router
+
+
+@dataclass(frozen=True)
+class _Generations:
+    """Answers one request for generations."""
+
+    service: Service
+    call: Call
+    kind: str = "image_generation"  # as OpenAI's events name it
+
+    async def answer(self, body: Generation, image: bytes | None = None, mask: bytes | None = None) -> Response:
+        partial = _check(body)
+        request = replace(image_request(body), init_image=image, mask=mask)
+        steps = body.steps or self.service.ready().model.spec.defaults.steps
+        if image is not None:
+            strength = STRENGTH if request.strength is None else within("strength", request.strength, 0.0, 1.0)
+            steps -= steps_skipped(steps, strength)
+        wanted = partial_steps(steps, partial)
+        accepted = await self.call.submit(replace(request, preview_every=wanted.every if partial else 0), NAMES)
+        if body.stream:
+            return EventStream(self.call, self._events(accepted, wanted), _failure)
+        pictures, _ = await self.call.pictures()
+        size = sum(len(picture.data) for picture in pictures)
+        wish = accepted.job.wish
+        answer = await json_response(
+            {
+                "created": int(time.time()),
+                "background": "opaque",
+                "output_format": wish.format,
+                "size": f"{wish.size[0]}x{wish.size[1]}",
+                "data": [{"b64_json": picture.data, "seed": picture.seed} for picture in pictures],
+                "usage": _usage(accepted),
+            },
+            size,
+        )
+        self.call.ended()
+        return answer
+
+    async def _events(self, accepted: Accepted, wanted: PartialSteps) -> AsyncGenerator[bytes]:
+        wish = accepted.job.wish
+        common = {
+            "created_at": int(time.time()),
+            "size": f"{wish.size[0]}x{wish.size[1]}",
+            "quality": "auto",
+            "background": "opaque",
+        }
+        async for event in self.call.events():
+            match event:
+                case Preview(step=step, jpeg=jpeg) if step in wanted.steps:
+                    yield await _event(
+                        f"{self.kind}.partial_image",
+                        jpeg,
+                        {**common, "output_format": "jpeg", "partial_image_index": wanted.steps.index(step)},
+                    )
+                case Image(data=data, seed=seed):
+                    yield await _event(
+                        f"{self.kind}.completed",
+                        data,
+                        {**common, "output_format": wish.format, "usage": _usage(accepted), "seed": seed},
+                    )
+
+
+async def _event(name: str, picture: bytes, fields: dict[str, Any]) -> bytes:
+    return await sse(name, {"type": name, "b64_json": picture, **fields}, len(picture))
+
+
+def _failure(refusal: Refusal) -> bytes:
+    return sse_of("error", json.dumps({"type": "error", **refusal.body(OPENAI, "")}).encode())
+
+
+def _check(body: Generation) -> int:
+    """Check what no other door has; returns how many partial images are wanted. Errors: InvalidRequest."""
+    if body.response_format == "url":
+        raise InvalidRequest("response_format is 'url'; pictures are kept nowhere: ask for b64_json", "response_format")
+    if body.background == "transparent":
+        raise InvalidRequest("background is 'transparent'; pictures are opaque", "background")
+    partial = within("partial_images", body.partial_images or 0, 0, MOST_PARTIAL)
+    if partial and not body.stream:
+        raise InvalidRequest(f"partial_images is {partial}; they come in a stream only: set stream", "partial_images")
+    if body.stream and body.n not in (None, 1):
+        raise InvalidRequest(f"n is {body.n}; a stream has one picture", "n")
+    return partial
+
+
+def image_request(body: Generation) -> ImageRequest:
+    """Read a body; a size that cannot be read is refused with InvalidRequest."""
+    width = height = None
+    if body.size not in (None, "auto"):
+        match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", body.size, re.ASCII)
+        if not match:
+            raise InvalidRequest(f"size is {body.size[:64]!r}; it takes WIDTHxHEIGHT, or auto", "size")
+        width, height = int(match[1]), int(match[2])
+    # OpenAI's clients may send 100, its default, with a png, which has no quality.
+    lossless = body.output_compression == 100 and body.output_format in (None, "png")
+    return ImageRequest(
+        model=body.model,
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+        width=width,
+        height=height,
+        steps=body.steps,
+        guidance=body.guidance,
+        sampler=body.sampler,
+        seed=body.seed,
+        images=body.n,
+        format=body.output_format,
+        priority=body.priority,
+        long_prompt=body.long_prompt,
+        prompt_weights=body.prompt_weights,
+        clip_skip=body.clip_skip,
+        guidance_start=body.guidance_start,
+        guidance_end=body.guidance_end,
+        strength=body.strength if isinstance(body, Edit) else None,
+        fit=body.fit if isinstance(body, Edit) else None,
+        quality=None if lossless else body.output_compression,
+    )
+
+
+@dataclass(frozen=True)
+class PartialSteps:
+    """Says after which steps partial images are sent, and how often a preview is made for them."""
+
+    steps: list[int]
+    every: int
+
+
+def partial_steps(steps: int, partial: int) -> PartialSteps:
+    """Spread partial images evenly over so many steps; fewer where there are not as many steps between."""
+    every = max(1, steps // (partial + 1))
+    even = (every * math.floor(steps * part / (partial + 1) / every + 0.5) for part in range(1, partial + 1))
+    return PartialSteps(sorted({step for step in even if 0 < step < steps}), every)
+
+
+def _usage(accepted: Accepted) -> dict[str, Any]:
+    """Count text tokens; pictures are not made of tokens here."""
+    wish = accepted.job.wish
+    tokens = wish.prompt.tokens + (wish.negative.tokens if wish.negative else 0)
+    details = {"text_tokens": tokens, "image_tokens": 0}
+    return {"input_tokens": tokens, "input_tokens_details": details, "output_tokens": 0, "total_tokens": tokens}

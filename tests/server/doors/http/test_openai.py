@@ -1,0 +1,41 @@
+"""Where partial images stand, and bodies as OpenAI's."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.doors.http.openai import Generation, image_request, partial_steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "partial", "after", "every"),
+    [
+        (25, 3, [6, 12, 18], 6),
+        (12, 3, [3, 6, 9], 3),
+        (8, 1, [4], 4),
+        (7, 3, [2, 4, 5], 1),
+        (5, 3, [1, 3, 4], 1),
+        (4, 3, [1, 2, 3], 1),
+        (2, 3, [1], 1),
+        (1, 3, [], 1),
+        (25, 0, [], 25),
+    ],
+)
+def test_partial_images_are_spread_evenly(steps: int, partial: int, after: list[int], every: int) -> None:
+    spread = partial_steps(steps, partial)
+    assert (spread.steps, spread.every) == (after, every)
+
+
+@pytest.mark.parametrize("partial", [1, 2, 3])
+def test_each_is_a_step_that_has_a_preview(partial: int) -> None:
+    for steps in range(1, 151):
+        spread = partial_steps(steps, partial)
+        assert all(step % spread.every == 0 and 0 < step < steps for step in spread.steps)
+        assert len(spread.steps) == partial or steps < 2 * (partial + 1)
+
+
+def test_what_was_not_said_is_none() -> None:
+    request = image_request(Generation(prompt="a"))
+    assert {name for name, value in vars(request).items() if value is not None} == {"prompt"}
+    assert image_request(Generation(prompt="a", size="auto", output_compression=100)) == request
+    assert image_request(Generation(prompt="a", output_compression=100, output_format="webp")).quality == 100

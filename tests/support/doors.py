@@ -1,0 +1,229 @@
+"""Every door behind one call: a request in ImageRequest's words, and what came of it in no door's."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from latentd import Client, ServerError
+from latentd.events import Image, Preview
+from server.app import Server
+from tests.support.patience import PATIENCE
+from tests.support.serving import address
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """What a client has at the end."""
+
+    pictures: list[bytes] = field(default_factory=list)  # in order of index
+    previews: list[bytes] = field(default_factory=list)
+    code: str = "OK"  # gRPC's
+    message: str = ""
+    field: str | None = None  # in the door's words; None where the door names none
+    retry_after: float | None = None
+    request_id: str | None = None
+
+
+class Sent(Protocol):
+    """A request on its way."""
+
+    def outcome(self) -> Outcome:
+        """All that comes, read to its end."""
+        ...
+
+    def leave(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class GrpcSent:
+    def __init__(self, server: Server, fields: Json, deadline: float | None) -> None:
+        self._client = Client(address(server))
+        self._events = self._client.stream(fields.pop("prompt", ""), timeout=deadline or PATIENCE, **fields)
+        self._first: list[Any] = []
+        self._error: ServerError | None = None
+        try:
+            self._first = [next(self._events)]  # nothing is sent before
+        except ServerError as error:
+            self._error = error
+
+    def outcome(self) -> Outcome:
+        outcome = Outcome()
+        try:
+            if self._error is not None:
+                raise self._error
+            for event in self._events:
+                if isinstance(event, Image):
+                    outcome.pictures.append(event.data)
+                elif isinstance(event, Preview):
+                    outcome.previews.append(event.jpeg)
+        except ServerError as error:
+            outcome.code, outcome.message = error.code.name, error.message
+            outcome.retry_after, outcome.request_id = error.retry_after, error.request_id
+        self._client.close()
+        return outcome
+
+    def leave(self) -> None:
+        self._events.close()
+        self._client.close()
+
+
+class HttpSent:
+    """`read` makes an outcome of a good answer's events or JSON, `refusal` one of a body that tells of an error."""
+
+    def __init__(self, server: Server, path: str, body: Json, deadline: float | None, door: HttpDoor) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE)
+        headers = {"Content-Type": "application/json"}
+        if deadline is not None:
+            headers["X-Deadline-Ms"] = f"{1e3 * deadline:.0f}"
+        self._connection.request("POST", path, json.dumps(body), headers)
+        self._door = door
+
+    def outcome(self) -> Outcome:
+        answer = self._connection.getresponse()
+        data, outcome = answer.read().decode(), Outcome()
+        if answer.status != 200:
+            self._door.refusal(json.loads(data), outcome)
+            retry = answer.headers["retry-after"]
+            outcome.retry_after = None if retry is None else float(retry)
+        elif answer.headers["content-type"].startswith("text/event-stream"):
+            for name, content in events_of(data):
+                self._door.event(name, content, outcome)
+        else:
+            self._door.answer(json.loads(data), outcome)
+        outcome.request_id = answer.headers["x-request-id"]
+        self._connection.close()
+        return outcome
+
+    def leave(self) -> None:
+        self._connection.close()
+
+
+def events_of(text: str) -> Iterator[tuple[str, Json]]:
+    """Name and data of each of server-sent events."""
+    for block in text.split("\n\n"):
+        if block:
+            name, data = block.split("\n")
+            yield name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+
+@dataclass(frozen=True)
+class Door:
+    name: str
+    label: str  # of metrics
+    names: dict[str, str] = field(default_factory=dict)  # fields of ImageRequest that it calls otherwise
+    streams: bool = True  # previews come by the same connection
+    most: int | None = None  # pictures of a request; None: the limit's
+
+    def send(self, server: Server, deadline: float | None = None, **fields: Any) -> Sent:
+        return GrpcSent(server, fields, deadline)
+
+    def ask(self, server: Server, deadline: float | None = None, **fields: Any) -> Outcome:
+        return self.send(server, deadline, **fields).outcome()
+
+
+@dataclass(frozen=True)
+class HttpDoor(Door):
+    path: str = ""
+    body: Callable[[Json], Json] = lambda fields: fields
+
+    def send(self, server: Server, deadline: float | None = None, **fields: Any) -> Sent:
+        return HttpSent(server, self.path, self.body(fields), deadline, self)
+
+    def refusal(self, body: Json, outcome: Outcome) -> None:
+        error = body["error"]
+        outcome.code, outcome.message, outcome.field = error["code"], error["message"], error["field"]
+
+    def answer(self, body: Json, outcome: Outcome) -> None:
+        raise AssertionError(body)
+
+    def event(self, name: str, content: Json, outcome: Outcome) -> None:
+        match name:
+            case "image":
+                outcome.pictures.append(base64.b64decode(content["data"]))
+            case "preview":
+                outcome.previews.append(base64.b64decode(content["jpeg"]))
+            case "error":
+                self.refusal({"error": content}, outcome)
+
+
+class OpenAiDoor(HttpDoor):
+    _CODES = {  # noqa: RUF012
+        "invalid_value": "INVALID_ARGUMENT",
+        "unknown_parameter": "INVALID_ARGUMENT",
+        "model_not_found": "NOT_FOUND",
+        "rate_limit_exceeded": "RESOURCE_EXHAUSTED",
+        "unavailable": "UNAVAILABLE",
+        "deadline_exceeded": "DEADLINE_EXCEEDED",
+        "server_error": "INTERNAL",
+    }
+
+    def refusal(self, body: Json, outcome: Outcome) -> None:
+        error = body["error"]
+        outcome.code, outcome.message = self._CODES[error["code"]], error["message"]
+        outcome.field = error["param"]
+
+    def answer(self, body: Json, outcome: Outcome) -> None:
+        outcome.pictures = [base64.b64decode(entry["b64_json"]) for entry in body["data"]]
+
+    def event(self, name: str, content: Json, outcome: Outcome) -> None:
+        assert content["type"] == name
+        match name:
+            case "image_generation.completed":
+                outcome.pictures.append(base64.b64decode(content["b64_json"]))
+            case "image_generation.partial_image":
+                outcome.previews.append(base64.b64decode(content["b64_json"]))
+            case "error":
+                self.refusal(content, outcome)
+
+
+class A1111Door(HttpDoor):
+    def refusal(self, body: Json, outcome: Outcome) -> None:
+        outcome.code, outcome.message = body["error"], body["detail"]
+
+    def answer(self, body: Json, outcome: Outcome) -> None:
+        outcome.pictures = [base64.b64decode(picture) for picture in body["images"]]
+
+
+OPENAI_NAMES = {"images": "n", "format": "output_format", "width": "size"}
+A1111_NAMES = {"images": "batch_size", "guidance": "cfg_scale", "sampler": "sampler_name"}
+
+
+def _openai(fields: Json, **more: Any) -> Json:
+    body = {OPENAI_NAMES.get(name, name): value for name, value in fields.items() if name not in ("width", "height")}
+    if "preview_every" in body:
+        body["partial_images"] = 3
+        del body["preview_every"]
+    if "width" in fields:
+        body["size"] = f"{fields['width']}x{fields['height']}"
+    return {"prompt": "", **body, **more}
+
+
+def _a1111(fields: Json) -> Json:
+    body = {A1111_NAMES.get(name, name): value for name, value in fields.items()}
+    body.pop("preview_every", None)
+    if "model" in body:
+        body["override_settings"] = {"sd_model_checkpoint": body.pop("model")}
+    if "format" in body:
+        body["override_settings"] = {"samples_format": body.pop("format")}
+    return body
+
+
+DOORS = [
+    Door("grpc", "grpc"),
+    OpenAiDoor("openai", "openai", OPENAI_NAMES, False, path="/v1/images/generations", body=_openai),
+    OpenAiDoor(
+        *("openai_stream", "openai", OPENAI_NAMES, True, 1),
+        path="/v1/images/generations",
+        body=lambda fields: _openai(fields, stream=True),
+    ),
+    A1111Door("a1111", "a1111", A1111_NAMES, False, path="/sdapi/v1/txt2img", body=_a1111),
+    HttpDoor("page", "page", path="/api/generate"),
+]

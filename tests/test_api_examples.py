@@ -1,0 +1,53 @@
+"""The examples of docs/api.md, each run as it stands: against a server on other ports, in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from engines.model import Model
+from server.app import Server
+from tests.support.serving import serving
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = re.findall(r"^```(python|sh)\n(.*?)^```$", (ROOT / "docs/api.md").read_text(), re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def server(model: Model) -> Iterator[Server]:
+    default = model.spec.defaults
+    with serving(model, http_port=0, sizes=((default.width, default.height), (64, 64))) as server:
+        yield server
+
+
+def test_there_is_one_for_each_client() -> None:
+    assert len(EXAMPLES) == 6
+    texts = [text for _, text in EXAMPLES]
+    for word in ("from latentd", 'latentd "', "curl -s ", "from openai", "import webuiapi", "curl -sN "):
+        assert sum(word in text for text in texts) == 1, word
+
+
+@pytest.mark.parametrize(("language", "text"), EXAMPLES, ids=range(len(EXAMPLES)))
+def test_it_runs(language: str, text: str, server: Server, tmp_path: Path) -> None:
+    if "curl" in text and not shutil.which("curl"):
+        pytest.skip("no curl on this machine")
+    for port, ours in (("8000", server.http_port), ("8001", server.grpc_port)):
+        text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{ours}").replace(f"port={port}", f"port={ours}")
+    text = re.sub(r"^latentd ", f"{sys.executable} -m latentd ", text)
+    command = [sys.executable, "-c", text] if language == "python" else ["bash", "-eo", "pipefail", "-c", text]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pictures = [Image.open(path) for path in tmp_path.glob("*.png")]
+    if "-sN" in text:
+        assert [line for line in done.stdout.splitlines() if line.startswith("event: done")]
+    else:
+        assert pictures and all(picture.size in ((24, 24), (64, 64)) for picture in pictures)

@@ -67,6 +67,7 @@ class AsgiServer:
             listening = socket.socket(family, kind, protocol)
             try:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                _notice_the_vanished(listening)
                 if family == socket.AF_INET6 and len(addresses) > 1:
                     listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 listening.bind((address[0], port, *address[2:]))
@@ -101,6 +102,13 @@ class AsgiServer:
             task.cancel()
         for listening in self._sockets:
             listening.close()
+
+
+def _notice_the_vanished(listening: socket.socket) -> None:
+    """Have the kernel ask connections that are idle whether anybody is there: half a minute, as at the gRPC door."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections inherit what their listener has
+    for option, value in ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 2)):
+        listening.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def _end(tasks: set[asyncio.Task[None]], seconds: float) -> None:

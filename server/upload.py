@@ -86,8 +86,9 @@ def from_transparency(mask: bytes) -> bytes:
     painted = read_picture("mask", mask)
     if painted.mode != "RGBA":
         return mask
+    redrawn = np.asarray(painted.getchannel("A")) < 128
     file = io.BytesIO()
-    painted.getchannel("A").point(lambda alpha: 0 if alpha >= 128 else 255).save(file, "png", compress_level=1)
+    Image.fromarray(redrawn).save(file, "png")
     return file.getvalue()
 
 

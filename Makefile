@@ -15,10 +15,11 @@ given = $(if $($(1)),--$(2) '$($(1))')
 
 # What may be given on make's command line: the server's settings, all of them, and what the other words take. Anything
 # else is refused, for make would ignore it without a word. tests/test_makefile.py keeps the lists whole.
-SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS HOST ALLOW_HOST HTTP_PORT GRPC_PORT METRICS_PORT SEATS \
-    SIZES CHUNKS QUEUE_JOBS QUEUE_SECONDS MAX_PROMPT MAX_STEPS MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE CONFIG GRACE WATCHDOG \
-    LOG_FORMAT
-OTHERS := ARCH BASE CHECK GENAI LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T TORCH_INDEX TURNS VENV \
+SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS HOST ALLOW_HOST HTTP_PORT GRPC_PORT \
+    METRICS_PORT SEATS SIZES CHUNKS QUEUE_JOBS QUEUE_SECONDS PRIORITY_CALLERS MAX_PROMPT MAX_STEPS \
+    MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE \
+    MAX_CALLS MAX_CALLS_CALLER MAX_CONNECTIONS MAX_STREAMS UNREAD_SECONDS IDLE_SECONDS CONFIG GRACE WATCHDOG LOG_FORMAT
+OTHERS := ARCH BASE CHECK GENAI HOURS LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T TORCH_INDEX TURNS VENV \
     WHEELS WORKERS
 on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(SETTINGS) $(OTHERS) $(addprefix LATENTD_,$(SETTINGS) CACHE CACHE_GB),$(on_the_command_line))
@@ -30,7 +31,7 @@ flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ 
 
 .DEFAULT_GOAL := help
 .PHONY: need-model help demo test test-all one durations setup serve onnx engines clean-cache check proto lint types \
-    format lock bench load kernels \
+    format lock bench load soak kernels \
     gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
@@ -55,6 +56,7 @@ help:
 	@echo "                                     which that python has, and the demo model beside another clone's"
 	@echo "make load [BASE=clone] [SECONDS=60] [TURNS=3]"
 	@echo "                                     the server at 3 and 10 times its peak, with deadlines, as rows"
+	@echo "make soak [HOURS=0.17]               the server at 0.8 of its capacity for ten minutes, or so long, as rows and a plot"
 	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
 	@echo "make wheel                           client, server, graphs and demo model as one wheel, in dist/"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
@@ -84,7 +86,7 @@ need-model:
 # Files are handed out in the order that tests/conftest.py gives them, the longest first.
 PYTEST := $(BIN)/python -m pytest
 SHARED := -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations=20
-test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
+test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe
 
 test:
 	$(PYTEST) $(SHARED)
@@ -113,7 +115,7 @@ format: $(VENV)/.ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings
+setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe
 
 # MODEL and the others may also come as LATENTD_<NAME>; the program says what is missing. TensorRT for RTX has an extra.
 engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
@@ -135,6 +137,10 @@ bench: $(VENV)/.cpu
 
 load: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.load $(call given,BASE,base) $(call given,SECONDS,seconds) $(call given,TURNS,turns)
+
+# What draws the plot is in the dev extra.
+soak: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.soak $(call given,HOURS,hours)
 
 # Graphs that ship, and those of the test checkpoints: equal byte for byte, or it fails and names those that are not.
 graphs: $(VENV)/.dev
@@ -226,6 +232,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.venv
 # The older compiler that the kernels support too (torch 2.11 brings it), beside the one that is installed.
 $(VENV)/.triton-3.6: | $(VENV)/.dev
 	@$(PIP) --no-deps --target $(VENV)/triton-3.6 triton==3.6.0
+	@touch $@
+
+# axe-core 4.12.1, which tests/web runs inside the page; the package around it drives another browser, and stays unused.
+$(VENV)/.axe: | $(VENV)/.dev
+	@$(PIP) --no-deps --target $(VENV)/axe axe-playwright-python==0.1.8
 	@touch $@
 
 # TensorRT's Python bindings without its libraries: the tests read names and signatures from them.

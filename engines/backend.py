@@ -70,6 +70,13 @@ class Stepper(Protocol):
 
     def leave(self, seat: int) -> None: ...
 
+    def pause(self, seat: int) -> Pending[F32]:
+        """Empty a seat; returns S, [5, C, h, w]: all that its picture needs to go on, bit for bit, in any seat.
+
+        For that its sitting gets it as `state`, and what `reached` said before as `start`.
+        """
+        ...
+
     def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
         """Begin one evaluation of each of `seats`, all of them unfinished; x0 is kept for those also in `predict`.
 

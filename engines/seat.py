@@ -23,7 +23,9 @@ class Sitting:
     context: F32  # [tokens, width]
     negative: F32 | None = None  # [tokens, width]; None: unguided
     guidance: float = 1.0
+    start: int = 0  # the evaluation of the table that comes first, of a picture that was paused
     x: F32 | None = None  # [C, h, w] to begin from; None: the first noise, scaled
+    state: F32 | None = None  # [5, C, h, w] of a paused picture, to go on from at `start`: x, h1..h4 (Stepper.pause)
     inpaint: Inpaint | None = None  # what of another picture is to stay
     interval: Interval = WHOLE  # the part of the run that is guided, of a guided picture
     seen: F32 | None = None  # [C + 1, h, w]: mask and masked latents, of a UNet that sees them beside x

@@ -14,6 +14,7 @@ from latentd import __version__
 from latentd.channel import DEFAULT_ADDRESS
 from latentd.picture import FITS, FORMATS
 
+PRIORITIES = {"batch": 0, "interactive": 1}  # names of two of the numbers
 _EXAMPLES = """\
 examples:
   %(prog)s "a red apple" -o apple.png --steps 20 --seed 7
@@ -96,11 +97,27 @@ def _parser() -> _Parser:
         help=f"where it listens (default: {DEFAULT_ADDRESS})",
     )
     add("--model", type=model_id, metavar="ID", default="", help="which model, if the server has several")
-    add("--priority", type=int, metavar="N", default=0, help="higher is seated first (default: 0)")
+    add(
+        "--priority",
+        type=priority,
+        metavar="NAME|N",
+        default=0,
+        help="batch (0), interactive (1) or a number: higher comes first, if the server lets you (default: 0)",
+    )
     add("--timeout", type=seconds, metavar="SECONDS", help="give up after so long (default: wait)")
     add("--list-models", action=on_off, default=False, help="show the server's models and their defaults, and exit")
     add("--version", action="version", version=f"latentd {__version__}")
     return parser
+
+
+def priority(text: str) -> int:
+    """Read a priority by its name or its number."""
+    if text in PRIORITIES:
+        return PRIORITIES[text]
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {', '.join(PRIORITIES)} or a whole number") from None
 
 
 def size(text: str) -> tuple[int, int]:

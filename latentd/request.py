@@ -36,7 +36,9 @@ class Options(TypedDict, total=False):
     images: int | None  # 1..8
     format: str  # "png", "jpeg" or "webp"
     preview_every: int  # a Preview after every n-th step; 0: none
-    priority: int  # higher is seated first
+    priority: (
+        int  # higher comes first: batch is 0, interactive 1; above 0 only where the server's configuration says so
+    )
     model: str  # an id; "": the server's only or first model
     long_prompt: bool  # encode past the encoder's length, in chunks
     prompt_weights: bool  # (words:1.3) weigh more

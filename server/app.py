@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import os
 import signal
 import sys
@@ -18,9 +19,12 @@ from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint
 from server.address import is_loopback, joined
 from server.batching.admission import Admission
+from server.descriptors import Descriptors, connections, raise_limit
 from server.device.loop import Device
 from server.device.watchdog import watch
-from server.doors.grpc import GrpcDoor
+from server.doors.asgi import AsgiServer, Bounds
+from server.doors.calls import CallBounds
+from server.doors.grpc import ConnectionBounds, GrpcDoor
 from server.doors.http.door import HttpDoor
 from server.limits import Limits
 from server.metrics import Metrics
@@ -30,6 +34,8 @@ from server.settings import Settings, SettingsError
 log = logging.getLogger("latentd.server")
 
 FAREWELL = 0.5  # seconds for what is still on the wire at the end
+_MOST_HTTP = 1024  # connections; a browser has six
+_FOR_EVER = 10**9  # seconds
 
 
 class Server:
@@ -39,12 +45,32 @@ class Server:
         self.settings = settings
         name = model_id(settings.model)
         self.metrics = Metrics(name)
-        limits = Limits(settings.max_prompt, settings.max_steps, settings.max_guidance, settings.max_images)
+        limits = Limits(
+            settings.max_prompt,
+            settings.max_steps,
+            settings.max_guidance,
+            settings.max_images,
+            settings.priority_callers,
+        )
         self.service = Service(name, limits, self.metrics)
-        self._door = GrpcDoor(self.service, settings.max_message)
-        self._http = HttpDoor(self.service, settings.max_message, settings.allow_host)
+        calls = CallBounds(
+            settings.max_calls, settings.max_calls_caller, settings.unread_seconds or math.inf, settings.max_message
+        )
+        descriptors = raise_limit()
+        most, scrapers = connections(descriptors)
+        pages = 0 if settings.http_port is None else min(_MOST_HTTP, most // 2)
+        bounds = ConnectionBounds(
+            min(most - pages, settings.max_connections), settings.max_streams, settings.idle_seconds
+        )
+        self._door = GrpcDoor(self.service, calls, bounds)
+        self._http = HttpDoor(
+            self.service, self._door.calls, settings.max_message, settings.allow_host, _http_bounds(settings, pages)
+        )
+        self._descriptors = Descriptors(descriptors, self._scarce)
+        ended = functools.partial(self.metrics.connection_ended, "metrics")
+        self._scrapes = AsgiServer(self.metrics.app, "metrics", Bounds(connections=scrapers), ended)
         self._died = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self.grpc_port = self.metrics_port = 0
         self.http_port: int | None = None  # None: no HTTP
 
@@ -52,12 +78,14 @@ class Server:
         """Bind, and answer health with NOT_SERVING: a taken port is an error before the seconds that a load takes."""
         settings = self.settings
         self.grpc_port = self._door.open(settings.host, settings.grpc_port)
-        self.metrics_port = self.metrics.serve(settings.host, settings.metrics_port)
+        self.metrics_port = self._scrapes.open(settings.host, settings.metrics_port)
         if settings.http_port is not None:
             self.http_port = self._http.open(settings.host, settings.http_port)
         await self._door.start()
+        await self._scrapes.start()
         if self.http_port is not None:
             await self._http.start()
+        self._watching.append(asyncio.create_task(self._descriptors.watch()))
         if not is_loopback(settings.host):
             log.warning("listening on %s without authentication: anyone who reaches it may use it", settings.host)
 
@@ -69,8 +97,8 @@ class Server:
         device = await asyncio.to_thread(_device, settings, self.metrics, make, died)
         device.start()
         self.service.device = device
-        self._watching = asyncio.create_task(watch(device, settings.watchdog))
-        await self._door.serving()
+        self._watching.append(asyncio.create_task(watch(device, settings.watchdog)))
+        self._tell()
         model = device.model
         log.info(
             "SERVING model=%s backend=%s precision=%s sizes=%s seats=%d threads=%d loaded_in_s=%.2f",
@@ -91,6 +119,17 @@ class Server:
         metrics = joined(host, self.metrics_port)
         return [*page, f"gRPC {joined(host, self.grpc_port)}", f"metrics http://{metrics}/metrics"]
 
+    def _scarce(self, why: str | None) -> None:
+        """Refuse calls, saying `why`, and say not ready; None: no more."""
+        self._door.calls.closed = why
+        self.metrics.descriptors_scarce.set(why is not None)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Have health say whether requests are taken."""
+        ready = self.service.device is not None and not self.service.draining and not self._door.calls.closed
+        (self._door.serving if ready else self._door.not_serving)()
+
     @property
     def failed(self) -> bool:
         """Return whether the device has failed (see Device.failed)."""
@@ -105,14 +144,16 @@ class Server:
         """Wait until the device fails; health says NOT_SERVING from then on."""
         await self._died.wait()
         self.service.draining = True
-        await self._door.not_serving()
+        self._tell()
 
     async def close(self, grace: float) -> None:
         """Take no new requests; those that run have `grace` seconds, then each is told that the server stops."""
         self.service.draining = True
-        await self._door.not_serving()
-        await asyncio.gather(self._door.drain(grace), self._http.drain(grace))
+        self._tell()
         device = self.service.device
+        if device is not None and grace and (late := await asyncio.to_thread(device.dismiss_late, grace)):
+            log.warning("%d requests cannot be done within the grace of %g s; their clients are told", late, grace)
+        await asyncio.gather(self._door.drain(grace), self._http.drain(grace))
         if device is not None:
             device.dismiss(f"the server stops, and its grace of {grace:g} s was over before the request was done")
         farewell = FAREWELL if grace else 0.0
@@ -120,9 +161,9 @@ class Server:
         await asyncio.to_thread(self.service.close)
         if device is not None:
             await asyncio.to_thread(device.stop)
-        if self._watching is not None:
-            self._watching.cancel()
-        await asyncio.to_thread(self.metrics.close)
+        for watching in self._watching:
+            watching.cancel()
+        await self._scrapes.close()
 
 
 async def serve(settings: Settings) -> int:
@@ -159,6 +200,12 @@ async def serve(settings: Settings) -> int:
         logging.shutdown()
         os._exit(1 if server.failed else 0)
     return 0
+
+
+def _http_bounds(settings: Settings, most: int) -> Bounds:
+    """Bound the HTTP port's connections. A picture to start from takes longer to come than a scrape's request."""
+    seconds = settings.unread_seconds or math.inf
+    return Bounds(connections=most, request=60.0, idle=round(settings.idle_seconds) or _FOR_EVER, write=seconds)
 
 
 def load_model(settings: Settings) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from urllib.parse import unquote
 
 LOCAL = "local"  # whoever comes over a Unix socket, which only this machine reaches
@@ -27,4 +28,22 @@ def caller_of(peer: str) -> str:
     return str(mapped or address)
 
 
-__all__ = ["LOCAL", "caller_of"]
+def named(caller: str, callers: Iterable[str]) -> bool:
+    """Return whether `callers`, addresses and networks (10.0.0.0/8) and perhaps LOCAL, name this one."""
+    try:
+        address = ipaddress.ip_address(caller)
+    except ValueError:
+        return caller in callers
+    return any(address in ipaddress.ip_network(name, strict=False) for name in callers if name != LOCAL)
+
+
+def read_callers(text: str) -> tuple[str, ...]:
+    """Read addresses, networks and LOCAL, separated by commas. Errors: ValueError."""
+    names = tuple(name for part in text.split(",") if (name := part.strip().strip("[]")))
+    for name in names:
+        if name != LOCAL:
+            ipaddress.ip_network(name, strict=False)
+    return names
+
+
+__all__ = ["LOCAL", "caller_of", "named", "read_callers"]

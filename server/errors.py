@@ -35,9 +35,19 @@ class NotServing(LatentdError):
     code = "UNAVAILABLE"
 
 
+class Stalled(LatentdError):
+    """The client neither takes nor sends what is due; it may never hear of this."""
+
+    code = "ABORTED"
+
+
 class UnknownModel(LatentdError):
     code = "NOT_FOUND"
     field = "model"
+
+
+class UnknownService(LatentdError):
+    code = "NOT_FOUND"
 
 
 class UnknownFormat(InvalidRequest):

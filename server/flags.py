@@ -15,8 +15,11 @@ GROUPS = {
         *("model", "prediction", "backend", "device", "precision", "pixels", "attention", "threads"),
     ),
     "where it listens": ("host", "http_port", "grpc_port", "metrics_port", "allow_host"),
-    "how much at once": ("seats", "sizes", "chunks", "queue_jobs", "queue_seconds"),
+    "how much at once": ("seats", "sizes", "chunks", "queue_jobs", "queue_seconds", "priority_callers"),
     "what a request may ask for": ("max_prompt", "max_steps", "max_guidance", "max_images", "max_message"),
+    "what clients may hold": (
+        *("max_calls", "max_calls_caller", "max_connections", "max_streams", "unread_seconds", "idle_seconds"),
+    ),
     "the process": ("config", "grace", "watchdog", "log_format"),
 }
 _EPILOG = """\
@@ -84,6 +87,7 @@ def _placeholder(takes: str) -> str:
         "sizes": "WxH,..",
         "an address": "HOST",
         "names": "NAME,..",
+        "addresses": "A,..",
     }
     return next((kind for start, kind in kinds.items() if takes.startswith(start)), "NAME")
 

@@ -6,6 +6,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from engines.backend import Pending
+from engines.seat import Sitting
+from pipeline.arrays import F32
+from server.caller import LOCAL
 from server.errors import PictureFailed
 from server.events import Timings
 from server.mailbox import Mailbox
@@ -21,6 +25,7 @@ class Job:
     mailbox: Mailbox
     arrived: float  # monotonic seconds
     deadline: float | None = None  # monotonic seconds
+    caller: str = LOCAL  # whose it is (server/caller.py)
     unencoded: int = 0  # chunks of its prompts that nobody remembered when it came
     expected: float | None = None  # seconds from its arrival to its end, as forecast when it was admitted
     cancelled: bool = False
@@ -52,7 +57,16 @@ class Picture:
 
     job: Job
     index: int
+    arrival: int = 0  # its number in the order of arrival: a paused picture keeps its place
     reached: int = 0  # evaluations done
+    ran: int = 0  # of those, since it sat down
+    pauses: int = 0  # so far
+    turn: int = 0  # of the device, when it stepped last
+    stepped: float = 0.0  # seconds of the steps that it had a part in
+    # From its first seat to its last step what it brought there; while it is paused, S as well (Stepper.pause).
+    sitting: Sitting | None = field(default=None, repr=False)
+    state: Pending[F32] | None = field(default=None, repr=False)
+    start: int = 0  # and the evaluation that comes next
     # Monotonic seconds: when its decoding began, when the device could do something else again, when it was decoded.
     decoding: float = 0.0
     released: float = 0.0
@@ -60,6 +74,11 @@ class Picture:
     previews_under_way: int = 0
     previewed: int = 0  # the step of the last preview that was posted
     settled: bool = False  # delivered or failed
+
+    @property
+    def rows(self) -> int:
+        """Return how many UNet rows the coming evaluation takes."""
+        return self.job.wish.rows(self.reached)
 
     @property
     def evaluations_left(self) -> int:

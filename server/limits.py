@@ -18,6 +18,7 @@ class Limits:
     steps: int = 150
     guidance: float = 30.0
     images: int = 8
+    priority_callers: tuple[str, ...] = ()  # who may have a priority above 0: addresses, networks, "local"
     blocking_bytes: int = (4 << 20) - (64 << 10)  # stock gRPC clients accept 4 MiB; 64 KiB are for the rest
 
 

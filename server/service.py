@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-from pipeline.errors import LatentdError
+from pipeline.errors import InvalidRequest, LatentdError
+from server.caller import LOCAL, named
 from server.device.loop import Device
 from server.errors import NotServing, UnknownModel
 from server.events import Done, Event, Failed, Image
@@ -55,10 +56,16 @@ class Service:
         self._originals.close()
 
     async def submit(
-        self, request: ImageRequest, request_id: str, seconds_left: float | None, arrived: float | None = None
+        self,
+        request: ImageRequest,
+        request_id: str,
+        seconds_left: float | None,
+        arrived: float | None = None,
+        caller: str = LOCAL,
     ) -> Accepted:
         """Check, admit and queue. `arrived`: when the door heard of it, monotonic seconds; None: just now.
 
+        `caller`: whose it is, as server/caller.py names it; callers share the device.
         A picture to begin with is read and encoded first; a request without one is queued before this first waits.
         Errors: any LatentdError, each with its code.
         """
@@ -70,7 +77,13 @@ class Service:
         if request.init_image is not None:
             wish = replace(wish, start=await self._originals.of(request, wish, device.model))
         deadline = None if seconds_left is None else now + seconds_left
-        job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived or now, deadline)
+        if wish.priority > 0 and not named(caller, self.limits.priority_callers):
+            raise InvalidRequest(
+                f"priority is {wish.priority}; it must be at most 0, as the server's setting priority_callers does not "
+                f"name {caller}",
+                "priority",
+            )
+        job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived or now, deadline, caller)
         return Accepted(job, device.submit(job))
 
     async def previews(self) -> None:

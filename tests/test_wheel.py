@@ -67,6 +67,7 @@ def test_what_it_carries(wheel: Path) -> None:
             "git", "ls-files", f"{folder}/*.py", f"{folder}/*.onnx", f"{folder}/*.json", f"{folder}/*.gz", cwd=ROOT
         )
         assert set(committed.split()) <= carried, set(committed.split()) - carried
+    assert {*run("git", "ls-files", "web", cwd=ROOT).split()} <= carried
     assert "protos/latentd/v1/images.proto" in carried and "demo/small-things/unet/config.json" in carried
 
 

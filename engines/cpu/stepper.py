@@ -37,7 +37,10 @@ class HostStepper:
         """See Stepper.sit."""
         terms = self._terms[seat]
         terms[:] = 0  # the history of the last tenant
-        terms[0] = sitting.latents
+        if sitting.state is None:
+            terms[0] = sitting.latents
+        else:
+            terms[:STATE] = sitting.state
         self.denoiser.guidance[2 * seat : 2 * seat + 2] = sitting.guidance
         for row, text in enumerate(sitting.texts, 2 * seat):
             self.denoiser.contexts[row] = text
@@ -45,10 +48,16 @@ class HostStepper:
             self.denoiser.samples[2 * seat : 2 * seat + 2, len(sitting.latents) :] = sitting.seen
         self._sittings[seat] = sitting
         self._matrices[seat] = sitting.table.matrices.astype(np.float32)
-        self._reached[seat] = 0
+        self._reached[seat] = sitting.start
 
     def leave(self, seat: int) -> None:
         self._sittings[seat] = None
+
+    def pause(self, seat: int) -> Ready[F32]:
+        """See Stepper.pause."""
+        state = self._terms[seat, :STATE].copy()
+        self.leave(seat)
+        return Ready(state)
 
     def rows(self, seat: int) -> range:
         """Return the UNet rows that the coming evaluation of a seat's tenant takes: two where it is guided."""

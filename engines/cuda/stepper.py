@@ -123,8 +123,11 @@ class CudaStepper:
         run, inpaint = table.evaluations, sitting.inpaint
         assert run <= group.matrices.shape[1], f"{run} evaluations in seats for {group.matrices.shape[1]}"
         with self._stream.here():
-            upload(group.state[index, 0], sitting.latents)
-            group.state[index, 1:].zero_()  # the history of the last tenant
+            if sitting.state is None:
+                upload(group.state[index, 0], sitting.latents)
+                group.state[index, 1:].zero_()  # the history of the last tenant
+            else:
+                upload(group.state[index], sitting.state)
             upload(group.matrices[index, :run], table.matrices.astype(np.float32))
             upload(group.draw[index, :run], table.noise.astype(np.int32))
             if table.draws:
@@ -143,14 +146,21 @@ class CudaStepper:
                 upload(group.first_noise[index], sitting.noise[0])
                 upload(group.blend[index, :run], table.levels[1:].astype(np.float32))
             group.guidance[index].fill_(sitting.guidance)
-            group.step[index].zero_()
+            group.step[index].fill_(sitting.start)
             group.last[index].fill_(run)
-        self._tables[seat], self._reached[seat] = table, 0
+        self._tables[seat], self._reached[seat] = table, sitting.start
         self._rows[seat] = [sitting.rows(evaluation) for evaluation in range(run)]
         self._laid[seat], self._arranged = 0, ()  # the rows' texts have changed
 
     def leave(self, seat: int) -> None:
         self._tables[seat] = None
+
+    def pause(self, seat: int) -> Pending[F32]:
+        """See Stepper. The copy is made after the steps that are under way, and leaves the device beside the next."""
+        group, index = self._at(seat)
+        state = self._copied(group.state[index]).fetched()
+        self.leave(seat)
+        return state
 
     def rows(self, seat: int) -> int:
         """Return how many UNet rows the coming evaluation of the seat's tenant takes: two where it is guided."""

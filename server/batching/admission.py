@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from server.batching.batcher import Batcher
-from server.batching.forecast import Forecast, alone, forecast
+from server.batching.forecast import Forecast, alone, forecast, pictures_of
 from server.batching.pace import Pace
 from server.batching.play import Making
 from server.errors import Busy, NotMade, TooLate
@@ -36,10 +37,9 @@ class Admission:
         """
         if job.deadline is not None and job.deadline <= now:
             raise TooLate("the deadline had passed when the request arrived")
+        pace.forget(now)
         expected = forecast(batcher, job, pace, now, margin, making)
-        waiting = batcher.waiting_jobs
-        if waiting >= self.queue_jobs:
-            raise Busy(f"{waiting} requests are waiting; at most {self.queue_jobs} may", max(1.0, expected.wait / 2))
+        self._fits(job, batcher.waiting_jobs(), expected)
         if (queued := expected.wait - expected.lane_ready) > self.queue_seconds:
             raise Busy(
                 f"a seat would be free in about {expected.wait:.0f} s; at most {self.queue_seconds:g} s are waited",
@@ -49,9 +49,27 @@ class Admission:
             self._meets(job, job.deadline - now, batcher, pace, expected, margin)
         return expected
 
+    def _fits(self, job: Job, waiting: Counter[str], expected: Forecast) -> None:
+        """Refuse a job that the queue has no place for.
+
+        When it is full, a caller with less than an equal part of it may still enter, so that nobody's flood locks
+        others out; up to twice as many in all.
+        """
+        count, mine, callers = waiting.total(), waiting[job.caller], len({*waiting, job.caller})
+        part = self.queue_jobs // callers
+        if count < self.queue_jobs or (mine < part and count < 2 * self.queue_jobs):
+            return
+        sentence = f"{count} requests are waiting; at most {self.queue_jobs} may"
+        if callers > 1:
+            sentence = (
+                f"{count} requests are waiting, {mine} of them yours; at most {self.queue_jobs} may, and beyond them "
+                f"{part} of a caller"
+            )
+        raise Busy(sentence, max(1.0, expected.wait / 2))
+
     def _meets(self, job: Job, left: float, batcher: Batcher, pace: Pace, expected: Forecast, margin: float) -> None:
         """Refuse a job that misses its deadline, `left` seconds from now, or makes others miss theirs."""
-        needs, finish = alone(job, pace), margin * expected.finish
+        needs, finish = alone(pictures_of(job), pace), margin * expected.finish
         engine = (
             f"{engine_of(job.wish.lane)} is being made, for about {expected.lane_ready:.0f} s more; the request's "
             f"deadline is in {left:.2f} s"

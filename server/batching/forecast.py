@@ -4,6 +4,8 @@ late for its sake, and who cannot make it any more."""
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.batching.batcher import Batcher
@@ -30,25 +32,30 @@ def forecast(
     `now`: monotonic seconds. `margin`: by how much the others' ends may be later than they look.
     """
     waiting, priority = batcher.waiting, job.wish.priority
-    joining = [Picture(job, index) for index in range(job.wish.images)]
+    joining = pictures_of(job)
     before = [picture for picture in waiting if picture.job.wish.priority >= priority]
     after = [picture for picture in waiting if picture.job.wish.priority < priority]
-    played = Play(batcher, pace, [*before, *joining, *after], making, newcomer=job, full=True).played
+    played = Play(batcher, pace, [*before, *joining, *after], making, now=now, newcomer=job, full=True).played
 
     def late(ends: dict[Job, float]) -> set[Job]:
         return {other for other, end in ends.items() if _misses(other, now + margin * end)} - {job}
 
     if broken := late(played.finished):
-        broken -= late(Play(batcher, pace, waiting, making, full=True).played.finished)
+        broken -= late(Play(batcher, pace, waiting, making, now=now, full=True).played.finished)
     breaks = tuple(sorted(played.finished[other] for other in broken))
     return Forecast(played.seated[job], played.finished[job], played.ready[job.wish.lane], breaks)
 
 
-def alone(job: Job, pace: Pace) -> float:
-    """Forecast the seconds that a job takes with nobody beside it, all its prompts remembered."""
-    wish = job.wish
-    steps = wish.rows_left() * wish.images * pace.row(wish.lane)
-    return steps + wish.images * pace.decode(wish.size) + pace.file(wish.size, wish.format)
+def alone(pictures: Sequence[Picture], pace: Pace) -> float:
+    """Forecast the seconds that pictures of a job take with nobody beside them, all prompts remembered."""
+    wish = pictures[0].job.wish
+    steps = sum(wish.rows_left(picture.reached) for picture in pictures) * pace.row(wish.lane)
+    return steps + len(pictures) * pace.decode(wish.size) + pace.file(wish.size, wish.format)
+
+
+def pictures_of(job: Job) -> list[Picture]:
+    """Return the pictures of a job that joins."""
+    return [Picture(job, index) for index in range(job.wish.images)]
 
 
 def endangers(batcher: Batcher, picture: Picture, pace: Pace, now: float) -> bool:
@@ -56,11 +63,11 @@ def endangers(batcher: Batcher, picture: Picture, pace: Pace, now: float) -> boo
     seated = {tenant.job for tenant in batcher.seated} - {picture.job}
     if all(job.deadline is None for job in seated):
         return False
-    beside = Play(batcher, pace, [picture]).played.finished
+    beside = Play(batcher, pace, [picture], now=now).played.finished
     late = [job for job in seated if _misses(job, now + beside.get(job, 0.0))]
     if not late:
         return False
-    without = Play(batcher, pace, []).played.finished
+    without = Play(batcher, pace, [], now=now).played.finished
     return any(not _misses(job, now + without.get(job, 0.0)) for job in late)
 
 
@@ -85,17 +92,20 @@ def outlook(batcher: Batcher, pace: Pace, now: float) -> Outlook:
     jobs = dict.fromkeys((*sitting, *(picture.job for picture in waiting)))
     if all(job.deadline is None for job in jobs):
         return Outlook(None, 0.0, math.inf)
-    ends = Play(batcher, pace, []).played.finished
-    starts = Play(batcher, pace, waiting).played.seated
+    ends = Play(batcher, pace, [], now=now, hopeful=True).played.finished
+    starts = Play(batcher, pace, waiting, now=now, hopeful=True).played.seated
+    left: dict[Job, list[Picture]] = defaultdict(list)
+    for picture in waiting:
+        left[picture.job].append(picture)
     spare: dict[Job, float] = {}
     for job in jobs:
         if job.deadline is not None:
-            end = ends[job] if job in sitting else starts[job] + alone(job, pace)
+            end = ends[job] if job in sitting else starts[job] + alone(left[job], pace)
             spare[job] = job.deadline - now - end
     late = [job for job, seconds in spare.items() if seconds < 0] if len(jobs) > 1 else []
     hopeless = min((job for job in late if job in sitting), key=spare.__getitem__, default=late[0] if late else None)
-    left = 0.0 if hopeless is None or hopeless.deadline is None else hopeless.deadline - now - spare[hopeless]
-    return Outlook(hopeless, left, max(0.0, min(spare.values())))
+    needs = 0.0 if hopeless is None or hopeless.deadline is None else hopeless.deadline - now - spare[hopeless]
+    return Outlook(hopeless, needs, max(0.0, min(spare.values())))
 
 
 def _misses(job: Job, end: float) -> bool:

@@ -1,9 +1,11 @@
 """The seats and the queue, played forward: when is whose request finished?
 
-Every live row costs its lane's measured row time at each evaluation (on a CPU a row is a call), everybody who sits
-advances together, and between two steps the device encodes one new prompt and decodes one finished picture at most
-(server/device/turn.py). Nobody sits in a lane before it is made, nor while too many wait for the decoder. While a lane
-is made the others' steps are slower; that is left out, as nothing tells by how much.
+Every live row costs its lane's measured row time at each evaluation (on a CPU a row is a call), and between two steps
+the device encodes one new prompt and decodes one finished picture at most (server/device/turn.py). Parties of the
+highest level that sits have equal shares of the time, as server/batching/share.py deals them out step by step; all that
+a party has advances together. Seats are given and taken as the batcher does. Nobody sits in a lane before it is made,
+nor while too many wait for the decoder. While a lane is made the others' steps are slower; that is left out, as nothing
+tells by how much. Nobody rises to another level meanwhile.
 """
 
 from __future__ import annotations
@@ -11,15 +13,17 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from server.batching.batcher import Batcher
 from server.batching.pace import Pace
+from server.batching.parties import PlayedLane, PlayedParty, divided
+from server.batching.share import Party
 from server.job import Job, Picture
-from server.wish import LaneKey, Size, Wish
+from server.wish import LaneKey, Size
 
 
 @dataclass(frozen=True)
@@ -40,33 +44,27 @@ class Played:
     finished: dict[Job, float] = field(default_factory=dict)  # its last picture's file is there
 
 
+_NEARLY = 1e-9  # of an evaluation: sums of shares are not exact
+
+
 class _Costs(NamedTuple):
     """Holds what each of a job's pictures takes, and whether its end is wanted."""
 
     lane: LaneKey
-    rows: float  # of an evaluation, on average
+    rows: float  # of an evaluation, on average over the run: a guided interval is not told apart
     decode: float  # seconds of the device
     file: float  # seconds beside it
     counts: bool
 
 
-class _Lane:
-    """Holds a lane's seats and queue. Pictures of a job that stand together are one entry, with their number."""
-
-    def __init__(self, seats: int, row: float, ready: float) -> None:
-        self.free, self.row, self.ready = seats, row, ready
-        self.at = 0  # evaluations done
-        self.rows = 0.0  # of those who sit
-        # A heap: after which evaluation they end, order, number, rows of an evaluation of each on average, job.
-        self.live: list[tuple[int, int, int, float, Job]] = []
-        self.waiting: deque[tuple[int, int, float, Job]] = deque()  # number, evaluations, seconds of encoding, job
-
-
 class Play:
-    """Plays forward until `newcomer` and all who have a deadline are finished; `queue` sits down in its order.
+    """Plays forward until `newcomer` and all who have a deadline, or `everybody`, are finished.
+
+    `queue` sits down in its order.
 
     Seats drain as their pictures finish, so that steps become cheaper. With `full` they do not: every step takes as
-    many rows as sit and wait at the beginning, up to full seats, for others will have come by then.
+    many rows as sit and wait at the beginning, up to full seats, for others will have come by then. `hopeful`: who
+    shares the device may have its steps before the others have theirs. `now`: monotonic seconds.
     """
 
     def __init__(
@@ -76,81 +74,101 @@ class Play:
         queue: Iterable[Picture],
         making: Making | None = None,
         *,
+        now: float = 0.0,
         newcomer: Job | None = None,
         full: bool = False,
+        hopeful: bool = False,
+        everybody: bool = False,
     ) -> None:
-        self._pace, self._newcomer = pace, newcomer
+        self._pace, self._newcomer, self._everybody = pace, newcomer, everybody
         self._costs: dict[Job, _Costs] = {}
         self._beside: dict[tuple[Size, str], tuple[float, float]] = {}  # seconds of decode and file, by size and format
         self._now, self._order, self._left = 0.0, 0, 0  # seconds; entries that sat down so far; pictures to wait for
-        groups = [(job, list(pictures)) for job, pictures in itertools.groupby(queue, key=_job_of)]
-        ready = _lanes_ready(batcher, (self._of(job).lane for job, _ in groups), making or Making())
+        level, seated = batcher.levels(now), batcher.seated
+
+        def alike(picture: Picture) -> tuple[Job, Party, int, bool]:
+            new = not (picture.index or picture.reached or picture.pauses)
+            return picture.job, Party(level(picture), picture.job.caller), picture.evaluations_left, new
+
+        groups = [(alike(pictures[0]), len(pictures)) for pictures in _groups(queue)]
+        ready = _lanes_ready(batcher, (self._of(kind[0]).lane for kind, _ in groups), making or Making())
         self.played = Played(ready)
         self._bound, self._undecoded = batcher.seats, 0
         self._backlog: deque[tuple[int, Job]] = deque()  # pictures that wait for the decoder: number, job
         for picture in batcher.undecoded:
             self._left += self._of(picture.job).counts
             self._finish(1, picture.job)
-        lanes = {key: _Lane(len(lane.tenants), pace.row(key), ready[key]) for key, lane in batcher.lanes.items()}
-        for tenant in batcher.seated:
-            self._left += self._of(tenant.job).counts
-            self._sit(lanes[self._costs[tenant.job].lane], 1, tenant.evaluations_left, _rows(tenant), tenant.job)
+        lanes = {key: PlayedLane(len(lane.tenants), pace.row(key), ready[key]) for key, lane in batcher.lanes.items()}
         self._lanes = list(lanes.values())
+        sitting = [alike(tenant) for tenant in seated]
+        parties = [kind[1] for kind in (*sitting, *(kind for kind, _ in groups))]
+        self._parties: dict[Party, PlayedParty] = {party: PlayedParty() for party in dict.fromkeys(parties)}
+        self._live: dict[Party, PlayedParty] = {}  # those that sit
+        self._early = 1 if hopeful and len(self._parties) > 1 else 0  # evaluations
+        for job, party, evaluations, _ in sitting:
+            self._left += self._of(job).counts
+            self._sit(lanes[self._costs[job].lane], party, 1, evaluations, job)
+        self._sharing: Counter[int] | None = None  # parties of a level, where they do not leave
         self._idle_turn = 0.0
-        self._full_turn: float | None = None  # seconds of a step of all lanes, where seats do not drain
+        for (job, party, evaluations, new), number in groups:
+            lane, encode = lanes[self._of(job).lane], job.unencoded * pace.chunk if new else 0.0
+            self._left += self._costs[job].counts * number
+            lane.wait(party, (number, evaluations, encode, job))
         if full:
-            self._full_turn = self._charge(lanes, groups)
+            self._charge()
+            self._sharing = Counter(party.level for party in self._parties)
             alone = newcomer is not None and not self._costs.keys() - {newcomer}
-            self._idle_turn = 0.0 if alone else self._full_turn  # when nobody of those here sits any more
-        for job, pictures in groups:
-            costs, first = self._costs[job], pictures[0]
-            waiting, encode = lanes[costs.lane].waiting, job.unencoded * pace.chunk if first.index == 0 else 0.0
-            self._left += costs.counts * len(pictures)
-            if encode:  # it sits down alone
-                waiting.append((1, first.evaluations_left, encode, job))
-            if more := len(pictures) - (encode > 0):
-                waiting.append((more, first.evaluations_left, 0.0, job))
+            turns = sum(seats.cost for seats in self._parties.values())
+            self._idle_turn = 0.0 if alone else turns  # when nobody of those here sits any more
         self._run()
 
-    def _charge(self, lanes: Mapping[LaneKey, _Lane], groups: list[tuple[Job, list[Picture]]]) -> float:
-        """Return the seconds of a step of all who sit and wait, in each lane up to full seats."""
-        rows = {key: lane.rows for key, lane in lanes.items()}
-        pictures = {key: sum(entry[2] for entry in lane.live) for key, lane in lanes.items()}
-        seats = {key: lane.free + pictures[key] for key, lane in lanes.items()}
-        for job, waiting in groups:
-            costs = self._costs[job]
-            rows[costs.lane] += len(waiting) * costs.rows
-            pictures[costs.lane] += len(waiting)
-        return sum(
-            lane.row * rows[key] * min(1.0, seats[key] / pictures[key]) for key, lane in lanes.items() if rows[key]
-        )
+    def _charge(self) -> None:
+        """Charge each party with the rows of all that it has, sitting and waiting, in its part of a lane's seats."""
+        for seats in self._parties.values():
+            seats.cost, seats.drains = 0.0, False
+        for lane in self._lanes:
+            pictures, rows, seats = (
+                Counter(lane.seats),
+                dict.fromkeys(self._parties, 0.0),
+                lane.free + lane.seats.total(),
+            )
+            for party, line in lane.waiting.items():
+                for number, _, _, job in line:
+                    pictures[party] += number
+                    rows[party] += number * self._costs[job].rows
+            for party, part in divided(pictures, seats).items():
+                mine = self._parties[party]
+                mine.cost += lane.row * (rows[party] + mine.rows[lane]) * part
 
     def _of(self, job: Job) -> _Costs:
         costs = self._costs.get(job)
         if costs is None:
-            wish, counts = job.wish, job is self._newcomer or job.deadline is not None
+            wish = job.wish
+            counts = self._everybody or job is self._newcomer or job.deadline is not None
             if (beside := self._beside.get((wish.size, wish.format))) is None:
                 pace = self._pace
                 beside = self._beside[wish.size, wish.format] = (
                     pace.decode(wish.size),
                     pace.file(wish.size, wish.format),
                 )
-            costs = self._costs[job] = _Costs(wish.lane, _rows_from(wish, 0), *beside, counts)
+            costs = self._costs[job] = _Costs(wish.lane, wish.rows_left() / wish.table.evaluations, *beside, counts)
         return costs
 
     def _run(self) -> None:
         while self._left:
             steps = self._seat()
-            busy = [lane for lane in self._lanes if lane.live]
+            top = max((party.level for party in self._live), default=0)
+            busy = [seats for party, seats in self._live.items() if party.level == top]
             coming = [lane.ready for lane in self._lanes if lane.waiting and lane.ready > self._now]
             if busy:
-                turn = self._full_turn
-                if turn is None:
-                    turn = sum(lane.row * lane.rows for lane in busy)
-                steps = min(steps, *(lane.live[0][0] - lane.at for lane in busy))
+                # In a turn each has what the smallest of them takes for an evaluation of all that it has.
+                least = min(seats.cost for seats in busy)
+                turn = least * (len(busy) if self._sharing is None else self._sharing[top])
+                parts = [(seats, least / seats.cost if least else 1.0) for seats in busy]
+                steps = min(steps, *((seats.live[0][0] - seats.at) / part for seats, part in parts))
                 if coming and turn:
-                    steps = min(steps, max(1, math.ceil((min(coming) - self._now) / turn)))
-                self._step(busy, int(steps), turn)
+                    steps = min(steps, max(1, (min(coming) - self._now) / turn))
+                self._step(parts, max(0, math.ceil(steps - _NEARLY)), turn)
             elif self._backlog:
                 self._decode(1, self._idle_turn)
             else:
@@ -163,35 +181,72 @@ class Play:
         for lane in self._lanes:
             if lane.ready > self._now:
                 continue
-            while lane.waiting and lane.free:
-                number, evaluations, encode, job = lane.waiting.popleft()
-                if number > lane.free:
-                    lane.waiting.appendleft((number - lane.free, evaluations, encode, job))
-                    number = lane.free
+            while lane.waiting:
+                party = lane.next
+                if lane.free <= 0 and (len(self._parties) == 1 or not self._room(lane, party)):
+                    break
+                most = max(1, lane.free) if len(lane.waiting) == 1 else 1
+                if lane.waiting[party][0][2]:  # who brings a prompt sits down alone
+                    most = 1
+                number, evaluations, encode, job = lane.take(party, most)
                 self.played.seated.setdefault(job, self._now)
-                self._sit(lane, number, evaluations, self._costs[job].rows, job)
+                self._sit(lane, party, number, evaluations, job)
                 if encode:  # the others step before the next one sits down
                     self._now += encode
                     return 1
         return math.inf
 
-    def _sit(self, lane: _Lane, number: int, evaluations: int, rows: float, job: Job) -> None:
+    def _room(self, lane: PlayedLane, party: Party) -> bool:
+        """Pause somebody in a full lane, as Batcher.seat_next does; False where nobody is.
+
+        Where there are more callers than seats they take turns: each sits, as it were, and has its share of the time.
+        """
+        others = [(other.level, -seats, other.caller) for other, seats in lane.seats.items() if other != party]
+        level, seats, caller = min(others, default=(party.level + 1, 0, ""))
+        if level > party.level:
+            return False
+        if level == party.level and -seats < lane.seats[party] + 2:
+            return not lane.seats[party]
+        other = self._parties[last := Party(level, caller)]
+        index = max((i for i, entry in enumerate(other.live) if entry[3] is lane), key=lambda i: other.live[i][1])
+        end, order, number, _, job = other.live.pop(index)
+        if number > 1:
+            other.live.append((end, order, number - 1, lane, job))
+        heapq.heapify(other.live)
+        self._leave(lane, last, 1, job)
+        lane.wait(last, (1, end - other.at, 0.0, job), first=True)
+        return True
+
+    def _sit(self, lane: PlayedLane, party: Party, number: int, evaluations: float, job: Job) -> None:
         self._order += 1
-        heapq.heappush(lane.live, (lane.at + evaluations, self._order, number, rows, job))
-        lane.rows += number * rows
+        seats = self._parties[party]
+        heapq.heappush(seats.live, (seats.at + max(0, evaluations - self._early), self._order, number, lane, job))
+        seats.change(lane, number * self._costs[job].rows)
+        self._live[party] = seats
+        lane.seats[party] += number
         lane.free -= number
 
-    def _step(self, busy: list[_Lane], steps: int, turn: float) -> None:
-        """Step all lanes so often; after each step one picture is decoded."""
+    def _leave(self, lane: PlayedLane, party: Party, number: int, job: Job) -> None:
+        seats = self._parties[party]
+        seats.change(lane, -number * self._costs[job].rows)
+        if not seats.live:
+            del self._live[party]
+        lane.seats[party] -= number
+        if not lane.seats[party]:
+            del lane.seats[party]
+        lane.free += number
+
+    def _step(self, parts: list[tuple[PlayedParty, float]], steps: int, turn: float) -> None:
+        """Step so often, each its part of an evaluation; after each step one picture is decoded."""
         decodes = min(steps, self._undecoded)
         self._decode(decodes, turn)
         self._now += (steps - decodes) * turn
-        for lane in busy:
-            lane.at += steps
-            while lane.live and lane.live[0][0] <= lane.at:
-                _, _, number, rows, job = heapq.heappop(lane.live)
-                lane.rows -= number * rows
-                lane.free += number
+        for seats, part in parts:
+            seats.at += steps * part
+        for party, seats in list(self._live.items()):
+            while seats.live and seats.live[0][0] <= seats.at + _NEARLY:
+                _, _, number, lane, job = heapq.heappop(seats.live)
+                self._leave(lane, party, number, job)
                 self._finish(number, job)
         if steps > decodes and self._undecoded:  # in the last turn the decoder had nothing else to do
             self._decode(1, 0.0)
@@ -216,21 +271,15 @@ class Play:
             self._left -= costs.counts * number
 
 
-def _rows(tenant: Picture) -> float:
-    return _rows_from(tenant.job.wish, tenant.reached)
-
-
-def _rows_from(wish: Wish, reached: int) -> float:
-    """Return the UNet rows of an evaluation on average over those that are left: whole numbers, but of an interval.
-
-    When a picture is guided is left out: its rows add up to what they are.
-    """
-    reached = min(reached, wish.table.evaluations - 1)  # who has had its last is about to leave
-    return wish.rows_left(reached) / (wish.table.evaluations - reached)
-
-
-def _job_of(picture: Picture) -> Job:
-    return picture.job
+def _groups(queue: Iterable[Picture]) -> Iterator[list[Picture]]:
+    """Group pictures that stand together and take the same: those of a job, but who brings its prompt or has begun."""
+    for _, group in itertools.groupby(queue, key=lambda picture: picture.job):
+        pictures = list(group)
+        begun = any(picture.reached or picture.pauses for picture in pictures)
+        first = len(pictures) if begun else int(pictures[0].index == 0)
+        yield from ([picture] for picture in pictures[:first])
+        if pictures[first:]:
+            yield pictures[first:]
 
 
 def _lanes_ready(batcher: Batcher, order: Iterable[LaneKey], making: Making) -> dict[LaneKey, float]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Iterator
 
-from server.batching.batcher import Batcher, Lane
+from server.batching.batcher import Batcher, Lane, Place
 from server.batching.forecast import endangers, outlook
 from server.batching.margin import Margin
 from server.batching.pace import Pace
+from server.batching.parting import unfinished
+from server.batching.play import Making
 from server.job import Job, Picture
 from server.metrics import Metrics
 from server.wish import LaneKey
 
+_LEVEL = 4  # usual requests in full seats, one after another: who has waited so long rises by a level of priority
 _CLOCKS = 0.1  # seconds: a client's clock may be so much ahead, and it cancels when its own deadline passes
 
 
@@ -23,13 +27,16 @@ class Jobs:
     Whoever iterates, or reads the batcher, holds it. The gauges follow.
     """
 
-    def __init__(self, batcher: Batcher, pace: Pace, metrics: Metrics) -> None:
+    def __init__(self, batcher: Batcher, pace: Pace, metrics: Metrics, steps: int) -> None:
+        """Begin without jobs. `steps`: of a usual request."""
         self.changed = threading.Condition()
         self.batcher = batcher
         self.margin = Margin()
         self._pace = pace
+        self._steps = steps
         self._metrics = metrics
         self._jobs: set[Job] = set()
+        self._dismissed: list[Job] = []  # they have ended, and their places are yet to be taken from them
         self._look_at = 0.0  # monotonic seconds: nobody becomes hopeless before
 
     def __len__(self) -> int:
@@ -41,7 +48,7 @@ class Jobs:
     def add(self, job: Job) -> int:
         """Queue a job's pictures; returns how many wait before them."""
         with self.changed:
-            ahead = self.batcher.ahead_of(job.wish.priority)
+            ahead = self.batcher.ahead_of(job.wish.priority, job.caller)
             self.batcher.add(job)
             self._jobs.add(job)
             self._look_at = 0.0
@@ -55,6 +62,25 @@ class Jobs:
             now = time.monotonic()
             if not job.cancelled or job.expired(now + _CLOCKS):
                 self._learn(job, now, now)
+
+    def dismiss(self, seconds: float, making: Making) -> dict[Job, float]:
+        """Take out those who will not be finished in `seconds`; returns them with what they would take.
+
+        Those that wait come first. The device thread takes their places from them, with `dismissed`.
+        """
+        with self.changed:
+            late = unfinished(self.batcher, self._pace, seconds, making)
+            for job in late:
+                job.expected = None  # it says nothing about forecasts
+            self._dismissed.extend(late)
+            self.changed.notify()
+        return late
+
+    def dismissed(self) -> list[Job]:
+        """List those who were dismissed since the last call."""
+        with self.changed:
+            dismissed, self._dismissed = self._dismissed, []
+        return dismissed
 
     def gone(self, now: float) -> list[Job]:
         """List the jobs that are cancelled, or expired at `now`, monotonic seconds."""
@@ -91,10 +117,13 @@ class Jobs:
             self._count()
         return seats
 
-    def seat_next(self, now: float) -> tuple[LaneKey, int, Picture] | None:
+    def seat_next(self, now: float) -> Place | None:
         """See Batcher.seat_next; nobody sits down who makes others miss their deadlines. `now`: monotonic seconds."""
         with self.changed:
-            place = self.batcher.seat_next(lambda picture: endangers(self.batcher, picture, self._pace, now))
+            self.batcher.level_seconds = _LEVEL * self._steps * self._pace.full_step(self.batcher.seats) or math.inf
+            place = self.batcher.seat_next(now, lambda picture: endangers(self.batcher, picture, self._pace, now))
+            if place and place.paused:
+                self._metrics.pauses_total.inc()
             self._count()
         return place
 
@@ -110,11 +139,16 @@ class Jobs:
             self.batcher.decoding(picture)
             self._count()
 
-    def next_lane(self) -> tuple[LaneKey, Lane] | None:
-        """Return the lane whose turn it is to step. Its seats change by the device thread alone."""
+    def next_step(self, now: float) -> tuple[LaneKey, Lane, list[int]] | None:
+        """Return the lane whose turn it is, and which of its seats step: see Batcher.next_step.
+
+        Seats change by the device thread alone.
+        """
         with self.changed:  # a submit may open a lane meanwhile
-            key = self.batcher.next_lane()
-            return None if key is None else (key, self.batcher.lanes[key])
+            if (turn := self.batcher.next_step(now, self._pace.row, self._pace.step)) is None:
+                return None
+            key, seats = turn
+            return key, self.batcher.lanes[key], seats
 
     def unmade(self) -> LaneKey | None:
         """See Batcher.unmade."""
@@ -133,5 +167,6 @@ class Jobs:
 
     def _count(self) -> None:
         self._metrics.queue_depth.set(self.batcher.waiting_count)
+        self._metrics.pictures_paused.set(self.batcher.paused_count)
         self._metrics.rows_live.set(self.batcher.rows_live)
         self._metrics.decode_backlog.set(len(self.batcher.undecoded))

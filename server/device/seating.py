@@ -3,6 +3,8 @@ what the UNet attends to."""
 
 from __future__ import annotations
 
+import dataclasses
+
 from engines.backend import Stepper
 from engines.model import Model
 from engines.seat import Sitting
@@ -24,23 +26,34 @@ class Seating:
         return sum(self._contexts.missing(prompt) for prompt in (wish.prompt, wish.negative) if prompt is not None)
 
     def sit(self, stepper: Stepper, seat: int, picture: Picture) -> int:
-        """Fill a seat; returns how many chunks had to be encoded. Errors: those of Backend.encode and Stepper.sit."""
+        """Fill a seat; returns how many chunks had to be encoded. Errors: those of Backend.encode and Stepper.sit.
+
+        A picture that was paused goes on with what it had.
+        """
+        if picture.sitting is not None and picture.state is not None:
+            resumed = dataclasses.replace(picture.sitting, start=picture.start, state=picture.state.get())
+            stepper.sit(seat, resumed)
+            picture.state = None
+            return 0
         wish = picture.job.wish
         context, encoded = self._contexts.of(wish.prompt)
         negative, more = (None, 0) if wish.negative is None else self._contexts.of(wish.negative)
         begun = beginning(self._spec, wish.table, wish.picture_seed(picture.index), wish.size, wish.start)
-        stepper.sit(
-            seat,
-            Sitting(
-                wish.table,
-                begun.noise,
-                context,
-                negative,
-                wish.guidance,
-                x=begun.x,
-                inpaint=begun.inpaint,
-                interval=wish.interval,
-                seen=begun.seen,
-            ),
+        picture.sitting = Sitting(
+            wish.table,
+            begun.noise,
+            context,
+            negative,
+            wish.guidance,
+            x=begun.x,
+            inpaint=begun.inpaint,
+            interval=wish.interval,
+            seen=begun.seen,
         )
+        stepper.sit(seat, picture.sitting)
         return encoded + more
+
+    def pause(self, stepper: Stepper, seat: int, picture: Picture) -> None:
+        """Empty a seat, and keep what its picture needs to go on. Errors: those of Stepper.pause."""
+        picture.start = stepper.reached(seat)
+        picture.state = stepper.pause(seat)

@@ -81,6 +81,8 @@ class Turn:
     def drop(self) -> None:
         """Take jobs that are cancelled, expired or hopeless out of their seats and the queue."""
         now = time.monotonic()
+        if dismissed := self._jobs.dismissed():
+            self._leave(dismissed)
         gone = self._jobs.gone(now)
         if gone:
             self._leave(gone)
@@ -114,33 +116,40 @@ class Turn:
             self._end(waiting, refusal(lane, error, [job.id for job in waiting]))
 
     def seat(self) -> None:
-        """Seat pictures that wait. After one prompt is encoded the others step first: encoding takes a while."""
+        """Seat pictures that wait, in the seats of who is paused for them where none is free.
+
+        After one prompt is encoded the others step first: encoding takes a while.
+        """
         encoded = False
         while not encoded and (place := self._jobs.seat_next(time.monotonic())) is not None:
-            lane, seat, picture = place
+            lane, seat, picture, paused = place
+            if paused is not None:
+                with self._contained(paused, "paused", lambda picture, failure: self._end([picture.job], failure)):
+                    self._seating.pause(self._lanes[lane], seat, paused)
             with self._contained(picture, "begun", lambda picture, failure: self._end([picture.job], failure)):
                 encoded = self._sit(lane, seat, picture)
 
     def step(self) -> None:
-        """Run one evaluation of the lane whose turn it is."""
-        if (turn := self._jobs.next_lane()) is None:
+        """Run one evaluation of those whose turn it is."""
+        if (turn := self._jobs.next_step(time.monotonic())) is None:
             return
-        key, lane = turn
-        stepper, seats = self._lanes[key], lane.live
+        key, lane, seats = turn
+        stepper = self._lanes[key]
         tenants = {seat: tenant for seat in seats if (tenant := lane.tenants[seat])}
         previewed = [seat for seat, picture in tenants.items() if _wants_preview(picture)]
-        rows = sum(picture.job.wish.rows(picture.reached) for picture in tenants.values())
+        rows = sum(picture.rows for picture in tenants.values())
         start = time.monotonic()
         stepper.step(seats, predict=previewed)
         took = time.monotonic() - start
-        lane.spent += took
         self._metrics.step_seconds.observe(took)
         self._metrics.steps_total.inc()
         self._metrics.seat_steps_total.inc(len(seats))
         self.pulse += 1
         for seat, picture in tenants.items():
+            picture.stepped += took
             self._after_step(key, seat, picture, len(seats), preview=seat in previewed)
-        self._pace.stepped(key, rows, time.monotonic() - start)  # what the clients are told is part of it
+        now = time.monotonic()
+        self._pace.stepped(key, rows, now - start, now)  # what the clients are told is part of it
 
     def decode(self) -> None:
         """Begin to decode one finished picture, if its client is still there, and deliver those that are decoded."""
@@ -157,7 +166,7 @@ class Turn:
     def _sit(self, lane: LaneKey, seat: int, picture: Picture) -> bool:
         """Fill a seat and post to the client that its picture has started; returns whether a prompt was encoded."""
         job, timings = picture.job, picture.job.timings
-        start = time.monotonic()
+        start, resumed = time.monotonic(), picture.state is not None
         first, timings.seated = not timings.seated, timings.seated or start
         encoded = self._seating.sit(self._lanes[lane], seat, picture)
         now = time.monotonic()
@@ -165,9 +174,10 @@ class Turn:
             self._pace.encoded(encoded, now - start)
         if first:
             timings.encoded = now if encoded else start
-        self._metrics.queue_seconds.observe(start - job.arrived)
-        job.mailbox.post(Started(picture.index))
         self.pulse += 1
+        if not resumed:
+            self._metrics.queue_seconds.observe(start - job.arrived)
+            job.mailbox.post(Started(picture.index))
         return encoded > 0
 
     def _after_step(self, lane: LaneKey, seat: int, picture: Picture, live: int, *, preview: bool) -> None:
@@ -183,6 +193,7 @@ class Turn:
             latents = stepper.pending_latents(seat)
             stepper.leave(seat)
             self._jobs.finish(lane, seat)
+            picture.sitting = None
             job.timings.evaluated = time.monotonic()
             self._decoding.add(picture, latents)
 

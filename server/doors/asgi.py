@@ -6,7 +6,7 @@ import asyncio
 import functools
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import h11
@@ -85,6 +85,12 @@ class AsgiServer:
 
     async def start(self) -> None:
         await self._server.startup(self._sockets)
+
+    def hurry(self, seconds: float) -> None:
+        """Wait `seconds` for readers of what is being sent, where that is less than before."""
+        for connection in list(self._server.server_state.connections):
+            if isinstance(connection, _Connection):
+                connection.hurry(seconds)
 
     async def close(self, grace: float = 0.0) -> None:
         """Take no more requests; those that are being answered have `grace` seconds. Of no effect before `open`."""
@@ -192,6 +198,14 @@ class _Connection(H11Protocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+    def hurry(self, seconds: float) -> None:
+        """Wait `seconds` for the reader from now on, where that is less than before."""
+        if seconds < self._bounds.write:
+            self._bounds = replace(self._bounds, write=seconds)
+            if self._unread is not None:
+                self._unread.cancel()
+                self._look(self.transport.get_write_buffer_size())
 
     def _look(self, size: int) -> None:
         """Look again in a while whether the reader has taken any of the `size` bytes."""

@@ -94,6 +94,17 @@ def test_flags_become_the_request(server: FakeServer) -> None:
     assert files() == ["a-1.jpg", "a-2.jpg"] and Image.open("a-1.jpg").format == "JPEG"
 
 
+@pytest.mark.parametrize(("word", "number"), [("batch", 0), ("interactive", 1), ("7", 7), ("-2", -2)])
+def test_a_priority_has_a_name_or_a_number(word: str, number: int, server: FakeServer) -> None:
+    assert main(["an apple", "-o", "a.png", "--server", server.address, "--priority", word]) == 0
+    assert server.images.requests[0].priority == number
+
+
+def test_a_priority_that_is_neither(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["an apple", "--priority", "urgent"]) == 2
+    assert "'urgent' is not batch, interactive or a whole number" in capsys.readouterr().err
+
+
 def test_prompts_are_sent_together(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["meet one", "--server", server.address, "meet two", "--steps", "2"]) == 0
     assert files() == ["meet-one.png", "meet-two.png"]

@@ -168,3 +168,21 @@ def test_a_service_of_kubernetes_is_no_setting() -> None:
 def test_a_home_that_nobody_knows_is_told() -> None:
     with pytest.raises(SettingsError, match="^--model is '~nobody-here/m', and whose home folder that is nobody knows"):
         read_settings(["--model", "~nobody-here/m"], {})
+
+
+@pytest.mark.parametrize("written", ["off", "OFF", "'off'", "false"])
+def test_http_can_be_switched_off(written: str, file: Path) -> None:
+    """YAML reads a bare off as False."""
+    file.write_text(f"http_port: {written}")
+    assert read_settings([], {"LATENTD_CONFIG": str(file)}).http_port is None
+    assert read_settings(["--http-port", "0"], {"LATENTD_CONFIG": str(file)}).http_port == 0
+    assert read_settings([], {"LATENTD_HTTP_PORT": "off"}).http_port is None and Settings().http_port == 8000
+    with pytest.raises(SettingsError, match="^--http-port is 'none'; it takes an integer from 0 to 65535, or off"):
+        read_settings(["--http-port", "none"], {})
+
+
+def test_hosts_are_names() -> None:
+    names = read_settings(["--allow-host", "Images.Example.org, gpu-1"], {}).allow_host
+    assert names == ("images.example.org", "gpu-1")
+    with pytest.raises(SettingsError, match="^--allow-host is 'http://x'; it takes names"):
+        read_settings(["--allow-host", "http://x"], {})

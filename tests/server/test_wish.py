@@ -137,3 +137,27 @@ def test_more_steps_than_the_schedule_has_intervals_are_refused(model: Model) ->
     request = ImageRequest(steps=train_steps)
     with pytest.raises(InvalidRequest, match=f"steps is {train_steps}; it must be 1 to {train_steps - 1}"):
         Wish.of(request, model, [(24, 24)], Limits(steps=10_000))
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "told"),
+    [
+        ({"seed": -1}, "seed", "seed is -1; it must be 0 to 4294967295"),
+        ({"seed": 2**32}, "seed", "seed is 4294967296; it must be 0 to 4294967295"),
+        ({"seed": 10**400}, "seed", "seed is 1000"),
+        ({"priority": 2**31}, "priority", "priority is 2147483648; it must be -2147483648 to 2147483647"),
+        ({"preview_every": -1}, "preview_every", "preview_every is -1; it must be 0 to 4294967295"),
+        ({"quality": 101, "format": "jpeg"}, "quality", "quality is 101; it must be 0 to 100"),
+        ({"quality": 50}, "quality", "quality is 50; png has none, jpeg and webp have"),
+        ({"width": 3}, "width", "width x height is 3x"),
+        ({"format": "gif"}, "format", "format is 'gif'; it must be one of png, jpeg, webp"),
+        ({"prompt": "(a:11)", "prompt_weights": True}, "prompt", "a weight of the prompt is 11; it must be -10 to 10"),
+        ({"sampler": "lcm", "steps": 51}, "steps", "steps is 51; sampler lcm takes 1 to 50"),
+    ],
+)
+def test_what_no_message_could_hold_is_refused_too_and_each_error_names_its_field(
+    fields, name: str, told: str, model: Model
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        wish(model, **fields)
+    assert refused.value.field == name and str(refused.value).startswith(told)

@@ -26,9 +26,15 @@ class Outcome:
     previews: list[bytes] = field(default_factory=list)
     code: str = "OK"  # gRPC's
     message: str = ""
-    field: str | None = None  # in the door's words; None where the door names none
     retry_after: float | None = None
     request_id: str | None = None
+    numbered: dict[int, bytes] = field(default_factory=dict)
+    field: str | None = None  # in the door's words; None where the door names none
+
+    def number(self, index: int, picture: bytes) -> None:
+        """Put a picture, which came when it was ready, in its place."""
+        self.numbered[index] = picture
+        self.pictures = [self.numbered[known] for known in sorted(self.numbered)]
 
 
 class Sent(Protocol):
@@ -61,7 +67,7 @@ class GrpcSent:
                 raise self._error
             for event in self._events:
                 if isinstance(event, Image):
-                    outcome.pictures.append(event.data)
+                    outcome.number(event.index, event.data)
                 elif isinstance(event, Preview):
                     outcome.previews.append(event.jpeg)
         except ServerError as error:
@@ -147,7 +153,7 @@ class HttpDoor(Door):
     def event(self, name: str, content: Json, outcome: Outcome) -> None:
         match name:
             case "image":
-                outcome.pictures.append(base64.b64decode(content["data"]))
+                outcome.number(content["index"], base64.b64decode(content["data"]))
             case "preview":
                 outcome.previews.append(base64.b64decode(content["jpeg"]))
             case "error":

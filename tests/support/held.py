@@ -39,7 +39,8 @@ class Held(HostBackend):
         self._begun, self._permits = threading.Semaphore(0), threading.Semaphore(0)
 
     def hold(self) -> None:
-        """From now on each step waits, before it computes, until `let` or `release`."""
+        """From now on each step waits, before it computes, until `let` or `release`; what was let before is void."""
+        self._begun, self._permits = threading.Semaphore(0), threading.Semaphore(0)
         self._holding = True
 
     def begun(self) -> None:

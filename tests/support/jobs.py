@@ -19,6 +19,7 @@ from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.prompt import Prompt
 from pipeline.samplers import Table
 from server.batching.admission import Admission
+from server.caller import LOCAL
 from server.device.loop import Device
 from server.events import Event, Failed, Image, Started
 from server.job import Job
@@ -74,11 +75,17 @@ def decoded(data: bytes) -> Pixels:
     return np.asarray(PILImage.open(io.BytesIO(data)))
 
 
-def job_of(model: Model, sizes: list[Size] | None = None, deadline: float | None = None, **fields: Any) -> Job:
+def job_of(
+    model: Model,
+    sizes: list[Size] | None = None,
+    deadline: float | None = None,
+    caller: str = LOCAL,
+    **fields: Any,
+) -> Job:
     """A job as a door makes it from an ImageRequest of these fields; `box_of` has its events."""
     default = model.spec.defaults
     wish = Wish.of(ImageRequest(**fields), model, sizes or [(default.width, default.height)], Limits(steps=700))
-    return Job("some-id", wish, Box(), time.monotonic(), deadline)  # type: ignore[arg-type]
+    return Job("some-id", wish, Box(), time.monotonic(), deadline, caller)  # type: ignore[arg-type]
 
 
 def box_of(job: Job) -> Box:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +18,7 @@ from server.batching.batcher import Batcher
 from server.batching.forecast import endangers, outlook
 from server.batching.margin import Margin
 from server.batching.pace import Pace
+from server.caller import LOCAL
 from server.errors import Busy, TooLate
 from server.job import Job
 from server.wish import LaneKey
@@ -27,7 +30,10 @@ SIZE = (8, 8)
 
 @dataclass
 class Simulated:
-    """`speed(now)` is by how much everything takes longer than said here; `shaken` is each step's own noise."""
+    """`speed(now)` is by how much everything takes longer than said here; `shaken` is each thing's own noise.
+
+    A share `sliced` of them takes ten times as long: other processes have the processor meanwhile.
+    """
 
     seats: int = 8
     row: float = 0.005  # seconds
@@ -36,12 +42,17 @@ class Simulated:
     file: float = 0.004
     speed: Callable[[float], float] = lambda now: 1.0
     shaken: float = 0.1
+    sliced: float = 0.0
+    step: Callable[[int], float] | None = None  # seconds of a step of so many rows; None: `row` for each
+    level_seconds: float = math.inf
     now: float = 0.0
     sent: int = 0
     admitted: list[Job] = field(default_factory=list)
     delivered: list[tuple[float, Job]] = field(default_factory=list)  # when
     seat_steps: int = 0
     steps: int = 0
+    pauses: int = 0
+    rows: Counter[str] = field(default_factory=Counter)  # row evaluations of each caller
 
     def __post_init__(self) -> None:
         self.batcher, self.margin, self.admission = Batcher([LANE], self.seats), Margin(), Admission()
@@ -52,18 +63,30 @@ class Simulated:
 
     @property
     def capacity(self) -> float:
-        """Twelve-step pictures a second, with nothing lost."""
-        return 1 / (12 * 2 * self.row + self.encode + self.decode)
+        """Twelve-step pictures a second, with nothing lost, at a speed of 1."""
+        return 1 / (1 + 9 * self.sliced) / (12 * 2 * self.row + self.encode + self.decode)
 
     def _spend(self, seconds: float) -> float:
-        took = seconds * self.speed(self.now) * max(0.5, self._draw.gauss(1, self.shaken))
+        noise = max(0.5, self._draw.gauss(1, self.shaken))
+        if self.sliced and self._draw.random() < self.sliced:
+            noise = 10.0
+        took = seconds * self.speed(self.now) * noise
         self.now += took
         return took
 
-    def submit(self, evaluations: int, seconds: float | None, images: int = 1, rows: int = 2) -> Job | None:
+    def submit(
+        self,
+        evaluations: int,
+        seconds: float | None,
+        images: int = 1,
+        rows: int = 2,
+        caller: str = LOCAL,
+        priority: int = 0,
+    ) -> Job | None:
         """Let a job in, or not; it has a deadline so many seconds from now."""
         self.sent += 1
-        job = idle_job(wish(LANE, evaluations, rows, images))
+        job = idle_job(wish(LANE, evaluations, rows, images, priority))
+        job.caller = caller
         job.arrived, job.unencoded = self.now, 1
         job.deadline = None if seconds is None else self.now + seconds
         try:
@@ -91,19 +114,25 @@ class Simulated:
                 self._leave(job, self.now)
         while (seen := outlook(self.batcher, self.pace, self.now)).hopeless is not None:
             self._leave(seen.hopeless, self.now + seen.left)
-        while place := self.batcher.seat_next(lambda picture: endangers(self.batcher, picture, self.pace, self.now)):
-            _, _, picture = place
-            if picture.index == 0:
+        self.batcher.level_seconds = self.level_seconds
+        while place := self.batcher.seat_next(
+            self.now, lambda picture: endangers(self.batcher, picture, self.pace, self.now)
+        ):
+            self.pauses += place.paused is not None
+            if place.picture.index == 0 and not place.picture.pauses:
                 self.pace.encoded(1, self._spend(self.encode))
                 break
-        lane = self.batcher.lanes[LANE]
-        live = [(seat, picture) for seat in lane.live if (picture := lane.tenants[seat])]
-        if live:
-            rows = sum(picture.job.wish.rows(picture.reached) for _, picture in live)
-            self.pace.stepped(LANE, rows, self._spend(rows * self.row))
+        if (turn := self.batcher.next_step(self.now, self.pace.row, self.pace.step)) is not None:
+            tenants = self.batcher.lanes[LANE].tenants
+            live = [(seat, picture) for seat in turn[1] if (picture := tenants[seat])]
+            rows = sum(picture.rows for _, picture in live)
+            took = self._spend(self.step(rows) if self.step else rows * self.row)
+            self.pace.stepped(LANE, rows, took, self.now)
             self.seat_steps += len(live)
             self.steps += 1
             for seat, picture in live:
+                picture.stepped += took
+                self.rows[picture.job.caller] += picture.rows
                 picture.reached += 1
                 if not picture.evaluations_left:
                     self.batcher.finish(LANE, seat)

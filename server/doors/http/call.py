@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.errors import InvalidRequest, LatentdError
-from server.caller import caller_of
 from server.doors.http.errors import Refusal, door_of, renamed
 from server.errors import Cancelled, TooLate
 from server.events import Done, Event, Image
@@ -32,7 +31,7 @@ class Call:
         self.started = time.monotonic()
         self.id: str = request.state.request_id
         self.door = door_of(request.url.path)
-        self.caller = caller_of(_peer(request))
+        self.caller: str = request.state.caller
         self.request = request
         self._service = service
         self._job: Job | None = None
@@ -49,8 +48,8 @@ class Call:
         if request.preview_every and wait:
             await self._service.previews()
         try:
-            spent = time.monotonic() - self.started
-            submitting = self._service.submit(request, self.id, None if left is None else left - spent, self.started)
+            left = None if left is None else left - (time.monotonic() - self.started)
+            submitting = self._service.submit(request, self.id, left, self.started, self.caller)
             # A picture is read and encoded first, which nobody should wait for who has gone.
             accepted = await (self.unless_gone(submitting) if request.init_image else submitting)
         except LatentdError as error:
@@ -149,14 +148,6 @@ def answering(
             raise
 
     return endpoint
-
-
-def _peer(request: Request) -> str:
-    """Write the other end of a connection as gRPC does. What a proxy says of it is anybody's to say, and not read."""
-    if request.client is None:
-        return "unix:"
-    host, port = request.client.host, request.client.port
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 __all__ = ["DEADLINE", "Call", "answering"]

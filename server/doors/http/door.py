@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Iterable
 
 from server.doors.asgi import AsgiServer, Bounds
+from server.doors.calls import Calls
 from server.doors.http.guard import App, Guard, Receive, Scope, Send
 from server.service import Service
-
-# A connection is held as long as its request takes. A reader that takes nothing for a minute is gone, or stopped: it
-# keeps its seat until then, and its picture for no longer.
-_BOUNDS = Bounds(connections=1024, request=60.0, idle=60, write=60.0)
 
 
 class HttpDoor:
     """Listens from `open` on, answers from `start` on, takes requests once the service is ready.
 
-    `most`: bytes of a request's body. `allowed`: names beside the server's own that requests may come for.
+    `calls`: those of all doors. `most`: bytes of a request's body. `allowed`: names beside the server's own that
+    requests may come for.
     """
 
-    def __init__(self, service: Service, most: int, allowed: Iterable[str] = ()) -> None:
-        self._service, self._most, self._allowed = service, most, tuple(allowed)
+    def __init__(self, service: Service, calls: Calls, most: int, allowed: Iterable[str], bounds: Bounds) -> None:
+        self._service, self._calls, self._bounds = service, calls, bounds
+        self._most, self._allowed = most, tuple(allowed)
         self._app: asyncio.Task[App] | None = None
         self._guard: Guard | None = None
         self._server: AsgiServer | None = None
 
     def open(self, host: str, port: int) -> int:
         """Bind; returns the port. Errors: LatentdError when it is taken."""
-        self._guard = Guard(self._answer, host, self._allowed)
-        self._server = AsgiServer(self._guard, "http", _BOUNDS)
+        self._guard = Guard(self._answer, host, self._allowed, self._calls.of)
+        ended = functools.partial(self._service.metrics.connection_ended, "http")
+        self._server = AsgiServer(self._guard, "http", self._bounds, ended)
         return self._server.open(host, port)
 
     async def start(self) -> None:
@@ -40,8 +41,9 @@ class HttpDoor:
         await self._server.start()
 
     async def drain(self, grace: float) -> None:
-        """Give requests that run `grace` seconds; others are answered meanwhile."""
-        if self._guard is not None:
+        """Give requests that run `grace` seconds, and readers a third of that; others are answered meanwhile."""
+        if self._guard is not None and self._server is not None:
+            self._server.hurry(grace / 3)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._guard.idle.wait(), grace)
 

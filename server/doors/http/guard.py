@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from server.address import is_loopback
+from server.caller import caller_of
 from server.doors.http.errors import HttpError, Refusal, door_of
 from server.doors.request_id import ID_KEY, request_id
 
@@ -43,11 +44,17 @@ class Guard:
 
     `host`: what it listens on. `allowed`: names that a user has given it. Both, loopback's names and any address may be
     asked for. An address needs no check: what makes another site's page reach us under a name of its own (DNS
-    rebinding) is a name.
+    rebinding) is a name. `admitted` counts a caller's call during a block, or raises.
     """
 
-    def __init__(self, app: App, host: str = "127.0.0.1", allowed: Iterable[str] = ()) -> None:
-        self._app = app
+    def __init__(
+        self,
+        app: App,
+        host: str = "127.0.0.1",
+        allowed: Iterable[str] = (),
+        admitted: Callable[[str], contextlib.AbstractContextManager[None]] = lambda caller: contextlib.nullcontext(),
+    ) -> None:
+        self._app, self._admitted = app, admitted
         self._allowed = {name.lower() for name in allowed}
         self._hosts = {"localhost", host.lower(), *self._allowed}
         if not is_loopback(host):
@@ -60,7 +67,8 @@ class Guard:
         if scope["type"] != "http":
             raise RuntimeError(f"no app for {scope['type']}")
         id = request_id(_values(scope, ID_KEY))
-        scope.setdefault("state", {})["request_id"] = id
+        caller = caller_of(_peer(scope))
+        scope.setdefault("state", {}).update(request_id=id, caller=caller)
         begun = False
 
         async def answer(message: MutableMapping[str, Any]) -> None:
@@ -74,7 +82,11 @@ class Guard:
         self.idle.clear()
         try:
             self._check(scope)
-            await self._app(scope, receive, answer)
+            if scope["path"] in _OPEN:  # answered beside a full house
+                await self._app(scope, receive, answer)
+            else:
+                with self._admitted(caller):
+                    await self._app(scope, receive, answer)
         except Exception as error:
             refusal = Refusal.of(error, id)
             if not begun:
@@ -127,6 +139,14 @@ def _name(host: str) -> str:
     """Return a Host header's name, in small letters; the port and an IPv6 address's brackets are left out."""
     match = re.fullmatch(r"\[([^\]]*)\](?::\d*)?|([^:]*)(?::\d*)?", host.strip())
     return (match[1] or match[2] or "").lower().rstrip(".") if match else host
+
+
+def _peer(scope: Scope) -> str:
+    """Write the other end of a connection as gRPC does. What a proxy says of it is anybody's to say, and not read."""
+    if not scope.get("client"):
+        return "unix:"
+    host, port = scope["client"]
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 def _values(scope: Scope, key: str) -> list[str]:

@@ -97,6 +97,24 @@ def test_a_preview_leaves_on_the_side(notes: Notes, oracle: Model) -> None:
     assert np.isfinite(pending.get()).all() and notes.said == ["host waits for 3"]
 
 
+def test_a_paused_picture_leaves_on_the_side_after_its_last_step(notes: Notes, oracle: Model) -> None:
+    """Nobody waits for it: the next step is begun at once, and whoever sits down next is written after the copy."""
+    steps, side = notes.stream("steps"), notes.stream("side")
+    stepper = CudaStepper(Toy(), plain_kernels(), SHAPE, SEATS, STEPS, steps, side, exact=False)
+    for seat in (1, 2):
+        toy_sit(stepper, seat, oracle, Request("a", "b", 1, 8, 4.0, "dpmpp_2m"))
+    stepper.step([1, 2])
+    notes.clear()
+    pending = stepper.pause(1)
+    assert notes.said == ["event 2 on steps", "side waits for 2", "kept for side", "event 3 on side"]
+    toy_sit(stepper, 1, oracle, Request("c", "d", 5, 8, 4.0, "dpmpp_2m"))
+    notes.clear()
+    stepper.step([2])
+    assert notes.said == ["pinned", "replay", "event 4 on steps"], "the places of rows, and a step"
+    notes.clear()
+    assert np.isfinite(pending.get()).all() and notes.said == ["host waits for 3"]
+
+
 def test_a_join_goes_through_pinned_memory_and_waits_for_nothing(notes: Notes, oracle: Model) -> None:
     steps = notes.stream("steps")
     stepper = CudaStepper(Toy(), plain_kernels(), SHAPE, SEATS, STEPS, steps, steps, exact=True)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from server.batching.batcher import Batcher
+from server.caller import LOCAL
 from server.job import Job
 from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
 
 SMALL, LARGE = LaneKey(8, 8, 1), LaneKey(16, 8, 1)
+ROW = {SMALL: 1.0, LARGE: 4.0}  # seconds
 
 
 def seated(batcher: Batcher) -> list[tuple[LaneKey, int, str, int]]:
     """Seats everybody who can be; in the order in which they sat down."""
     placed = []
     while place := batcher.seat_next():
-        size, seat, picture = place
+        size, seat, picture, _ = place
         placed.append((size, seat, picture.job.id, picture.index))
     return placed
 
 
-def add(batcher: Batcher, id: str, **fields) -> Job:
+def next_step(batcher: Batcher, now: float = 0.0) -> tuple[LaneKey, list[int]] | None:
+    """A row of the larger lane takes four times as long, and no step has anything for nothing."""
+    return batcher.next_step(now, ROW.__getitem__, lambda lane, rows: ROW[lane] * rows)
+
+
+def add(batcher: Batcher, id: str, caller: str = LOCAL, arrived: float = 0.0, **fields) -> Job:
     job = idle_job(wish(**fields), id)
+    job.caller, job.arrived = caller, arrived
     batcher.add(job)
     return job
 
@@ -82,12 +90,18 @@ def test_the_lane_of_the_first_who_waits_for_one_is_made_next() -> None:
     assert order == [lanes[1], lanes[0], lanes[2]] and batcher.unmade is None and batcher.idle
 
 
-def test_priority_takes_nobodys_seat() -> None:
-    batcher = Batcher([SMALL], seats=1)
-    add(batcher, "a")
+def test_a_higher_priority_takes_a_seat_and_who_had_it_is_the_first_to_sit_again() -> None:
+    batcher = Batcher([SMALL], seats=2)
+    for id in "abc":
+        add(batcher, id)
     seated(batcher)
-    add(batcher, "b", priority=9)
-    assert seated(batcher) == [] and batcher.lanes[SMALL].tenants[0].job.id == "a"
+    add(batcher, "d", priority=9)
+    place = batcher.seat_next()
+    assert place and (place.seat, place.picture.job.id) == (1, "d")
+    assert place.paused and place.paused.job.id == "b" and batcher.paused_count == 1
+    assert seated(batcher) == [] and [picture.job.id for picture in batcher.waiting] == ["b", "c"]
+    batcher.finish(SMALL, 1)
+    assert seated(batcher) == [(SMALL, 1, "b", 0)] and batcher.paused_count == 0
 
 
 def test_a_full_lane_does_not_hold_up_another() -> None:
@@ -120,7 +134,7 @@ def test_drop_takes_waiting_and_seated_pictures_of_a_job_and_no_others() -> None
     assert not batcher.idle
     batcher.drop([other])
     batcher.free(SMALL, 0)
-    assert batcher.idle and batcher.next_lane() is None
+    assert batcher.idle and next_step(batcher) is None
 
 
 def test_lanes_take_turns_by_accumulated_time() -> None:
@@ -130,10 +144,9 @@ def test_lanes_take_turns_by_accumulated_time() -> None:
     seated(batcher)
     turns = []
     for _ in range(10):
-        lane = batcher.next_lane()
-        assert lane
-        turns.append(lane)
-        batcher.lanes[lane].spent += 1.0 if lane == SMALL else 4.0  # a step of the larger lane takes four times as long
+        turn = next_step(batcher)
+        assert turn and turn[1] == [0]
+        turns.append(turn[0])
     assert turns.count(SMALL) == 8 and turns.count(LARGE) == 2
 
 
@@ -141,12 +154,12 @@ def test_a_lane_that_slept_does_not_get_the_past_back() -> None:
     batcher = Batcher([SMALL, LARGE], seats=1)
     add(batcher, "a")
     seated(batcher)
-    batcher.lanes[SMALL].spent = 100.0
+    for _ in range(100):
+        assert next_step(batcher) == (SMALL, [0])
     add(batcher, "b", lane=LARGE)
     seated(batcher)
-    assert batcher.lanes[LARGE].spent == 100.0
-    batcher.lanes[LARGE].spent += 1
-    assert batcher.next_lane() == SMALL
+    turns = [turn[0] for _ in range(10) if (turn := next_step(batcher))]
+    assert turns.count(SMALL) == 8 and turns.count(LARGE) == 2
 
 
 def test_a_lane_that_was_wanted_is_made_after_those_that_somebody_waits_for() -> None:
@@ -168,7 +181,7 @@ def test_who_endangers_a_deadline_waits_and_so_do_those_behind_it() -> None:
     add(batcher, "a")
     add(batcher, "b", lane=LARGE)
     asked: list[str] = []
-    assert batcher.seat_next(lambda picture: not asked.append(picture.job.id)) is None and asked == ["a"]
+    assert batcher.seat_next(0.0, lambda picture: not asked.append(picture.job.id)) is None and asked == ["a"]
     assert [picture.job.id for picture in batcher.waiting] == ["a", "b"]
     assert seated(batcher) == [(SMALL, 0, "a", 0), (LARGE, 0, "b", 0)]
 

@@ -69,15 +69,12 @@ def test_an_idle_server_takes_evaluations_times_rows() -> None:
 
 
 def test_a_guided_interval_costs_its_rows() -> None:
-    """Of ten evaluations five take two rows; of the six that are left after four, one does."""
+    """Of ten evaluations five take two rows; who sits takes one once it has had those."""
     half = Interval(0.0, 0.5)
     assert forecast(batcher(), wish(evaluations=10, interval=half)) == about(0, 1.5)
     seated = batcher(wish(evaluations=10, interval=half))
     seated.seated[0].reached = 4
     assert seated.rows_live == 2
-    assert Play(seated, PACE, [], newcomer=seated.seated[0].job).played.finished == {
-        seated.seated[0].job: pytest.approx(0.7)
-    }
     seated.seated[0].reached = 5
     assert seated.rows_live == 1
 
@@ -105,9 +102,61 @@ def test_who_waits_before_it_is_waited_for() -> None:
     assert forecast(queue, wish(evaluations=1)) == about(2 + 1, 2 + 1 + 0.2)
 
 
-def test_a_higher_priority_overtakes_the_queue_but_not_the_seats() -> None:
+def test_a_higher_priority_overtakes_the_queue_and_the_seats() -> None:
     queue = batcher(wish(evaluations=10), wish(evaluations=5))
-    assert forecast(queue, wish(evaluations=1, priority=1)) == about(2, 2.2)
+    assert forecast(queue, wish(evaluations=1, priority=1)) == about(0, 0.2)
+
+
+def flood(pictures: int, seats: int, evaluations: int = 100) -> Batcher:
+    """One caller has all seats, and more that wait."""
+    job = idle_job(wish(evaluations=evaluations, images=pictures))
+    job.caller = "flood"
+    return batcher(job, seats=seats)
+
+
+def test_another_callers_flood_is_no_queue() -> None:
+    """It sits at once, in a seat of the flood's, and has half of the time: as many rows as it has itself."""
+    assert forecast(flood(8, seats=4), wish(evaluations=10)) == about(0, 10 * 2 * 0.2)
+    assert forecast(flood(8, seats=4), wish(evaluations=10, images=2)) == about(0, 11 * 2 * 0.4), (
+        "a step lies between its decodes"
+    )
+    mine = forecast(flood(8, seats=4), wish(evaluations=10, priority=1))
+    assert mine == about(0, 10 * 0.2), "alone"
+
+
+def test_a_flood_is_slower_for_the_sake_of_others() -> None:
+    """Three of its pictures are left to it, with half of the time; before the fourth sits down again they are done."""
+    late = due(99, evaluations=10, images=4)
+    late.caller = "flood"
+    crowd = batcher(late, seats=4)
+    other = idle_job(wish(evaluations=100))
+    ends = Play(crowd, PACE, [Picture(other, 0)]).played.finished
+    assert ends == {late: pytest.approx((3 * 10 + 10) * 2 * 0.2)}
+    assert Play(crowd, PACE, []).played.finished == {late: pytest.approx(10 * 0.8)}
+
+
+def test_more_callers_than_seats_share_the_time() -> None:
+    crowd = Batcher([SMALL], 2)
+    for caller in "ab":
+        job = idle_job(wish(evaluations=100))
+        job.caller = caller
+        crowd.add(job)
+        crowd.seat_next()
+    assert forecast(crowd, wish(evaluations=10)) == about(0, 10 * 3 * 0.2)
+
+
+def test_paused_pictures_have_what_they_had_and_bring_no_prompt() -> None:
+    job = due(99, evaluations=10, images=2)
+    job.unencoded = 1
+    crowd = batcher(job, seats=2)
+    for picture in crowd.seated:
+        picture.reached = 8
+    urgent = idle_job(wish(evaluations=5, priority=1))
+    crowd.add(urgent)
+    assert crowd.seat_next() and crowd.paused_count == 1
+    ends = Play(crowd, pace(chunk=7.0), crowd.waiting).played.finished
+    assert ends[job] == pytest.approx(5 * 0.2 + 2 * 0.4), "first the urgent one, then both"
+    assert outlook(crowd, PACE, NOW).hopeless is None
 
 
 def test_other_lanes_take_their_turns() -> None:

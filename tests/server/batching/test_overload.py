@@ -40,6 +40,21 @@ def test_overload_with_deadlines_keeps_its_goodput_and_its_word(factor: int, spe
     assert len(server.admitted) < 0.5 * server.sent
 
 
+@pytest.mark.parametrize("factor", [3, 10])
+def test_two_callers_keep_their_word_and_who_has_no_deadline_gets_its_share(factor: int) -> None:
+    """One asks for many times what the server can do, with deadlines; the other for a quarter of it, without."""
+    server = Simulated()
+    flood = arrivals(server, factor, lambda: server.submit(12, DEADLINE, caller="flood"))
+    small: list = []
+    flood += arrivals(server, 0.25, lambda: small.append((server.now, server.submit(12, None, caller="small"))))
+    server.run(flood, SECONDS + 2 * DEADLINE)
+    ends = {job: when for when, job in server.delivered}
+    assert len(server.admitted) - len(ends) <= 0.05 * len(server.admitted)
+    assert 12 * len(ends) >= 0.9 * server.seat_steps
+    assert len(ends) / (SECONDS + DEADLINE) >= 0.85 * server.capacity
+    assert len(small) > 20 and max(ends[job] - sent for sent, job in small) < 2 * DEADLINE
+
+
 def test_a_stall_costs_those_whom_it_met_and_nobody_after_it() -> None:
     """A step takes 3 s, as long as all others of a request together and more."""
     server = Simulated(speed=lambda now: 40.0 if 5.0 < now < 5.1 else 1.0)
@@ -47,6 +62,26 @@ def test_a_stall_costs_those_whom_it_met_and_nobody_after_it() -> None:
     assert len(server.admitted) - len(server.delivered) < 3 * server.seats
     after = [when for when, _ in server.delivered if 12 < when <= SECONDS]
     assert len(after) / (SECONDS - 12) >= 0.9 * server.capacity
+
+
+@pytest.mark.parametrize("factor", [3, 10])
+@pytest.mark.parametrize("change", [1 / 10, 1 / 3, 1 / 2, 2, 3, 5])
+def test_goodput_is_back_two_deadlines_after_the_machine_changed_its_speed(factor: int, change: float) -> None:
+    """The deadline stays as it is: at a third of the speed it is too short for full seats, not for half of them."""
+    server = Simulated(speed=lambda now: max(1.0, 1 / change) if now < 8 else max(1.0, change))
+    server.run(arrivals(server, factor, lambda: server.submit(12, DEADLINE)), SECONDS)
+    after = [when for when, _ in server.delivered if 8 + 2 * DEADLINE < when <= SECONDS]
+    assert len(after) / (SECONDS - 8 - 2 * DEADLINE) >= 0.8 * server.capacity / max(1.0, change)
+
+
+@pytest.mark.parametrize("factor", [3, 10])
+def test_a_processor_that_is_had_in_slices_keeps_most_of_the_goodput(factor: int) -> None:
+    """A quarter of everything takes ten times as long. Whoever plans with medians wastes half of the steps."""
+    server = Simulated(sliced=0.25)
+    server.run(arrivals(server, factor, lambda: server.submit(12, DEADLINE)), SECONDS)
+    after = [when for when, _ in server.delivered if when > 8]
+    assert len(after) / (SECONDS - 8) >= 0.7 * server.capacity
+    assert 12 * len(server.delivered) >= 0.7 * server.seat_steps
 
 
 def test_below_capacity_hardly_anybody_is_refused_and_nobody_is_late() -> None:

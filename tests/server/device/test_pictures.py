@@ -38,3 +38,10 @@ def test_a_preview_of_nonsense_is_still_a_picture() -> None:
     matrix = np.ones((3, 2), np.float32)
     latents = np.array([[[np.nan, np.inf], [-np.inf, 0]]], np.float32)
     assert PILImage.open(io.BytesIO(pictures.preview(latents, matrix, 8, 8))).size == (8, 8)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_quality_is_of_the_file(format: str) -> None:
+    sizes = [len(pictures.encode(PIXELS, format, quality)) for quality in (0, 50, 100)]
+    assert sizes == sorted(set(sizes))
+    assert pictures.encode(PIXELS, "png") == pictures.encode(PIXELS, "png", None)

@@ -13,6 +13,7 @@ import pytest
 from engines.backend import Pending, Ready
 from engines.errors import DeviceError, NoEngine, OutOfMemory
 from engines.preview import Preview as PreviewMap
+from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
 from server.batching.batcher import Batcher
 from server.batching.pace import Median, Pace
@@ -81,12 +82,17 @@ class Seats:
         self._backend, self._lane = backend, lane
         self._reached: dict[int, int] = {}
 
-    def sit(self, seat: int, *what: Any) -> None:
-        self._backend.note("sit", self._lane, seat)
-        self._reached[seat] = 0
+    def sit(self, seat: int, sitting: Sitting) -> None:
+        resumed = () if sitting.state is None else (("from", sitting.start, int(sitting.state[0, 0, 0, 0])),)
+        self._backend.note("sit", self._lane, seat, *resumed)
+        self._reached[seat] = sitting.start
 
     def leave(self, seat: int) -> None:
         self._backend.note("leave", self._lane, seat)
+
+    def pause(self, seat: int) -> Pending[F32]:
+        self._backend.note("pause", self._lane, seat)
+        return Ready(np.full((5, 1, 1, 1), seat, np.float32))
 
     def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
         self._backend.note("step", self._lane, list(seats), list(predict))
@@ -134,7 +140,7 @@ class Stage:
         self.batcher = Batcher(lanes, seats)
         self._lanes = Lanes(model, seats, EVALUATIONS, metrics, lambda: None)
         self._pace = Pace({lane: self._lanes.warm(lane) for lane in lanes})
-        self.jobs = Jobs(self.batcher, self._pace, metrics)
+        self.jobs = Jobs(self.batcher, self._pace, metrics, EVALUATIONS)
         delivery = Here(1, Fitted(), self._pace, metrics, self.jobs.forget)
         self.decoding = Decoding(model.backend, delivery, self._pace, metrics)
         self.turn = Turn(

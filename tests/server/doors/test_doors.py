@@ -244,10 +244,8 @@ def test_a_slow_reader_holds_nobody_up(door: Door, server: Server, model: Model)
     (fast,) = DOORS[0].ask(server, prompt="a red apple", seed=4).pictures
     pictures = slow.outcome().pictures
     assert fast and len(pictures) == images
-    if door.label == "grpc" or door.label == "page":  # theirs come as they are ready
-        pictures = sorted(pictures)
     expected = [DOORS[0].ask(server, prompt="the cat", seed=4 + index).pictures[0] for index in range(images)]
-    assert pictures == (sorted(expected) if door.label in ("grpc", "page") else expected)
+    assert pictures == expected
 
 
 @every_door
@@ -262,3 +260,18 @@ def test_a_request_that_runs_when_the_server_drains_is_finished(door: Door, wire
         threading.Timer(0, lambda: (eventually(lambda: server.service.draining, True), held.release())).start()
     reader.join(PATIENCE)
     assert outcomes[0].code == "OK" and len(outcomes[0].pictures) == 1
+
+
+@every_door
+def test_limits_of_calls_count_at_every_door(door: Door, wired: Model, held: Held) -> None:
+    with serving(wired, http_port=0, max_calls_caller=1) as server:
+        held.hold()
+        first = DOORS[-1].send(server, prompt="a", steps=1)
+        held.begun()
+        outcome = door.ask(server, prompt="a")
+        assert outcome.code == "RESOURCE_EXHAUSTED" and outcome.retry_after == pytest.approx(1.0)
+        assert outcome.message == "1 calls of 127.0.0.1 are open; at most 1 of a caller may be"
+        with urllib.request.urlopen(f"{http(server)}/readyz", timeout=PATIENCE) as ready:
+            assert ready.status == 200, "health has places of its own"
+        held.release()
+        assert len(first.outcome().pictures) == 1

@@ -168,6 +168,9 @@ class Context:
     def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
         self.trailing = metadata
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:50412"
+
     def time_remaining(self) -> None:
         return None
 

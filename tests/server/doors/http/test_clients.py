@@ -95,7 +95,7 @@ def test_openai_has_each_partial_image_while_the_picture_forms(wired: Model, hel
         serving(wired, http_port=0) as server,
         openai.OpenAI(base_url=f"{http(server)}/v1", api_key="any", max_retries=0) as client,
     ):
-        client.images.generate(prompt="a", stream=True, partial_images=1).close()
+        list(client.images.generate(prompt="a", stream=True, partial_images=1))  # fits the map
         held.hold()
         stream = client.images.generate(prompt="a", stream=True, partial_images=3, extra_body={"steps": 8})
         numbers = []

@@ -1,0 +1,136 @@
+"""Which seats step next, chosen by hand: seconds are rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from server.batching.pace import Pace
+from server.batching.share import Party, Seated, Share
+from server.job import Picture
+from server.wish import LaneKey
+from tests.support.jobs import idle_job, wish
+
+SMALL, LARGE = LaneKey(8, 8, 1), LaneKey(16, 8, 1)
+ROW = {SMALL: 1.0, LARGE: 4.0}
+
+
+class Table:
+    """Some pictures in their seats."""
+
+    def __init__(self) -> None:
+        self.share, self.seated, self.turns = Share(), list[Seated](), 0
+        self.spent = Counter[LaneKey]()
+        self.rows: Counter[str] = Counter()
+
+    def sit(self, caller: str, pictures: int, level: int = 0, rows: int = 2, lane: LaneKey = SMALL) -> None:
+        for _ in range(pictures):
+            picture = Picture(idle_job(wish(lane, rows=rows)), 0)
+            self.seated.append(Seated(lane, len(self.seated), picture, Party(level, caller)))
+
+    def step(self, times: int = 1, pace: Pace | None = None) -> list[str]:
+        """Who stepped in the last of so many steps."""
+        last: list[str] = []
+        for _ in range(times):
+            at = pace.step if pace else (lambda lane, rows: ROW[lane] * rows)
+            lane, seats = self.share.next(self.seated, ROW.__getitem__, at)
+            self.turns += 1
+            last = []
+            for seat in seats:
+                one = self.seated[seat]
+                assert one.lane == lane
+                one.picture.turn = self.turns
+                self.rows[one.party.caller] += one.picture.rows
+                self.spent[lane] += ROW[lane] * one.picture.rows
+                last.append(one.party.caller)
+        return last
+
+
+def test_one_caller_steps_all_that_it_has() -> None:
+    table = Table()
+    table.sit("a", 5)
+    assert table.step() == ["a"] * 5
+
+
+def test_one_picture_beside_many_is_in_every_step_with_one_of_them() -> None:
+    table = Table()
+    table.sit("flood", 7)
+    table.step(20)
+    table.sit("other", 1)
+    table.rows.clear()
+    assert [sorted(table.step()) for _ in range(14)] == [["flood", "other"]] * 14
+    assert table.rows == {"flood": 28, "other": 28}
+    # Each of the seven had its turn twice.
+    assert {one.picture.turn > 20 for one in table.seated} == {True}
+
+
+@pytest.mark.parametrize("pictures", [(8, 3, 1), (1, 1, 1), (2, 6, 5)])
+def test_callers_have_equal_rows_whatever_they_have(pictures: tuple[int, int, int]) -> None:
+    table = Table()
+    for caller, count, rows in zip("abc", pictures, (2, 1, 2), strict=True):
+        table.sit(caller, count, rows=rows)
+    table.step(300)
+    assert max(table.rows.values()) - min(table.rows.values()) <= 4
+
+
+def test_lanes_are_shared_by_callers_and_not_by_sizes() -> None:
+    """One has pictures of two sizes, the other of one: the device's time is halved, not cut in three."""
+    table = Table()
+    table.sit("a", 3)
+    table.sit("a", 3, lane=LARGE)
+    table.sit("b", 3, lane=LARGE)
+    had: Counter[str] = Counter()
+    for _ in range(600):
+        before = {one.seat: one.picture.turn for one in table.seated}
+        table.step()
+        for one in table.seated:
+            if one.picture.turn != before[one.seat]:
+                had[one.party.caller] += 2 * int(ROW[one.lane])
+    assert had["a"] == pytest.approx(had["b"], rel=0.02)
+    assert table.spent[SMALL] == pytest.approx(had["a"] / 2, rel=0.02), "its own sizes take turns"
+
+
+@pytest.mark.parametrize("price", [0.0, 1.0])
+def test_somebody_steps_whatever_a_row_takes(price: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One picture of a row that takes nothing beside one of the larger size."""
+    monkeypatch.setitem(ROW, SMALL, price)
+    table = Table()
+    table.sit("a", 1, rows=1)
+    table.sit("b", 1, lane=LARGE)
+    assert all(table.step() for _ in range(20)) and table.rows["b"]
+
+
+def test_the_highest_level_steps_alone() -> None:
+    table = Table()
+    table.sit("a", 4)
+    table.sit("b", 1, level=1)
+    assert table.step() == ["b"]
+    del table.seated[-1]
+    assert table.step() == ["a"] * 4
+
+
+def test_a_device_on_which_few_rows_take_as_long_as_many_leaves_nobody_out() -> None:
+    pace = Pace({SMALL: 1.0})
+    for rows in (4, 16):
+        pace.stepped(SMALL, rows, 10.0 + 0.01 * rows, 0.0)
+    table = Table()
+    table.sit("a", 7)
+    table.sit("b", 1)
+    assert len(table.step(pace=pace)) == 8
+    assert sum(len(table.step(pace=pace)) == 2 for _ in range(64)) == 4, "but to look what it takes without them"
+
+
+def test_a_stalled_step_does_not_let_everybody_ride_for_ever() -> None:
+    """The first step of two pictures took 3 s, as long as a hundred others; on this device each row takes its time."""
+    pace = Pace({SMALL: 1.0})
+    pace.stepped(SMALL, 16, 16.0, 0.0)
+    pace.stepped(SMALL, 4, 1000.0, 0.0)
+    table = Table()
+    table.sit("a", 7)
+    table.sit("b", 1)
+    assert len(table.step(pace=pace)) == 8
+    for _ in range(100):
+        seats = len(table.step(pace=pace))
+        pace.stepped(SMALL, 2 * seats, 2.0 * seats, 0.0)
+    assert seats == 2

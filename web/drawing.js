@@ -1,0 +1,127 @@
+// One request: what was sent, where it stands, and what has come of it. It knows no element of the page.
+
+import { Lost, blobOf, generate } from "./api.js";
+
+const FRAMES = 16; // previews of a picture at most: as much of a film as one looks at
+
+export class Drawing extends EventTarget {
+  state = "held"; // sending, waiting, forming, finished, failed or cancelled
+  ahead = null; // pictures of others that wait before it
+  cut = false; // the model read only the beginning of the prompt
+  error = null;
+  #abort = new AbortController();
+  #expected = null; // seconds, and when that was said
+  #since = 0;
+  #first = null; // when the first step came, and how many had come by then
+
+  constructor(settings) {
+    super();
+    this.settings = settings;
+    this.started = 0;
+    this.pictures = Array.from({ length: settings.images }, () => ({
+      step: 0,
+      preview: null,
+      frames: [],
+      stored: null,
+    }));
+  }
+
+  get running() {
+    return ["sending", "waiting", "forming"].includes(this.state);
+  }
+
+  get open() {
+    return this.running || this.state === "held";
+  }
+
+  /** Sends it and takes what comes, until the last event. It throws nothing: `state` and `error` say how it ended. */
+  async run() {
+    this.started = performance.now();
+    this.#become("sending");
+    const { steps } = this.settings;
+    const request = { ...this.settings, format: "png", preview_every: Math.max(1, Math.ceil((steps ?? 25) / FRAMES)) };
+    try {
+      for await (const [name, data] of generate(request, this.#abort.signal)) this.#take(name, data);
+      this.#become("finished");
+    } catch (error) {
+      if (this.state === "cancelled") return;
+      this.error = error;
+      this.#become("failed");
+    }
+  }
+
+  /** Stops it: the server gives its seat on after the step under way. */
+  cancel() {
+    this.#become("cancelled");
+    this.#abort.abort();
+  }
+
+  /** Returns the share that is done, 0 to 1. */
+  get share() {
+    const total = this.settings.steps * this.settings.images;
+    return total ? Math.min(1, this.#steps / total) : 0;
+  }
+
+  /** Returns how many seconds are left, or null where nobody knows yet. */
+  get left() {
+    const now = performance.now();
+    if (this.#first && this.#steps > this.#first.steps) {
+      const pace = (now - this.#first.at) / (this.#steps - this.#first.steps);
+      return (pace * (this.settings.steps * this.settings.images - this.#steps)) / 1000;
+    }
+    return this.#expected === null ? null : Math.max(0, this.#expected - (now - this.#since) / 1000);
+  }
+
+  get #steps() {
+    return this.pictures.reduce((sum, picture) => sum + picture.step, 0);
+  }
+
+  #take(name, data) {
+    if (name === "queued") {
+      const { seed, steps, guidance, sampler, width, height, model } = data;
+      Object.assign(this.settings, { seed, steps, guidance, sampler, width, height, model });
+      this.cut = data.prompt_cut || data.negative_prompt_cut;
+    }
+    if (name === "queued" || name === "waiting") {
+      this.ahead = data.ahead;
+      this.#expected = data.expected_seconds ?? null;
+      this.#since = performance.now();
+      this.#become("waiting");
+    } else if (name === "started") {
+      this.#become("forming");
+    } else if (name === "step") {
+      this.pictures[data.index].step = data.step;
+      this.#first ??= { at: performance.now(), steps: this.#steps };
+      this.#become("forming");
+    } else if (name === "preview") {
+      const picture = this.pictures[data.index];
+      picture.preview = blobOf(data.jpeg, "image/jpeg");
+      if (picture.frames.length < FRAMES) picture.frames.push(picture.preview);
+      this.#become("forming");
+    } else if (name === "image") {
+      const { prompt, negative_prompt, steps, guidance, sampler, model } = this.settings;
+      this.pictures[data.index].step = steps;
+      const { seed, width, height } = data;
+      const settings = { prompt, negative_prompt, seed, steps, guidance, sampler, width, height, model };
+      const blob = blobOf(data.data, `image/${data.format}`);
+      const record = { ...settings, when: Date.now(), blob };
+      this.dispatchEvent(new CustomEvent("picture", { detail: { index: data.index, record } }));
+    }
+  }
+
+  #become(state) {
+    if (this.state === "cancelled") return;
+    this.state = state;
+    this.dispatchEvent(new Event("change"));
+  }
+}
+
+/** Returns what went wrong as a sentence for whoever looks at the page. */
+export function sentence(error) {
+  if (error instanceof Lost) return `${error.message} Is it still running?`;
+  if (error.status === 429) {
+    const wait = error.retryAfter ? ` Try again in ${Math.ceil(error.retryAfter)} s.` : "";
+    return `The server has as much to do as it can take on.${wait}`;
+  }
+  return error.message;
+}

@@ -1,0 +1,176 @@
+// The form: what to draw, and how. It remembers the settings of this browser's last visit.
+
+import { at, make } from "./dom.js";
+import { setIcon } from "./icons.js";
+import { rolled, samplerWords, sizeWords } from "./words.js";
+
+const REMEMBERED = "latentd.settings";
+const FIELDS = ["prompt", "negative_prompt", "size", "images", "steps", "guidance", "sampler", "seed"];
+
+export class Form extends EventTarget {
+  #model = null;
+  #locked = false;
+
+  constructor() {
+    super();
+    const form = at("form");
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submit();
+    });
+    addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || document.querySelector("dialog[open]")) return;
+      event.preventDefault();
+      this.submit();
+    });
+    form.addEventListener("input", (event) => this.#edited(event.target));
+    at("dice").addEventListener("click", () => {
+      at("seed").value = rolled();
+      this.#lock(true);
+      this.#remember();
+    });
+    at("lock").addEventListener("click", () => {
+      this.#lock(!this.#locked);
+      if (this.#locked && at("seed").value === "") at("seed").value = rolled();
+      this.#remember();
+    });
+    at("defaults").addEventListener("click", () => {
+      this.set({ ...this.#model.defaults, images: 1 });
+      at("seed").value = "";
+      this.#lock(false);
+      this.#remember();
+    });
+    const wide = matchMedia("(min-width: 60rem)");
+    at("settings").open = wide.matches;
+    wide.addEventListener("change", () => (at("settings").open = wide.matches));
+  }
+
+  /** Fills the choices with what the model takes, and the fields with what was last chosen here. */
+  offer(model) {
+    this.#model = model;
+    at("size").replaceChildren(
+      ...model.sizes.map(([width, height]) => make("option", { value: `${width}x${height}` }, sizeWords(width, height))),
+    );
+    at("sampler").replaceChildren(...model.samplers.map((id) => make("option", { value: id }, samplerWords(id))));
+    const numbers = Array.from({ length: model.limits.images }, (_, index) => String(index + 1));
+    at("images").replaceChildren(...numbers.map((number) => make("option", { value: number }, number)));
+    for (const name of ["steps", "guidance"]) {
+      at(name).max = model.limits[name];
+      at(`${name}-slider`).max = name === "steps" ? Math.min(model.limits.steps, 50) : Math.min(model.limits.guidance, 15);
+    }
+    if (model.examples?.length) at("prompt").placeholder = `for example: ${model.examples[0].prompt}`;
+    this.set({ ...model.defaults, images: 1 });
+    const remembered = read(REMEMBERED);
+    // The settings of another model are no settings of this one; words are words.
+    this.set(remembered.model === model.id ? remembered : pick(remembered, "prompt", "negative_prompt"));
+    this.#lock(Boolean(remembered.locked));
+    document.querySelector("button.draw").disabled = false;
+  }
+
+  /** Puts settings into the fields: those of a picture, or of an example. What is absent stays as it is. */
+  set(settings) {
+    for (const name of FIELDS) {
+      if (name === "size" && settings.width) at("size").value = `${settings.width}x${settings.height}`;
+      else if (settings[name] !== undefined && settings[name] !== null) at(name).value = settings[name];
+    }
+    if (at("size").selectedIndex < 0) at("size").selectedIndex = 0; // a size or sampler that this model lacks
+    if (at("sampler").selectedIndex < 0) at("sampler").value = this.#model.defaults.sampler;
+    if (at("negative_prompt").value) at("without").open = true;
+    this.#slide();
+    this.complain(null);
+  }
+
+  /** Takes over the settings of a picture, its seed too, which is kept until it is unlocked. */
+  reuse(picture) {
+    this.set({ ...picture, images: 1, negative_prompt: picture.negative_prompt ?? "" });
+    this.#lock(true);
+    this.#remember();
+    at("prompt").focus();
+  }
+
+  submit() {
+    this.complain(null);
+    if (!this.#model) return;
+    if (at("prompt").value.trim() === "") {
+      this.complain("prompt", "Write what you would like to see first.");
+      at("prompt").focus();
+      return;
+    }
+    if (!this.#locked) at("seed").value = rolled();
+    this.#remember();
+    this.dispatchEvent(new CustomEvent("draw", { detail: this.read() }));
+  }
+
+  /** Returns the fields as the server takes them; what is empty is left to the model. */
+  read() {
+    const [width, height] = at("size").value.split("x").map(Number);
+    return {
+      prompt: at("prompt").value.trim(),
+      negative_prompt: at("negative_prompt").value.trim(),
+      width,
+      height,
+      images: Number(at("images").value),
+      steps: number("steps"),
+      guidance: number("guidance"),
+      sampler: at("sampler").value,
+      seed: number("seed"),
+    };
+  }
+
+  /** Tells what is wrong beside the field that it is about; without a field, below the button; null takes it back. */
+  complain(field, message) {
+    for (const complaint of document.querySelectorAll("form .complaint")) complaint.textContent = "";
+    for (const input of document.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
+    if (!message) return;
+    const name = field === "width" || field === "height" ? "size" : field;
+    const input = FIELDS.includes(name) ? at(name) : null;
+    at(input ? `${name}-complaint` : "form-complaint").textContent = message;
+    if (!input) return;
+    input.setAttribute("aria-invalid", "true");
+    input.closest("details")?.setAttribute("open", "");
+    input.focus();
+  }
+
+  #edited(input) {
+    if (input.id.endsWith("-slider")) at(input.id.replace("-slider", "")).value = input.value;
+    if (input.id === "seed") this.#lock(input.value !== "");
+    if (input.hasAttribute("aria-invalid") || at("form-complaint").textContent) this.complain(null);
+    this.#slide();
+    this.#remember();
+  }
+
+  #slide() {
+    for (const name of ["steps", "guidance"]) at(`${name}-slider`).value = at(name).value;
+  }
+
+  #lock(locked) {
+    this.#locked = locked;
+    at("lock").setAttribute("aria-pressed", String(locked));
+    setIcon(at("lock"), locked ? "lock" : "open-lock");
+  }
+
+  #remember() {
+    const settings = Object.fromEntries(FIELDS.map((name) => [name, at(name).value]));
+    write(REMEMBERED, { ...settings, model: this.#model?.id, locked: this.#locked });
+  }
+}
+
+const number = (id) => (at(id).value === "" ? null : Number(at(id).value));
+
+const pick = (values, ...names) => Object.fromEntries(names.map((name) => [name, values[name]]));
+
+function read(key) {
+  try {
+    return JSON.parse(localStorage.getItem(key)) ?? {};
+  } catch {
+    return {}; // a browser that keeps nothing
+  }
+}
+
+function write(key, value) {
+  try {
+    localStorage.setItem(key, JSON.stringify(value));
+  } catch {
+    // a browser that keeps nothing: the next visit begins with the model's own settings
+  }
+}

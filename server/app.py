@@ -161,6 +161,7 @@ class Server:
             device.dismiss(f"the server stops, and its grace of {grace:g} s was over before the request was done")
         farewell = farewell if grace else 0.0
         await asyncio.gather(self._door.close(farewell), self._http.close(farewell))
+        await asyncio.to_thread(self.service.close)
         if device is not None:
             await asyncio.to_thread(device.stop)
         for watching in self._watching:

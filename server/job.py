@@ -76,5 +76,10 @@ class Picture:
     settled: bool = False  # delivered or failed
 
     @property
+    def rows(self) -> int:
+        """Return how many UNet rows the coming evaluation takes."""
+        return self.job.wish.rows(self.reached)
+
+    @property
     def evaluations_left(self) -> int:
         return self.job.wish.table.evaluations - self.reached

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from pipeline.errors import InvalidRequest
 
 Number = TypeVar("Number", int, float)
@@ -26,6 +28,11 @@ def within(field: str, value: Number, least: Number, most: Number) -> Number:
         shown = f"{value:g}" if isinstance(value, float) else value
         raise InvalidRequest(f"{field} is {shown}; it must be {least:.15g} to {most:.15g}", field)
     return value
+
+
+def decimal(value: float) -> float:
+    """Return the number that a client wrote, where a door may have it as a float32: 0.7, and not 0.699999988."""
+    return float(str(np.float32(value))) if abs(value) < 1e6 else value  # larger than any of ours, or not a number
 
 
 def checked_text(field: str, text: str, most: int) -> str:

@@ -122,7 +122,7 @@ class Batcher:
     @property
     def rows_live(self) -> int:
         """Count the UNet rows of all who sit."""
-        return sum(tenant.job.wish.rows for tenant in self.seated)
+        return sum(tenant.rows for tenant in self.seated)
 
     def ahead_of(self, priority: int, caller: str = LOCAL) -> int:
         """See Queue.ahead_of."""

@@ -49,7 +49,7 @@ def forecast(
 def alone(pictures: Sequence[Picture], pace: Pace) -> float:
     """Forecast the seconds that pictures of a job take with nobody beside them, all prompts remembered."""
     wish = pictures[0].job.wish
-    steps = sum(picture.evaluations_left for picture in pictures) * wish.rows * pace.row(wish.lane)
+    steps = sum(wish.rows_left(picture.reached) for picture in pictures) * pace.row(wish.lane)
     return steps + len(pictures) * pace.decode(wish.size) + pace.file(wish.size, wish.format)
 
 

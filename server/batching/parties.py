@@ -46,13 +46,13 @@ class PlayedParty:
 
     def __init__(self) -> None:
         self.at = 0.0  # evaluations done
-        self.rows: Counter[PlayedLane] = Counter()
+        self.rows: defaultdict[PlayedLane, float] = defaultdict(float)
         # A heap: after which evaluation they end, order, number, lane, job.
         self.live: list[tuple[float, int, int, PlayedLane, Job]] = []
         self.cost = 0.0  # of one evaluation of them, in seconds
         self.drains = True  # seats do: the cost follows the rows
 
-    def change(self, lane: PlayedLane, rows: int) -> None:
+    def change(self, lane: PlayedLane, rows: float) -> None:
         """Take more rows in a lane, or less."""
         self.rows[lane] += rows
         if self.drains:

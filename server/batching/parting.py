@@ -33,7 +33,7 @@ def unfinished(batcher: Batcher, pace: Pace, seconds: float, making: Making | No
 
 def _work(job: Job, pace: Pace) -> float:
     wish = job.wish
-    return wish.images * wish.table.evaluations * wish.rows * pace.row(wish.lane)
+    return wish.images * wish.rows_left() * pace.row(wish.lane)
 
 
 def _without(batcher: Batcher, gone: Container[Job]) -> Batcher:

@@ -51,7 +51,7 @@ class _Costs(NamedTuple):
     """Holds what each of a job's pictures takes, and whether its end is wanted."""
 
     lane: LaneKey
-    rows: int
+    rows: float  # of an evaluation, on average over the run: a guided interval is not told apart
     decode: float  # seconds of the device
     file: float  # seconds beside it
     counts: bool
@@ -127,7 +127,11 @@ class Play:
         for seats in self._parties.values():
             seats.cost, seats.drains = 0.0, False
         for lane in self._lanes:
-            pictures, rows, seats = Counter(lane.seats), Counter[Party](), lane.free + lane.seats.total()
+            pictures, rows, seats = (
+                Counter(lane.seats),
+                dict.fromkeys(self._parties, 0.0),
+                lane.free + lane.seats.total(),
+            )
             for party, line in lane.waiting.items():
                 for number, _, _, job in line:
                     pictures[party] += number
@@ -147,7 +151,7 @@ class Play:
                     pace.decode(wish.size),
                     pace.file(wish.size, wish.format),
                 )
-            costs = self._costs[job] = _Costs(wish.lane, wish.rows, *beside, counts)
+            costs = self._costs[job] = _Costs(wish.lane, wish.rows_left() / wish.table.evaluations, *beside, counts)
         return costs
 
     def _run(self) -> None:

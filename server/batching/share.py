@@ -63,7 +63,7 @@ class Share:
         entitled = [one for one in seated if one.party.level == top]
         costs: dict[Party, float] = defaultdict(float)
         for one in entitled:
-            costs[one.party] += one.picture.job.wish.rows * max(row(one.lane), _LEAST)
+            costs[one.party] += one.picture.rows * max(row(one.lane), _LEAST)
         self._had = _kept(self._had, {one.party: one.party.level for one in seated})
         self._lanes = _kept(self._lanes, {(one.party, one.lane): one.party for one in seated})
         turns: dict[Party, float] = {}  # what each has had in the lane that is its next
@@ -77,7 +77,7 @@ class Share:
         rest: list[Seated] = []
         here = {party for party in costs if self._lanes.get((party, lane), math.inf) <= turns[party] + slack}
         for one in sorted((one for one in seated if one.lane == lane), key=lambda one: one.picture.turn):
-            party, mine = one.party, one.picture.job.wish.rows
+            party, mine = one.party, one.picture.rows
             if party in here and self._had[party] < level - slack:
                 self._had[party] += mine * price
                 self._lanes[party, lane] += mine * price
@@ -90,8 +90,8 @@ class Share:
             return lane, sorted(chosen)
         most = (1 + _FREE) * step(lane, rows)
         for one in sorted(rest, key=lambda one: -one.party.level):
-            if step(lane, rows + one.picture.job.wish.rows) <= most:
-                rows += one.picture.job.wish.rows
+            if step(lane, rows + one.picture.rows) <= most:
+                rows += one.picture.rows
                 chosen.append(one.seat)
         return lane, sorted(chosen)
 

@@ -164,7 +164,7 @@ class ImagesServicer:
             request = image_request(message)
             if request.preview_every:
                 await self._service.previews()
-            accepted = call.submit(request)
+            accepted = await call.submit(request)
             yield pb.GenerateEvent(queued=queued_message(self._service.model_id, accepted))
             async for event in self._service.events(accepted.job):
                 yield event_message(event, accepted.job)
@@ -180,7 +180,7 @@ class ImagesServicer:
         try:
             request = image_request(message)
             self._fits_one_message(request)
-            accepted = call.submit(request)
+            accepted = await call.submit(request)
             images, done = await collect(self._service.events(accepted.job))
             call.ended()
         except BaseException as error:
@@ -220,11 +220,11 @@ class _Call:
         self.id = request_id(str(value) for key, value in context.invocation_metadata() or () if key == ID_KEY)
         context.set_trailing_metadata(((ID_KEY, self.id),))
 
-    def submit(self, request: ImageRequest) -> Accepted:
+    async def submit(self, request: ImageRequest) -> Accepted:
         """Submit the call's request. Errors: those of Service.submit."""
         try:
             caller, left = caller_of(self._context.peer()), self._context.time_remaining()
-            accepted = self._service.submit(request, self.id, left, self._started, caller)
+            accepted = await self._service.submit(request, self.id, left, self._started, caller)
         except UnknownFormat:  # here a format is a number
             raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}") from None
         self._job = accepted.job

@@ -125,14 +125,14 @@ class Simulated:
         if (turn := self.batcher.next_step(self.now, self.pace.row, self.pace.step)) is not None:
             tenants = self.batcher.lanes[LANE].tenants
             live = [(seat, picture) for seat in turn[1] if (picture := tenants[seat])]
-            rows = sum(picture.job.wish.rows for _, picture in live)
+            rows = sum(picture.rows for _, picture in live)
             took = self._spend(self.step(rows) if self.step else rows * self.row)
             self.pace.stepped(LANE, rows, took, self.now)
             self.seat_steps += len(live)
             self.steps += 1
             for seat, picture in live:
                 picture.stepped += took
-                self.rows[picture.job.caller] += picture.job.wish.rows
+                self.rows[picture.job.caller] += picture.rows
                 picture.reached += 1
                 if not picture.evaluations_left:
                     self.batcher.finish(LANE, seat)

@@ -17,7 +17,7 @@ from engines.seat import Sitting
 from model.ops import spread
 from pipeline.arrays import F32
 from pipeline.noise import standard_normal
-from tests.support.requests import Request, inpaint_of, table_of
+from tests.support.requests import Request, conditions_of, table_of
 
 SEATS, STEPS = 4, 8
 SHAPE, TOKENS, WIDTH = (3, 8, 8), 4, 6  # of the toy network
@@ -30,10 +30,12 @@ class Toy:
     text_dtype = time_dtype = sample_dtype = torch.float32
     twins = True
 
-    def __init__(self, rows: int = 2 * SEATS) -> None:
-        self.samples = np.zeros((rows, *SHAPE), np.float32)
+    def __init__(self, rows: int = 2 * SEATS, seen: int = 0) -> None:
+        """`seen`: channels behind those of x, as a UNet that inpaints has them."""
+        self.seen = seen
+        self.samples = np.zeros((rows, SHAPE[0] + seen, *SHAPE[1:]), np.float32)
         self.timesteps, self.guidance = np.zeros(rows, np.float32), np.ones(rows, np.float32)
-        self.contexts, self.outputs = np.zeros((rows, TOKENS, WIDTH), np.float32), np.zeros_like(self.samples)
+        self.contexts, self.outputs = np.zeros((rows, TOKENS, WIDTH), np.float32), np.zeros((rows, *SHAPE), np.float32)
 
     def text(self, context: Tensor) -> Tensor:
         return context.flatten()
@@ -45,7 +47,9 @@ class Toy:
         t, g = times[:, 0, None, None, None], times[:, 1, None, None, None]
         first, last = texts[:, 0, None, None, None], texts[:, -1, None, None, None]
         samples = spread(samples, len(texts) // len(samples))
-        return samples * 0.75 - 0.5 * samples.abs() * first + 0.001 * t * last + 0.03125 * g
+        samples, beside = samples[:, : SHAPE[0]], samples[:, SHAPE[0] :]
+        out = samples * 0.75 - 0.5 * samples.abs() * first + 0.001 * t * last + 0.03125 * g
+        return out + 0.125 * beside[:, :1] * beside[:, -1:] if self.seen else out
 
     def buckets(self, rows: int) -> list[int]:
         return bucket_sizes(rows)
@@ -64,9 +68,11 @@ def toy_context(words: str) -> F32:
     return np.random.default_rng(len(words) + sum(map(ord, words))).standard_normal((TOKENS, WIDTH), np.float32)
 
 
-def toy_sit(stepper: CudaStepper | HostStepper, seat: int, model: Model, request: Request) -> None:
+def toy_sit(stepper: CudaStepper | HostStepper, seat: int, model: Model, request: Request, seen: int = 0) -> None:
     run = table_of(model, request)
     noise = standard_normal(request.seed, SHAPE, draws=1 + run.draws)
     negative = toy_context(request.negative + "-") if request.guidance > 1 else None
-    inpaint = inpaint_of(request, SHAPE)
-    stepper.sit(seat, Sitting(run, noise, toy_context(request.prompt), negative, request.guidance, inpaint=inpaint))
+    conditions, context = conditions_of(request, SHAPE), toy_context(request.prompt)
+    if seen:
+        conditions["seen"] = standard_normal(request.seed ^ 2, (seen, *SHAPE[1:]))[0]
+    stepper.sit(seat, Sitting(run, noise, context, negative, request.guidance, **conditions))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from latentd.variables import meant
@@ -33,11 +36,70 @@ async def read_body(request: Request, kind: type[Body], most: int) -> Body:
         raise _refusal(error, list(kind.model_fields)) from None
 
 
+async def read_form(
+    request: Request, kind: type[Body], files: Sequence[str], most: int
+) -> tuple[Body, dict[str, bytes]]:
+    """Read a form (multipart/form-data) of at most `most` bytes: its fields as a `kind`, and those of `files` as bytes.
+
+    A file's name may end in `[]`; each is taken once. Nothing of it is written to a disk.
+    Errors: InvalidRequest, HttpError, Cancelled.
+    """
+    sent = request.headers.get("content-type", "")
+    if sent.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise HttpError(415, f"content-type is {sent[:64]!r}; it must be multipart/form-data")
+    data = await _read(request, most)
+
+    async def body() -> AsyncGenerator[bytes]:
+        yield data
+
+    parser = MultiPartParser(request.headers, body(), max_files=8, max_fields=64, max_part_size=_LARGE)
+    parser.spool_max_size = most + 1
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        reason = error.message if isinstance(error, MultiPartException) else "its boundary or a header is damaged"
+        raise InvalidRequest(f"the body is not a form: {reason}") from None
+    fields: dict[str, str] = {}
+    pictures: dict[str, bytes] = {}
+    async with form_closed(form):
+        for name, value in form.multi_items():
+            bare = name.removesuffix("[]")
+            if isinstance(value, str):
+                fields[name] = value
+            elif bare not in files:
+                raise UnknownField(f"there is no file {name[:64]!r}; there are: {', '.join(files)}", name[:64])
+            elif bare in pictures:
+                raise InvalidRequest(f"{bare} is sent more than once; one picture is taken", bare)
+            else:
+                pictures[bare] = await value.read()
+    try:
+        return kind.model_validate(fields), pictures
+    except ValidationError as error:
+        raise _refusal(error, list(kind.model_fields)) from None
+
+
+@contextlib.asynccontextmanager
+async def form_closed(form: FormData) -> AsyncGenerator[None]:
+    """Close a form's files at the end."""
+    try:
+        yield
+    finally:
+        await form.close()
+
+
 def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
     """Describe a body for OpenAPI."""
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}},
     }
+
+
+def form_schema_of(kind: type[BaseModel], files: Sequence[str], needed: Sequence[str]) -> dict[str, Any]:
+    """Describe a form for OpenAPI: the fields of `kind`, and files of which some are `needed`."""
+    schema = kind.model_json_schema()
+    schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in files}
+    schema["required"] = [*schema.get("required", []), *needed]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 async def _read(request: Request, most: int) -> bytes:
@@ -83,4 +145,4 @@ def _shown(value: object) -> str:
     return "null" if value is None else kinds.get(type(value), "something else")
 
 
-__all__ = ["read_body", "schema_of"]
+__all__ = ["form_schema_of", "read_body", "read_form", "schema_of"]

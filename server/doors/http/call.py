@@ -49,7 +49,9 @@ class Call:
             await self._service.previews()
         try:
             left = None if left is None else left - (time.monotonic() - self.started)
-            accepted = self._service.submit(request, self.id, left, self.started, self.caller)
+            submitting = self._service.submit(request, self.id, left, self.started, self.caller)
+            # A picture is read and encoded first, which nobody should wait for who has gone.
+            accepted = await (self.unless_gone(submitting) if request.init_image else submitting)
         except LatentdError as error:
             raise renamed(error, names or {}) from None
         self._job = accepted.job

@@ -105,7 +105,7 @@ def renamed(error: LatentdError, names: Mapping[str, str]) -> LatentdError:
     """Say an error in a door's words. `names`: what the door calls the fields of ImageRequest, where it differs."""
     name = names.get(error.field or "")
     if name and error.args:
-        error.args = (re.sub(rf"^{error.field}(?= (is|has)\b)", name, error.args[0]), *error.args[1:])
+        error.args = (re.sub(rf"^{error.field}(?= (is|has|ends|cannot)\b)", name, error.args[0]), *error.args[1:])
         error.field = name
     return error
 

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from pipeline.conditions.original import STRENGTH, steps_skipped
 from pipeline.errors import InvalidRequest
 from server.doors.http.answers import EventStream, json_response, sse, sse_of
-from server.doors.http.body import read_body, schema_of
+from server.doors.http.body import form_schema_of, read_body, read_form, schema_of
 from server.doors.http.call import Call, answering
-from server.doors.http.errors import OPENAI, Refusal
+from server.doors.http.errors import OPENAI, MissingField, Refusal
 from server.errors import UnknownModel
 from server.events import Image, Preview
 from server.limits import within
 from server.request import ImageRequest
 from server.service import Accepted, Service
+from server.upload import from_transparency
 
 # What OpenAI calls the fields of ImageRequest.
 NAMES = {"width": "size", "height": "size", "images": "n", "format": "output_format", "quality": "output_compression"}
+NAMES |= {"init_image": "image"}
+FILES = ("image", "mask")
 MOST_PARTIAL = 3
 
 
@@ -61,6 +66,18 @@ class Generation(BaseModel):
     long_prompt: bool | None = Field(None, description="Ours: encode past the text encoder's length.")
     prompt_weights: bool | None = Field(None, description="Ours: (words:1.3) weigh more.")
     priority: int | None = Field(None, description="Ours: higher is seated first.")
+    guidance_start: float | None = Field(None, description="Ours: guide from this fraction of the steps on, 0 to 1.")
+    guidance_end: float | None = Field(None, description="Ours: guide up to this fraction of the steps, 0 to 1.")
+
+
+class Edit(Generation):
+    """A form as OpenAI's clients send it beside the files `image` and perhaps `mask`."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)  # a form has text alone
+
+    input_fidelity: Literal["low", "high"] | None = Field(None, description="Without meaning here.")
+    strength: float | None = Field(None, description="Ours: how much of the picture is drawn anew, 0 to 1.")
+    fit: str | None = Field(None, description="Ours: crop, resize or pad, where the sides are others.")
 
 
 def openai(service: Service, most: int) -> APIRouter:
@@ -83,6 +100,15 @@ def openai(service: Service, most: int) -> APIRouter:
     async def generations(call: Call) -> Response:
         return await _Generations(service, call).answer(await read_body(call.request, Generation, most))
 
+    async def edits(call: Call) -> Response:
+        body, files = await read_form(call.request, Edit, FILES, most)
+        if (image := files.get("image")) is None:
+            raise MissingField("image is missing", "image")
+        mask = files.get("mask")
+        if mask is not None:
+            mask = await asyncio.to_thread(from_transparency, mask)
+        return await _Generations(service, call, "image_edit").answer(body, image, mask)
+
     router.get("/models", summary="The model served")(answering(service, models, counted=False))
     parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
     router.get("/models/{model:path}", summary="The model served", openapi_extra={"parameters": [parameter]})(
@@ -91,6 +117,11 @@ def openai(service: Service, most: int) -> APIRouter:
     router.post("/images/generations", summary="Draw pictures", openapi_extra=schema_of(Generation))(
         answering(service, generations)
     )
+    router.post(
+        "/images/edits",
+        summary="Draw a picture anew, or a part of it",
+        openapi_extra=form_schema_of(Edit, FILES, FILES[:1]),
+    )(answering(service, edits))
     return router
 
 
@@ -100,15 +131,17 @@ class _Generations:
 
     service: Service
     call: Call
+    kind: str = "image_generation"  # as OpenAI's events name it
 
-    async def answer(self, body: Generation) -> Response:
+    async def answer(self, body: Generation, image: bytes | None = None, mask: bytes | None = None) -> Response:
         partial = _check(body)
-        request = image_request(body)
+        request = replace(image_request(body), init_image=image, mask=mask)
         steps = body.steps or self.service.ready().model.spec.defaults.steps
+        if image is not None:
+            strength = STRENGTH if request.strength is None else within("strength", request.strength, 0.0, 1.0)
+            steps -= steps_skipped(steps, strength)
         wanted = partial_steps(steps, partial)
-        accepted = await self.call.submit(
-            ImageRequest(**{**vars(request), "preview_every": wanted.every if partial else 0}), NAMES
-        )
+        accepted = await self.call.submit(replace(request, preview_every=wanted.every if partial else 0), NAMES)
         if body.stream:
             return EventStream(self.call, self._events(accepted, wanted), _failure)
         pictures, _ = await self.call.pictures()
@@ -140,13 +173,13 @@ class _Generations:
             match event:
                 case Preview(step=step, jpeg=jpeg) if step in wanted.steps:
                     yield await _event(
-                        "image_generation.partial_image",
+                        f"{self.kind}.partial_image",
                         jpeg,
                         {**common, "output_format": "jpeg", "partial_image_index": wanted.steps.index(step)},
                     )
                 case Image(data=data, seed=seed):
                     yield await _event(
-                        "image_generation.completed",
+                        f"{self.kind}.completed",
                         data,
                         {**common, "output_format": wish.format, "usage": _usage(accepted), "seed": seed},
                     )
@@ -200,6 +233,10 @@ def image_request(body: Generation) -> ImageRequest:
         long_prompt=body.long_prompt,
         prompt_weights=body.prompt_weights,
         clip_skip=body.clip_skip,
+        guidance_start=body.guidance_start,
+        guidance_end=body.guidance_end,
+        strength=body.strength if isinstance(body, Edit) else None,
+        fit=body.fit if isinstance(body, Edit) else None,
         quality=None if lossless else body.output_compression,
     )
 

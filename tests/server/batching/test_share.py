@@ -41,8 +41,8 @@ class Table:
                 one = self.seated[seat]
                 assert one.lane == lane
                 one.picture.turn = self.turns
-                self.rows[one.party.caller] += one.picture.job.wish.rows
-                self.spent[lane] += ROW[lane] * one.picture.job.wish.rows
+                self.rows[one.party.caller] += one.picture.rows
+                self.spent[lane] += ROW[lane] * one.picture.rows
                 last.append(one.party.caller)
         return last
 

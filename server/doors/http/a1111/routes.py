@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,6 +12,9 @@ from pydantic import RootModel
 from starlette.responses import JSONResponse, Response
 
 from server.doors.http.a1111 import options
+from server.doors.http.a1111.img2img import NAMES as IMG2IMG_NAMES
+from server.doors.http.a1111.img2img import Img2Img
+from server.doors.http.a1111.img2img import image_request as img2img_request
 from server.doors.http.a1111.infotext import info
 from server.doors.http.a1111.samplers import listed, schedules
 from server.doors.http.a1111.txt2img import NAMES, Txt2Img, image_request
@@ -20,6 +23,7 @@ from server.doors.http.answers import json_response
 from server.doors.http.body import read_body, schema_of
 from server.doors.http.call import Call, answering
 from server.errors import Cancelled
+from server.request import ImageRequest
 from server.service import Service
 
 # What we have nothing of, and clients ask for at their start.
@@ -52,7 +56,14 @@ def a1111(service: Service, most: int) -> APIRouter:
 
     async def txt2img(call: Call) -> Response:
         body = await read_body(call.request, Txt2Img, most)
-        return await _draw(service, registry, call, body)
+        model = service.ready().model
+        return await _draw(service, registry, call, body, image_request(body, model, service.limits.images), NAMES)
+
+    async def img2img(call: Call) -> Response:
+        body = await read_body(call.request, Img2Img, most)
+        model = service.ready().model
+        request = await asyncio.to_thread(img2img_request, body, model, service.limits.images)
+        return await _draw(service, registry, call, body, request, IMG2IMG_NAMES)
 
     async def progress(call: Call) -> Response:
         skip = call.request.query_params.get("skip_current_image", "").lower() in ("true", "1")
@@ -94,6 +105,9 @@ def a1111(service: Service, most: int) -> APIRouter:
         return respond
 
     router.post("/txt2img", summary="Draw pictures", openapi_extra=schema_of(Txt2Img))(answering(service, txt2img))
+    router.post("/img2img", summary="Draw a picture anew", openapi_extra=schema_of(Img2Img))(
+        answering(service, img2img)
+    )
     router.get("/progress", summary="How far the caller's oldest request has come")(
         answering(service, progress, counted=False)
     )
@@ -111,10 +125,11 @@ def a1111(service: Service, most: int) -> APIRouter:
     return router
 
 
-async def _draw(service: Service, registry: Registry, call: Call, body: Txt2Img) -> Response:
+async def _draw(
+    service: Service, registry: Registry, call: Call, body: Txt2Img, request: ImageRequest, names: Mapping[str, str]
+) -> Response:
     model = service.ready().model
-    request = image_request(body, model, service.limits.images)
-    accepted = await call.submit(request, NAMES, wait=False)
+    accepted = await call.submit(request, names, wait=False)
     underway = Underway(accepted.job)
     registry.enter(call.caller, underway)
     try:
@@ -135,7 +150,11 @@ async def _draw(service: Service, registry: Registry, call: Call, body: Txt2Img)
         [picture.seed for picture in pictures],
         body.batch_size or 1,
     )
-    content = {"images": sent, "parameters": body.model_dump(exclude_none=True), "info": json.dumps(about)}
+    content = {
+        "images": sent,
+        "parameters": body.model_dump(exclude_none=True, exclude={"init_images", "mask"}),
+        "info": json.dumps(about),
+    }
     answer = await json_response(content, sum(map(len, sent)))
     call.ended(Cancelled("interrupted") if underway.interrupted else None)
     return answer

@@ -74,6 +74,7 @@ _NEUTRAL: dict[str, Callable[[Any], bool]] = {
     "seed_resize_from_h": _at_most_zero,
     "seed_resize_from_w": _at_most_zero,
     "s_noise": _one,
+    "initial_noise_multiplier": _one,
     "alwayson_scripts": _empty_scripts,
 }
 # These say something only beside a field that is refused, or about files, which we do not write.

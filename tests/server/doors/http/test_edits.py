@@ -1,0 +1,128 @@
+"""Pictures to begin with at HTTP's doors: OpenAI's edits and AUTOMATIC1111's img2img, by their own clients."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import numpy as np
+import openai
+import pytest
+import webuiapi
+from PIL import Image
+
+from engines.generate import generate
+from engines.model import Model
+from server.app import Server
+from server.upload import original_of
+from tests.support.jobs import decoded
+from tests.support.serving import http, serving
+from tests.support.uploads import colours, saved
+
+ASKED = {"seed": 5, "steps": 5, "sampler": "euler", "guidance": 2.0}
+
+
+@pytest.fixture(scope="module")
+def server(model: Model) -> Iterator[Server]:
+    with serving(model, seats=2, http_port=0) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{http(server)}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def masks() -> tuple[bytes, bytes]:
+    """The same place redrawn: transparent as OpenAI has it, and white."""
+    clear, white = colours(), Image.new("L", (40, 30))
+    alpha = Image.new("L", (40, 30), 255)
+    alpha.paste(0, (10, 5, 30, 20))
+    clear.putalpha(alpha)
+    white.paste(255, (10, 5, 30, 20))
+    return saved(clear), saved(white)
+
+
+@pytest.mark.parametrize("masked", [None, "transparent", "white"])
+def test_openai_edits(client: openai.OpenAI, model: Model, masked: str | None) -> None:
+    transparent, white = masks()
+    mask = {None: None, "transparent": transparent, "white": white}[masked]
+    picture = saved(colours())
+    answer = client.images.edit(
+        image=("a.png", picture),
+        prompt="a red apple",
+        **({} if mask is None else {"mask": ("m.png", mask)}),
+        extra_body={**ASKED, "strength": 0.7, "fit": "pad"},
+    )
+    original = original_of(picture, None if mask is None else white, (24, 24), "pad")
+    expected = generate(model, "a red apple", **ASKED, original=original, strength=0.7)
+    assert answer.data and answer.data[0].b64_json
+    np.testing.assert_array_equal(decoded(base64.b64decode(answer.data[0].b64_json)), expected)
+
+
+def test_an_edit_as_a_stream(client: openai.OpenAI) -> None:
+    stream = client.images.edit(image=saved(colours()), prompt="a", stream=True, partial_images=2, extra_body=ASKED)
+    names = [event.type for event in stream]
+    assert names[-1] == "image_edit.completed" and set(names[:-1]) <= {"image_edit.partial_image"}
+
+
+def test_what_openai_edits_refuses(client: openai.OpenAI) -> None:
+    picture = saved(colours())
+    for fields, param, words in (
+        ({"image": [picture, picture]}, "image", "image is sent more than once; one picture is taken"),
+        ({"image": b"GIF89a"}, "image", "image is none of PNG, JPEG and WebP, by its first bytes"),
+        ({"image": picture, "mask": b"x"}, "mask", "mask is none of PNG, JPEG and WebP, by its first bytes"),
+        ({"image": picture, "extra_body": {"strength": 2}}, "strength", "strength is 2; it must be 0 to 1"),
+        ({"image": picture, "extra_body": {"strenght": 1}}, "strenght", "there is no field 'strenght'"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.images.edit(prompt="a", **fields)
+        assert refused.value.param == param and words in refused.value.message
+
+
+def test_webuiapi_img2img(server: Server, model: Model) -> None:
+    api = webuiapi.WebUIApi(baseurl=f"{http(server)}/sdapi/v1")
+    _, white = masks()
+    for mask in (None, white):
+        result = api.img2img(
+            images=[colours()],
+            mask_image=None if mask is None else Image.open(io.BytesIO(mask)),
+            prompt="a red apple",
+            seed=5,
+            steps=5,
+            cfg_scale=2.0,
+            sampler_name="Euler",
+            width=24,
+            height=24,
+            denoising_strength=0.7,
+            resize_mode=1,
+        )
+        original = original_of(saved(colours()), mask, (24, 24), "crop")
+        expected = generate(model, "a red apple", **ASKED, original=original, strength=0.7)
+        np.testing.assert_array_equal(np.asarray(result.image.convert("RGB")), expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "init_images is missing"),
+        ({"init_images": ["#"]}, "init_images is not a picture in base64"),
+        ({"init_images": ["YQ=="]}, "init_images is none of PNG, JPEG and WebP, by its first bytes"),
+        ({"init_images": ["YQ==", "YQ=="]}, "init_images has 2 pictures; one is taken"),
+        ({"init_images": ["YQ=="], "resize_mode": 3}, "resize_mode is 3; it must be one of 0, 1, 2"),
+        ({"init_images": ["YQ=="], "denoising_strength": 1.5}, "denoising_strength is 1.5; it must be 0 to 1"),
+        ({"init_images": ["YQ=="], "inpainting_mask_invert": 1}, "inpainting_mask_invert is 1; this server has "),
+    ],
+)
+def test_what_img2img_refuses(server: Server, fields: dict, words: str) -> None:
+    request = urllib.request.Request(
+        f"{http(server)}/sdapi/v1/img2img", json.dumps(fields).encode(), {"content-type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert words in refused.value.read().decode()

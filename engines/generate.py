@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engines.model import Model
 from pipeline.arrays import F32, to_pixels
 from pipeline.conditions.mask import Inpaint
+from pipeline.conditions.style import Style
 from pipeline.conditions.text import context_of
 from pipeline.noise import standard_normal
 from pipeline.prompt import read_prompts
@@ -43,10 +44,11 @@ def latents_of(
     start: int = 0,
     x: F32 | None = None,
     inpaint: Inpaint | None = None,
+    style: Style | None = None,
 ) -> F32:
     """Return the denoised latents [C, h, w]. An absent option has the model's default; guidance <= 1 is unguided.
 
-    `start`, `x`, `inpaint`: those of engines.seat.Sitting.
+    `start`, `x`, `inpaint`, `style`: those of engines.seat.Sitting.
     """
     spec, backend, default = model.spec, model.backend, model.spec.defaults
     steps = default.steps if steps is None else steps
@@ -61,6 +63,7 @@ def latents_of(
     denoiser = backend.denoiser(width, height, rows=len(prompts), chunks=prompts[0].chunks)
     for row in rows:
         denoiser.contexts[row] = context_of(prompts[row], backend.encode)
+        denoiser.put_style(row, style, row)
     denoiser.guidance[:] = guidance
 
     first, *draws = standard_normal(seed, spec.latent_shape(width, height), draws=1 + run.draws)

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.arrays import F32
 from pipeline.conditions.mask import Inpaint
+from pipeline.conditions.style import Style
 from pipeline.samplers import Table
 
 
@@ -23,6 +24,7 @@ class Sitting:
     start: int = 0  # the evaluation of the table that comes first
     x: F32 | None = None  # [C, h, w] to begin from; None: the first noise, scaled
     inpaint: Inpaint | None = None  # what of another picture is to stay
+    style: Style | None = None  # of a picture; only a model with a style adapter has seats for one
 
     @property
     def guided(self) -> bool:

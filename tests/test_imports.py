@@ -59,7 +59,7 @@ ROOMS = (
     "engines.telemetry", "engines.errors", "engines.seat", "engines.backend", "engines.buffers", "engines.choice",
      "engines.machine", "engines.cache",
     "engines.process", "engines.graphs",
-    "engines.artifact", "engines.build", "engines.cpu", "engines.cuda", "engines.model", "engines.preview",
+    "engines.artifact", "engines.build", "engines.cpu", "engines.cuda", "engines.clip", "engines.model", "engines.preview",
     "engines.generate",
     "engines.tensorrt.api", "engines.tensorrt.notes", "engines.tensorrt.types", "engines.tensorrt.plugins",
     "engines.tensorrt.build", "engines.tensorrt.serve",

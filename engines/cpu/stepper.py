@@ -39,8 +39,9 @@ class HostStepper:
         terms[:] = 0  # the history of the last tenant
         terms[0] = sitting.latents
         self.denoiser.guidance[2 * seat : 2 * seat + 2] = sitting.guidance
-        for row, text in enumerate(sitting.texts, 2 * seat):
-            self.denoiser.contexts[row] = text
+        for which, text in enumerate(sitting.texts):
+            self.denoiser.contexts[2 * seat + which] = text
+            self.denoiser.put_style(2 * seat + which, sitting.style, which)
         self._sittings[seat] = sitting
         self._matrices[seat] = sitting.table.matrices.astype(np.float32)
         self._reached[seat] = sitting.start

@@ -16,6 +16,7 @@ from engines.model import Model
 from engines.seat import Sitting
 from model.ops import spread
 from pipeline.arrays import F32
+from pipeline.conditions.style import Style
 from pipeline.noise import standard_normal
 from tests.support.requests import Request, inpaint_of, table_of
 
@@ -35,7 +36,10 @@ class Toy:
         self.timesteps, self.guidance = np.zeros(rows, np.float32), np.ones(rows, np.float32)
         self.contexts, self.outputs = np.zeros((rows, TOKENS, WIDTH), np.float32), np.zeros_like(self.samples)
 
-    def text(self, context: Tensor) -> Tensor:
+    def put_style(self, row: int, style: Style | None, which: int) -> None:
+        assert style is None
+
+    def text(self, context: Tensor, style: Tensor | None = None, weight: float = 0.0) -> Tensor:
         return context.flatten()
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:

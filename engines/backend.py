@@ -21,7 +21,7 @@ _Given = TypeVar("_Given", covariant=True)
 class Denoiser(Protocol):
     """The UNet over fixed buffers, one latent size. Whoever steps writes rows in place, then runs them."""
 
-    samples: F32  # [rows, C, h, w], written by the stepper
+    samples: F32  # [rows, C, h, w], written by the stepper; of a UNet that inpaints [rows, 2C + 1, h, w]
     timesteps: F32  # [rows]
     contexts: F32  # [rows, chunks * tokens, width]
     guidance: F32  # [rows], of a UNet that takes it (LCM); of no effect on others
@@ -134,7 +134,7 @@ class Backend(Protocol):
     def moments(self, picture: F32) -> F32:
         """Encode a picture [3, H, W] in -1..1 to the VAE's posterior [2C, h, w]: mean, then log-variance, unscaled.
 
-        Any thread may call it, one at a time.
+        Any thread may call it, also beside steps and decodes. Its engine is made at the first call.
         """
         ...
 

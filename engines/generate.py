@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from engines.model import Model
 from pipeline.arrays import F32, to_pixels
+from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.mask import Inpaint
+from pipeline.conditions.original import STRENGTH, Original, beginning, encoded, steps_skipped
 from pipeline.conditions.style import Style
 from pipeline.conditions.text import context_of
-from pipeline.noise import standard_normal
 from pipeline.prompt import read_prompts
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
 from pipeline.update import advance, guide, keep
@@ -24,7 +25,9 @@ from pipeline.update import advance, guide, keep
 
 def generate(model: Model, prompt: str, negative_prompt: str = "", **options: Any) -> NDArray[np.uint8]:
     """Make a picture, uint8 [height, width, 3]; `options` are those of `latents_of`."""
-    return to_pixels(model.backend.decode(latents_of(model, prompt, negative_prompt, **options)))
+    pixels = to_pixels(model.backend.decode(latents_of(model, prompt, negative_prompt, **options)))
+    original: Original | None = options.get("original")
+    return pixels if original is None else original.over(pixels)
 
 
 def latents_of(
@@ -41,6 +44,9 @@ def latents_of(
     long_prompt: bool = False,
     prompt_weights: bool = False,
     clip_skip: int = 0,
+    interval: Interval = WHOLE,
+    original: Original | None = None,
+    strength: float = STRENGTH,
     start: int = 0,
     x: F32 | None = None,
     inpaint: Inpaint | None = None,
@@ -48,35 +54,43 @@ def latents_of(
 ) -> F32:
     """Return the denoised latents [C, h, w]. An absent option has the model's default; guidance <= 1 is unguided.
 
-    `start`, `x`, `inpaint`, `style`: those of engines.seat.Sitting.
+    `interval`: the steps that are guided. `original`: the picture to begin with, of the size of the picture, of whose
+    steps `strength` leaves the last. `start`, `x`, `inpaint`, `style`: those of engines.seat.Sitting.
     """
     spec, backend, default = model.spec, model.backend, model.spec.defaults
     steps = default.steps if steps is None else steps
     guidance = default.guidance if guidance is None else guidance
     width, height = width or default.width, height or default.height
-    run = table(spec.schedule, sampler or default.sampler, steps)
+    begin = 0 if original is None else steps_skipped(steps, strength)
+    run = table(spec.schedule, sampler or default.sampler, steps, begin)
     guided = guidance > 1 and not spec.unet.guidance_width
     texts = [prompt, negative_prompt] if guided else [prompt]
     prompts = read_prompts(model.tokenizer, texts, long=long_prompt, weighted=prompt_weights, skip=clip_skip)
-    rows = range(len(prompts))
 
     denoiser = backend.denoiser(width, height, rows=len(prompts), chunks=prompts[0].chunks)
-    for row in rows:
+    for row in range(len(prompts)):
         denoiser.contexts[row] = context_of(prompts[row], backend.encode)
         denoiser.put_style(row, style, row)
     denoiser.guidance[:] = guidance
 
-    first, *draws = standard_normal(seed, spec.latent_shape(width, height), draws=1 + run.draws)
+    source = None if original is None else encoded(original, spec, backend.moments)
+    begun = beginning(spec, run, seed, (width, height), source)
+    (first, *draws), inpaint = begun.noise, inpaint or begun.inpaint
+    x = begun.x if x is None else x
     terms = np.zeros((STATE + 2, *first.shape), np.float32)  # x, h1..h4, out, noise
     terms[0] = first * np.float32(run.initial_scale) if x is None else x
+    samples = denoiser.samples[:, : len(first)]
+    if begun.seen is not None:
+        denoiser.samples[:, len(first) :] = begun.seen
+    inside = interval.inside(run) & guided  # which evaluations take two rows
     matrices, levels = run.matrices.astype(np.float32), run.levels[1:].astype(np.float32)
-    evaluations = zip(matrices, run.timesteps, run.input_scales, run.noise, levels, strict=True)
-    for matrix, t, scale, draw, level in islice(evaluations, start, None):
-        denoiser.samples[:] = terms[0] * np.float32(scale)
+    evaluations = zip(matrices, run.timesteps, run.input_scales, run.noise, levels, inside, strict=True)
+    for matrix, t, scale, draw, level, twice in islice(evaluations, start, None):
+        samples[:] = terms[0] * np.float32(scale)
         denoiser.timesteps[:] = t
-        denoiser.run(rows)
+        denoiser.run([0, 1] if twice else [0])
         out = denoiser.outputs
-        terms[OUT_COLUMN] = guide(out[0], out[1], guidance) if guided else out[0]
+        terms[OUT_COLUMN] = guide(out[0], out[1], guidance) if twice else out[0]
         if draw >= 0:
             terms[NOISE_COLUMN] = draws[draw]
         advance(terms, matrix)

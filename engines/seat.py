@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.arrays import F32
+from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.mask import Inpaint
 from pipeline.conditions.style import Style
 from pipeline.samplers import Table
@@ -25,11 +28,21 @@ class Sitting:
     x: F32 | None = None  # [C, h, w] to begin from; None: the first noise, scaled
     inpaint: Inpaint | None = None  # what of another picture is to stay
     style: Style | None = None  # of a picture; only a model with a style adapter has seats for one
+    interval: Interval = WHOLE  # the part of the run that is guided, of a guided picture
+    seen: F32 | None = None  # [C + 1, h, w]: mask and masked latents, of a UNet that sees them beside x
 
     @property
     def guided(self) -> bool:
-        """Return whether the picture is evaluated twice a step, with and without its prompt."""
+        """Return whether steps within the interval evaluate the picture with and without its prompt."""
         return self.negative is not None and self.guidance > 1
+
+    def rows(self, evaluation: int) -> int:
+        """Return how many UNet rows an evaluation takes: two where it is guided."""
+        return 2 if self.guided and self._inside[evaluation] else 1
+
+    @cached_property
+    def _inside(self) -> NDArray[np.bool_]:
+        return self.interval.inside(self.table)
 
     @property
     def texts(self) -> list[F32]:

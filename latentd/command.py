@@ -44,6 +44,8 @@ def run(argv: Sequence[str]) -> int:
             build_request(prompt, **fields)
     except ValueError as error:
         _usage(str(error))
+    except OSError as error:
+        _usage(f"cannot read {error.filename}: {error.strerror}")
     if not _writable(options.output, [place for row in targets for place in row]):
         return 1
     return asyncio.run(_generate(client, options, fields, targets))
@@ -63,11 +65,22 @@ def _fields(options: Namespace, format: str) -> Options:
         long_prompt=options.long_prompt,
         prompt_weights=options.prompt_weights,
         clip_skip=options.clip_skip,
+        guidance_start=options.guidance_start,
+        guidance_end=options.guidance_end,
+        init_image=_bytes(options.init),
+        strength=options.strength,
+        mask=_bytes(options.mask),
+        fit=options.fit or "",
         format=format,
         preview_every=1 if options.film or (options.preview and can_draw()) else 0,
         priority=options.priority,
         model=options.model,
     )
+
+
+def _bytes(path: str | None) -> bytes | None:
+    """Read a picture's file, once for all prompts. Raises OSError."""
+    return Path(path).read_bytes() if path else None
 
 
 def _writable(output: str, targets: Sequence[Place]) -> bool:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from latentd import __version__
 from latentd.channel import DEFAULT_ADDRESS
-from latentd.picture import FORMATS
+from latentd.picture import FITS, FORMATS
 
 _EXAMPLES = """\
 examples:
@@ -75,6 +75,17 @@ def _parser() -> _Parser:
     add("--long-prompt", action=on_off, default=False, help="use all of a prompt that is longer than the encoder takes")
     add("--prompt-weights", action=on_off, default=False, help="(words:1.3) weigh more, \\( is a bracket")
     add("--clip-skip", type=int, metavar="N", default=0, help="leave out the text encoder's last N layers")
+    add("--guidance-start", type=float, metavar="F", help="guide from this fraction of the steps on, 0..1")
+    add(
+        "--guidance-end",
+        type=float,
+        metavar="F",
+        help="guide up to this fraction of the steps, 0..1; the rest costs half",
+    )
+    add("--init", metavar="PATH", help="begin with this picture (PNG, JPEG, WebP; at most 16 megapixels)")
+    add("--strength", type=float, metavar="S", help="0..1: how much of --init is drawn anew (default: 0.8)")
+    add("--mask", metavar="PATH", help="as large as --init: what is white is redrawn, all else stays to the bit")
+    add("--fit", choices=FITS, help="--init to --size: cut, stretched, or on grey (default: crop)")
     add("--format", choices=FORMATS, default="png", help="of files whose name -o leaves open (default: png)")
     add("--preview", action=on_off, default=False, help="draw the forming picture in the terminal")
     add("--film", type=film_path, metavar="PATH", help="also write the picture forming, as an animated .webp")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from latentd.v1 import images_pb2 as pb
 
 FORMATS = ("png", "jpeg", "webp")
+FITS = ("crop", "resize", "pad")  # of a picture to begin with
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 

@@ -5,13 +5,20 @@ Only what the wire cannot carry is refused here: the limits are the server's, an
 
 from __future__ import annotations
 
+import os
+from io import BytesIO
 from math import inf
 from operator import index
-from typing import TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 from latentd.picture import FORMATS
 from latentd.v1 import images_pb2 as pb
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+Upload: TypeAlias = "bytes | str | os.PathLike[str] | Image.Image"  # a file's bytes, its path, or a picture of PIL's
 UINT32 = 2**32 - 1
 _FORMATS = dict(zip(FORMATS, (pb.IMAGE_FORMAT_PNG, pb.IMAGE_FORMAT_JPEG, pb.IMAGE_FORMAT_WEBP), strict=True))
 
@@ -34,6 +41,12 @@ class Options(TypedDict, total=False):
     long_prompt: bool  # encode past the encoder's length, in chunks
     prompt_weights: bool  # (words:1.3) weigh more
     clip_skip: int  # leave out so many of the text encoder's last layers
+    guidance_start: float | None  # 0..1, as fractions of the steps made: which of them are guided; None: 0
+    guidance_end: float | None  # None: 1
+    init_image: Upload | None  # the picture to begin with: PNG, JPEG or WebP, at most 16 megapixels
+    strength: float | None  # 0..1: of the steps so much is made; None: 0.8
+    mask: Upload | None  # as large as init_image: white is redrawn, black stays to the bit
+    fit: str  # of init_image to width x height: "crop" ("" too), "resize" or "pad"
 
 
 def build_request(
@@ -54,12 +67,18 @@ def build_request(
     long_prompt: bool = False,
     prompt_weights: bool = False,
     clip_skip: int = 0,
+    guidance_start: float | None = None,
+    guidance_end: float | None = None,
+    init_image: Upload | None = None,
+    strength: float | None = None,
+    mask: Upload | None = None,
+    fit: str = "",
 ) -> pb.GenerateRequest:
     """Build a message from Options (units there). Raises ValueError for what none can hold, TypeError for another kind.
 
-    An empty prompt is one like any other: what the model draws of itself.
+    A picture's file is read here: OSError. An empty prompt is one like any other: what the model draws of itself.
     """
-    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt), ("model", model)):
+    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt), ("model", model), ("fit", fit)):
         _check_text(name, text)
     if sampler is not None:
         _check_text("sampler", sampler)
@@ -68,8 +87,13 @@ def build_request(
     preview_every = _whole("preview_every", preview_every, 0, UINT32)
     clip_skip = _whole("clip_skip", clip_skip, 0, UINT32)
     priority = _whole("priority", priority, -(2**31), 2**31 - 1)
-    if guidance is not None:
-        guidance = _number("guidance", guidance)
+    numbers = {
+        "guidance": guidance,
+        "guidance_start": guidance_start,
+        "guidance_end": guidance_end,
+        "strength": strength,
+    }
+    numbers = {name: None if value is None else _number(name, value) for name, value in numbers.items()}
     flags: dict[str, object] = {"long_prompt": long_prompt, "prompt_weights": prompt_weights}
     for name, flag in flags.items():
         if not isinstance(flag, bool):
@@ -79,7 +103,6 @@ def build_request(
     return pb.GenerateRequest(
         prompt=prompt,
         negative_prompt=negative_prompt,
-        guidance=guidance,
         sampler=sampler,
         format=_FORMATS[format],
         preview_every=preview_every,
@@ -88,7 +111,11 @@ def build_request(
         long_prompt=long_prompt,
         prompt_weights=prompt_weights,
         clip_skip=clip_skip,
+        init_image=_file("init_image", init_image),
+        mask=_file("mask", mask),
+        fit=fit,
         **counts,
+        **numbers,
     )
 
 
@@ -100,6 +127,21 @@ def check_timeout(timeout: float | None) -> float | None:
     if not 0 < seconds < inf:
         raise ValueError(f"timeout {timeout} is not a number of seconds above 0; None waits for as long as it takes")
     return seconds
+
+
+def _file(name: str, upload: Upload | None) -> bytes:
+    """Return the bytes of a picture's file; a picture of PIL's becomes a PNG. Raises OSError, TypeError."""
+    if upload is None:
+        return b""
+    if isinstance(upload, bytes | bytearray | memoryview):
+        return bytes(upload)
+    if isinstance(upload, str | os.PathLike):
+        return Path(upload).read_bytes()
+    if not hasattr(upload, "save"):
+        raise TypeError(f"{name} is of type {type(upload).__name__}; it takes bytes, a path or a picture of PIL's")
+    file = BytesIO()
+    upload.save(file, "png")
+    return file.getvalue()
 
 
 def _check_text(name: str, text: object) -> None:

@@ -53,6 +53,11 @@ class Spec:
         return self.vae.latent_channels, height // self.vae.factor, width // self.vae.factor
 
     @property
+    def inpaints(self) -> bool:
+        """Return whether the UNet sees a mask and a masked picture beside x, as the inpainting models' do."""
+        return self.unet.in_channels > self.vae.latent_channels
+
+    @property
     def size_multiple(self) -> int:
         """Return the pixels that a side is a multiple of: the UNet halves a latent once a block but the last."""
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
@@ -82,10 +87,11 @@ def read_spec(checkpoint: Path | Source, remark: Callable[[str], None] = log.war
             f"{source.path}: the UNet's cross_attention_dim is {unet.context_width}, "
             f"the text encoder's hidden_size {text.width}; they must be equal"
         )
-    if not unet.in_channels == unet.out_channels == vae.latent_channels:
+    latent = vae.latent_channels
+    if unet.in_channels not in (latent, 2 * latent + 1) or unet.out_channels != latent:
         raise CheckpointError(
             f"{source.path}: the UNet has in_channels {unet.in_channels} and out_channels {unet.out_channels}, "
-            f"the VAE latent_channels {vae.latent_channels}; they must be equal"
+            f"the VAE latent_channels {latent}; all must be equal, or in_channels {2 * latent + 1} for inpainting"
         )
     side = unet.sample_size * vae.factor
     defaults = Defaults(steps=25, guidance=7.5, sampler=sampling.sampler, width=side, height=side)

@@ -100,6 +100,7 @@ class Server:
         if device is not None:
             device.dismiss(f"the server stops, and its grace of {grace:g} s was over before the request was done")
         await (self._door.close() if grace else self._door.close(0))
+        await asyncio.to_thread(self.service.close)
         if device is not None:
             await asyncio.to_thread(device.stop)
         if self._watching is not None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from pipeline.errors import InvalidRequest
 
 Number = TypeVar("Number", int, float)
@@ -26,6 +28,11 @@ def within(field: str, value: Number, least: Number, most: Number) -> Number:
         shown = f"{value:g}" if isinstance(value, float) else value
         raise InvalidRequest(f"{field} is {shown}; it must be {least:g} to {most:g}")
     return value
+
+
+def decimal(value: float) -> float:
+    """Return the number that a client wrote, where a door may have it as a float32: 0.7, and not 0.699999988."""
+    return float(str(np.float32(value)))
 
 
 def checked_text(field: str, text: str, most: int) -> str:

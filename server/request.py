@@ -25,3 +25,9 @@ class ImageRequest:
     long_prompt: bool | None = None
     prompt_weights: bool | None = None
     clip_skip: int | None = None  # last layers of the text encoder to leave out
+    guidance_start: float | None = None  # fractions of the steps that are made
+    guidance_end: float | None = None
+    init_image: bytes | None = None  # a PNG, JPEG or WebP file
+    strength: float | None = None  # 0 to 1
+    mask: bytes | None = None  # a file of the same sides; white is redrawn
+    fit: str | None = None  # "crop", "resize" or "pad"

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.errors import LatentdError
 from server.device.loop import Device
@@ -16,6 +16,7 @@ from server.job import Job
 from server.limits import Limits
 from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics
+from server.originals import Originals
 from server.request import ImageRequest
 from server.wish import Wish
 
@@ -39,6 +40,7 @@ class Service:
         self.metrics = metrics
         self.device: Device | None = None
         self.draining = False
+        self._originals = Originals()
 
     def ready(self) -> Device:
         """Return the device that serves. Errors: NotServing while it loads or the server drains."""
@@ -48,11 +50,16 @@ class Service:
             raise NotServing("this server is draining; ask another one")
         return self.device
 
-    def submit(
+    def close(self) -> None:
+        """Read no more pictures; those that are being read are waited for."""
+        self._originals.close()
+
+    async def submit(
         self, request: ImageRequest, request_id: str, seconds_left: float | None, arrived: float | None = None
     ) -> Accepted:
         """Check, admit and queue. `arrived`: when the door heard of it, monotonic seconds; None: just now.
 
+        A picture to begin with is read and encoded first; a request without one is queued before this first waits.
         Errors: any LatentdError, each with its code.
         """
         now = time.monotonic()
@@ -60,6 +67,8 @@ class Service:
         if request.model not in (None, self.model_id):
             raise UnknownModel(f"model is {request.model[:64]!r}; this server has {self.model_id}")
         wish = Wish.of(request, device.model, device.sizes, self.limits)
+        if request.init_image is not None:
+            wish = replace(wish, start=await self._originals.of(request, wish, device.model))
         deadline = None if seconds_left is None else now + seconds_left
         job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived or now, deadline)
         return Accepted(job, device.submit(job))

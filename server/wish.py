@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from engines.model import Model
+from pipeline.conditions.interval import Interval
+from pipeline.conditions.original import STRENGTH, Encoded, steps_skipped
 from pipeline.errors import InvalidRequest
 from pipeline.prompt import Prompt, read_prompts
 from pipeline.samplers import SAMPLERS, Table, table
 from server.errors import UnknownFormat
-from server.limits import Limits, checked_text, one_of, within
+from server.limits import Limits, checked_text, decimal, one_of, within
 from server.request import ImageRequest
+from server.upload import FITS
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -60,16 +65,27 @@ class Wish:
     table: Table
     prompt: Prompt
     negative: Prompt | None  # as many chunks as the prompt; None: unguided
+    interval: Interval = Interval()  # the part of the run that is guided
+    fit: str = FITS[0]
+    start: Encoded | None = None  # the picture that it begins with, once it is read and encoded
 
     @cached_property
     def lane(self) -> LaneKey:
         width, height = self.size
         return LaneKey(width, height, self.prompt.chunks)
 
-    @property
-    def rows(self) -> int:
-        """Return a picture's UNet rows: two when guided."""
-        return 1 if self.negative is None else 2
+    def rows(self, reached: int) -> int:
+        """Return a picture's UNet rows in the evaluation after so many: two where it is guided, none after the last."""
+        return self._rows_left[reached] - self._rows_left[reached + 1]
+
+    def rows_left(self, reached: int = 0) -> int:
+        """Count the UNet rows of all evaluations that a picture has before it after so many."""
+        return self._rows_left[reached]
+
+    @cached_property
+    def _rows_left(self) -> Sequence[int]:
+        rows = self.interval.inside(self.table) * (self.negative is not None) + 1
+        return [*rows[::-1].cumsum()[::-1].tolist(), 0, 0]
 
     def picture_seed(self, index: int) -> int:
         return (self.seed + index) % 2**32
@@ -95,6 +111,8 @@ class Wish:
         if format not in FORMATS:
             raise UnknownFormat(f"format is {format[:64]!r}; it must be one of {', '.join(FORMATS)}")
         skip = within("clip_skip", request.clip_skip or 0, 0, model.spec.text.skips)
+        begin = _begin(request, model, steps)
+        fit = one_of("fit", request.fit or FITS[0], list(FITS))
         prompts = read_prompts(
             model.tokenizer,
             [prompt, negative] if guidance > 1 and not model.spec.unet.guidance_width else [prompt],
@@ -112,10 +130,43 @@ class Wish:
             format=format,
             preview_every=request.preview_every or 0,
             priority=request.priority or 0,
-            table=table(model.spec.schedule, sampler, steps),
+            table=table(model.spec.schedule, sampler, steps, begin),
             prompt=prompts[0],
             negative=prompts[1] if len(prompts) == 2 else None,
+            interval=_interval(request, model),
+            fit=fit,
         )
+
+
+def _begin(request: ImageRequest, model: Model, steps: int) -> int:
+    """Return how many steps are not made, for a picture to begin with. Errors: InvalidRequest."""
+    if request.init_image is None:
+        for field in ("mask", "strength", "fit"):
+            if getattr(request, field) is not None:
+                raise InvalidRequest(f"{field} is of a picture to begin with; init_image is missing")
+    if model.spec.inpaints and (request.init_image is None or request.mask is None):
+        raise InvalidRequest(f"{model.id} is an inpainting model; it needs init_image and mask")
+    if request.init_image is None:
+        return 0
+    strength = within("strength", decimal(_or(request.strength, STRENGTH)), 0.0, 1.0)
+    begin = steps_skipped(steps, strength)
+    if begin == steps:
+        least = math.ceil(1000 / steps) / 1000
+        raise InvalidRequest(f"strength is {strength:g}, which makes none of {steps} steps; give {least:g} or more")
+    return begin
+
+
+def _interval(request: ImageRequest, model: Model) -> Interval:
+    """Return which part of the run is guided. Errors: InvalidRequest."""
+    start = within("guidance_start", decimal(_or(request.guidance_start, 0.0)), 0.0, 1.0)
+    end = within("guidance_end", decimal(_or(request.guidance_end, 1.0)), 0.0, 1.0)
+    if start >= end:
+        raise InvalidRequest(f"guidance_start is {start:g}; it must be less than guidance_end, which is {end:g}")
+    if (start, end) != (0.0, 1.0) and model.spec.unet.guidance_width:
+        raise InvalidRequest(
+            f"guidance_start and guidance_end: {model.id} was distilled and has no unguided evaluations"
+        )
+    return Interval(start, end)
 
 
 def _or(value: Value | None, default: Value) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ class OnnxRuntimeBackend(HostBackend):
         self._encoder = self._session("text_encoder")
         self._unet = self._session("unet")
         self._decoder = self._session("vae_decoder")
+        self._vae_encoder: onnxruntime.InferenceSession | None = None
+        self._making = threading.Lock()  # of the session above
 
     def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
         context, *skipped = _run(self._encoder, ids=ids[None])
@@ -50,8 +53,11 @@ class OnnxRuntimeBackend(HostBackend):
         return OnnxRuntimeDenoiser(self._unet, self.spec, width, height, rows, chunks)
 
     def moments(self, picture: F32) -> F32:
-        """See Backend.moments. The session is made for each call, because few requests want a preview."""
-        return _run(self._session("vae_encoder"), picture=picture[None])[0]
+        """See Backend.moments."""
+        with self._making:
+            if self._vae_encoder is None:
+                self._vae_encoder = self._session("vae_encoder")
+        return _run(self._vae_encoder, picture=picture[None])[0]
 
     def _session(self, network: str) -> onnxruntime.InferenceSession:
         return _session(self._checkpoint, network, self._threads)

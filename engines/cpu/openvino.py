@@ -61,10 +61,10 @@ class OpenVinoBackend(HostBackend):
             raise BackendError("precision bf16: this CPU has no bf16 instructions; use f32 or auto")
         self.precision = ("bf16" if bf16 else "f32") if precision == "auto" else precision
         self._threads = threads or available_cores()
-        any_size = {"rows": 1, "h": -1, "w": -1, "tokens": -1}
+        any_size = {"rows": 1, "h": -1, "w": -1, "height": -1, "width": -1, "tokens": -1}
         self._any_size = {
             network: ports.shapes(network, self.spec, any_size)
-            for network in ("unet", "vae_decoder")
+            for network in ("unet", "vae_decoder", "vae_encoder")
             if checkpoint.weights.bytes(graphs.part_of(network)) > _SMALL
         }
         self._engines: dict[tuple[str, tuple[Shape, ...]], ov.CompiledModel] = {}
@@ -76,7 +76,8 @@ class OpenVinoBackend(HostBackend):
             "text_encoder", ports.shapes("text_encoder", self.spec, {"rows": 1})
         ).create_infer_request()
         for network, shapes in self._any_size.items():
-            self._engine(network, shapes)
+            if network != "vae_encoder":  # compiled for the first picture that somebody begins with
+                self._engine(network, shapes)
 
     def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
         _infer(self._encoder, ids[None])
@@ -94,9 +95,12 @@ class OpenVinoBackend(HostBackend):
         return decoder.get_output_tensor(0).data[0].copy()
 
     def moments(self, picture: F32) -> F32:
-        """See Backend.moments. The engine is made for each call: few come, and it would hold a copy of its weights."""
-        engine = self._compile("vae_encoder", {"picture": (1, *picture.shape)})
-        return np.asarray(engine.create_infer_request().infer([picture[None]])[0])[0]
+        """See Backend.moments. Its engine stays: a start compiles it no sooner, and pictures come in few sizes."""
+        shapes = {"picture": (1, *picture.shape)}
+        with self._first_run("vae_encoder", shapes):
+            request = self._engine("vae_encoder", shapes).create_infer_request()
+            _infer(request, picture[None])
+        return request.get_output_tensor(0).data[0].copy()
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> OpenVinoDenoiser:
         shapes = ports.shapes("unet", self.spec, ports.sides(self.spec, width, height, 1, chunks))
@@ -148,7 +152,8 @@ class OpenVinoBackend(HostBackend):
                     # It packs its weights when it first runs, at whatever size. Not at the smallest one, where the
                     # deepest level has a single position: packed for that, larger pictures came out wrong altogether
                     # (openvino 2026.4.1). At twice its sides all are right, the smallest too.
-                    side = 2 * self.spec.size_multiple // self.spec.vae.factor
+                    side = 2 * self.spec.size_multiple
+                    side = side if network == "vae_encoder" else side // self.spec.vae.factor
                     small = {name: [side if n < 0 else n for n in shape] for name, shape in shapes.items()}
                     engine.create_infer_request().infer({name: np.zeros(n, np.float32) for name, n in small.items()})
                 return engine

@@ -2,7 +2,7 @@
 
 A seat is rows of fixed buffers: S = [x, h1..h4], the table, the guidance, the context, perhaps a mask. Joining writes a
 seat, leaving forgets it; nothing is rebuilt, so any mix of steps, guidance, samplers and masks shares every evaluation.
-A guided seat owns two UNet rows, an unguided one the first of them.
+A guided seat owns two UNet rows, an unguided one the first of them; so does a guided one outside its interval.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class HostStepper:
         assert len(denoiser.samples) == 2 * seats
         self.seats = seats
         self.denoiser = denoiser
-        shape = denoiser.samples.shape[1:]
+        shape = denoiser.outputs.shape[1:]
         # [seats, S + out + noise, C, h, w]: what a table's matrix multiplies
         self._terms = np.zeros((seats, STATE + 2, *shape), np.float32)
         self._predictions = np.zeros((seats, *shape), np.float32)
@@ -42,6 +42,8 @@ class HostStepper:
         for which, text in enumerate(sitting.texts):
             self.denoiser.contexts[2 * seat + which] = text
             self.denoiser.put_style(2 * seat + which, sitting.style, which)
+        if sitting.seen is not None:
+            self.denoiser.samples[2 * seat : 2 * seat + 2, len(sitting.latents) :] = sitting.seen
         self._sittings[seat] = sitting
         self._matrices[seat] = sitting.table.matrices.astype(np.float32)
         self._reached[seat] = sitting.start
@@ -50,17 +52,18 @@ class HostStepper:
         self._sittings[seat] = None
 
     def rows(self, seat: int) -> range:
-        """Return the UNet rows that a seat's tenant takes: two when guided."""
-        return range(2 * seat, 2 * seat + (2 if self._sitting(seat).guided else 1))
+        """Return the UNet rows that the coming evaluation of a seat's tenant takes: two where it is guided."""
+        return range(2 * seat, 2 * seat + self._sitting(seat).rows(self._reached[seat]))
 
     def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
         """See Stepper.step."""
         denoiser, rows = self.denoiser, []
+        x = denoiser.samples[:, : denoiser.outputs.shape[1]]  # beside it may lie what a seat was given
         for seat in seats:
             table, reached = self._sitting(seat).table, self._reached[seat]
             assert reached < table.evaluations, f"seat {seat} is finished"
             for row in self.rows(seat):
-                np.multiply(self._terms[seat, 0], np.float32(table.input_scales[reached]), out=denoiser.samples[row])
+                np.multiply(self._terms[seat, 0], np.float32(table.input_scales[reached]), out=x[row])
                 denoiser.timesteps[row] = table.timesteps[reached]
                 rows.append(row)
         denoiser.run(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,13 +53,14 @@ class Moments:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
+        self._encoder: VaeMoments | None = None
+        self._loading = threading.Lock()
 
     def __call__(self, picture: F32) -> F32:
+        with self._loading:
+            if self._encoder is None:
+                self._encoder = weights.load_vae_moments(self._checkpoint.spec, self._checkpoint.weights)
         return _run(self._encoder, picture[None])[0]
-
-    @functools.cached_property
-    def _encoder(self) -> VaeMoments:
-        return weights.load_vae_moments(self._checkpoint.spec, self._checkpoint.weights)
 
 
 class TorchTower:

@@ -68,7 +68,7 @@ class CudaBackend(CudaDevice):
         what = f"the weights in {self.precision}"
         networks = with_memory(lambda: _Modules(checkpoint, dtype, ops, place), what, _FREE)
         log.info("weights are on the device after %.1f s", time.monotonic() - begin)
-        self.moments = Moments(checkpoint)  # on the host: a preview's map is fitted once
+        self.moments = Moments(checkpoint)  # on the host, beside the steps
         super().__init__(checkpoint.spec, networks, chosen, place, pixels)
 
 

@@ -24,6 +24,7 @@ class Network(Protocol):
     time_width: int  # numbers kept of a timestep
     time_dtype: torch.dtype
     sample_dtype: torch.dtype
+    seen: int  # channels of the samples behind those of x: the same at every step, as a UNet that inpaints has them
     # Whether `denoise` takes twins: samples of n rows for times and texts of 2n, rows 2k and 2k + 1 of which share row
     # k of the samples. False also where no picture has two rows.
     twins: bool
@@ -40,9 +41,9 @@ class Network(Protocol):
         ...
 
     def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
-        """Evaluate samples [R, C, h, w], channels_last, times [R, time_width], texts [R, text_width]: [R, C, h, w].
+        """Evaluate samples [R, C + seen, h, w], channels_last, times [R, time_width], texts [R, text_width].
 
-        For twins samples are [R / 2, C, h, w]. It is captured: it may allocate memory, and may depend on no value.
+        Returns [R, C, h, w]. For twins samples are [R / 2, C + seen, h, w]. It is captured: it may allocate memory, and may depend on no value.
         """
         ...
 
@@ -62,6 +63,7 @@ class TorchNetwork:
         self._unet = unet
         parameter = unet.conv_in.weight
         self.sample_dtype = self.text_dtype = self.time_dtype = parameter.dtype
+        self.seen = unet.spec.in_channels - unet.spec.out_channels
         device = parameter.device
         self._no_style = torch.zeros(unet.spec.style_tokens, unet.spec.context_width, device=device)
         kept = self._kept(torch.zeros(tokens, unet.spec.context_width, device=device))

@@ -31,7 +31,8 @@ class Seats:
     scales: Tensor  # float32 [S, E + 1]: what the UNet sees of x; one more, for who has finished
     times: Tensor  # [S, E + 1, time width]: what the network keeps of each timestep
     texts: Tensor  # [S, 2, text width]: what the network keeps of each prompt, positive and negative
-    # Of inpainting, for every seat: made when first wanted, the step would have to be captured again. 0.15 MB a seat of
+    seen: Tensor  # float32 [S, C', h, w]: what the UNet sees beside x; C' is 0 of one that does not inpaint
+    # Of a mask, for every seat: made when first wanted, the step would have to be captured again. 0.15 MB a seat of
     # SD 1.5 at 512x512, of 30.2; of a seat that is not masked a step reads `masked` and nothing else.
     mask: Tensor  # float32 [S, h, w]: 1: made anew
     original: Tensor  # float32 [S, C, h, w]
@@ -51,11 +52,12 @@ def empty_seats(
     time: tuple[int, torch.dtype],
     text: tuple[int, torch.dtype],
     device: torch.device,
+    seen: int = 0,
 ) -> Seats:
     """Allocate seats for latents of `shape` [C, h, w] and tables of up to `steps` steps.
 
-    `time` and `text` are the width and the type of what the network keeps. All buffers are zeros: an empty seat is
-    stepped over, and a row that belongs to nobody computes finite numbers.
+    `time` and `text` are the width and the type of what the network keeps, `seen` the channels that it sees beside x.
+    All buffers are zeros: an empty seat is stepped over, and a row that belongs to nobody computes finite numbers.
     """
     evaluations, draws = 2 * steps, max(steps - 1, 1)  # Heun takes 2n - 1, no noisy sampler more than n
 
@@ -77,6 +79,7 @@ def empty_seats(
         scales=zeros(seats, evaluations + 1),
         times=zeros(seats, evaluations + 1, time[0], dtype=time[1]),
         texts=zeros(seats, 2, text[0], dtype=text[1]),
+        seen=zeros(seats, seen, *shape[1:]),
         mask=zeros(seats, *shape[1:]),
         original=zeros(seats, *shape),
         first_noise=zeros(seats, *shape),

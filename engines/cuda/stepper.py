@@ -61,8 +61,16 @@ def evaluate(network: Network, kernels: Kernels, bucket: _Bucket) -> None:
     place = bucket.place + seats.step.index_select(0, bucket.seat)  # [R]
     x = seats.state[:, 0].index_select(0, bucket.seat[each])  # [R, C, h, w], of twins half of them
     scale = seats.scales.flatten().index_select(0, place[each])[:, None, None, None]
-    like = {"dtype": network.sample_dtype, "memory_format": torch.channels_last}
-    samples = torch.mul(x, scale, out=torch.empty_like(x, **like))
+    rows, channels, *sides = x.shape
+    samples = torch.empty(
+        (rows, channels + network.seen, *sides),
+        dtype=network.sample_dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    torch.mul(x, scale, out=samples[:, :channels])
+    if network.seen:
+        samples[:, channels:] = seats.seen.index_select(0, bucket.seat[each])
     times = seats.times.flatten(0, 1).index_select(0, place)  # [R, time width]
     outputs = network.denoise(samples, times, bucket.texts)  # [R, C, h, w]
     kernels.guided_step(seats, outputs)
@@ -94,15 +102,17 @@ class CudaStepper:
         self._stream, self._side = stream, side
         self._marks: deque[Mark] = deque()
         self._tables: list[Table | None] = [None] * seats
-        self._rows = [1] * seats
+        self._rows = [[1]] * seats  # of each evaluation of the tenant's table
+        self._laid = [0] * seats  # `exact`: of a seat, the rows that its buffers are laid out for; 0: none yet
         self._reached = [0] * seats
-        self._arranged: tuple[int, ...] = ()  # whose rows are packed,
+        self._arranged: tuple[tuple[int, int], ...] = ()  # the seats that are packed, and how many rows of each,
         self._live = _Key(0, 0, twins=False)  # and the bucket that holds them
         time, text = (network.time_width, network.time_dtype), (network.text_width, network.text_dtype)
         together = 1 if exact else seats
         with stream.here():
             self._groups = [
-                empty_seats(shape, together, steps, time, text, stream.device) for _ in range(seats // together)
+                empty_seats(shape, together, steps, time, text, stream.device, network.seen)
+                for _ in range(seats // together)
             ]
             buckets = self._one_a_seat() if exact else self._packed()
             self._replays = self._captured(buckets)
@@ -124,8 +134,10 @@ class CudaStepper:
             group.times[index, :run] = self._network.time(timesteps, torch.full_like(timesteps, sitting.guidance))
             for sign, text in enumerate(sitting.texts):
                 new, style = self._stream.new, sitting.style
-                seen = () if style is None else (new(style.row(sign)), style.weight)
-                group.texts[index, sign] = self._network.text(new(text), *seen)
+                tokens = () if style is None else (new(style.row(sign)), style.weight)
+                group.texts[index, sign] = self._network.text(new(text), *tokens)
+            if sitting.seen is not None:
+                upload(group.seen[index], sitting.seen)
             group.masked[index].fill_(inpaint is not None)
             if inpaint is not None:
                 upload(group.mask[index], inpaint.mask)
@@ -135,17 +147,16 @@ class CudaStepper:
             group.guidance[index].fill_(sitting.guidance)
             group.step[index].fill_(sitting.start)
             group.last[index].fill_(run)
-            if self._exact:
-                upload(group.row[index], np.array([0, 1 if sitting.guided else -1], np.int32))
-        self._tables[seat], self._rows[seat], self._reached[seat] = table, len(sitting.texts), sitting.start
-        self._arranged = ()  # the rows' texts have changed
+        self._tables[seat], self._reached[seat] = table, sitting.start
+        self._rows[seat] = [sitting.rows(evaluation) for evaluation in range(run)]
+        self._laid[seat], self._arranged = 0, ()  # the rows' texts have changed
 
     def leave(self, seat: int) -> None:
         self._tables[seat] = None
 
     def rows(self, seat: int) -> int:
-        """Return how many UNet rows the seat's tenant takes: two when guided."""
-        return self._rows[seat]
+        """Return how many UNet rows the coming evaluation of the seat's tenant takes: two where it is guided."""
+        return self._rows[seat][self._reached[seat]]
 
     def step(self, seats: Sequence[int], predict: Collection[int] = ()) -> None:
         """See Stepper.step. x0 is kept at every step, whatever `predict` has: the update has it in registers."""
@@ -190,12 +201,17 @@ class CudaStepper:
             return OnDevice(tensor.clone(), self._stream.mark(), self._side)
 
     def _due(self, seats: tuple[int, ...]) -> list[Callable[[], None]]:
-        """Return the replays that step these seats; where rows are packed, first write their places if they changed."""
+        """Return the replays that step these seats; first write where their rows are, if that has changed."""
+        places = tuple((seat, self.rows(seat)) for seat in seats)
         if self._exact:
-            return [self._replays[self._key(seat, self.rows(seat))] for seat in seats]
-        if seats != self._arranged:
+            for seat, rows in places:
+                if rows != self._laid[seat]:
+                    self._stream.upload(self._groups[seat].row[0], np.array([0, 1 if rows == 2 else -1], np.int32))
+                    self._laid[seat] = rows
+            return [self._replays[self._key(seat, rows)] for seat, rows in places]
+        if places != self._arranged:
             self._live = self._arrange(seats)
-            self._arranged = seats
+            self._arranged = places
         return [self._replays[self._live]]
 
     def _arrange(self, seats: tuple[int, ...]) -> _Key:

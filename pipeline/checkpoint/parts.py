@@ -38,7 +38,7 @@ def weight_files(checkpoint: Path, part: str) -> list[Path]:
 
 
 def files_of(folder: Path, stem: str) -> list[Path]:
-    """Find the safetensors files in `folder` that are called `stem`, as `weight_files` does. Errors: CheckpointError."""
+    """Find the safetensors files in `folder` called `stem`, as `weight_files` does. Errors: CheckpointError."""
     for variant in ("", ".fp16", ".bf16"):
         whole, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
         if os.path.lexists(folder / whole):

@@ -31,8 +31,9 @@ __all__ = ["DISTILLED_STEPS", "HISTORY", "NOISE_COLUMN", "OUT_COLUMN", "SAMPLERS
 
 @dataclass(frozen=True)
 class Sampler:
-    fill: Callable[[ScheduleSpec, int], Table]  # of so many steps
+    fill: Callable[..., Table]  # of so many steps; of one with `history` also from which step on
     most_steps: int | None = None  # None: as many as the schedule has room for
+    history: bool = False  # does a step remember those before it, so that one that comes first is another?
 
 
 # `_karras` where diffusers' scheduler of that name takes use_karras_sigmas.
@@ -44,22 +45,25 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_a": Sampler(euler_a),
     "heun": Sampler(heun),
     "heun_karras": Sampler(partial(heun, karras=True)),
-    "dpmpp_2m": Sampler(partial(dpmpp, order=2)),
-    "dpmpp_2m_karras": Sampler(partial(dpmpp, order=2, karras=True)),
-    "dpmpp_2m_sde": Sampler(partial(dpmpp, order=2, stochastic=True)),
-    "dpmpp_2m_sde_karras": Sampler(partial(dpmpp, order=2, stochastic=True, karras=True)),
-    "dpmpp_3m_sde": Sampler(partial(dpmpp, order=3, stochastic=True)),
-    "dpmpp_3m_sde_karras": Sampler(partial(dpmpp, order=3, stochastic=True, karras=True)),
-    "unipc": Sampler(unipc),
-    "unipc_karras": Sampler(partial(unipc, karras=True)),
-    "pndm": Sampler(pndm),
+    "dpmpp_2m": Sampler(partial(dpmpp, order=2), history=True),
+    "dpmpp_2m_karras": Sampler(partial(dpmpp, order=2, karras=True), history=True),
+    "dpmpp_2m_sde": Sampler(partial(dpmpp, order=2, stochastic=True), history=True),
+    "dpmpp_2m_sde_karras": Sampler(partial(dpmpp, order=2, stochastic=True, karras=True), history=True),
+    "dpmpp_3m_sde": Sampler(partial(dpmpp, order=3, stochastic=True), history=True),
+    "dpmpp_3m_sde_karras": Sampler(partial(dpmpp, order=3, stochastic=True, karras=True), history=True),
+    "unipc": Sampler(unipc, history=True),
+    "unipc_karras": Sampler(partial(unipc, karras=True), history=True),
+    "pndm": Sampler(pndm, history=True),
     "lcm": Sampler(lcm, most_steps=DISTILLED_STEPS),
 }
 
 
 @functools.lru_cache(maxsize=512)
-def table(spec: ScheduleSpec, sampler: str, steps: int) -> Table:
+def table(spec: ScheduleSpec, sampler: str, steps: int, begin: int = 0) -> Table:
     """Make the table of `sampler` (a key of SAMPLERS) for `steps` steps of a model with this schedule.
+
+    The first `begin` of them are not made: the run starts from a picture at that step's level of noise, without a
+    history, as diffusers' schedulers do after `set_begin_index`.
 
     Errors: InvalidRequest for an unknown sampler, or for more steps than the sampler or the schedule has room for.
     """
@@ -70,4 +74,8 @@ def table(spec: ScheduleSpec, sampler: str, steps: int) -> Table:
     most = SAMPLERS[sampler].most_steps
     if most is not None and steps > most:
         raise InvalidRequest(f"steps is {steps}; sampler {sampler} takes 1 to {most}")
-    return SAMPLERS[sampler].fill(spec, steps)
+    assert 0 <= begin < steps, (begin, steps)
+    fill = SAMPLERS[sampler].fill
+    if SAMPLERS[sampler].history:
+        return fill(spec, steps, begin)
+    return table(spec, sampler, steps).after(begin) if begin else fill(spec, steps)

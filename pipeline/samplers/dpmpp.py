@@ -19,21 +19,25 @@ Timesteps = NDArray[np.float64]  # [steps]
 _FEW = 15  # steps: diffusers lowers the order before the end of shorter runs (lower_order_final)
 
 
-def dpmpp(spec: ScheduleSpec, steps: int, *, order: int, stochastic: bool = False, karras: bool = False) -> Table:
+def dpmpp(
+    spec: ScheduleSpec, steps: int, begin: int = 0, *, order: int, stochastic: bool = False, karras: bool = False
+) -> Table:
     """Make the table of Lu et al. 2022, "DPM-Solver++", algorithm 2 (2M, midpoint) and section 5 (SDE-DPM-Solver++).
 
     h1 and h2 are the last x0s. The third order is that of k-diffusion's sample_dpmpp_3m_sde, but for a sign (see
-    `_third`). The first step has no history and the last ends at sigma = 0: both are of first order.
+    `_third`). The first step, which is step `begin`, has no history and the last ends at sigma = 0: both are of first
+    order.
     """
     # diffusers rounds the timesteps of Karras levels, but cuts them for this one schedule.
     whole = np.trunc if spec.beta_schedule == "squaredcos_cap_v2" else np.round
     visited, course = multistep_course(spec, steps, karras=karras, whole=whole)
     matrices = []
-    for i in range(steps):
+    for i in range(begin, steps):
         x0, _ = predictions(spec, course[i].alpha, course[i].sigma)
-        x = _stepped(course, i, _order_at(i, steps, order), x0, stochastic)
+        x = _stepped(course, i, _order_at(i, begin, steps, order), x0, stochastic)
         matrices.append(matrix(x, x0, h1=x0, h2=H1) if order == 3 else matrix(x, x0, h1=x0))
-    return filled(matrices, visited, [(level.alpha, level.sigma) for level in course[:-1]], noisy=stochastic)
+    met = [(level.alpha, level.sigma) for level in course[begin:-1]]
+    return filled(matrices, visited[begin:], met, noisy=stochastic, whole=not begin)
 
 
 def multistep_course(
@@ -50,10 +54,10 @@ def multistep_course(
     return visited, [Level.of(level) for level in levels.ended(met)]
 
 
-def _order_at(i: int, steps: int, order: int) -> int:
-    if i == 0 or i == steps - 1:
+def _order_at(i: int, begin: int, steps: int, order: int) -> int:
+    if i in (begin, steps - 1):
         return 1
-    return 2 if i == 1 or (i == steps - 2 and steps < _FEW) else order
+    return 2 if i == begin + 1 or (i == steps - 2 and steps < _FEW) else order
 
 
 def _stepped(course: list[Level], i: int, order: int, x0: Row, stochastic: bool) -> Row:

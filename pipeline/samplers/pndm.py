@@ -11,12 +11,14 @@ from pipeline.samplers.table import H1, H2, H3, H4, OUT, Row, Table, X, filled, 
 from pipeline.schedule import ScheduleSpec
 
 
-def pndm(spec: ScheduleSpec, steps: int) -> Table:
+def pndm(spec: ScheduleSpec, steps: int, begin: int = 0) -> Table:
     """Make the table of Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models", eq. 9 and 12.
 
     Eq. 12 is DDIM's step for a combination of outputs; h1, h2, h3 are the last outputs, h4 is the first x.
     The first step is taken twice, the second time with the mean of the outputs at both its ends (diffusers:
-    skip_prk_steps), so that n > 1 steps take n + 1 evaluations.
+    skip_prk_steps), so that n > 1 steps take n + 1 evaluations. A run that begins at a later step takes its own first
+    step twice and then goes on from the timesteps of the whole run, where diffusers' scheduler, which counts its calls,
+    sees x one stride noisier than it is; its pictures are what this is compared with.
     """
     if spec.prediction == "sample":
         raise InvalidRequest("sampler pndm combines predictions of noise or v; this model predicts the sample")
@@ -24,7 +26,7 @@ def pndm(spec: ScheduleSpec, steps: int) -> Table:
     if steps == 1:
         x, x0 = _transfer(spec, stops[0], steps, X, OUT)
         return filled([matrix(x, x0)], stops.astype(np.float64), [_level(spec, stops[0])])
-    visited = np.insert(stops, 1, stops[1])
+    visited = np.insert(stops, 1, stops[1])[begin:]
     stride = spec.train_steps // steps
     matrices = []
     for i, t in enumerate(visited):
@@ -37,7 +39,7 @@ def pndm(spec: ScheduleSpec, steps: int) -> Table:
         history = {"h1": H1} if i == 1 else {"h1": OUT, "h2": H1, "h3": H2}
         matrices.append(matrix(x, x0, **history, **({"h4": X} if i == 0 else {})))
     levels = [_level(spec, t) for t in visited]
-    return filled(matrices, visited.astype(np.float64), levels, steps_done=np.arange(steps + 1))
+    return filled(matrices, visited.astype(np.float64), levels, steps_done=np.arange(len(visited)), whole=not begin)
 
 
 def _combination(i: int) -> Row:

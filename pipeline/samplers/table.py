@@ -23,7 +23,7 @@ _FORGET: Row = np.zeros(STATE + 2)
 
 @dataclass(frozen=True)
 class Table:
-    """Holds a run of one sampler. The first axis counts UNet evaluations."""
+    """Holds a run of one sampler, or the rest of one. The first axis counts UNet evaluations."""
 
     matrices: NDArray[np.float64]  # [evaluations, 6, 7]
     timesteps: NDArray[np.float64]  # [evaluations]
@@ -32,6 +32,7 @@ class Table:
     noise: NDArray[np.int64]  # [evaluations]: which draw after the initial latents' each uses, from 0; -1: none
     levels: NDArray[np.float64]  # [evaluations + 1, 2]: before each, how much picture and noise x is; then 1 and 0
     initial_scale: float  # x starts as noise times this
+    whole: bool = True  # is no step left out at its beginning?
 
     @property
     def evaluations(self) -> int:
@@ -41,6 +42,28 @@ class Table:
     def draws(self) -> int:
         """Count the draws of noise beside the initial latents."""
         return int(self.noise.max()) + 1
+
+    @property
+    def steps(self) -> int:
+        return int(self.steps_done[-1])
+
+    def after(self, steps: int) -> Table:
+        """Return the rest of the run when so many of its steps are not made: its evaluations, and its own count.
+
+        For samplers whose steps remember nothing of those before.
+        """
+        first = next(i for i in range(self.evaluations) if self.steps_after(i) == steps)
+        noise = self.noise[first:]
+        return Table(
+            matrices=self.matrices[first:],
+            timesteps=self.timesteps[first:],
+            input_scales=self.input_scales[first:],
+            steps_done=self.steps_done[first:] - steps,
+            noise=np.where(noise >= 0, noise - max(noise[0], 0), -1),
+            levels=self.levels[first:],
+            initial_scale=self.initial_scale,
+            whole=False,
+        )
 
     def steps_after(self, evaluations: int) -> int:
         """Count the steps that are finished when so many evaluations are done."""
@@ -61,6 +84,7 @@ def filled(
     steps_done: NDArray[np.int64] | None = None,
     noisy: bool = False,
     initial_scale: float = 1.0,
+    whole: bool = True,
 ) -> Table:
     """Make a table; without `steps_done`, of one evaluation a step. `noisy`: a draw for each evaluation but the last.
 
@@ -79,6 +103,7 @@ def filled(
         noise=noise,
         levels=np.array([*levels, (1.0, 0.0)]),
         initial_scale=initial_scale,
+        whole=whole,
     )
 
 

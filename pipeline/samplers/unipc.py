@@ -12,25 +12,26 @@ from pipeline.samplers.table import H1, H2, H3, Row, Table, X, filled, matrix, p
 from pipeline.schedule import ScheduleSpec
 
 
-def unipc(spec: ScheduleSpec, steps: int, *, karras: bool = False) -> Table:
+def unipc(spec: ScheduleSpec, steps: int, begin: int = 0, *, karras: bool = False) -> Table:
     """Make the table of Zhao et al. 2023, "UniPC", algorithms 1 (UniC) and 2 (UniP) predicting data, B(h) = e^h - 1.
 
     B is diffusers' bh2. Predictor and corrector are of second order: diffusers' defaults.
     h1 and h2 are the last x0s, h3 the last corrected x. x0 is predicted from x as it was before its correction. The
-    first step has no history, the last ends at sigma = 0: both are of first order.
+    first step, which is step `begin`, has no history, the last ends at sigma = 0: both are of first order.
     """
     visited, course = multistep_course(spec, steps, karras=karras)
     matrices = []
-    for i in range(steps):
+    for i in range(begin, steps):
         x0, _ = predictions(spec, course[i].alpha, course[i].sigma)
-        corrected = _corrected(course, i, _order_at(i - 1, steps), x0) if i else X
-        x = _predicted(course, i, _order_at(i, steps), corrected, x0)
+        corrected = _corrected(course, i, _order_at(i - 1, begin, steps), x0) if i > begin else X
+        x = _predicted(course, i, _order_at(i, begin, steps), corrected, x0)
         matrices.append(matrix(x, x0, h1=x0, h2=H1, h3=corrected))
-    return filled(matrices, visited, [(level.alpha, level.sigma) for level in course[:-1]])
+    met = [(level.alpha, level.sigma) for level in course[begin:-1]]
+    return filled(matrices, visited[begin:], met, whole=not begin)
 
 
-def _order_at(i: int, steps: int) -> int:
-    return 1 if i == 0 or i == steps - 1 else 2
+def _order_at(i: int, begin: int, steps: int) -> int:
+    return 1 if i in (begin, steps - 1) else 2
 
 
 def _predicted(course: list[Level], i: int, order: int, x: Row, x0: Row) -> Row:

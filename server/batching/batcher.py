@@ -95,7 +95,9 @@ class Batcher:
     @property
     def rows_live(self) -> int:
         """Count the UNet rows of all who sit."""
-        return sum(tenant.job.wish.rows for lane in self.lanes.values() for tenant in lane.tenants if tenant)
+        return sum(
+            tenant.job.wish.rows(tenant.reached) for lane in self.lanes.values() for tenant in lane.tenants if tenant
+        )
 
     def ahead_of(self, priority: int) -> int:
         """Count the pictures that would be seated before a new job of this priority."""

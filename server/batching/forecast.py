@@ -47,7 +47,7 @@ def forecast(
 def alone(job: Job, pace: Pace) -> float:
     """Forecast the seconds that a job takes with nobody beside it, all its prompts remembered."""
     wish = job.wish
-    steps = wish.table.evaluations * wish.rows * wish.images * pace.row(wish.lane)
+    steps = wish.rows_left() * wish.images * pace.row(wish.lane)
     return steps + wish.images * pace.decode(wish.size) + pace.file(wish.size, wish.format)
 
 

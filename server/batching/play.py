@@ -19,7 +19,7 @@ from typing import NamedTuple
 from server.batching.batcher import Batcher
 from server.batching.pace import Pace
 from server.job import Job, Picture
-from server.wish import LaneKey, Size
+from server.wish import LaneKey, Size, Wish
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Costs(NamedTuple):
     """Holds what each of a job's pictures takes, and whether its end is wanted."""
 
     lane: LaneKey
-    rows: int
+    rows: float  # of an evaluation, on average
     decode: float  # seconds of the device
     file: float  # seconds beside it
     counts: bool
@@ -56,8 +56,9 @@ class _Lane:
     def __init__(self, seats: int, row: float, ready: float) -> None:
         self.free, self.row, self.ready = seats, row, ready
         self.at = 0  # evaluations done
-        self.rows = 0  # of those who sit
-        self.live: list[tuple[int, int, int, Job]] = []  # a heap: after which evaluation they end, order, number, job
+        self.rows = 0.0  # of those who sit
+        # A heap: after which evaluation they end, order, number, rows of an evaluation of each on average, job.
+        self.live: list[tuple[int, int, int, float, Job]] = []
         self.waiting: deque[tuple[int, int, float, Job]] = deque()  # number, evaluations, seconds of encoding, job
 
 
@@ -93,7 +94,7 @@ class Play:
         lanes = {key: _Lane(len(lane.tenants), pace.row(key), ready[key]) for key, lane in batcher.lanes.items()}
         for tenant in batcher.seated:
             self._left += self._of(tenant.job).counts
-            self._sit(lanes[self._costs[tenant.job].lane], 1, tenant.evaluations_left, tenant.job)
+            self._sit(lanes[self._costs[tenant.job].lane], 1, tenant.evaluations_left, _rows(tenant), tenant.job)
         self._lanes = list(lanes.values())
         self._idle_turn = 0.0
         self._full_turn: float | None = None  # seconds of a step of all lanes, where seats do not drain
@@ -134,7 +135,7 @@ class Play:
                     pace.decode(wish.size),
                     pace.file(wish.size, wish.format),
                 )
-            costs = self._costs[job] = _Costs(wish.lane, wish.rows, *beside, counts)
+            costs = self._costs[job] = _Costs(wish.lane, _rows_from(wish, 0), *beside, counts)
         return costs
 
     def _run(self) -> None:
@@ -168,16 +169,16 @@ class Play:
                     lane.waiting.appendleft((number - lane.free, evaluations, encode, job))
                     number = lane.free
                 self.played.seated.setdefault(job, self._now)
-                self._sit(lane, number, evaluations, job)
+                self._sit(lane, number, evaluations, self._costs[job].rows, job)
                 if encode:  # the others step before the next one sits down
                     self._now += encode
                     return 1
         return math.inf
 
-    def _sit(self, lane: _Lane, number: int, evaluations: int, job: Job) -> None:
+    def _sit(self, lane: _Lane, number: int, evaluations: int, rows: float, job: Job) -> None:
         self._order += 1
-        heapq.heappush(lane.live, (lane.at + evaluations, self._order, number, job))
-        lane.rows += number * self._costs[job].rows
+        heapq.heappush(lane.live, (lane.at + evaluations, self._order, number, rows, job))
+        lane.rows += number * rows
         lane.free -= number
 
     def _step(self, busy: list[_Lane], steps: int, turn: float) -> None:
@@ -188,8 +189,8 @@ class Play:
         for lane in busy:
             lane.at += steps
             while lane.live and lane.live[0][0] <= lane.at:
-                _, _, number, job = heapq.heappop(lane.live)
-                lane.rows -= number * self._costs[job].rows
+                _, _, number, rows, job = heapq.heappop(lane.live)
+                lane.rows -= number * rows
                 lane.free += number
                 self._finish(number, job)
         if steps > decodes and self._undecoded:  # in the last turn the decoder had nothing else to do
@@ -213,6 +214,19 @@ class Play:
             self._now += number * (turn + costs.decode)
             finished[job] = max(finished.get(job, 0.0), self._now + costs.file)
             self._left -= costs.counts * number
+
+
+def _rows(tenant: Picture) -> float:
+    return _rows_from(tenant.job.wish, tenant.reached)
+
+
+def _rows_from(wish: Wish, reached: int) -> float:
+    """Return the UNet rows of an evaluation on average over those that are left: whole numbers, but of an interval.
+
+    When a picture is guided is left out: its rows add up to what they are.
+    """
+    reached = min(reached, wish.table.evaluations - 1)  # who has had its last is about to leave
+    return wish.rows_left(reached) / (wish.table.evaluations - reached)
 
 
 def _job_of(picture: Picture) -> Job:

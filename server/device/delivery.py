@@ -79,6 +79,8 @@ class Delivery:
     def _write(self, picture: Picture, pixels: NDArray[np.uint8]) -> None:
         job, wish = picture.job, picture.job.wish
         try:
+            if wish.start is not None:
+                pixels = wish.start.original.over(pixels)
             data = pictures.encode(pixels, wish.format)
         except Exception:
             log.exception("image %d cannot be written", picture.index, extra={"request": job.id})

@@ -1,11 +1,12 @@
-"""Seating gives a picture what it takes to its seat: its sampler's table, its noise, and what the UNet attends to."""
+"""Seating gives a picture what it takes to its seat: its sampler's table, what its seed and its original give, and
+what the UNet attends to."""
 
 from __future__ import annotations
 
 from engines.backend import Stepper
 from engines.model import Model
 from engines.seat import Sitting
-from pipeline.noise import standard_normal
+from pipeline.conditions.original import beginning
 from server.device.contexts import Contexts
 from server.job import Picture
 from server.wish import Wish
@@ -27,7 +28,19 @@ class Seating:
         wish = picture.job.wish
         context, encoded = self._contexts.of(wish.prompt)
         negative, more = (None, 0) if wish.negative is None else self._contexts.of(wish.negative)
-        shape = self._spec.latent_shape(*wish.size)
-        noise = standard_normal(wish.picture_seed(picture.index), shape, draws=1 + wish.table.draws)
-        stepper.sit(seat, Sitting(wish.table, noise, context, negative, wish.guidance))
+        begun = beginning(self._spec, wish.table, wish.picture_seed(picture.index), wish.size, wish.start)
+        stepper.sit(
+            seat,
+            Sitting(
+                wish.table,
+                begun.noise,
+                context,
+                negative,
+                wish.guidance,
+                x=begun.x,
+                inpaint=begun.inpaint,
+                interval=wish.interval,
+                seen=begun.seen,
+            ),
+        )
         return encoded + more

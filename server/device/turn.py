@@ -129,7 +129,7 @@ class Turn:
         stepper, seats = self._lanes[key], lane.live
         tenants = {seat: tenant for seat in seats if (tenant := lane.tenants[seat])}
         previewed = [seat for seat, picture in tenants.items() if _wants_preview(picture)]
-        rows = sum(picture.job.wish.rows for picture in tenants.values())
+        rows = sum(picture.job.wish.rows(picture.reached) for picture in tenants.values())
         start = time.monotonic()
         stepper.step(seats, predict=previewed)
         took = time.monotonic() - start
@@ -176,7 +176,7 @@ class Turn:
         job.timings.seats.append(live)
         done = wish.table.steps_after(picture.reached)
         if done > wish.table.steps_after(picture.reached - 1):  # a step may take two evaluations
-            job.mailbox.post(Step(picture.index, done, wish.steps))
+            job.mailbox.post(Step(picture.index, done, wish.table.steps))
         if preview:
             self._delivery.preview(picture, done, stepper.pending_prediction(seat))
         if stepper.finished(seat):

@@ -153,7 +153,7 @@ class ImagesServicer:
             request = image_request(message)
             if request.preview_every:
                 await self._service.previews()
-            accepted = call.submit(request)
+            accepted = await call.submit(request)
             yield pb.GenerateEvent(queued=queued_message(self._service.model_id, accepted))
             async for event in self._service.events(accepted.job):
                 yield event_message(event, accepted.job)
@@ -169,7 +169,7 @@ class ImagesServicer:
         try:
             request = image_request(message)
             self._fits_one_message(request)
-            accepted = call.submit(request)
+            accepted = await call.submit(request)
             images, done = await collect(self._service.events(accepted.job))
             call.ended()
         except BaseException as error:
@@ -209,10 +209,10 @@ class _Call:
         self.id = _request_id(context.invocation_metadata() or ())
         context.set_trailing_metadata((("x-request-id", self.id),))
 
-    def submit(self, request: ImageRequest) -> Accepted:
+    async def submit(self, request: ImageRequest) -> Accepted:
         """Submit the call's request. Errors: those of Service.submit."""
         try:
-            accepted = self._service.submit(request, self.id, self._context.time_remaining(), self._started)
+            accepted = await self._service.submit(request, self.id, self._context.time_remaining(), self._started)
         except UnknownFormat:  # here a format is a number
             raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}") from None
         self._job = accepted.job

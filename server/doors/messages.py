@@ -20,6 +20,7 @@ FORMATS = {
 }
 _NUMBERS = {word: number for number, word in FORMATS.items() if word}
 _OPTIONAL = ("width", "height", "steps", "guidance", "sampler", "seed", "images")
+_OPTIONAL += ("strength", "guidance_start", "guidance_end")
 
 
 def image_request(message: pb.GenerateRequest) -> ImageRequest:
@@ -34,6 +35,9 @@ def image_request(message: pb.GenerateRequest) -> ImageRequest:
         long_prompt=message.long_prompt,
         prompt_weights=message.prompt_weights,
         clip_skip=message.clip_skip,
+        init_image=message.init_image or None,
+        mask=message.mask or None,
+        fit=message.fit or None,
         **{name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)},
     )
 
@@ -88,7 +92,7 @@ def timings_message(timings: Timings, job: Job) -> pb.Timings:
     return pb.Timings(
         **{f"{part}_ms": ms for part, ms in timings.parts(timings.delivered).items()},
         seats_shared=timings.seats_shared,
-        steps=job.wish.steps,
+        steps=job.wish.table.steps,
         evaluations=job.wish.table.evaluations,
     )
 

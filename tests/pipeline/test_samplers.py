@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InvalidRequest
-from pipeline.samplers import SAMPLERS
+from pipeline.samplers import SAMPLERS, table
 from pipeline.schedule import ScheduleSpec
 from tests.support.pairs import grid
 from tests.support.trajectories import OTHER, SD, SPACINGS, THEIRS, TOLERANCE, difference, ours, theirs
@@ -21,8 +21,8 @@ SCHEDULES = {"scaled_linear": SD, "linear": OTHER}
 FIXED_COURSE = {"lcm", "unipc_karras", *(name for name in SAMPLERS if name.startswith("dpm") and "karras" in name)}
 
 
-def compare(spec: ScheduleSpec, sampler: str, steps: int, tolerance: float = TOLERANCE) -> None:
-    got, wanted = ours(spec, sampler, steps), theirs(spec, sampler, steps)
+def compare(spec: ScheduleSpec, sampler: str, steps: int, tolerance: float = TOLERANCE, begin: int = 0) -> None:
+    got, wanted = ours(spec, sampler, steps, begin=begin), theirs(spec, sampler, steps, begin=begin)
     assert len(got.timesteps) == len(wanted.timesteps)
     np.testing.assert_allclose(got.timesteps, wanted.timesteps, rtol=2e-7, atol=1e-5)  # a bit of float32
     assert difference(got.x, wanted.x) < tolerance, (spec, steps)
@@ -42,6 +42,19 @@ def test_whole_trajectories(schedule: str, spacing: str | None, prediction: str,
     for to_one in (False, True) if sampler in ("ddim", "pndm") else (False,):
         changes = {"spacing": spacing, "prediction": prediction, "set_alpha_to_one": to_one}
         compare(dataclasses.replace(SCHEDULES[schedule], **changes), sampler, steps)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "prediction", "sampler", "steps", "begin"),
+    grid(SPACINGS, PREDICTIONS, list(SAMPLERS), (4, 7, 20), (1, 2, 3)),
+)
+def test_a_run_from_a_picture(spacing: str | None, prediction: str, sampler: str, steps: int, begin: int) -> None:
+    """As diffusers' img2img begins: the first steps are not made, and there is no history of them."""
+    spec = dataclasses.replace(SD, spacing=spacing, prediction=prediction)
+    compare(spec, sampler, steps, begin=begin)
+    run = table(spec, sampler, steps, begin)
+    assert run.steps == steps - begin == run.steps_after(run.evaluations)
+    assert run.draws == sum(run.noise >= 0), "the draws are counted from the first"
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"lcm"}))

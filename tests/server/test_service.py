@@ -79,4 +79,4 @@ def test_a_failure_beside_pictures_is_the_answer() -> None:
 
 def test_nothing_is_taken_before_the_model_is_there() -> None:
     with pytest.raises(NotServing, match="m is loading"):
-        service().submit(ImageRequest(), "id", None)
+        asyncio.run(service().submit(ImageRequest(), "id", None))

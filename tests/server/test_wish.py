@@ -36,7 +36,7 @@ def test_a_drawn_seed_differs_from_request_to_request(model: Model) -> None:
 
 @pytest.mark.parametrize(("guidance", "rows"), [(0.0, 1), (1.0, 1), (1.0001, 2), (30.0, 2)])
 def test_guidance_of_one_and_less_is_unguided(guidance: float, rows: int, model: Model) -> None:
-    assert wish(model, guidance=guidance).rows == rows
+    assert wish(model, guidance=guidance).rows(0) == rows
 
 
 def test_a_default_size_that_is_not_served_gives_way_to_the_first_that_is(model: Model) -> None:

@@ -140,6 +140,9 @@ VELOCITY: dict[str, Any] = {
     "vae": {"layers_per_block": 1, "shift_factor": None},
 }
 
+# A UNet that sees mask and masked latents beside x; four channels, as diffusers' pipeline wants its latents.
+INPAINTING: dict[str, Any] = {"unet": {"in_channels": 9, "out_channels": 4}, "vae": {"latent_channels": 4}}
+
 
 def make_checkpoint(
     folder: Path,

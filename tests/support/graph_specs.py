@@ -15,7 +15,7 @@ from unittest.mock import patch
 from export.committed import styled
 from pipeline.networks import ClipSpec
 from pipeline.spec import Spec, read_spec
-from tests.support.checkpoints import VELOCITY, make_checkpoint
+from tests.support.checkpoints import INPAINTING, VELOCITY, make_checkpoint
 from tests.support.clips import ENCODER, JUDGE
 from tests.support.original import make_folder
 from tests.support.topologies import TOPOLOGIES, VAE
@@ -27,6 +27,7 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "sd2": lambda folder: make_checkpoint(folder, kind="sd2"),
     "velocity": lambda folder: make_checkpoint(folder, **VELOCITY),
     "lcm": lambda folder: make_checkpoint(folder, unet={"time_cond_proj_dim": 32}),
+    "inpainting": lambda folder: make_checkpoint(folder, **INPAINTING),
     "plugins": lambda folder: make_checkpoint(folder, unet={"block_out_channels": [64, 80], "attention_head_dim": 2}),
     "topology sd1": lambda folder: make_checkpoint(folder, vae=VAE, **TOPOLOGIES["sd1"]),
     "topology sd2": lambda folder: make_checkpoint(folder, vae=VAE, **TOPOLOGIES["sd2"]),

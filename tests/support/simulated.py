@@ -99,7 +99,7 @@ class Simulated:
         lane = self.batcher.lanes[LANE]
         live = [(seat, picture) for seat in lane.live if (picture := lane.tenants[seat])]
         if live:
-            rows = sum(picture.job.wish.rows for _, picture in live)
+            rows = sum(picture.job.wish.rows(picture.reached) for _, picture in live)
             self.pace.stepped(LANE, rows, self._spend(rows * self.row))
             self.seat_steps += len(live)
             self.steps += 1

@@ -31,10 +31,12 @@ class Toy:
     text_dtype = time_dtype = sample_dtype = torch.float32
     twins = True
 
-    def __init__(self, rows: int = 2 * SEATS) -> None:
-        self.samples = np.zeros((rows, *SHAPE), np.float32)
+    def __init__(self, rows: int = 2 * SEATS, seen: int = 0) -> None:
+        """`seen`: channels behind those of x, as a UNet that inpaints has them."""
+        self.seen = seen
+        self.samples = np.zeros((rows, SHAPE[0] + seen, *SHAPE[1:]), np.float32)
         self.timesteps, self.guidance = np.zeros(rows, np.float32), np.ones(rows, np.float32)
-        self.contexts, self.outputs = np.zeros((rows, TOKENS, WIDTH), np.float32), np.zeros_like(self.samples)
+        self.contexts, self.outputs = np.zeros((rows, TOKENS, WIDTH), np.float32), np.zeros((rows, *SHAPE), np.float32)
 
     def put_style(self, row: int, style: Style | None, which: int) -> None:
         assert style is None
@@ -49,7 +51,9 @@ class Toy:
         t, g = times[:, 0, None, None, None], times[:, 1, None, None, None]
         first, last = texts[:, 0, None, None, None], texts[:, -1, None, None, None]
         samples = spread(samples, len(texts) // len(samples))
-        return samples * 0.75 - 0.5 * samples.abs() * first + 0.001 * t * last + 0.03125 * g
+        samples, beside = samples[:, : SHAPE[0]], samples[:, SHAPE[0] :]
+        out = samples * 0.75 - 0.5 * samples.abs() * first + 0.001 * t * last + 0.03125 * g
+        return out + 0.125 * beside[:, :1] * beside[:, -1:] if self.seen else out
 
     def buckets(self, rows: int) -> list[int]:
         return bucket_sizes(rows)

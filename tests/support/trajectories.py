@@ -95,10 +95,12 @@ def draws(count: int) -> Array:
     return drawn.astype(np.float32).astype(np.float64)
 
 
-def ours(spec: ScheduleSpec, sampler: str, steps: int, masked: Masked | None = None) -> Run:
-    run, drawn = table(spec, sampler, steps), draws(1 + steps)
+def ours(spec: ScheduleSpec, sampler: str, steps: int, masked: Masked | None = None, begin: int = 0) -> Run:
+    """`begin`: the first steps that are not made; the run starts from a picture then."""
+    run, drawn = table(spec, sampler, steps, begin), draws(1 + steps)
     terms = np.zeros((STATE + 2, *_SHAPE))
-    terms[0] = drawn[0] * run.initial_scale
+    (alpha, sigma), picture = run.levels[0], draws(2 + steps)[-1]
+    terms[0] = alpha * picture + sigma * drawn[0] if begin else drawn[0] * run.initial_scale
     states, predictions = [], []
     told = zip(run.matrices, run.timesteps, run.input_scales, run.noise, run.levels[1:], strict=True)
     for matrix, t, scale, draw, (alpha, sigma) in told:
@@ -135,30 +137,34 @@ def theirs(
     steps: int,
     alphas_cumprod: torch.Tensor | None = None,
     masked: Masked | None = None,
+    begin: int = 0,
 ) -> Run:
     """`alphas_cumprod` replaces the scheduler's own; `masked` is done as the inpainting pipeline does it."""
     made_by, switches = THEIRS[sampler]
     scheduler = made_by.from_config(config_of(spec), **switches)
     if alphas_cumprod is not None:
         scheduler.alphas_cumprod = alphas_cumprod
-    return run(scheduler, steps, masked)
+    return run(scheduler, steps, masked, begin)
 
 
-def run(scheduler: Any, steps: int, masked: Masked | None = None) -> Run:
+def run(scheduler: Any, steps: int, masked: Masked | None = None, begin: int = 0) -> Run:
     """A run of any of diffusers' schedulers that a table may stand for."""
     scheduler.set_timesteps(steps)
     if hasattr(scheduler, "set_begin_index"):
         # Else a run whose first two timesteps are equal (Karras, zero terminal SNR) begins at the second, and ends
         # in an IndexError.
-        scheduler.set_begin_index(0)
+        scheduler.set_begin_index(begin * scheduler.order)
+    timesteps = scheduler.timesteps[begin * scheduler.order :]
     drawn = torch.from_numpy(draws(1 + steps))
     x = drawn[0] * scheduler.init_noise_sigma
+    if begin:
+        x = scheduler.add_noise(torch.from_numpy(draws(2 + steps)[-1]), drawn[0], timesteps[:1])
     states, predictions = [], []
     with pytest.MonkeyPatch.context() as patched:
         successive = iter(drawn[1:])
         for module in _DRAWING:
             patched.setattr(module, "randn_tensor", lambda *_, dtype, **__: next(successive).to(dtype))
-        for t, following in zip(scheduler.timesteps, [*scheduler.timesteps[1:], None], strict=True):
+        for t, following in zip(timesteps, [*timesteps[1:], None], strict=True):
             seen = scheduler.scale_model_input(x, t).double().numpy()
             result = scheduler.step(torch.from_numpy(network(seen, float(t))), t, x)
             x = result.prev_sample
@@ -170,7 +176,7 @@ def run(scheduler: Any, steps: int, masked: Masked | None = None) -> Run:
             states.append(x.double().numpy())
             predictions.append(_prediction(scheduler, result))
     x0 = None if predictions[0] is None else np.stack([p.double().numpy() for p in predictions])
-    return Run(scheduler.timesteps.double().numpy(), np.stack(states), x0)
+    return Run(timesteps.double().numpy(), np.stack(states), x0)
 
 
 def _prediction(scheduler: Any, result: Any) -> torch.Tensor | None:

@@ -60,7 +60,7 @@ class TensorRtBackend(CudaDevice):
         self.precision = shared["precision"]
         self._of_plans = {part: shared[part] for part in ("version", "attention")}
         networks = _PlanNetworks(artifact.spec, self._plans, load or _loader(self.name), place)
-        self.moments = Moments(checkpoint)  # on the host: a preview's map is fitted once
+        self.moments = Moments(checkpoint)  # on the host, beside the steps
         super().__init__(artifact.spec, networks, kernels or triton_kernels(), place, pixels)
 
     def identity(self) -> dict[str, Any]:
@@ -104,7 +104,8 @@ class _PlanNetworks:
             return self._bound(self._plans.unet(size, chunks, count), self._stepping)
 
         context = chunks * spec.text.tokens * spec.text.width
-        return PlanNetwork(rows, plan_of, bool(spec.unet.guidance_width), context)
+        seen = spec.unet.in_channels - spec.unet.out_channels
+        return PlanNetwork(rows, plan_of, bool(spec.unet.guidance_width), context, seen)
 
     def decoder(self, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
         factor = self._spec.vae.factor

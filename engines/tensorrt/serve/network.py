@@ -24,8 +24,14 @@ class PlanNetwork:
 
     twins = False  # a plan has one number of rows throughout
 
-    def __init__(self, sizes: Sequence[int], plan_of: Callable[[int], Plan], guided: bool, context_size: int) -> None:
-        """Load no plan yet. `guided`: plans have an input for the guidance (LCM). `context_size`: its numbers."""
+    def __init__(
+        self, sizes: Sequence[int], plan_of: Callable[[int], Plan], guided: bool, context_size: int, seen: int = 0
+    ) -> None:
+        """Load no plan yet. `guided`: plans have an input for the guidance (LCM). `context_size`: its numbers.
+
+        `seen`: channels of the samples behind those of x.
+        """
+        self.seen = seen
         self._sizes, self._plan_of, self._guided = sorted(sizes), plan_of, guided
         self._plans: dict[int, Plan] = {}
         self.text_width, self.time_width = context_size, 2
@@ -43,7 +49,7 @@ class PlanNetwork:
         parts = self.parts(rows)
         if len(parts) == 1:
             return self._run(parts[0], samples, times, texts)
-        outputs, begin = torch.empty(samples.shape, dtype=samples.dtype, device=samples.device), 0
+        outputs, begin = torch.empty_like(samples[:, : samples.shape[1] - self.seen]), 0
         for size in parts:
             part = slice(begin, min(begin + size, rows))
             outputs[part] = self._run(size, samples[part], times[part], texts[part])

@@ -55,7 +55,7 @@ _ALONE = (
     (r"(first_stage_model\.)?(encoder|decoder)\.(down|up|mid)", "a VAE alone"),
     (r"(unet\.|vae\.|text_encoder\.)?(down_blocks|up_blocks|mid_block|conv_in|text_model)\.", "one part of a folder"),
 )
-_BY_CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an instruct-pix2pix model", 9: "an inpainting model"}
+_BY_CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an instruct-pix2pix model"}
 
 
 def recognise(path: Path, tensors: dict[str, StoredTensor]) -> tuple[Family, str]:

@@ -1,0 +1,47 @@
+"""Originals: the pictures that requests begin with, read and encoded beside the event loop and beside the steps."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from engines.model import Model
+from pipeline.conditions.original import Encoded, encoded
+from server.errors import Busy
+from server.request import ImageRequest
+from server.upload import original_of
+from server.wish import Wish
+
+_AT_ONCE = 2  # each may take 200 MB for a moment: a picture of 16 megapixels, decoded and laid on white
+_WAITING = 32  # each holds its message
+
+
+class Originals:
+    """Reads pictures in threads of its own. Used from one event loop."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="originals")
+        self._here = 0
+
+    async def of(self, request: ImageRequest, wish: Wish, model: Model) -> Encoded:
+        """Decode, fit and encode a request's picture and mask.
+
+        Errors: Busy; InvalidRequest naming the field; those of Backend.moments.
+        """
+        if self._here >= _WAITING:
+            raise Busy(f"{self._here} requests wait for their pictures to be read; at most {_WAITING} may", 1.0)
+        self._here += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, _read, request, wish, model)
+        finally:
+            self._here -= 1
+
+    def close(self) -> None:
+        """Read no more pictures; those that are being read are waited for."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _read(request: ImageRequest, wish: Wish, model: Model) -> Encoded:
+    assert request.init_image is not None
+    original = original_of(request.init_image, request.mask, wish.size, wish.fit)
+    return encoded(original, model.spec, model.backend.moments)

@@ -14,6 +14,7 @@ GROUPS = {
     "the model, and what runs it": (
         *("model", "prediction", "backend", "device", "precision", "pixels", "attention", "threads"),
     ),
+    "what it has beside": ("style_adapter", "style_encoder", "judge"),
     "where it listens": ("host", "grpc_port", "metrics_port"),
     "how much at once": ("seats", "sizes", "chunks", "queue_jobs", "queue_seconds"),
     "what a request may ask for": ("max_prompt", "max_steps", "max_guidance", "max_images", "max_message"),

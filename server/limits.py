@@ -19,6 +19,8 @@ class Limits:
     steps: int = 150
     guidance: float = 30.0
     images: int = 8
+    style_weight: float = 2.0
+    texts: int = 16  # to rank pictures by
     blocking_bytes: int = (4 << 20) - (64 << 10)  # stock gRPC clients accept 4 MiB; 64 KiB are for the rest
 
 

@@ -41,6 +41,7 @@ class Seating:
                 inpaint=begun.inpaint,
                 interval=wish.interval,
                 seen=begun.seen,
+                style=wish.style,
             ),
         )
         return encoded + more

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from model.random import init_random
+from pipeline.arrays import F32, Pixels
 from pipeline.networks import ClipSpec, TextSpec, VisionSpec
 from tests.support.checkpoints import make_checkpoint
 
@@ -87,5 +89,14 @@ def make_judge(folder: Path, seed: int = 30) -> Path:
     return folder
 
 
-def config_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
+def pixels_of(height: int, width: int) -> Pixels:
+    """Noise, the same for the same sides."""
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def sight_of(pixels: Pixels, side: int, **switches: Any) -> F32:
+    """What transformers' own processor makes of a picture."""
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    return CLIPImageProcessorPil(**{**size, **switches})(Image.fromarray(pixels), return_tensors="np")["pixel_values"][
+        0
+    ]

@@ -15,8 +15,9 @@ from engines.clip.judge import Judge
 from engines.clip.tower import tower_of
 from pipeline.checkpoint.clip import open_encoder, open_judge
 from pipeline.errors import CheckpointError
-from tests.engines.clip.test_sight import picture, theirs
 from tests.support.clips import make_encoder, make_judge
+from tests.support.clips import pixels_of as picture
+from tests.support.clips import sight_of as theirs
 
 TOLERANCE = 1e-4  # of a score; those below are of order one
 TEXTS = ["the red apple", "photo of the blue cat", "", "cat " * 30]

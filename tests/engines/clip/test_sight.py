@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from PIL import Image
-from transformers import CLIPImageProcessorPil
 
 from engines.clip.sight import seen
 from pipeline.checkpoint.clip import Sight
+from tests.support.clips import pixels_of as picture
+from tests.support.clips import sight_of as theirs
 
 # A number is a byte over 255 over a deviation of 0.26: one more or less in a byte is 0.015.
 TOLERANCE = 1e-4
-
-
-def picture(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def theirs(pixels: np.ndarray, side: int, **switches: Any) -> np.ndarray:
-    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    return CLIPImageProcessorPil(**{**size, **switches})(Image.fromarray(pixels), return_tensors="np")["pixel_values"][
-        0
-    ]
 
 
 @pytest.mark.parametrize("size", [(30, 30), (224, 224), (300, 517), (517, 300), (31, 97), (640, 11), (2, 3), (1, 64)])

@@ -27,7 +27,7 @@ class Judge:
         head = {"text_projection.weight": (width, text.width), "logit_scale": ()}
         clip.weights.check("head", head)
         self._projection, scale = (clip.weights.float32("head", name, shape) for name, shape in head.items())
-        self._scale = np.exp(scale)
+        self._scale = float(np.exp(scale))
         self._tokenizer = ClipTokenizer(TokenizerFolder(clip.path), text)
         self._clip = clip
         self._text = tower_of(clip, "text_encoder", backend, threads)
@@ -53,7 +53,7 @@ class Judge:
 
         They are CLIPModel's logits_per_image: a softmax over texts gives CLIP's probabilities.
         """
-        return self._scale * (np.stack(pictures) @ np.stack(texts).T)
+        return (np.stack(pictures) @ np.stack(texts).T) * np.float32(self._scale)
 
 
 def _unit(embedding: F32) -> F32:

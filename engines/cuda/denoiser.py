@@ -51,5 +51,6 @@ class CudaDenoiser(Buffers):
         self.outputs[rows] = fetched.floats()
 
     def _text(self, row: int) -> torch.Tensor:
-        seen = (self._stream.new(self.styles[row]), float(self.style_weights[row])) if self.styles.size else ()
-        return self._network.text(self._stream.new(self.contexts[row]), *seen)
+        new = self._stream.new
+        seen = (new(self.styles[row]), float(self.style_weights[row])) if self.styles.size else None
+        return self._network.text(new(self.contexts[row]), seen)

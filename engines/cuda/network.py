@@ -16,6 +16,9 @@ from engines.cuda.choices import CHOSEN
 from model.unet import Unet
 
 
+Style = tuple[Tensor, float]  # a picture's tokens as they are for one row, and their weight
+
+
 class Network(Protocol):
     """A UNet on one device. Its rows do not depend on each other, but for the last bits where buckets differ."""
 
@@ -29,10 +32,10 @@ class Network(Protocol):
     # k of the samples. False also where no picture has two rows.
     twins: bool
 
-    def text(self, context: Tensor, style: Tensor | None = None, weight: float = 0.0) -> Tensor:
+    def text(self, context: Tensor, style: Style | None = None) -> Tensor:
         """Return what is kept of a context: float32 [T, D] -> [text_width]; once a prompt, outside the step.
 
-        `style`: a picture's tokens, float32 [style tokens, D], which weigh `weight`; of a model with a style adapter.
+        `style`: a picture's tokens, float32 [style tokens, D], and how much they weigh; of a model with an adapter.
         """
         ...
 
@@ -74,15 +77,15 @@ class TorchNetwork:
         # A distilled network is given its guidance, and has one row; without attention to the text nothing has twins.
         self.twins = twins and not unet.spec.guidance_width and bool(self._text_widths)
 
-    def text(self, context: Tensor, style: Tensor | None = None, weight: float = 0.0) -> Tensor:
-        kept = self._kept(context, style, weight)
+    def text(self, context: Tensor, style: Style | None = None) -> Tensor:
+        kept = self._kept(context, style)
         return torch.cat([kv.flatten() for kv in kept]) if kept else context.new_zeros(0, dtype=self.text_dtype)
 
-    def _kept(self, context: Tensor, style: Tensor | None = None, weight: float = 0.0) -> list[Tensor]:
+    def _kept(self, context: Tensor, style: Style | None = None) -> list[Tensor]:
         one = context[None].to(self.text_dtype)
         if not self._unet.spec.style_tokens:
             return self._unet.context_kv(one)
-        tokens = self._no_style if style is None else style
+        tokens, weight = style or (self._no_style, 0.0)
         return self._unet.context_kv(one, tokens[None].to(self.text_dtype), torch.full_like(one[:, 0, 0], weight))
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:

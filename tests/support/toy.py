@@ -41,7 +41,7 @@ class Toy:
     def put_style(self, row: int, style: Style | None, which: int) -> None:
         assert style is None
 
-    def text(self, context: Tensor, style: Tensor | None = None, weight: float = 0.0) -> Tensor:
+    def text(self, context: Tensor, style: object = None) -> Tensor:
         return context.flatten()
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:

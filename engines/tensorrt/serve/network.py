@@ -38,7 +38,7 @@ class PlanNetwork:
         # The types at the edge of a plan (engines/tensorrt/types/typed.py): narrower ones are inside.
         self.text_dtype = self.time_dtype = self.sample_dtype = torch.float32
 
-    def text(self, context: Tensor, style: Tensor | None = None, weight: float = 0.0) -> Tensor:
+    def text(self, context: Tensor, style: Style | None = None) -> Tensor:
         return context.flatten()
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:

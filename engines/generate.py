@@ -5,7 +5,6 @@ The server makes the same picture, bit for bit, whatever else it is doing.
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def latents_of(
     interval: Interval = WHOLE,
     original: Original | None = None,
     strength: float = STRENGTH,
-    start: int = 0,
+    begin: int = 0,
     x: F32 | None = None,
     inpaint: Inpaint | None = None,
     style: Style | None = None,
@@ -55,13 +54,14 @@ def latents_of(
     """Return the denoised latents [C, h, w]. An absent option has the model's default; guidance <= 1 is unguided.
 
     `interval`: the steps that are guided. `original`: the picture to begin with, of the size of the picture, of whose
-    steps `strength` leaves the last. `start`, `x`, `inpaint`, `style`: those of engines.seat.Sitting.
+    steps `strength` leaves the last. Without one, `begin`: the steps that are not made; `x`, `inpaint`, `style`:
+    Sitting's.
     """
     spec, backend, default = model.spec, model.backend, model.spec.defaults
     steps = default.steps if steps is None else steps
     guidance = default.guidance if guidance is None else guidance
     width, height = width or default.width, height or default.height
-    begin = 0 if original is None else steps_skipped(steps, strength)
+    begin = begin if original is None else steps_skipped(steps, strength)
     run = table(spec.schedule, sampler or default.sampler, steps, begin)
     guided = guidance > 1 and not spec.unet.guidance_width
     texts = [prompt, negative_prompt] if guided else [prompt]
@@ -85,7 +85,7 @@ def latents_of(
     inside = interval.inside(run) & guided  # which evaluations take two rows
     matrices, levels = run.matrices.astype(np.float32), run.levels[1:].astype(np.float32)
     evaluations = zip(matrices, run.timesteps, run.input_scales, run.noise, levels, inside, strict=True)
-    for matrix, t, scale, draw, level, twice in islice(evaluations, start, None):
+    for matrix, t, scale, draw, level, twice in evaluations:
         samples[:] = terms[0] * np.float32(scale)
         denoiser.timesteps[:] = t
         denoiser.run([0, 1] if twice else [0])

@@ -24,7 +24,6 @@ class Sitting:
     context: F32  # [tokens, width]
     negative: F32 | None = None  # [tokens, width]; None: unguided
     guidance: float = 1.0
-    start: int = 0  # the evaluation of the table that comes first
     x: F32 | None = None  # [C, h, w] to begin from; None: the first noise, scaled
     inpaint: Inpaint | None = None  # what of another picture is to stay
     style: Style | None = None  # of a picture; only a model with a style adapter has seats for one

@@ -46,7 +46,7 @@ class HostStepper:
             self.denoiser.samples[2 * seat : 2 * seat + 2, len(sitting.latents) :] = sitting.seen
         self._sittings[seat] = sitting
         self._matrices[seat] = sitting.table.matrices.astype(np.float32)
-        self._reached[seat] = sitting.start
+        self._reached[seat] = 0
 
     def leave(self, seat: int) -> None:
         self._sittings[seat] = None

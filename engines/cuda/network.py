@@ -15,7 +15,6 @@ from torch import Tensor
 from engines.cuda.choices import CHOSEN
 from model.unet import Unet
 
-
 Style = tuple[Tensor, float]  # a picture's tokens as they are for one row, and their weight
 
 

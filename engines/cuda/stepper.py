@@ -145,9 +145,9 @@ class CudaStepper:
                 upload(group.first_noise[index], sitting.noise[0])
                 upload(group.blend[index, :run], table.levels[1:].astype(np.float32))
             group.guidance[index].fill_(sitting.guidance)
-            group.step[index].fill_(sitting.start)
+            group.step[index].zero_()
             group.last[index].fill_(run)
-        self._tables[seat], self._reached[seat] = table, sitting.start
+        self._tables[seat], self._reached[seat] = table, 0
         self._rows[seat] = [sitting.rows(evaluation) for evaluation in range(run)]
         self._laid[seat], self._arranged = 0, ()  # the rows' texts have changed
 

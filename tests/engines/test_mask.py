@@ -113,12 +113,12 @@ def stepper(request: pytest.FixtureRequest) -> Stepper:
     return HostStepper(Toy(), SEATS) if request.param == "host" else toy_bench(request.param == "exact").stepper
 
 
-def told(stepper: Stepper, model: Model, sampler: str, inpaint: Inpaint | None, *, start: int = 0) -> Told:
-    """A run of five steps in seat 1."""
-    run = table(model.spec.schedule, sampler, 5)
+def told(stepper: Stepper, model: Model, sampler: str, inpaint: Inpaint | None, *, begin: int = 0) -> Told:
+    """A run of five steps in seat 1, of which the first are not made."""
+    run = table(model.spec.schedule, sampler, 5, begin)
     noise, x = standard_normal(8, SHAPE, draws=1 + run.draws), []
-    begun = {"start": start, "x": standard_normal(9, SHAPE)[0]} if start else {}
-    stepper.sit(1, Sitting(run, noise, toy_context("a"), toy_context("b"), 3.0, inpaint=inpaint, **begun))
+    x0 = standard_normal(9, SHAPE)[0] if begin else None
+    stepper.sit(1, Sitting(run, noise, toy_context("a"), toy_context("b"), 3.0, x=x0, inpaint=inpaint))
     x0 = []
     while not stepper.finished(1):
         stepper.step([1], predict=[1])
@@ -156,11 +156,11 @@ def test_of_both_steppers(stepper: Stepper, oracle: Model, sampler: str) -> None
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "euler_a"])
 def test_a_start_in_the_middle(stepper: Stepper, oracle: Model, sampler: str) -> None:
     """The level after an evaluation is the table's, wherever the picture began."""
-    run, inpaint = table(oracle.spec.schedule, sampler, 5), made_up(SHAPE)
-    got = told(stepper, oracle, sampler, inpaint, start=2)
-    assert len(got.x) == run.evaluations - 2
+    run, inpaint = table(oracle.spec.schedule, sampler, 5, 2), made_up(SHAPE)
+    got = told(stepper, oracle, sampler, inpaint, begin=2)
+    assert len(got.x) == run.evaluations
     noise, stays = standard_normal(8, SHAPE)[0].astype(float), inpaint.mask == 0
-    for x, (alpha, sigma) in zip(got.x, run.levels[3:], strict=True):
+    for x, (alpha, sigma) in zip(got.x, run.levels[1:], strict=True):
         # Two float32 products and a sum, of numbers up to the level's.
         np.testing.assert_allclose(
             x[:, stays], (alpha * inpaint.original + sigma * noise)[:, stays], rtol=0, atol=1e-6 * (1 + sigma)
@@ -168,14 +168,14 @@ def test_a_start_in_the_middle(stepper: Stepper, oracle: Model, sampler: str) ->
 
 
 def test_generate_starts_in_the_middle_too(oracle: Model) -> None:
-    shape, run = latent_shape(oracle), table(oracle.spec.schedule, "euler_a", 5)
+    shape, run = latent_shape(oracle), table(oracle.spec.schedule, "euler_a", 5, 2)
     inpaint, x = made_up(shape), standard_normal(9, shape)[0]
     asked = {"sampler": "euler_a", "steps": 5, "seed": 4, "guidance": 4.0}
-    got = latents_of(oracle, **ASKED, **asked, start=2, x=x, inpaint=inpaint)
+    got = latents_of(oracle, **ASKED, **asked, begin=2, x=x, inpaint=inpaint)
     stepper = oracle.backend.stepper(oracle.spec.defaults.width, oracle.spec.defaults.height, SEATS)
     contexts = [oracle.backend.encode(oracle.tokenizer.encode(text).ids) for text in ASKED.values()]
     noise = standard_normal(4, shape, draws=1 + run.draws)
-    stepper.sit(2, Sitting(run, noise, contexts[0], contexts[1], 4.0, start=2, x=x, inpaint=inpaint))
+    stepper.sit(2, Sitting(run, noise, contexts[0], contexts[1], 4.0, x=x, inpaint=inpaint))
     for _ in range(3):
         stepper.step([2])
     assert stepper.finished(2) and np.array_equal(stepper.pending_latents(2).get(), got)

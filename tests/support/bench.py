@@ -58,11 +58,11 @@ def bounded_step(seats: Seats, outputs: Tensor) -> None:
     guided_step(seats, outputs)
 
 
-def toy_bench(exact: bool, seats: int = SEATS) -> Bench:
+def toy_bench(exact: bool, seats: int = SEATS, seen: int = 0) -> Bench:
     kernels = replace(plain_kernels(), guided_step=bounded_step)
 
     def make(stream: Stream) -> CudaStepper:
-        return CudaStepper(Toy(), kernels, SHAPE, seats, STEPS, stream, stream, exact=exact)
+        return CudaStepper(Toy(seen=seen), kernels, SHAPE, seats, STEPS, stream, stream, exact=exact)
 
     return Bench(make)
 

@@ -18,7 +18,7 @@ from model.ops import spread
 from pipeline.arrays import F32
 from pipeline.conditions.style import Style
 from pipeline.noise import standard_normal
-from tests.support.requests import Request, inpaint_of, table_of
+from tests.support.requests import Request, conditions_of, table_of
 
 SEATS, STEPS = 4, 8
 SHAPE, TOKENS, WIDTH = (3, 8, 8), 4, 6  # of the toy network
@@ -72,9 +72,11 @@ def toy_context(words: str) -> F32:
     return np.random.default_rng(len(words) + sum(map(ord, words))).standard_normal((TOKENS, WIDTH), np.float32)
 
 
-def toy_sit(stepper: CudaStepper | HostStepper, seat: int, model: Model, request: Request) -> None:
+def toy_sit(stepper: CudaStepper | HostStepper, seat: int, model: Model, request: Request, seen: int = 0) -> None:
     run = table_of(model, request)
     noise = standard_normal(request.seed, SHAPE, draws=1 + run.draws)
     negative = toy_context(request.negative + "-") if request.guidance > 1 else None
-    inpaint = inpaint_of(request, SHAPE)
-    stepper.sit(seat, Sitting(run, noise, toy_context(request.prompt), negative, request.guidance, inpaint=inpaint))
+    conditions, context = conditions_of(request, SHAPE), toy_context(request.prompt)
+    if seen:
+        conditions["seen"] = standard_normal(request.seed ^ 2, (seen, *SHAPE[1:]))[0]
+    stepper.sit(seat, Sitting(run, noise, context, negative, request.guidance, **conditions))

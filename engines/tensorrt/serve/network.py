@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from engines.cuda.network import Style
 from engines.tensorrt.serve.plan import Plan
 
 

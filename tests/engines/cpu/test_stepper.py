@@ -18,7 +18,7 @@ from engines.seat import Sitting
 from pipeline.arrays import F32, to_pixels
 from pipeline.conditions.mask import Inpaint
 from pipeline.samplers import SAMPLERS
-from tests.support.requests import Request, finish, inpaint_of, latent_shape, random_request, sit, table_of
+from tests.support.requests import Request, conditions_of, finish, latent_shape, random_request, sit, table_of
 
 SEATS = 4
 
@@ -49,7 +49,8 @@ def alone(model: Model, request: Request) -> tuple[F32, NDArray[np.uint8]]:
         steps=request.steps,
         guidance=request.guidance,
         sampler=request.sampler,
-        inpaint=inpaint_of(request, latent_shape(model)),
+        begin=request.begin,
+        **conditions_of(request, latent_shape(model)),
     )
     (latents,) = recorder.latents
     return latents, pixels

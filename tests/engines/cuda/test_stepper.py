@@ -40,29 +40,29 @@ from tests.support.requests import Request, finish, random_request, sit
 from tests.support.toy import SEATS, SHAPE, STEPS, Toy, toy_context, toy_sit
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
-def test_500_joins_have_the_host_steppers_bits(oracle: Model, exact: bool) -> None:
+@pytest.mark.parametrize(("exact", "seen"), [(False, 0), (True, 0), (False, 4)], ids=["fast", "exact", "inpainting"])
+def test_500_joins_have_the_host_steppers_bits(oracle: Model, exact: bool, seen: int) -> None:
     """Gather, guidance and update are the host's, to the bit, whoever else sits: the network is one without batches."""
     chance = random.Random(5)
     requests = [random_request(chance, sampler) for sampler in SAMPLERS for _ in range(5)]
-    host = HostStepper(Toy(), SEATS)
+    host = HostStepper(Toy(seen=seen), SEATS)
 
     @functools.cache
     def alone(request: Request) -> F32:
-        toy_sit(host, 1, oracle, request)
+        toy_sit(host, 1, oracle, request, seen)
         return finish(host, 1)
 
     def compare(request: Request, latents: F32) -> None:
         assert np.array_equal(latents, alone(request)), request
 
-    bench = toy_bench(exact)
+    bench = toy_bench(exact, seen=seen)
     before = {name: tensor.data_ptr() for name, tensor in bench.buffers.items()}
     told = crowd(
         bench.stepper,
         11,
         500,
         requests,
-        lambda seat, request: toy_sit(bench.stepper, seat, oracle, request),
+        lambda seat, request: toy_sit(bench.stepper, seat, oracle, request, seen),
         lambda seat: poisoned_sit(
             bench.stepper, seat, table(oracle.spec.schedule, "dpmpp_2m", 8), SHAPE, toy_context("")
         ),
@@ -182,14 +182,14 @@ def test_a_captured_evaluation_neither_reads_back_nor_makes_constants(oracle: Mo
         assert any("conv2d" in name for name in inside.operations), "it was recorded"
 
 
-def test_start_x_and_predictions(oracle: Model) -> None:
+def test_an_x_to_begin_with_and_predictions(oracle: Model) -> None:
     """A picture may begin in the middle, from an x of its own; x0 and x are copies."""
     host, stepper = HostStepper(Toy(), SEATS), toy_bench(exact=False).stepper
-    run = table(oracle.spec.schedule, "euler", 6)
+    run = table(oracle.spec.schedule, "euler", 6, 3)
     x, noise = standard_normal(9, SHAPE)[0], standard_normal(4, SHAPE)
     for each in (host, stepper):
-        each.sit(2, Sitting(run, noise, toy_context("a"), toy_context("b"), 3.0, start=3, x=x))
-    assert stepper.reached(2) == 3 and np.array_equal(stepper.latents(2), x)
+        each.sit(2, Sitting(run, noise, toy_context("a"), toy_context("b"), 3.0, x=x))
+    assert stepper.reached(2) == 0 and np.array_equal(stepper.latents(2), x)
     before = stepper.pending_latents(2)
     for each in (host, stepper):
         each.step([2], predict=[2])

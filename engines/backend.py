@@ -25,12 +25,13 @@ class Denoiser(Protocol):
     timesteps: F32  # [rows]
     contexts: F32  # [rows, chunks * tokens, width]
     guidance: F32  # [rows], of a UNet that takes it (LCM); of no effect on others
-    styles: F32  # [rows, style tokens, width], of a model with a style adapter; no tokens of another
-    style_weights: F32  # [rows]; 0 in a row without a style
     outputs: F32  # [rows, C, h, w], valid for the rows of the last run
 
     def put_style(self, row: int, style: Style | None, which: int) -> None:
-        """Write a row of `styles` and `style_weights`: `which` of a picture's rows it is, 0 or 1. None: no style."""
+        """Give a row the tokens of a style and its weight: `which` of a picture's rows it is, 0 or 1. None: no style.
+
+        Only a model with a style adapter takes one.
+        """
         ...
 
     def run(self, rows: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ class Buffers:
         self.outputs = np.zeros((rows, spec.unet.out_channels, *self.samples.shape[2:]), np.float32)
 
     def put_style(self, row: int, style: Style | None, which: int) -> None:
-        """Give a row the tokens of a style, those of its `which`-th row; None: none, and no weight."""
+        """See Denoiser.put_style."""
         self.style_weights[row] = 0 if style is None else style.weight
         self.styles[row] = 0 if style is None else style.row(which)
 

@@ -16,8 +16,8 @@ given = $(if $($(1)),--$(2) '$($(1))')
 # What may be given on make's command line: the server's settings, all of them, and what the other words take. Anything
 # else is refused, for make would ignore it without a word. tests/test_makefile.py keeps the lists whole.
 SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS HOST GRPC_PORT METRICS_PORT SEATS SIZES \
-    CHUNKS QUEUE_JOBS QUEUE_SECONDS MAX_PROMPT MAX_STEPS MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE CONFIG GRACE WATCHDOG \
-    LOG_FORMAT
+    CHUNKS STYLE_ADAPTER STYLE_ENCODER JUDGE QUEUE_JOBS QUEUE_SECONDS MAX_PROMPT MAX_STEPS MAX_GUIDANCE MAX_IMAGES \
+    MAX_MESSAGE CONFIG GRACE WATCHDOG LOG_FORMAT
 OTHERS := ARCH BASE CHECK GENAI LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T TORCH_INDEX TURNS VENV \
     WHEELS WORKERS
 on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))

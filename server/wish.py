@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from engines.model import Model
-from pipeline.conditions.interval import Interval
+from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.original import STRENGTH, Encoded, steps_skipped
 from pipeline.conditions.style import Style
 from pipeline.errors import InvalidRequest
@@ -67,7 +67,7 @@ class Wish:
     table: Table
     prompt: Prompt
     negative: Prompt | None  # as many chunks as the prompt; None: unguided
-    interval: Interval = Interval()  # the part of the run that is guided
+    interval: Interval = WHOLE  # the part of the run that is guided
     fit: str = FITS[0]
     start: Encoded | None = None  # the picture that it begins with, once it is read and encoded
     style_weight: float = STYLE_WEIGHT
@@ -172,9 +172,7 @@ def _interval(request: ImageRequest, model: Model) -> Interval:
     if start >= end:
         raise InvalidRequest(f"guidance_start is {start:g}; it must be less than guidance_end, which is {end:g}")
     if (start, end) != (0.0, 1.0) and model.spec.unet.guidance_width:
-        raise InvalidRequest(
-            f"guidance_start and guidance_end: {model.id} was distilled and has no unguided evaluations"
-        )
+        raise InvalidRequest(f"guidance_start and guidance_end: {model.id} takes its guidance in and is never unguided")
     return Interval(start, end)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -116,9 +117,16 @@ def sd1_artifact(sd1_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFa
 
 
 def _exported(checkpoint: Checkpoint, folders: pytest.TempPathFactory) -> Artifact:
+    """Export a checkpoint once for all workers, whose folders have one parent."""
+    from engines.artifact.opened import open_artifact
     from export.artifact import export
 
-    return export(checkpoint, folders.mktemp("artifacts") / checkpoint.id, say=lambda line: None)
+    base = folders.getbasetemp()
+    place = (base.parent if WORKER else base) / "artifacts" / checkpoint.id
+    place.parent.mkdir(exist_ok=True)
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return open_artifact(place) if place.exists() else export(checkpoint, place, say=lambda line: None)
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,8 @@ class Network(Protocol):
     def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
         """Evaluate samples [R, C + seen, h, w], channels_last, times [R, time_width], texts [R, text_width].
 
-        Returns [R, C, h, w]. For twins samples are [R / 2, C + seen, h, w]. It is captured: it may allocate memory, and may depend on no value.
+        Returns [R, C, h, w]. For twins samples are [R / 2, C + seen, h, w]. It is captured: it may
+        allocate memory, and may depend on no value.
         """
         ...
 

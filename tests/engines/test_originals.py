@@ -1,4 +1,4 @@
-"""Pictures that begin with a picture against diffusers: img2img, and inpainting over UNets of four and nine channels."""
+"""Pictures that begin with a picture against diffusers: img2img, inpainting over UNets of four and nine channels."""
 
 from __future__ import annotations
 

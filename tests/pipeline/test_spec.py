@@ -257,9 +257,13 @@ def test_a_long_value_is_cut(checkpoint: Path) -> None:
     ("name", "changes", "words"),
     [
         (UNET, {"cross_attention_dim": 64}, ["cross_attention_dim is 64", "hidden_size 48"]),
-        (UNET, {"in_channels": 9}, ["in_channels 9", "out_channels 3", "latent_channels 3"]),
+        (
+            UNET,
+            {"in_channels": 9},
+            ["in_channels 9", "out_channels 3", "latent_channels 3", "in_channels 7 for inpainting"],
+        ),
         (UNET, {"out_channels": 6}, ["in_channels 3", "out_channels 6"]),
-        (VAE, {"latent_channels": 4}, ["in_channels 3", "latent_channels 4"]),
+        (VAE, {"latent_channels": 4}, ["in_channels 3", "latent_channels 4", "in_channels 9 for inpainting"]),
         (TEXT, {"hidden_size": 40}, ["hidden_size 40", "num_attention_heads 3"]),
         (UNET, {"block_out_channels": [36, 64]}, ["36 channels", "8 groups"]),
         (UNET, {"attention_head_dim": 7}, ["32 channels", "7 heads"]),

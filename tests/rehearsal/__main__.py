@@ -1,4 +1,4 @@
-"""python -m tests.rehearsal WHAT ..: see card.py.
+"""python -m tests.rehearsal WHAT .. [-- WHAT ..]: see card.py. What stands between two dashes runs after the other.
 
 serve NAME PIXELS PRECISION SEATS   the backend torch at the size of SD 1.5 or 2.1, from its weights to pixels
 section NAME[,NAME] [WALK]          some of gpu-check's or gpu-first's, which may launch nothing that the walk
@@ -13,9 +13,11 @@ With REHEARSAL_COMPILES=1 every kernel that is launched is also compiled, for sm
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 import time
+import traceback
 import types
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -162,40 +164,57 @@ def once() -> None:
     warm.WALKS["decoding"] = lambda check: warm._networks(check, ())
 
 
-def main() -> int:
-    what, *arguments = sys.argv[1:]
-    once()
-    try:
-        card.insert()
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"the stand-in of a card cannot be compiled: {error}")
-        return NO_CARD
+def sections(names: str, walk: list[str]) -> int:
+    """Run sections of gpu-check or gpu-first after what is compiled ahead of them; return an exit status."""
+    ahead(walk)
+    known = {name: set(variants) for name, variants in card.launched.items()}
+    code = max(map(section, names.split(",")))
+    print(f"{sum(map(len, card.launched.values()))} variants of {len(card.launched)} kernels")
+    late = {name: variants - known.get(name, set()) for name, variants in card.launched.items()}
+    if walk and any(late.values()):
+        raise AssertionError(f"{walk} does not compile ahead: {late}")
+    return int(code)
+
+
+def one(what: str, *arguments: str) -> int:
+    """Run one rehearsal; return an exit status."""
+    card.launched.clear()
     if what == "memory":
         with card.Counted() as counted, torch.no_grad():
             memory(arguments[0], [int(seats) for seats in arguments[1:]], counted)
         return 0
     with card.Fake(), torch.no_grad():
         if what == "ahead":
-            ahead(arguments)
-            return 0
-        if what == "shares":
+            ahead(list(arguments))
+        elif what == "shares":
             shares(arguments[0])
-            return 0
-        if what == "section":
-            walk = arguments[1:]
-            ahead(walk)
-            known = {name: set(variants) for name, variants in card.launched.items()}
-            code = max(map(section, arguments[0].split(",")))
-            print(f"{sum(map(len, card.launched.values()))} variants of {len(card.launched)} kernels")
-            late = {name: variants - known.get(name, set()) for name, variants in card.launched.items()}
-            if walk and any(late.values()):
-                raise AssertionError(f"{walk} does not compile ahead: {late}")
-            return int(code)
-        name, pixels, precision, seats = arguments
-        serve(name, pixels, precision, int(seats))
-    for kernel, variants in sorted(card.launched.items()):
-        print(f"{kernel}: {len(variants)} variants")
+        elif what == "section":
+            return sections(arguments[0], list(arguments[1:]))
+        else:
+            name, pixels, precision, seats = arguments
+            serve(name, pixels, precision, int(seats))
+            for kernel, variants in sorted(card.launched.items()):
+                print(f"{kernel}: {len(variants)} variants")
     return 0
+
+
+def main() -> int:
+    once()
+    try:
+        card.insert()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"the stand-in of a card cannot be compiled: {error}")
+        return NO_CARD
+    status = 0
+    for words in " ".join(map(shlex.quote, sys.argv[1:])).split(" -- "):
+        try:
+            code = one(*shlex.split(words))
+        except Exception:  # what comes after it is rehearsed all the same
+            traceback.print_exc()
+            code = 1
+        print(f"== {code} {words}", flush=True)
+        status = status or code
+    return status
 
 
 if __name__ == "__main__":

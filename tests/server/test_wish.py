@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from engines.model import Model
@@ -74,12 +76,59 @@ def test_words_that_do_not_fit_are_told(model: Model) -> None:
         ({"width": 2**32 - 1, "height": 1}, "width x height is 4294967295x1; the sizes served are 24x24"),
         ({"sampler": ""}, "sampler is ''; it must be one of " + ", ".join(SAMPLERS)),
         ({"sampler": "DDIM"}, "sampler is 'DDIM'; it must be one of " + ", ".join(SAMPLERS)),
+        ({"mask": b"file"}, "mask is of a picture to begin with; init_image is missing"),
+        ({"strength": 0.5}, "strength is of a picture to begin with; init_image is missing"),
+        ({"fit": "pad"}, "fit is of a picture to begin with; init_image is missing"),
+        ({"init_image": b"file", "fit": "stretch"}, "fit is 'stretch'; it must be one of crop, resize, pad"),
+        ({"init_image": b"file", "strength": 1.01}, "strength is 1.01; it must be 0 to 1"),
+        ({"init_image": b"file", "strength": math.nan}, "strength is nan; it must be 0 to 1"),
+        (
+            {"init_image": b"file", "strength": 0.0, "steps": 7},
+            "strength is 0, which makes none of 7 steps; give 0.143 or more",
+        ),
+        ({"guidance_start": -0.1}, "guidance_start is -0.1; it must be 0 to 1"),
+        ({"guidance_end": 2.0}, "guidance_end is 2; it must be 0 to 1"),
+        (
+            {"guidance_start": 0.5, "guidance_end": 0.5},
+            "guidance_start is 0.5; it must be less than guidance_end, which is 0.5",
+        ),
     ],
 )
 def test_what_is_outside_its_limits_names_field_value_and_limit(fields, told: str, model: Model) -> None:
     with pytest.raises(InvalidRequest) as refused:
         wish(model, **fields)
     assert str(refused.value) == told and refused.value.code == "INVALID_ARGUMENT"
+
+
+def test_a_strength_is_what_the_client_wrote(model: Model) -> None:
+    """0.7 as a float32 is less than 0.7, of which 10 steps would be 6."""
+    for strength, steps in ((float(np.float32(0.7)), 7), (0.7, 7), (0.2, 2), (1.0, 10), (None, 8)):
+        made = wish(model, init_image=b"file", strength=strength, steps=10)
+        assert (made.steps, made.table.steps, made.table.whole) == (10, steps, steps == 10)
+
+
+def test_rows_follow_the_interval(model: Model) -> None:
+    made = wish(model, steps=10, sampler="ddim", guidance_start=float(np.float32(0.2)), guidance_end=0.4)
+    assert [made.rows(reached) for reached in range(11)] == [1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 0]
+    assert [made.rows_left(reached) for reached in (0, 3, 10)] == [12, 8, 0]
+    unguided = wish(model, steps=10, sampler="ddim", guidance=1.0, guidance_end=0.4)
+    assert unguided.rows_left() == 10
+
+
+def test_an_inpainting_model_needs_a_mask(model: Model) -> None:
+    spec = replace(model.spec, unet=replace(model.spec.unet, in_channels=7))
+    inpainting = replace(model, checkpoint=replace(model.checkpoint, spec=spec))
+    for fields in ({}, {"init_image": b"file"}):
+        with pytest.raises(InvalidRequest, match="is an inpainting model; it needs init_image and mask"):
+            wish(inpainting, **fields)
+    assert wish(inpainting, init_image=b"file", mask=b"file").table.steps
+
+
+def test_a_distilled_model_has_no_interval(model: Model) -> None:
+    spec = replace(model.spec, unet=replace(model.spec.unet, guidance_width=32))
+    distilled = replace(model, checkpoint=replace(model.checkpoint, spec=spec))
+    with pytest.raises(InvalidRequest, match="takes its guidance in and is never unguided"):
+        wish(distilled, guidance_end=0.5)
 
 
 def test_more_steps_than_the_schedule_has_intervals_are_refused(model: Model) -> None:

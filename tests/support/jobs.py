@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 
 from engines.generate import generate
 from engines.model import Model
+from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.prompt import Prompt
 from pipeline.samplers import Table
 from server.batching.admission import Admission
@@ -150,7 +151,13 @@ def running(
 
 
 def wish(
-    lane: LaneKey = SMALL, evaluations: int = 4, rows: int = 2, images: int = 1, priority: int = 0, seed: int = 0
+    lane: LaneKey = SMALL,
+    evaluations: int = 4,
+    rows: int = 2,
+    images: int = 1,
+    priority: int = 0,
+    seed: int = 0,
+    interval: Interval = WHOLE,
 ) -> Wish:
     """A wish with the numbers that admission and the batcher look at; no model stands behind it."""
     table = Table(
@@ -177,6 +184,7 @@ def wish(
         table=table,
         prompt=prompt,
         negative=prompt if rows == 2 else None,
+        interval=interval,
     )
 
 

@@ -146,7 +146,9 @@ def test_lanes_of_an_engine_of_any_size_know_nothing_of_each_other(checkpoint: C
 
 
 @pytest.mark.usefixtures("large")
-@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("f32", marks=[pytest.mark.exhaustive] if has_bf16() else []), "bf16"]
+)
 def test_bits_do_not_depend_on_the_order_of_sizes(checkpoint: Checkpoint, precision: str) -> None:
     if precision == "bf16" and not has_bf16():
         pytest.skip("this CPU has no bf16 instructions")
@@ -208,7 +210,7 @@ def static(checkpoint: Checkpoint) -> dict[tuple[int, int], F32]:
     return _of_sizes(OpenVinoBackend(checkpoint, "f32"), sorted({*FIRST, *LATER}))
 
 
-@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("first", [FIRST[0], *(pytest.param(size, marks=pytest.mark.exhaustive) for size in FIRST[1:])])
 def test_an_engine_of_any_size_that_sees_the_smallest_first(
     first: tuple[int, int],
     checkpoint: Checkpoint,

@@ -121,7 +121,6 @@ def without(weights: Weights, *prefixes: str) -> Weights:
 
 ONE = torch.zeros(2, 2)
 LOOKS = {
-    "an inpainting model": lambda w: widen(w, 9),
     "an instruct-pix2pix model": lambda w: widen(w, 8),
     "a depth-to-image model": lambda w: widen(w, 5),
     "an upscaler": lambda w: widen(w, 7),
@@ -142,6 +141,13 @@ LOOKS = {
     "a textual-inversion embedding": lambda w: {"emb_params": ONE},
     "nothing that latentd knows (its tensors: a, b)": lambda w: {"b": ONE, "a": ONE},
 }  # fmt: skip
+
+
+def test_an_inpainting_model_is_one_of_ours(files: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "inpainting.safetensors"
+    save_file({k: t.clone() for k, t in widen(load_file(files["sd1"]), 9).items()}, file)
+    spec = open_checkpoint(file).spec
+    assert spec.inpaints and (spec.unet.in_channels, spec.unet.out_channels) == (9, 4)
 
 
 @pytest.mark.parametrize("what", LOOKS)

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from pipeline.conditions.interval import Interval
 from server.batching.batcher import Batcher
 from server.batching.forecast import Forecast, endangers, outlook
 from server.batching.forecast import forecast as forecast_job
@@ -65,6 +66,20 @@ def test_an_idle_server_takes_evaluations_times_rows() -> None:
     assert forecast(batcher(), wish(evaluations=10)) == about(0, 2)
     assert forecast(batcher(), wish(evaluations=10, rows=1)) == about(0, 1)
     assert forecast(batcher(), wish(lane=LARGE, evaluations=10)) == about(0, 10)
+
+
+def test_a_guided_interval_costs_its_rows() -> None:
+    """Of ten evaluations five take two rows; of the six that are left after four, one does."""
+    half = Interval(0.0, 0.5)
+    assert forecast(batcher(), wish(evaluations=10, interval=half)) == about(0, 1.5)
+    seated = batcher(wish(evaluations=10, interval=half))
+    seated.seated[0].reached = 4
+    assert seated.rows_live == 2
+    assert Play(seated, PACE, [], newcomer=seated.seated[0].job).played.finished == {
+        seated.seated[0].job: pytest.approx(0.7)
+    }
+    seated.seated[0].reached = 5
+    assert seated.rows_live == 1
 
 
 def test_seats_do_not_drain() -> None:

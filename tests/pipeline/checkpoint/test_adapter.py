@@ -54,14 +54,20 @@ def without(prefix: str, tensors: Tensors) -> Tensors:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t | {"image_proj.latents": torch.zeros(1, 16, 8)}, "looks like an IP-Adapter Plus, whose image proj"),
+        (
+            lambda t: t | {"image_proj.latents": torch.zeros(1, 16, 8)},
+            "looks like an IP-Adapter Plus, whose image proj",
+        ),
         (lambda t: t | {"ip_adapter.0.to_q_lora.down.weight": torch.zeros(2, 2)}, "looks like an IP-Adapter FaceID;"),
         (lambda t: t | {"image_proj.proj.0.weight": torch.zeros(2, 2)}, "looks like an IP-Adapter Full Face or FaceID"),
         (lambda t: without("ip_adapter", t), "looks like no IP-Adapter (its tensors: image_proj.norm.bias, "),
         (lambda t: {"a": torch.zeros(1)}, "looks like no IP-Adapter (its tensors: a, ...)"),
         (lambda t: without("ip_adapter.1.to_k", t), "of 12 tensors, 1 missing (ip_adapter.1.to_k_ip.weight)"),
         (lambda t: t | {"ip_adapter.99.to_k_ip.weight": torch.zeros(2)}, "1 unknown (ip_adapter.99.to_k_ip.weight)"),
-        (lambda t: t | {"image_proj.proj.weight": torch.zeros(4 * 47, 24)}, "is for another UNet: it projects a picture"),
+        (
+            lambda t: t | {"image_proj.proj.weight": torch.zeros(4 * 47, 24)},
+            "is for another UNet: it projects a picture",
+        ),
         (lambda t: t | {"image_proj.norm.bias": torch.zeros(47)}, "image_proj.norm.bias has shape [47], the UNet of"),
     ],
 )
@@ -82,7 +88,9 @@ def test_two_files_are_one_too_many(tmp_path: Path) -> None:
     (tmp_path / "ip_adapter").mkdir()
     for name in "ab":
         (tmp_path / f"ip_adapter/{name}.safetensors").touch()
-    with pytest.raises(CheckpointError, match="holds 2 .safetensors files; leave one there, or name one with --style-a"):
+    with pytest.raises(
+        CheckpointError, match="holds 2 .safetensors files; leave one there, or name one with --style-a"
+    ):
         adapter_in(tmp_path)
 
 

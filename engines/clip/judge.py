@@ -53,7 +53,7 @@ class Judge:
 
         They are CLIPModel's logits_per_image: a softmax over texts gives CLIP's probabilities.
         """
-        return (np.stack(pictures) @ np.stack(texts).T) * np.float32(self._scale)
+        return self._scale * (np.stack(pictures) @ np.stack(texts).T).astype(np.float32)
 
 
 def _unit(embedding: F32) -> F32:

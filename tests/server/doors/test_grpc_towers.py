@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from server.app import Server
 from tests.support.adapters import make_styled
 from tests.support.clips import make_judge, pixels_of
 from tests.support.held import Held, wrapped
+from tests.support.patience import PATIENCE
 from tests.support.serving import address, serving
 
 ASKED = {"prompt": "the red apple", "seed": 7, "steps": 3, "guidance": 3.0}
@@ -146,6 +148,32 @@ def test_a_judge_that_fails_fails_its_picture_alone(towers: Model, monkeypatch: 
             client.generate(**ASKED, images=3, keep=1)
         assert len(raised.value.pictures) == 1
         assert len(client.generate(**ASKED)) == 1
+
+
+def test_others_do_not_wait_for_a_judge(towers: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it looks at one picture, seats, steps, decodes and files of others go on."""
+    judge = towers.judge
+    assert judge is not None
+    theirs, looks, go = judge.picture, threading.Event(), threading.Event()
+
+    def picture(pixels: Pixels) -> np.ndarray:
+        looks.set()
+        assert go.wait(PATIENCE)
+        return theirs(pixels)
+
+    monkeypatch.setattr(judge, "picture", picture)
+
+    async def both(where: str) -> tuple[int, int]:
+        async with AsyncClient(where) as client:
+            judged = asyncio.create_task(client.generate(**ASKED, images=3, keep=1))
+            assert await asyncio.to_thread(looks.wait, PATIENCE)
+            others = await asyncio.gather(*(client.generate(**ASKED, images=2, preview_every=1) for _ in range(3)))
+            assert not judged.done()
+            go.set()
+            return sum(map(len, others)), len(await judged)
+
+    with serving(towers, seats=2) as server:
+        assert asyncio.run(both(address(server))) == (6, 1)
 
 
 def test_ranks_are_the_judges_scores(towers: Model, served: Server) -> None:

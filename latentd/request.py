@@ -94,14 +94,6 @@ def build_request(
     preview_every = _whole("preview_every", preview_every, 0, UINT32)
     clip_skip = _whole("clip_skip", clip_skip, 0, UINT32)
     priority = _whole("priority", priority, -(2**31), 2**31 - 1)
-    numbers = {
-        "guidance": guidance,
-        "guidance_start": guidance_start,
-        "guidance_end": guidance_end,
-        "strength": strength,
-        "style_weight": style_weight,
-    }
-    numbers = {name: None if value is None else _number(name, value) for name, value in numbers.items()}
     flags: dict[str, object] = {"long_prompt": long_prompt, "prompt_weights": prompt_weights}
     for name, flag in flags.items():
         if not isinstance(flag, bool):
@@ -123,8 +115,12 @@ def build_request(
         mask=_file("mask", mask),
         style_image=_file("style_image", style_image),
         fit=fit,
+        guidance=_optional("guidance", guidance),
+        guidance_start=_optional("guidance_start", guidance_start),
+        guidance_end=_optional("guidance_end", guidance_end),
+        strength=_optional("strength", strength),
+        style_weight=_optional("style_weight", style_weight),
         **counts,
-        **numbers,
     )
 
 
@@ -179,6 +175,10 @@ def _whole(name: str, value: int, least: int, most: int) -> int:
     if not least <= number <= most:
         raise ValueError(f"{name} {value} is outside {least}..{most}")
     return number
+
+
+def _optional(name: str, value: float | None) -> float | None:
+    return None if value is None else _number(name, value)
 
 
 def _number(name: str, value: float) -> float:

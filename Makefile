@@ -17,8 +17,9 @@ given = $(if $($(1)),--$(2) '$($(1))')
 # else is refused, for make would ignore it without a word. tests/test_makefile.py keeps the lists whole.
 SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS HOST GRPC_PORT METRICS_PORT SEATS SIZES \
     CHUNKS STYLE_ADAPTER STYLE_ENCODER JUDGE QUEUE_JOBS QUEUE_SECONDS MAX_PROMPT MAX_STEPS MAX_GUIDANCE MAX_IMAGES \
-    MAX_MESSAGE CONFIG GRACE WATCHDOG LOG_FORMAT
-OTHERS := ARCH BASE CHECK GENAI LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T TORCH_INDEX TURNS VENV \
+    MAX_MESSAGE MAX_CALLS MAX_CALLS_CALLER MAX_CONNECTIONS MAX_STREAMS UNREAD_SECONDS IDLE_SECONDS CONFIG GRACE \
+    WATCHDOG LOG_FORMAT
+OTHERS := ARCH BASE CHECK GENAI HOURS LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T TORCH_INDEX TURNS VENV \
     WHEELS WORKERS
 on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(SETTINGS) $(OTHERS) $(addprefix LATENTD_,$(SETTINGS) CACHE CACHE_GB),$(on_the_command_line))
@@ -30,7 +31,7 @@ flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ 
 
 .DEFAULT_GOAL := help
 .PHONY: need-model help demo test test-all one durations setup serve onnx engines clean-cache check proto lint types \
-    format lock bench load kernels \
+    format lock bench load soak kernels \
     gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
@@ -55,6 +56,7 @@ help:
 	@echo "                                     which that python has, and the demo model beside another clone's"
 	@echo "make load [BASE=clone] [SECONDS=60] [TURNS=3]"
 	@echo "                                     the server at 3 and 10 times its peak, with deadlines, as rows"
+	@echo "make soak [HOURS=0.17]               the server at 0.8 of its capacity for ten minutes, or so long, as rows and a plot"
 	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
 	@echo "make wheel                           client, server, graphs and demo model as one wheel, in dist/"
 	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
@@ -135,6 +137,10 @@ bench: $(VENV)/.cpu
 
 load: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.load $(call given,BASE,base) $(call given,SECONDS,seconds) $(call given,TURNS,turns)
+
+# What draws the plot is in the dev extra.
+soak: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.soak $(call given,HOURS,hours)
 
 # Graphs that ship, and those of the test checkpoints: equal byte for byte, or it fails and names those that are not.
 graphs: $(VENV)/.dev

@@ -49,6 +49,7 @@ class Outcome:
     admitted: bool = False
     steps: int = 0  # done, as far as the client heard
     delivered: bool = False
+    refusal: str = ""  # what the server, or gRPC, said of a failure
 
 
 class Load:
@@ -62,11 +63,13 @@ class Load:
         number = next(self._numbers)
         request = pb.GenerateRequest(prompt=f"red apple number {number}, color style", seed=number, steps=steps)
         outcome = Outcome(time.monotonic())
-        with contextlib.suppress(grpc.aio.AioRpcError):
+        try:
             async for event in self._stub.Generate(request, timeout=timeout):  # pyright: ignore
                 outcome.admitted = True
                 outcome.steps = event.step.step or outcome.steps
                 outcome.delivered = outcome.delivered or event.HasField("image")
+        except grpc.aio.AioRpcError as error:
+            outcome.refusal = f"{error.code().name}: {error.details()}"
         outcome.ended = time.monotonic()
         if outcome.delivered:
             outcome.steps = steps

@@ -31,9 +31,11 @@ class Rows:
             datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         ]
 
-    def add(self, what: str, shape: str, unit: str, values: list[float]) -> None:
+    def add(self, what: str, shape: str, unit: str, values: list[float], *, say: bool = True) -> None:
+        """Append a row, and print it if `say`."""
         p20, p50, p80 = (f"{value:.4g}" for value in percentiles(values))
-        print(f"{what:34} {p50:>8} {unit:10} (p20 {p20}, p80 {p80}, {len(values)} runs)  {shape}", flush=True)
+        if say:
+            print(f"{what:34} {p50:>8} {unit:10} (p20 {p20}, p80 {p80}, {len(values)} runs)  {shape}", flush=True)
         self.path.parent.mkdir(exist_ok=True)
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:

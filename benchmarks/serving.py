@@ -61,12 +61,20 @@ def server(
 
 @contextlib.contextmanager
 def server_process(
-    model: Path, environment: dict[str, str] | None = None, folder: Path = ROOT, words: tuple[str, ...] = WORDS
+    model: Path,
+    environment: dict[str, str] | None = None,
+    folder: Path = ROOT,
+    words: tuple[str, ...] = WORDS,
+    flags: tuple[str, ...] = (),
+    before: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, float, int]]:
-    """Start a server as `server` does; give the whole line that it prints, which has the address of its metrics too."""
+    """Start a server as `server` does; give the whole line that it prints, which has the address of its metrics too.
+
+    `flags` are more of its settings, `before` a command that runs the server's.
+    """
     start = time.monotonic()
-    command = [sys.executable, "-m", *words, "--model", str(model), "--grpc-port", "0", "--metrics-port", "0"]
-    command += ["--seats", str(IN_FLIGHT)]
+    command = [*before, sys.executable, "-m", *words, "--model", str(model), "--grpc-port", "0", "--metrics-port", "0"]
+    command += ["--seats", str(IN_FLIGHT), *flags]
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

@@ -7,7 +7,7 @@ import socket
 
 from pipeline.errors import LatentdError
 
-_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def joined(host: str, port: int) -> str:
@@ -35,9 +35,9 @@ def refuse_taken(door: str, host: str, port: int) -> None:
                 bound += 1
         except OSError as error:
             refused = error
-            if error.errno not in _ABSENT:
+            if error.errno not in ABSENT:
                 break
-    if refused and (refused.errno not in _ABSENT or not bound):
+    if refused and (refused.errno not in ABSENT or not bound):
         raise LatentdError(
             f"{door} port {joined(host, port)} cannot be opened: {refused.strerror}; is another latentd running? "
             f"Choose another with --{door}-port"

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import ipaddress
 import logging
+import math
 import os
 import signal
 import sys
@@ -19,9 +20,12 @@ from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint
 from server.address import joined
 from server.batching.admission import Admission
+from server.descriptors import Descriptors, connections, raise_limit
 from server.device.loop import Device
 from server.device.watchdog import watch
-from server.doors.grpc import GrpcDoor
+from server.doors.asgi import AsgiServer, Bounds
+from server.doors.calls import CallBounds
+from server.doors.grpc import ConnectionBounds, GrpcDoor
 from server.limits import Limits
 from server.metrics import Metrics
 from server.service import Service
@@ -39,17 +43,28 @@ class Server:
         self.metrics = Metrics(name)
         limits = Limits(settings.max_prompt, settings.max_steps, settings.max_guidance, settings.max_images)
         self.service = Service(name, limits, self.metrics)
-        self._door = GrpcDoor(self.service, settings.max_message)
+        calls = CallBounds(
+            settings.max_calls, settings.max_calls_caller, settings.unread_seconds or math.inf, settings.max_message
+        )
+        descriptors = raise_limit()
+        most, scrapers = connections(descriptors)
+        bounds = ConnectionBounds(min(most, settings.max_connections), settings.max_streams, settings.idle_seconds)
+        self._door = GrpcDoor(self.service, calls, bounds)
+        self._descriptors = Descriptors(descriptors, self._scarce)
+        ended = functools.partial(self.metrics.connection_ended, "metrics")
+        self._scrapes = AsgiServer(self.metrics.app, "metrics", Bounds(connections=scrapers), ended)
         self._died = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self.grpc_port = self.metrics_port = 0
 
     async def open(self) -> None:
         """Bind, and answer health with NOT_SERVING: a taken port is an error before the seconds that a load takes."""
         settings = self.settings
         self.grpc_port = self._door.open(settings.host, settings.grpc_port)
-        self.metrics_port = self.metrics.serve(settings.host, settings.metrics_port)
+        self.metrics_port = self._scrapes.open(settings.host, settings.metrics_port)
         await self._door.start()
+        await self._scrapes.start()
+        self._watching.append(asyncio.create_task(self._descriptors.watch()))
         if not _is_loopback(settings.host):
             log.warning("listening on %s without authentication: anyone who reaches it may use it", settings.host)
 
@@ -61,8 +76,8 @@ class Server:
         device = await asyncio.to_thread(_device, settings, self.metrics, make, died)
         device.start()
         self.service.device = device
-        self._watching = asyncio.create_task(watch(device, settings.watchdog))
-        await self._door.serving()
+        self._watching.append(asyncio.create_task(watch(device, settings.watchdog)))
+        self._tell()
         model = device.model
         log.info(
             "SERVING model=%s backend=%s precision=%s sizes=%s seats=%d threads=%d loaded_in_s=%.2f",
@@ -74,6 +89,17 @@ class Server:
             settings.threads or available_cores(),
             time.monotonic() - start,
         )
+
+    def _scarce(self, why: str | None) -> None:
+        """Refuse calls, saying `why`, and say not ready; None: no more."""
+        self._door.calls.closed = why
+        self.metrics.descriptors_scarce.set(why is not None)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Have health say whether requests are taken."""
+        ready = self.service.device is not None and not self.service.draining and not self._door.calls.closed
+        (self._door.serving if ready else self._door.not_serving)()
 
     @property
     def failed(self) -> bool:
@@ -89,23 +115,25 @@ class Server:
         """Wait until the device fails; health says NOT_SERVING from then on."""
         await self._died.wait()
         self.service.draining = True
-        await self._door.not_serving()
+        self._tell()
 
     async def close(self, grace: float) -> None:
         """Take no new requests; those that run have `grace` seconds, then each is told that the server stops."""
         self.service.draining = True
-        await self._door.not_serving()
-        await self._door.drain(grace)
+        self._tell()
         device = self.service.device
+        if device is not None and grace and (late := await asyncio.to_thread(device.dismiss_late, grace)):
+            log.warning("%d requests cannot be done within the grace of %g s; their clients are told", late, grace)
+        await self._door.drain(grace)
         if device is not None:
             device.dismiss(f"the server stops, and its grace of {grace:g} s was over before the request was done")
         await (self._door.close() if grace else self._door.close(0))
         await asyncio.to_thread(self.service.close)
         if device is not None:
             await asyncio.to_thread(device.stop)
-        if self._watching is not None:
-            self._watching.cancel()
-        await asyncio.to_thread(self.metrics.close)
+        for watching in self._watching:
+            watching.cancel()
+        await self._scrapes.close()
 
 
 async def serve(settings: Settings) -> int:

@@ -33,7 +33,17 @@ class NotServing(LatentdError):
     code = "UNAVAILABLE"
 
 
+class Stalled(LatentdError):
+    """The client neither takes nor sends what is due; it may never hear of this."""
+
+    code = "ABORTED"
+
+
 class UnknownModel(LatentdError):
+    code = "NOT_FOUND"
+
+
+class UnknownService(LatentdError):
     code = "NOT_FOUND"
 
 

@@ -18,6 +18,9 @@ GROUPS = {
     "where it listens": ("host", "grpc_port", "metrics_port"),
     "how much at once": ("seats", "sizes", "chunks", "queue_jobs", "queue_seconds"),
     "what a request may ask for": ("max_prompt", "max_steps", "max_guidance", "max_images", "max_message"),
+    "what clients may hold": (
+        *("max_calls", "max_calls_caller", "max_connections", "max_streams", "unread_seconds", "idle_seconds"),
+    ),
     "the process": ("config", "grace", "watchdog", "log_format"),
 }
 _EPILOG = """\

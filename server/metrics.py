@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, make_asgi_app
 
 from engines.model import Model
-from server.address import refuse_taken
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150, 400)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
@@ -29,8 +19,6 @@ class Metrics:
         disable_created_metrics()  # a second series a metric, which nobody asks for
         self.registry = CollectorRegistry()
         self._model = model_id
-        self._server: WSGIServer | None = None
-        self._thread: threading.Thread | None = None
         self._requests = self._make(Counter, "requests_total", "Requests ended", "door", "code")
         self.request_seconds = self._make(Histogram, "request_seconds", "Request to last event", buckets=_SECONDS)
         self.queue_seconds = self._make(Histogram, "queue_seconds", "Wait for a seat", buckets=_SECONDS)
@@ -54,6 +42,13 @@ class Metrics:
         self.decode_backlog = self._make(Gauge, "decode_backlog", "Finished pictures that wait for the decoder")
         self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")
         self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows there are")
+        self.calls_open = self._make(Gauge, "calls_open", "Calls of all methods that are open")
+        self._calls_refused = self._make(Counter, "calls_refused_total", "Calls refused because of their number", "why")
+        self.calls_unread_total = self._make(Counter, "calls_unread_total", "Calls given up, for nobody read them")
+        self.descriptors_scarce = self._make(Gauge, "descriptors_scarce", "1 while calls are refused for want of them")
+        self._connections_ended = self._make(
+            Counter, "connections_ended_total", "HTTP connections ended because of their bounds", "door", "why"
+        )
         self._engine_info = self._make(Gauge, "engine_info", "Always 1", "backend", "precision", "weights")
 
     def _make(self, kind: type, name: str, text: str, *labels: str, **options: Any) -> Any:
@@ -69,18 +64,16 @@ class Metrics:
     def given_up(self, where: str) -> None:
         self._given_up.labels(self._model, where).inc()
 
+    def call_refused(self, why: str) -> None:
+        self._calls_refused.labels(self._model, why).inc()
+
+    def connection_ended(self, door: str, why: str) -> None:
+        self._connections_ended.labels(self._model, door, why).inc()
+
     def engine(self, model: Model) -> None:
         self._engine_info.labels(self._model, model.backend.name, model.backend.precision, model.digest[:12]).set(1)
 
-    def serve(self, host: str, port: int) -> int:
-        """Answer scrapes; returns the port. Errors: LatentdError when the port is taken."""
-        refuse_taken("metrics", host, port)
-        self._server, self._thread = start_http_server(port, addr=host, registry=self.registry)
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stop answering scrapes. Takes up to half a second: the standard library's server looks only so often."""
-        if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
+    @property
+    def app(self) -> Any:
+        """Return an ASGI app that answers scrapes, on any path."""
+        return make_asgi_app(self.registry, disable_compression=True)  # it would be done in the event loop

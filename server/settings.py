@@ -142,6 +142,19 @@ class Settings:
     max_guidance: float = _setting(30.0, _number(1, 1000, whole=False), "guidance of a request")
     max_images: int = _setting(8, _number(1, 64), "pictures of a request")
     max_message: int = _setting(16 << 20, _number(1 << 10, 1 << 30), "bytes of a request's message")
+    max_calls: int = _setting(1024, _number(1, 1_000_000), "calls that are open at once; health is checked beside them")
+    max_calls_caller: int = _setting(512, _number(1, 1_000_000), "of them, those from one address (a proxy is one)")
+    max_connections: int = _setting(4096, _number(1, 1_000_000), "gRPC connections, as far as descriptors allow")
+    max_streams: int = _setting(512, _number(1, 1_000_000), "calls of a connection; a client's library waits with more")
+    unread_seconds: float = _setting(
+        30.0,
+        _number(0, 86400, whole=False),
+        "seconds after which a client that does not take a message is given up, and one more for each 32 KiB of it; "
+        "0 waits for ever",
+    )
+    idle_seconds: float = _setting(
+        60.0, _number(0, 86400, whole=False), "seconds after which a connection without a call is ended; 0 keeps it"
+    )
     log_format: str = _setting("text", _choice("text", "json"), "of the log on stderr")
 
 

@@ -38,7 +38,7 @@ FOREIGN = {
     "graphs": set(),
     "model": {"torch", "safetensors"},
     "server": {"grpc", "grpc_health", "grpc_reflection", "grpc_status"}
-    | {"google", "numpy", "PIL", "prometheus_client", "yaml"},
+    | {"google", "numpy", "PIL", "prometheus_client", "yaml", "uvicorn", "h11"},
 }
 # In engines/, where each of these may be imported.
 ENGINES_OWN = {
@@ -65,17 +65,18 @@ ROOMS = (
     "engines.tensorrt.build", "engines.tensorrt.serve",
     "engines.tensorrt.ladder", "engines.commands", "engines.__main__", "engines",
     "export",
-    "server.errors", "server.limits", "server.events", "server.request", "server.address", "server.flags",
-    "server.container", "server.upload",
+    "server.errors", "server.limits", "server.events", "server.request", "server.address", "server.caller",
+    "server.descriptors", "server.flags", "server.container", "server.upload",
     "server.logs", "server.mailbox", "server.settings",
     "server.metrics", "server.wish", "server.job", "server.batching", "server.originals", "server.judging",
-    "server.device",
-    "server.service", "server.doors",
+    "server.device", "server.service", "server.doors",
     "server.app", "server",
     "latentd.__main__", "training", "demo",
     "benchmarks.memory", "benchmarks.health", "benchmarks.untouched", "benchmarks.random_checkpoint",
     "benchmarks.rows", "benchmarks.genai",
-    "benchmarks.serving", "benchmarks.loading", "benchmarks.load", "benchmarks.gpu.frame", "benchmarks.gpu.subjects",
+    "benchmarks.trend", "benchmarks.plots",
+    "benchmarks.serving", "benchmarks.loading", "benchmarks.load", "benchmarks.attack",
+    "benchmarks.gpu.frame", "benchmarks.gpu.subjects",
     "benchmarks.gpu.sections",
     "benchmarks.gpu.warm", "benchmarks",
 )

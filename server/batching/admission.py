@@ -36,6 +36,7 @@ class Admission:
         """
         if job.deadline is not None and job.deadline <= now:
             raise TooLate("the deadline had passed when the request arrived")
+        pace.forget(now)
         expected = forecast(batcher, job, pace, now, margin, making)
         waiting = batcher.waiting_jobs
         if waiting >= self.queue_jobs:

@@ -1,7 +1,8 @@
 """The pace of this device: how long what it does takes. No thread, no clock: times come in as numbers.
 
 Each cost is the median of its last samples. One sample, however long, changes nothing: a process that was stopped, a
-machine that swapped, a clock that jumped. Another load of the machine is noticed after half of them.
+machine that swapped, a clock that jumped. Another load of the machine is noticed after half of them. Where long samples
+keep coming, steps cost their mean (bursts.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 
+from server.batching.bursts import Bursts
 from server.wish import LaneKey, Size
 
 _SAMPLES = 9
@@ -21,6 +23,11 @@ class Median:
     def __init__(self, samples: Iterable[float] = ()) -> None:
         self._samples = tuple(samples)
         self.value = statistics.median_low(self._samples) if self._samples else 0.0
+
+    @property
+    def middle(self) -> float | None:
+        """Return the sample that as many came after as before, of full samples: after a change they have its pace."""
+        return self._samples[_SAMPLES // 2] if len(self._samples) == _SAMPLES else None
 
     def add(self, sample: float) -> None:
         if sample >= 0:  # a clock that went back says nothing
@@ -37,6 +44,8 @@ class Pace:
     def __init__(self, row_seconds: dict[LaneKey, float]) -> None:
         """Begin with the seconds a row of the lanes that were made at start, one chunk of each size among them."""
         self._rows = {lane: Median([seconds]) for lane, seconds in row_seconds.items()}
+        self._bursts = Bursts()
+        self._burst = 1.0  # the mean of a step over its median
         self._encode = Median()  # of a chunk of a prompt
         self._decode: dict[Size, Median] = defaultdict(Median)
         self._file: dict[tuple[Size, str], Median] = defaultdict(Median)  # by format
@@ -45,8 +54,16 @@ class Pace:
         """Add another lane of a size: until it steps it has the pace of the same size's shortest prompts."""
         self._rows[lane] = Median([self._rows[lane._replace(chunks=1)].value])
 
-    def stepped(self, lane: LaneKey, rows: int, seconds: float) -> None:
+    def stepped(self, lane: LaneKey, rows: int, seconds: float, now: float) -> None:
+        """Note a step that ended at `now`, monotonic seconds."""
         self._rows[lane].add(seconds / rows)
+        if (middle := self._rows[lane].middle) is not None:
+            self._bursts.stepped(now, middle, self._rows[lane].value)
+        self.forget(now)
+
+    def forget(self, now: float) -> None:
+        """Forget how steps were spread that ended more than ten seconds before `now`."""
+        self._burst = self._bursts.value(now)
 
     def encoded(self, chunks: int, seconds: float) -> None:
         self._encode.add(seconds / chunks)
@@ -60,7 +77,7 @@ class Pace:
 
     def row(self, lane: LaneKey) -> float:
         """Return the seconds a row of one evaluation."""
-        return self._rows[lane].value
+        return self._burst * self._rows[lane].value
 
     @property
     def chunk(self) -> float:
@@ -77,4 +94,4 @@ class Pace:
 
     def full_step(self, seats: int) -> float:
         """Forecast a step with so many guided seats, in the slowest lane; seconds."""
-        return 2 * seats * max(rows.value for rows in self._rows.values())
+        return 2 * seats * max(map(self.row, self._rows))

@@ -63,7 +63,9 @@ class _Lane:
 
 
 class Play:
-    """Plays forward until `newcomer` and all who have a deadline are finished; `queue` sits down in its order.
+    """Plays forward until `newcomer` and all who have a deadline, or `everybody`, are finished.
+
+    `queue` sits down in its order.
 
     Seats drain as their pictures finish, so that steps become cheaper. With `full` they do not: every step takes as
     many rows as sit and wait at the beginning, up to full seats, for others will have come by then.
@@ -78,8 +80,9 @@ class Play:
         *,
         newcomer: Job | None = None,
         full: bool = False,
+        everybody: bool = False,
     ) -> None:
-        self._pace, self._newcomer = pace, newcomer
+        self._pace, self._newcomer, self._everybody = pace, newcomer, everybody
         self._costs: dict[Job, _Costs] = {}
         self._beside: dict[tuple[Size, str], tuple[float, float]] = {}  # seconds of decode and file, by size and format
         self._now, self._order, self._left = 0.0, 0, 0  # seconds; entries that sat down so far; pictures to wait for
@@ -128,7 +131,8 @@ class Play:
     def _of(self, job: Job) -> _Costs:
         costs = self._costs.get(job)
         if costs is None:
-            wish, counts = job.wish, job is self._newcomer or job.deadline is not None
+            wish = job.wish
+            counts = self._everybody or job is self._newcomer or job.deadline is not None
             if (beside := self._beside.get((wish.size, wish.format))) is None:
                 pace = self._pace
                 beside = self._beside[wish.size, wish.format] = (

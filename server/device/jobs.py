@@ -10,6 +10,8 @@ from server.batching.batcher import Batcher, Lane
 from server.batching.forecast import endangers, outlook
 from server.batching.margin import Margin
 from server.batching.pace import Pace
+from server.batching.parting import unfinished
+from server.batching.play import Making
 from server.job import Job, Picture
 from server.metrics import Metrics
 from server.wish import LaneKey
@@ -30,6 +32,7 @@ class Jobs:
         self._pace = pace
         self._metrics = metrics
         self._jobs: set[Job] = set()
+        self._dismissed: list[Job] = []  # they have ended, and their places are yet to be taken from them
         self._look_at = 0.0  # monotonic seconds: nobody becomes hopeless before
 
     def __len__(self) -> int:
@@ -55,6 +58,25 @@ class Jobs:
             now = time.monotonic()
             if not job.cancelled or job.expired(now + _CLOCKS):
                 self._learn(job, now, now)
+
+    def dismiss(self, seconds: float, making: Making) -> dict[Job, float]:
+        """Take out those who will not be finished in `seconds`; returns them with what they would take.
+
+        Those that wait come first. The device thread takes their places from them, with `dismissed`.
+        """
+        with self.changed:
+            late = unfinished(self.batcher, self._pace, seconds, making)
+            for job in late:
+                job.expected = None  # it says nothing about forecasts
+            self._dismissed.extend(late)
+            self.changed.notify()
+        return late
+
+    def dismissed(self) -> list[Job]:
+        """List those who were dismissed since the last call."""
+        with self.changed:
+            dismissed, self._dismissed = self._dismissed, []
+        return dismissed
 
     def gone(self, now: float) -> list[Job]:
         """List the jobs that are cancelled, or expired at `now`, monotonic seconds."""

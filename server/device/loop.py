@@ -158,6 +158,14 @@ class Device:
                 self._thread.join()
             self._delivery.close()
 
+    def dismiss_late(self, seconds: float) -> int:
+        """Tell those who will not be finished in `seconds`, at once; returns how many. Called by any other thread."""
+        late = self._jobs.dismiss(seconds, self._lanes.making(time.monotonic()))
+        for job, needs in late.items():
+            sentence = f"the server stops in {seconds:g} s, and the request would take {needs:.1f} s; ask another one"
+            self._delivery.end(job, NotServing(sentence))
+        return len(late)
+
     def dismiss(self, why: str) -> None:
         """End every job that is still here, saying `why`: at once, though the thread may be within a long step.
 

@@ -81,6 +81,8 @@ class Turn:
     def drop(self) -> None:
         """Take jobs that are cancelled, expired or hopeless out of their seats and the queue."""
         now = time.monotonic()
+        if dismissed := self._jobs.dismissed():
+            self._leave(dismissed)
         gone = self._jobs.gone(now)
         if gone:
             self._leave(gone)
@@ -140,7 +142,8 @@ class Turn:
         self.pulse += 1
         for seat, picture in tenants.items():
             self._after_step(key, seat, picture, len(seats), preview=seat in previewed)
-        self._pace.stepped(key, rows, time.monotonic() - start)  # what the clients are told is part of it
+        now = time.monotonic()
+        self._pace.stepped(key, rows, now - start, now)  # what the clients are told is part of it
 
     def decode(self) -> None:
         """Begin to decode one finished picture, if its client is still there, and deliver those that are decoded."""

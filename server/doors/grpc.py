@@ -9,15 +9,17 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, replace
 
 import grpc
-from google.protobuf.message import Message
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
 
 from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest, LatentdError
 from server.address import joined, refuse_taken
+from server.doors.calls import CallBounds, Calls
 from server.doors.handlers import handlers
+from server.doors.health import HealthServicer
 from server.doors.messages import (
     FORMATS,
     event_message,
@@ -37,7 +39,7 @@ from server.wish import default_size
 
 log = logging.getLogger("latentd.door")
 
-SERVICE = "latentd.v1.Images"
+SERVICE, HEALTH = "latentd.v1.Images", "grpc.health.v1.Health"
 
 OPTIONS = [
     # gRPC's default lets a second server share the port and steal half of the requests, silently.
@@ -48,24 +50,53 @@ OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # Whoever connects and says nothing; gRPC's default are two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 ]
+
+# Checks of health at once, so that they are answered beside a full house; each takes a millisecond.
+_CHECKS, _CHECKS_OF_CALLER = 128, 32
+_FOR_EVER = 2**31 - 1  # gRPC's own word for it
 
 _CLOCKS = 0.1  # seconds: a client whose deadline passes cancels, and its clock may be a little ahead
 _FAREWELL = 0.5  # seconds for what is still on the wire
 
 
+@dataclass(frozen=True)
+class ConnectionBounds:
+    connections: int = 4096  # at once; one more is closed as it comes
+    streams: int = 512  # calls of a connection; a client's library waits with more
+    idle: float = 60.0  # seconds without a call; a client's library connects again when it needs to
+
+    def options(self, message: int) -> list[tuple[str, int]]:
+        """Return gRPC's options for these, and for messages of so many bytes."""
+        return [
+            ("grpc.max_receive_message_length", message),
+            ("grpc.max_allowed_incoming_connections", self.connections),
+            ("grpc.max_concurrent_streams", self.streams),
+            ("grpc.max_connection_idle_ms", round(1000 * self.idle) or _FOR_EVER),
+        ]
+
+
 class GrpcDoor:
     """Listens from `open` on, answers health from `start` on, takes requests once the service is ready."""
 
-    def __init__(self, service: Service, max_message: int) -> None:
+    def __init__(self, service: Service, bounds: CallBounds, connections: ConnectionBounds) -> None:
         self._images = ImagesServicer(service)
-        self._server = grpc.aio.server(options=[*OPTIONS, ("grpc.max_receive_message_length", max_message)])
-        self._health = _Health()
+        self.calls = Calls(bounds, service.metrics)
+        checks = Calls(replace(bounds, calls=_CHECKS, of_caller=_CHECKS_OF_CALLER), service.metrics, "checks of health")
+        self._server = grpc.aio.server(options=[*OPTIONS, *connections.options(bounds.message)])
+        self._health = HealthServicer()
         self._server.add_generic_rpc_handlers(
             (
-                handlers(pb.DESCRIPTOR.services_by_name["Images"], self._images),
-                handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health),
-                *reflection_handlers((SERVICE, health.SERVICE_NAME)),
+                handlers(pb.DESCRIPTOR.services_by_name["Images"], self._images, self.calls),
+                handlers(
+                    health_pb2.DESCRIPTOR.services_by_name["Health"],
+                    self._health,
+                    self.calls,
+                    apart={"Check": checks, "List": checks},
+                ),
+                *reflection_handlers((SERVICE, HEALTH), self.calls),
             )
         )
 
@@ -78,20 +109,21 @@ class GrpcDoor:
             raise LatentdError(f"grpc port {joined(host, port)} cannot be opened: {error}") from None
 
     async def start(self) -> None:
-        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.not_serving()
         await self._server.start()
 
-    async def serving(self) -> None:
-        await self._set(health_pb2.HealthCheckResponse.SERVING)
+    def serving(self) -> None:
+        self._health.set(health_pb2.HealthCheckResponse.SERVING, "", SERVICE)
 
-    async def not_serving(self) -> None:
-        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+    def not_serving(self) -> None:
+        self._health.set(health_pb2.HealthCheckResponse.NOT_SERVING, "", SERVICE)
 
     async def drain(self, grace: float) -> None:
         """Give requests that run `grace` seconds. Health answers meanwhile.
 
-        gRPC's own grace waits for everybody, and who watches health stays for ever.
+        gRPC's own grace waits for everybody, and who watches health stays for ever. Who reads nothing has a third.
         """
+        self.calls.hurry(grace / 3)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._images.idle.wait(), grace)
 
@@ -100,26 +132,6 @@ class GrpcDoor:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._images.idle.wait(), farewell)
         await self._server.stop(farewell)
-
-    async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", SERVICE):
-            await self._health.set(name, status)
-
-
-class _Health(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAccessIssue]
-    """Health with `List`, which grpcio-health-checking has as a stub only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._listed: dict[str, health_pb2.HealthCheckResponse] = {}
-
-    async def set(self, service: str, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        self._listed[service] = health_pb2.HealthCheckResponse(status=status)
-        await super().set(service, status)
-
-    async def List(self, request: Message, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
-        # Its type stubs lack what its newest messages are.
-        return health_pb2.HealthListResponse(statuses=self._listed)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ImagesServicer:

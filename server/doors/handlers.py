@@ -7,10 +7,10 @@ logged and answered with one fixed sentence.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import inspect
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -21,7 +21,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from pipeline.errors import InvalidRequest, LatentdError
-from server.errors import Busy
+from server.doors.calls import Calls
+from server.errors import Busy, Stalled
 
 log = logging.getLogger("latentd.door")
 
@@ -35,25 +36,22 @@ class _Malformed:
         self.error = InvalidRequest(f"the request's {size} bytes do not parse as {kind}")
 
 
-def handlers(service: Any, servicer: object, name: str = "") -> grpc.GenericRpcHandler:
+def handlers(
+    service: Any, servicer: object, calls: Calls, *, name: str = "", apart: Mapping[str, Calls] | None = None
+) -> grpc.GenericRpcHandler:
     """Handle all methods of `service`, a ServiceDescriptor, that `servicer` has; the rest stay UNIMPLEMENTED.
 
-    `name`: the service's full name for clients, where it is another than the descriptor's.
+    `calls` counts them, but for those methods that are counted `apart`. `name`: the service's full name for clients,
+    where it is another than the descriptor's.
     """
     by_method = {}
     for method in service.methods:
         behaviour = getattr(servicer, method.name, None)
         if behaviour is None or behaviour.__module__.endswith("_pb2_grpc"):  # generated: raises NotImplementedError
             continue
-        kind = (
-            ("stream" if method.client_streaming else "unary")
-            + "_"
-            + ("stream" if method.server_streaming else "unary")
-        )
-        # A coroutine that streams writes to its context itself: health's Watch does.
-        guarded = _guard_stream(behaviour) if inspect.isasyncgenfunction(behaviour) else _guard_unary(behaviour)
-        by_method[method.name] = getattr(grpc, f"{kind}_rpc_method_handler")(
-            guarded,
+        # All alike on the wire, and only so a call is counted before its message comes, and its answer is timed.
+        by_method[method.name] = grpc.stream_stream_rpc_method_handler(
+            _guard(behaviour, method, (apart or {}).get(method.name, calls)),
             request_deserializer=_parser(GetMessageClass(method.input_type)),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
@@ -77,32 +75,44 @@ async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield request
 
 
-def _prepared(request: Any) -> Any:
+def _guard(behaviour: Callable[..., Any], method: Any, calls: Calls) -> Callable[..., Any]:
+    async def guarded(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(calls.entered(context))
+                request = _checked(requests) if method.client_streaming else await _only(calls, context)
+                if method.server_streaming:
+                    await _stream(behaviour(request, context), calls, context)
+                else:
+                    await calls.write(context, await behaviour(request, context), first=True)
+            except Stalled as error:
+                calls.give_up(context, error, stack)
+                raise asyncio.CancelledError from None  # gRPC then sends no status by itself
+            except Exception as error:
+                await abort(context, error)
+
+    return guarded
+
+
+async def _only(calls: Calls, context: grpc.aio.ServicerContext) -> Message:
+    request = await calls.read(context)
+    if request is grpc.aio.EOF:  # pyright: ignore[reportAttributeAccessIssue] - its stubs lack it
+        raise InvalidRequest("the call has no message")
     if isinstance(request, _Malformed):
         raise request.error
-    return request if isinstance(request, Message) else _checked(request)
+    return request
 
 
-def _guard_unary(behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            return await behaviour(_prepared(request), context)
-        except Exception as error:
-            await abort(context, error)
-
-    return guarded
-
-
-def _guard_stream(behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        try:
-            async with contextlib.aclosing(behaviour(_prepared(request), context)) as responses:
-                async for response in responses:
-                    yield response
-        except Exception as error:
-            await abort(context, error)
-
-    return guarded
+async def _stream(responses: AsyncGenerator[Any, None], calls: Calls, context: grpc.aio.ServicerContext) -> None:
+    first = True
+    async with contextlib.aclosing(responses):
+        async for response in responses:
+            try:
+                await calls.write(context, response, first=first)
+                first = False
+            except Stalled as error:
+                await responses.athrow(error)  # whoever makes them hears why nobody takes them
+                raise
 
 
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> None:

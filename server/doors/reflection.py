@@ -10,18 +10,19 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from server.doors.calls import Calls
 from server.doors.handlers import handlers
 
 OLD, NEW = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 SERVICES = (f"{NEW}.ServerReflection", f"{OLD}.ServerReflection")
 
 
-def reflection_handlers(services: tuple[str, ...]) -> tuple[grpc.GenericRpcHandler, ...]:
+def reflection_handlers(services: tuple[str, ...], calls: Calls) -> tuple[grpc.GenericRpcHandler, ...]:
     """Return the handlers of both versions, which tell of `services` (full names) and of themselves."""
     _describe()
     servicer = reflection.aio.ReflectionServicer((*services, *SERVICES))
     service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-    return tuple(handlers(service, servicer, name) for name in SERVICES)
+    return tuple(handlers(service, servicer, calls, name=name) for name in SERVICES)
 
 
 def _describe() -> None:

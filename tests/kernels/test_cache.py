@@ -41,7 +41,7 @@ def hits(cache: Path, path: str) -> tuple[int, int]:
     return found, asked
 
 
-@pytest.mark.parametrize("path", ["", str(OLDER)], ids=["pinned", "older"])
+@pytest.mark.parametrize("path", ["", pytest.param(str(OLDER), marks=pytest.mark.exhaustive)], ids=["pinned", "older"])
 def test_a_cache_that_travels_is_found_at_the_same_absolute_path_alone(path: str, tmp_path: Path) -> None:
     """Of each kernel it holds a list of files by their absolute paths; binaries alone suffice."""
     here, elsewhere, packed = tmp_path / "here", tmp_path / "elsewhere", tmp_path / "triton.tgz"

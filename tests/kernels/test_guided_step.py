@@ -221,8 +221,15 @@ def test_a_seat_does_not_depend_on_its_company() -> None:
         assert torch.equal(copy.state[others], seats.state[others]), "nobody else is touched"
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["free", "masked"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("sampler", "masked"),
+    [
+        # Each sampler with a mask or without; what the mask does comes after what the sampler does.
+        pytest.param(sampler, masked, marks=[pytest.mark.exhaustive] if number % 2 == masked else [])
+        for number, sampler in enumerate(SAMPLERS)
+        for masked in (False, True)
+    ],
+)
 def test_a_whole_trajectory_has_the_hosts_bits(sampler: str, masked: bool) -> None:
     """engines/stepper.HostStepper's arithmetic, guided, at every evaluation of a real table.
 

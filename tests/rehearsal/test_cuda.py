@@ -20,12 +20,12 @@ WHOLE = [
     ("section", "vae", "networks"),  # of which it launches the decoding alone
     ("section", "vae", "decoding"),
     ("section", "ceilings,budget"),
+    ("memory", "SD 1.5", "8"),
 ]
 USUAL = [
     ("serve", "SD 1.5", "fast", "auto", "2"),
     ("section", "first_kernels,first_picture", "first"),
     ("shares", "attention"),
-    ("memory", "SD 1.5", "8"),
 ]
 ALL = USUAL + WHOLE
 BROKEN = ("section", "nothing")
@@ -90,6 +90,7 @@ def test_processes_share_what_is_compiled_ahead(said: Callable[..., str]) -> Non
     assert "attention: " in said("shares", "attention")
 
 
+@pytest.mark.exhaustive
 def test_what_the_docs_say_of_memory(said: Callable[..., str]) -> None:
     output = said("memory", "SD 1.5", "8")
     assert "8 seats 0.303, a step of 16 rows 0.92 more" in output, output  # docs/gpu.md

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import socketserver
 from collections.abc import Iterator
-from unittest import mock
 
 import pytest
 
@@ -11,13 +9,6 @@ from server.app import Server
 from server.wish import Size
 from tests.support.held import Held, wrapped
 from tests.support.serving import serving
-
-
-@pytest.fixture(scope="session", autouse=True)
-def prompt_end() -> Iterator[None]:
-    """The metrics' server looks every half second whether it should end; many tests end one."""
-    with mock.patch.object(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,)):
-        yield
 
 
 @pytest.fixture(scope="session")

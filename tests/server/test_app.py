@@ -24,8 +24,9 @@ from latentd.events import Queued
 from pipeline.errors import LatentdError
 from pipeline.samplers import SAMPLERS
 from server.app import Server, load_model
+from server.batching.pace import Median
 from server.settings import Settings, SettingsError
-from server.wish import Size
+from server.wish import LaneKey, Size
 from tests.support import wire
 from tests.support.held import Held, raising
 from tests.support.patience import PATIENCE
@@ -165,6 +166,9 @@ def test_after_the_grace_whoever_runs_or_waits_is_told_though_the_device_is_in_a
     async def life() -> None:
         async with opened(wired) as server, AsyncClient(address(server)) as client:
             await server.load(lambda _: wired)
+            device = server.service.device
+            assert device
+            device._pace._rows[LaneKey(*device.sizes[0], 1)] = Median([1e-9] * 9)  # all can be done, says the forecast
             held.hold()
             calls = [client.stream("a red apple", steps=100, images=2) for _ in range(8)]
             for events in calls:
@@ -179,8 +183,7 @@ def test_after_the_grace_whoever_runs_or_waits_is_told_though_the_device_is_in_a
                 assert "the server stops, and its grace of 0.01 s was over before" in str(ended.value)
             held.release()
             await closing
-            device = server.service.device
-            assert device and not device._jobs and not device._thread.is_alive()
+            assert not device._jobs and not device._thread.is_alive()
 
     in_time(life())
 
@@ -379,3 +382,33 @@ def test_ipv6(model: Model) -> None:
     except LatentdError as error:
         assert "Cannot assign requested address" in str(error) or "not supported" in str(error)
         pytest.skip("this machine has no IPv6")
+
+
+def test_at_the_beginning_of_the_grace_those_are_told_who_cannot_be_done_in_it(wired: Model, held: Held) -> None:
+    async def life() -> None:
+        async with opened(wired, seats=1, queue_seconds=86400) as server, AsyncClient(address(server)) as client:
+            await server.load(lambda _: wired)
+            device = server.service.device
+            assert device
+            device._pace._rows[LaneKey(*device.sizes[0], 1)] = Median([10.0] * 9)  # seconds
+            held.hold()
+            held.runs.clear()
+            runs = client.stream("a red apple", steps=2)
+            assert isinstance(await anext(runs), Queued)
+            await asyncio.to_thread(held.begun)
+            waits = [client.stream("a red apple", steps=steps) for steps in (150, 1)]
+            for events in waits:
+                assert isinstance(await anext(events), Queued)
+            closing = asyncio.create_task(server.close(1000))
+            with pytest.raises(ServerError, match=r"stops in 1000 s, .* would take 30\d\d.\d s; ask") as told:
+                async for _ in waits[0]:
+                    pass
+            assert told.value.code == grpc.StatusCode.UNAVAILABLE
+            assert len(held.runs) == 1 and not closing.done()
+            held.release()
+            for events in (runs, waits[1]):
+                assert [type(event).__name__ async for event in events][-1] == "Done"
+            await closing
+            assert len(held.runs) == 3
+
+    in_time(life())

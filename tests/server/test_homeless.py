@@ -65,7 +65,10 @@ def test_a_home_that_must_not_be_entered(unknown: tuple[str, ...], tmp_path: Pat
     assert "WARNING" not in served({"HOME": str(home)}, prefix=unknown)
 
 
-@pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME", "LATENTD_CACHE"])
+@pytest.mark.parametrize(
+    "name",
+    ["HOME", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("XDG_CACHE_HOME", "LATENTD_CACHE"))],
+)
 def test_a_file_where_a_folder_should_be(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "WARNING" not in served({"HOME": str(tmp_path), name: str(tmp_path / "file")})

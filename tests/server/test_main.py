@@ -74,7 +74,7 @@ def test_sigterm_lets_the_running_request_end(checkpoint: Checkpoint, tmp_path: 
 
 def test_after_the_grace_the_request_is_cancelled(checkpoint: Checkpoint, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    with held_server(checkpoint, tmp_path, "--grace", "0.05") as started, Client(started.address()) as client:
+    with held_server(checkpoint, tmp_path, "--grace", "1") as started, Client(started.address()) as client:
         gate.touch()
         events = client.stream("a red apple", steps=3)
         assert isinstance(next(events), Queued) and isinstance(next(events), Started)
@@ -82,7 +82,7 @@ def test_after_the_grace_the_request_is_cancelled(checkpoint: Checkpoint, tmp_pa
         with pytest.raises(ServerError) as cancelled:
             list(events)
         assert cancelled.value.code == grpc.StatusCode.UNAVAILABLE
-        assert "its grace of 0.05 s was over before the request was done" in str(cancelled.value)
+        assert "its grace of 1 s was over before the request was done" in str(cancelled.value)
         gate.unlink()
         assert started.end() == 0
     assert "Traceback" not in "\n".join(started.err)
@@ -104,11 +104,17 @@ def test_a_second_signal_means_now(number: int, status: int, checkpoint: Checkpo
 
 
 def test_a_failed_device_ends_the_process(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Whoever sits and whoever waits is told, not one caller only."""
     with held_server(checkpoint, tmp_path) as started, Client(started.address()) as client:
+        (tmp_path / "gate").touch()
+        callers = [client.stream("a red apple", images=8) for _ in range(3)]
+        assert all(isinstance(next(caller), Queued) for caller in callers)
         (tmp_path / "fault").touch()
-        with pytest.raises(ServerError, match="the device failed: lost") as failed:
-            client.generate("a red apple")
-        assert failed.value.code is grpc.StatusCode.UNAVAILABLE
+        (tmp_path / "gate").unlink()
+        for caller in callers:
+            with pytest.raises(ServerError, match="the device failed: lost") as failed:
+                list(caller)
+            assert failed.value.code is grpc.StatusCode.UNAVAILABLE
         assert started.end() == 1
 
 

@@ -9,9 +9,7 @@ import pytest
 
 from engines.model import Model
 from latentd import Client, ServerError
-from pipeline.errors import LatentdError
 from server.app import Server
-from server.metrics import Metrics
 from tests.support.held import eventually
 from tests.support.serving import address, serving
 
@@ -33,6 +31,11 @@ NAMES = {
     "seat_steps_total": set(),
     "seat_steps_delivered_total": set(),
     "nan_images_total": set(),
+    "calls_open": set(),
+    "calls_refused_total": {"why"},
+    "calls_unread_total": set(),
+    "descriptors_scarce": set(),
+    "connections_ended_total": {"door", "why"},
     "engine_info": {"backend", "precision", "weights"},
 }
 
@@ -58,6 +61,8 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
             client.generate("a red apple", steps=0)
         server.metrics.cancelled("queue")
         server.metrics.given_up("seat")
+        server.metrics.connection_ended("metrics", "late")
+        server.metrics.call_refused("caller")
         told = scrape(server)
         for name, labels in NAMES.items():
             own = [line for line in told.splitlines() if re.match(rf"latentd_{name}(_bucket|_sum|_count)?\{{", line)]
@@ -75,18 +80,3 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         assert sample(server, "preview_first_seconds_count", **own) == 1
         assert sample(server, "rows_capacity", **own) == 6 and sample(server, "rows_live", **own) == 0
         assert sample(server, "engine_info", backend="openvino", precision="f32", weights=model.digest[:12], **own) == 1
-
-
-def test_a_port_in_use_is_told(model: Model) -> None:
-    first, second = Metrics("a"), Metrics("b")
-    port = first.serve("127.0.0.1", 0)
-    try:
-        with pytest.raises(LatentdError, match=f"metrics port 127.0.0.1:{port} cannot be opened: Address already"):
-            second.serve("127.0.0.1", port)
-    finally:
-        second.close()
-        first.close()
-
-
-def test_closing_what_was_never_opened_is_nothing() -> None:
-    Metrics("a").close()

@@ -27,7 +27,10 @@ SIZE = (8, 8)
 
 @dataclass
 class Simulated:
-    """`speed(now)` is by how much everything takes longer than said here; `shaken` is each step's own noise."""
+    """`speed(now)` is by how much everything takes longer than said here; `shaken` is each thing's own noise.
+
+    A share `sliced` of them takes ten times as long: other processes have the processor meanwhile.
+    """
 
     seats: int = 8
     row: float = 0.005  # seconds
@@ -36,6 +39,7 @@ class Simulated:
     file: float = 0.004
     speed: Callable[[float], float] = lambda now: 1.0
     shaken: float = 0.1
+    sliced: float = 0.0
     now: float = 0.0
     sent: int = 0
     admitted: list[Job] = field(default_factory=list)
@@ -52,11 +56,14 @@ class Simulated:
 
     @property
     def capacity(self) -> float:
-        """Twelve-step pictures a second, with nothing lost."""
-        return 1 / (12 * 2 * self.row + self.encode + self.decode)
+        """Twelve-step pictures a second, with nothing lost, at a speed of 1."""
+        return 1 / (1 + 9 * self.sliced) / (12 * 2 * self.row + self.encode + self.decode)
 
     def _spend(self, seconds: float) -> float:
-        took = seconds * self.speed(self.now) * max(0.5, self._draw.gauss(1, self.shaken))
+        noise = max(0.5, self._draw.gauss(1, self.shaken))
+        if self.sliced and self._draw.random() < self.sliced:
+            noise = 10.0
+        took = seconds * self.speed(self.now) * noise
         self.now += took
         return took
 
@@ -100,7 +107,8 @@ class Simulated:
         live = [(seat, picture) for seat in lane.live if (picture := lane.tenants[seat])]
         if live:
             rows = sum(picture.job.wish.rows(picture.reached) for _, picture in live)
-            self.pace.stepped(LANE, rows, self._spend(rows * self.row))
+            took = self._spend(rows * self.row)
+            self.pace.stepped(LANE, rows, took, self.now)
             self.seat_steps += len(live)
             self.steps += 1
             for seat, picture in live:

@@ -120,8 +120,8 @@ def test_a_stall_and_a_step_100_times_slower_refuse_nothing() -> None:
     """A process that was stopped for 20 s; a deadline of 3 s and 12 steps that take 0.14 s."""
     pace = Pace({LANE: 0.139 / 24})
     for stall in (20.0, 0.6, 3.0):
-        pace.stepped(LANE, 2, 0.0116)
-        pace.stepped(LANE, 2, stall)
+        pace.stepped(LANE, 2, 0.0116, NOW)
+        pace.stepped(LANE, 2, stall, NOW)
         check(busy(0), 3.0, pace=pace, evaluations=12)
         check(busy(1), 3.0, pace=pace, evaluations=12)
 

@@ -49,6 +49,26 @@ def test_a_stall_costs_those_whom_it_met_and_nobody_after_it() -> None:
     assert len(after) / (SECONDS - 12) >= 0.9 * server.capacity
 
 
+@pytest.mark.parametrize("factor", [3, 10])
+@pytest.mark.parametrize("change", [1 / 10, 1 / 3, 1 / 2, 2, 3, 5])
+def test_goodput_is_back_two_deadlines_after_the_machine_changed_its_speed(factor: int, change: float) -> None:
+    """The deadline stays as it is: at a third of the speed it is too short for full seats, not for half of them."""
+    server = Simulated(speed=lambda now: max(1.0, 1 / change) if now < 8 else max(1.0, change))
+    server.run(arrivals(server, factor, lambda: server.submit(12, DEADLINE)), SECONDS)
+    after = [when for when, _ in server.delivered if 8 + 2 * DEADLINE < when <= SECONDS]
+    assert len(after) / (SECONDS - 8 - 2 * DEADLINE) >= 0.8 * server.capacity / max(1.0, change)
+
+
+@pytest.mark.parametrize("factor", [3, 10])
+def test_a_processor_that_is_had_in_slices_keeps_most_of_the_goodput(factor: int) -> None:
+    """A quarter of everything takes ten times as long. Whoever plans with medians wastes half of the steps."""
+    server = Simulated(sliced=0.25)
+    server.run(arrivals(server, factor, lambda: server.submit(12, DEADLINE)), SECONDS)
+    after = [when for when, _ in server.delivered if when > 8]
+    assert len(after) / (SECONDS - 8) >= 0.7 * server.capacity
+    assert 12 * len(server.delivered) >= 0.7 * server.seat_steps
+
+
 def test_below_capacity_hardly_anybody_is_refused_and_nobody_is_late() -> None:
     server = Simulated()
     server.run(arrivals(server, 0.5, lambda: server.submit(12, DEADLINE)), SECONDS + DEADLINE)

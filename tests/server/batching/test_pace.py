@@ -9,6 +9,7 @@ import pytest
 from server.batching.pace import Median, Pace
 from server.wish import LaneKey
 
+NOW = 1000.0
 LANE, LONG = LaneKey(8, 8, 1), LaneKey(8, 8, 2)
 SIZE = (8, 8)
 
@@ -19,8 +20,8 @@ def test_one_stall_of_any_length_changes_nothing(stall: float, steps: int) -> No
     """A paused container, a frozen machine, a step 100 times slower than the last."""
     pace = Pace({LANE: 0.004})
     for _ in range(steps):
-        pace.stepped(LANE, 16, 16 * 0.004)
-    pace.stepped(LANE, 16, stall)
+        pace.stepped(LANE, 16, 16 * 0.004, NOW)
+    pace.stepped(LANE, 16, stall, NOW)
     assert pace.row(LANE) == pytest.approx(0.004)
     assert pace.full_step(8) == pytest.approx(16 * 0.004)
 
@@ -28,25 +29,39 @@ def test_one_stall_of_any_length_changes_nothing(stall: float, steps: int) -> No
 def test_clocks_that_jump_change_nothing() -> None:
     pace = Pace({LANE: 0.004})
     for seconds in (0.064, -20.0, 0.064, 86400.0, -1e9, 0.064):
-        pace.stepped(LANE, 16, seconds)
+        pace.stepped(LANE, 16, seconds, NOW)
     assert pace.row(LANE) == pytest.approx(0.004)
 
 
 def test_stalls_now_and_then_change_nothing() -> None:
-    draw, pace = random.Random(1), Pace({LANE: 0.004})
+    draw, pace, now = random.Random(1), Pace({LANE: 0.004}), NOW
     for step in range(300):
-        pace.stepped(LANE, 16, 30.0 if step % 3 == 0 else 0.064 * draw.uniform(0.9, 1.1))
+        seconds = 30.0 if step % 3 == 0 else 0.064 * draw.uniform(0.9, 1.1)
+        now += seconds
+        pace.stepped(LANE, 16, seconds, now)
         assert pace.row(LANE) <= 0.0044
 
 
 def test_another_load_is_followed_within_five_steps() -> None:
     pace = Pace({LANE: 0.004})
     for _ in range(20):
-        pace.stepped(LANE, 16, 0.064)
+        pace.stepped(LANE, 16, 0.064, NOW)
     for slower in (True, False):
         for _ in range(5):
-            pace.stepped(LANE, 16, 0.64 if slower else 0.064)
+            pace.stepped(LANE, 16, 0.64 if slower else 0.064, NOW)
         assert pace.row(LANE) == pytest.approx(0.04 if slower else 0.004)
+
+
+def test_slices_of_a_processor_make_a_step_cost_its_mean_until_they_are_forgotten() -> None:
+    """Every third step takes ten times as long: a median says nothing of it, and a request has many steps."""
+    pace, now = Pace({LANE: 0.004}), NOW
+    for step in range(200):
+        seconds = 0.64 if step % 3 == 0 else 0.064
+        now += seconds
+        pace.stepped(LANE, 16, seconds, now)
+    assert 3 < pace.row(LANE) / 0.004 < 4.5 and pace.full_step(8) == pytest.approx(16 * pace.row(LANE))
+    pace.forget(now + 10)
+    assert pace.row(LANE) == pytest.approx(0.004)
 
 
 def test_of_two_samples_the_lower_one_counts() -> None:
@@ -67,6 +82,6 @@ def test_a_lane_that_has_not_stepped_has_the_pace_of_its_size() -> None:
     pace = Pace({LANE: 0.1})
     pace.open(LONG)
     assert pace.row(LONG) == 0.1
-    pace.stepped(LONG, 2, 0.6)
-    pace.stepped(LONG, 2, 0.6)
+    pace.stepped(LONG, 2, 0.6, NOW)
+    pace.stepped(LONG, 2, 0.6, NOW)
     assert pace.row(LONG) == pytest.approx(0.3) and pace.row(LANE) == 0.1

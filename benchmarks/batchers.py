@@ -1,0 +1,241 @@
+"""Continuous batching against batching of whole requests: `python -m benchmarks.batchers`.
+
+The same engine and stepper in this process, without a door, in turn: latentd's device thread with its seats, and three
+that take whole requests: one at a time in order of arrival; up to eight of those that wait and have as many steps as
+the first; the first eight that wait, whatever their steps, until the longest is done. The last is spared what usual
+ones waste: who is done is not stepped any more, its picture only waits for the others. Each has the same arrivals,
+Poisson, of jobs of 4, 20, 30 or 50 steps at random, or of 20 steps alone, at 50, 70 and 90% of the best batcher's rate
+with a queue that never empties.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.plots import Panel, draw
+from benchmarks.rows import Rows
+from benchmarks.serving import IN_FLIGHT, ROOT
+from engines.cpu.stepper import HostStepper
+from engines.model import Model, load
+from engines.seat import Sitting
+from pipeline.arrays import to_pixels
+from pipeline.checkpoint.opened import open_checkpoint
+from pipeline.noise import standard_normal
+from pipeline.samplers import table
+from server.batching.admission import Admission
+from server.device.loop import Device
+from server.device.pictures import encode
+from server.events import Event
+from server.job import Job
+from server.limits import Limits
+from server.mailbox import is_last
+from server.metrics import Metrics
+from server.request import ImageRequest
+from server.wish import Wish
+
+MIXED, UNIFORM, SHORT = (4, 20, 30, 50), (20,), 4
+LOADS = (0.5, 0.7, 0.9)
+OURS = "seats"
+
+
+@dataclass
+class Order:
+    """Holds a picture that is asked for at `at`, seconds from the begin, and when it was there."""
+
+    number: int
+    at: float
+    steps: int
+    ended: float = 0.0
+
+    @property
+    def prompt(self) -> str:
+        return f"red apple number {self.number}, color style"
+
+
+def arrivals(steps: Sequence[int], rate: float, count: int, seed: int = 5) -> list[Order]:
+    """Draw so many orders, at `rate` a second; all of them at once where that is 0."""
+    draw = random.Random(seed)
+    gaps = (draw.expovariate(rate) if rate else 0.0 for _ in range(count))
+    return [Order(number, at, draw.choice(steps)) for number, at in enumerate(itertools.accumulate(gaps))]
+
+
+Choose = Callable[[list[Order]], list[Order]]  # of those who wait, the next batch
+
+
+def one_at_a_time(waiting: list[Order]) -> list[Order]:
+    return waiting[:1]
+
+
+def equal_steps(waiting: list[Order]) -> list[Order]:
+    return [order for order in waiting if order.steps == waiting[0].steps][:IN_FLIGHT]
+
+
+def anything_together(waiting: list[Order]) -> list[Order]:
+    return waiting[:IN_FLIGHT]
+
+
+BATCHERS: dict[str, Choose] = {
+    "one at a time": one_at_a_time,
+    "equal steps together": equal_steps,
+    "anything together": anything_together,
+}
+
+
+@dataclass
+class Engine:
+    """Holds a model and its stepper, used by one policy at a time."""
+
+    model: Model
+    stepper: HostStepper = field(init=False)
+
+    def __post_init__(self) -> None:
+        default = self.model.spec.defaults
+        self._size = default.width, default.height
+        self._negative = self.model.backend.encode(self.model.tokenizer.encode("").ids)
+        self.stepper = HostStepper(self.model.backend.denoiser(*self._size, rows=2 * IN_FLIGHT), IN_FLIGHT)
+
+    def batches(self, orders: list[Order], choose: Choose) -> None:
+        """Make whole batches, one after the other, of those who have come by then."""
+        begun, coming, waiting = time.monotonic(), list(orders), []
+        while coming or waiting:
+            now = time.monotonic() - begun
+            while coming and coming[0].at <= now:
+                waiting.append(coming.pop(0))
+            if not waiting:
+                time.sleep(max(0.0, coming[0].at - now))
+                continue
+            batch = choose(waiting)
+            self._make(batch)
+            waiting = [order for order in waiting if order not in batch]
+            for order in batch:
+                order.ended = time.monotonic() - begun
+
+    def _make(self, batch: list[Order]) -> None:
+        spec, backend, default = self.model.spec, self.model.backend, self.model.spec.defaults
+        for seat, order in enumerate(batch):
+            run = table(spec.schedule, default.sampler, order.steps)
+            context = backend.encode(self.model.tokenizer.encode(order.prompt).ids)
+            noise = standard_normal(order.number, spec.latent_shape(*self._size), draws=1 + run.draws)
+            self.stepper.sit(seat, Sitting(run, noise, context, self._negative, default.guidance))
+        while live := [seat for seat in range(len(batch)) if not self.stepper.finished(seat)]:
+            self.stepper.step(live)
+        for seat in range(len(batch)):
+            encode(to_pixels(backend.decode(self.stepper.latents(seat))), "png")
+
+    def seats(self, orders: list[Order]) -> None:
+        """Hand the orders to a device thread of ours, each when it comes. Errors: those of Device.submit."""
+        device = Device(
+            self.model,
+            sizes=[self._size],
+            seats=IN_FLIGHT,
+            admission=Admission(queue_jobs=len(orders) + 1, queue_seconds=1e9),
+            metrics=Metrics("batchers"),
+            workers=2,
+            died=lambda: None,
+        )
+        device.start()
+        try:
+            begun, boxes = time.monotonic(), []
+            for order in orders:
+                time.sleep(max(0.0, begun + order.at - time.monotonic()))
+                request = ImageRequest(prompt=order.prompt, seed=order.number, steps=order.steps)
+                box = _Box(order, begun)
+                boxes.append(box)
+                wish = Wish.of(request, self.model, [self._size], Limits())
+                device.submit(Job(str(order.number), wish, box, time.monotonic()))  # type: ignore[arg-type]
+            for box in boxes:
+                box.over.wait()
+        finally:
+            device.stop()
+
+
+class _Box:
+    """Stands for a mailbox: notes when a job ended."""
+
+    def __init__(self, order: Order, begun: float) -> None:
+        self.over, self._order, self._begun = threading.Event(), order, begun
+
+    def post(self, event: Event) -> None:
+        if is_last(event):
+            self._order.ended = time.monotonic() - self._begun
+            self.over.set()
+
+
+def p99(orders: Sequence[Order]) -> float:
+    """Return the 0.99 quantile of the orders' times, seconds."""
+    times = sorted(order.ended - order.at for order in orders)
+    return times[round(0.99 * (len(times) - 1))] if times else 0.0
+
+
+Policies = dict[str, Callable[[list[Order]], None]]
+
+
+def measure(policies: Policies, steps: Sequence[int], count: int, rate: float) -> dict[str, list[Order]]:
+    """Run each policy over the same arrivals; returns the orders as they ended."""
+    ended = {}
+    for name, run in policies.items():
+        ended[name] = orders = arrivals(steps, rate, count)
+        run(orders)
+    return ended
+
+
+def best(values: dict[str, float], better: Callable[..., str]) -> float:
+    """Return the best of the batchers of whole requests: `better` is min or max."""
+    return values[better((name for name in values if name != OURS), key=values.__getitem__)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.batchers", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=120, help="of each run (default 120)")
+    parser.add_argument("--dry", action="store_true", help="print, and keep neither rows nor plot")
+    options = parser.parse_args(argv)
+    engine = Engine(load(open_checkpoint(ROOT / "demo" / "small-things")))
+    policies: Policies = {OURS: engine.seats}
+    policies |= {
+        name: lambda orders, choose=choose: engine.batches(orders, choose) for name, choose in BATCHERS.items()
+    }
+    rows = None if options.dry else Rows("batchers-cpu", ("openvino", "numpy"))
+    shown: dict[str, dict[str, list[float]]] = {}
+
+    def note(what: str, shape: str, unit: str, value: float) -> None:
+        if rows:
+            rows.add(what, shape, unit, [value])
+        else:
+            print(f"{what:44} {value:9.4g} {unit:6} {shape}", flush=True)
+
+    measure(policies, MIXED, min(8, options.jobs), 0.0)  # warm
+    for kind, steps in (("mixed", MIXED), ("uniform", UNIFORM)):
+        shape = f"{kind}: {' '.join(map(str, steps))} steps, {options.jobs} jobs"
+        ended = measure(policies, steps, options.jobs, 0.0)
+        rates = {name: len(orders) / max(order.ended for order in orders) for name, orders in ended.items()}
+        for name, rate in rates.items():
+            note(f"sustained rate, {name}", shape, "1/s", rate)
+        note("sustained rate over the best", shape, "ratio", rates[OURS] / best(rates, max))
+        for part in LOADS:
+            ended = measure(policies, steps, options.jobs, part * best(rates, max))
+            at = f"{shape}, load {part:g}"
+            for which, wanted in (("all", steps), *((("4-step", (SHORT,)),) if SHORT in steps else ())):
+                tails = {name: p99([o for o in orders if o.steps in wanted]) for name, orders in ended.items()}
+                for name, tail in tails.items():
+                    note(f"p99 of {which} jobs, {name}", at, "s", tail)
+                    shown.setdefault(f"{kind} load, {which} jobs", {}).setdefault(name, []).append(tail)
+                note(f"p99 of {which} jobs over the best", at, "ratio", tails[OURS] / best(tails, min))
+    if not options.dry:
+        lines = {title: {name: (LOADS, tails) for name, tails in each.items()} for title, each in shown.items()}
+        panels = [Panel(f"p99, {title}", "load", "s", each) for title, each in lines.items()]
+        draw(Path(ROOT / "docs" / "batchers.png"), panels)
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    sys.exit(main())

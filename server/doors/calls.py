@@ -1,0 +1,137 @@
+"""How many calls are open, whose they are, and how long one may wait for its client: bounds that every method keeps.
+
+gRPC's own limit (maximum_concurrent_rpcs) knows no callers, names no limit and would refuse health too. It ends no call
+that nobody reads: a message that waits for a flow-control window waits for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from server.caller import caller_of
+from server.errors import Busy, Stalled
+from server.metrics import Metrics
+
+log = logging.getLogger("latentd.door")
+
+_RETRY = 1.0  # seconds after which a call that was refused is worth another try
+_PACE = 32 << 10  # bytes a second: who takes a picture slower than over an old telephone line has left
+
+
+@dataclass(frozen=True)
+class CallBounds:
+    calls: int = 1024  # open at once
+    of_caller: int = 512
+    wait: float = 30.0  # seconds for a message to go or come, and as many more as it takes at _PACE
+    message: int = 16 << 20  # bytes of the largest that may come
+
+
+class Calls:
+    """Counts the calls that are open, until gRPC has let go of them, and waits for their clients, but not for ever.
+
+    `noun` names them to who is refused. While `closed` says why, nobody is let in.
+    """
+
+    def __init__(self, bounds: CallBounds, metrics: Metrics, noun: str = "calls") -> None:
+        self._bounds, self._metrics, self._noun = bounds, metrics, noun
+        self._wait = bounds.wait
+        self._open: Counter[str] = Counter()  # by caller
+        self._sending: dict[asyncio.Timeout, int] = {}  # messages that wait for their reader, with their bytes
+        self._ending: set[asyncio.Task[None]] = set()  # calls that were given up, until gRPC lets go of them
+        self.closed: str | None = None
+
+    @contextlib.contextmanager
+    def entered(self, context: grpc.aio.ServicerContext) -> Iterator[None]:
+        """Count a call during the block. Errors: Busy."""
+        caller = caller_of(context.peer())
+        self._admit(caller)
+        self._open[caller] += 1
+        self._metrics.calls_open.inc()
+        try:
+            yield
+        finally:
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]
+            self._metrics.calls_open.dec()
+
+    def _admit(self, caller: str) -> None:
+        bounds, open_now = self._bounds, self._open.total()
+        if self.closed:
+            self._refuse("descriptors", self.closed)
+        if open_now >= bounds.calls:
+            self._refuse("calls", f"{open_now} {self._noun} are open; at most {bounds.calls} may be")
+        if (callers := self._open[caller]) >= bounds.of_caller:
+            self._refuse(
+                "caller", f"{callers} {self._noun} of {caller} are open; at most {bounds.of_caller} of a caller may be"
+            )
+
+    def _refuse(self, why: str, sentence: str) -> None:
+        self._metrics.call_refused(why)
+        raise Busy(sentence, _RETRY)
+
+    async def read(self, context: grpc.aio.ServicerContext) -> Any:
+        """Read the only message of a call; grpc.aio.EOF where none comes. Errors: Stalled, after a while."""
+        seconds = self._bounds.wait + self._bounds.message / _PACE
+        try:
+            async with asyncio.timeout(seconds):
+                return await context.read()
+        except TimeoutError:
+            raise Stalled(f"the call's message did not come within {seconds:.0f} s") from None
+
+    async def write(self, context: grpc.aio.ServicerContext, message: Message, *, first: bool) -> None:
+        """Send a message. Errors: Stalled, after a while.
+
+        The `first` has headers before it. They need no window, and after them gRPC takes a status, at any time.
+        """
+        size, start = message.ByteSize(), time.monotonic()
+        try:
+            async with asyncio.timeout(self._wait + size / _PACE) as timeout:
+                self._sending[timeout] = size
+                try:
+                    if first:
+                        await context.send_initial_metadata(())
+                    await context.write(message)
+                finally:
+                    del self._sending[timeout]
+        except TimeoutError:
+            seconds = time.monotonic() - start
+            raise Stalled(f"the client did not take a message of {size} bytes within {seconds:.1f} s") from None
+
+    def hurry(self, seconds: float) -> None:
+        """Wait `seconds` for readers from now on, where that is less than before: also for what is being sent."""
+        if seconds >= self._wait:
+            return
+        self._wait = seconds
+        now = asyncio.get_running_loop().time()
+        for timeout, size in self._sending.items():
+            until = now + seconds + size / _PACE
+            if (when := timeout.when()) is not None and until < when:
+                timeout.reschedule(until)
+
+    def give_up(self, context: grpc.aio.ServicerContext, error: Stalled, stack: contextlib.ExitStack) -> None:
+        """End a call that nobody reads. It counts until gRPC lets go of it, so `stack`, in which it is, is taken over.
+
+        Its status can only be sent after the message that the client does not take, so nobody else waits for that.
+        """
+        self._metrics.calls_unread_total.inc()
+        log.warning("%s: %s", caller_of(context.peer()), error)
+        left = stack.pop_all()
+
+        async def end() -> None:
+            with left, contextlib.suppress(grpc.aio.BaseError):
+                await context.abort(getattr(grpc.StatusCode, error.code), str(error))
+
+        ending = asyncio.get_running_loop().create_task(end())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)

@@ -1,0 +1,55 @@
+"""The batchers of whole requests: whom each takes, when who is done, and that all of them finish everything."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from benchmarks import batchers
+from benchmarks.batchers import BATCHERS, Engine, Order, arrivals, best, measure, p99
+from engines.model import Model
+
+
+def orders(*steps: int) -> list[Order]:
+    return [Order(number, 0.0, each) for number, each in enumerate(steps)]
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("one at a time", [0]),
+        ("equal steps together", [0, 2, 4, 6, 8, 10, 12, 14]),
+        ("anything together", list(range(8))),
+    ],
+)
+def test_whom_a_batcher_takes(name: str, taken: list[int]) -> None:
+    assert [order.number for order in BATCHERS[name](orders(*[4, 50] * 10))] == taken
+
+
+def test_arrivals_are_the_same_for_everybody() -> None:
+    first, second = arrivals((4, 20), 2.0, 50), arrivals((4, 20), 2.0, 50)
+    assert first == second and {order.steps for order in first} == {4, 20}
+    assert 10 < first[-1].at < 50 and all(a.at <= b.at for a, b in itertools.pairwise(first))
+    assert {order.at for order in arrivals((4,), 0.0, 5)} == {0.0}, "a queue that never empties"
+
+
+def test_figures() -> None:
+    ended = [Order(number, 1.0, 4, ended=1.0 + number) for number in range(101)]
+    assert p99(ended) == 99 and p99([]) == 0
+    assert best({batchers.OURS: 9.0, "a": 1.0, "b": 2.0}, max) == 2 and best({"a": 1.0, "b": 2.0}, min) == 1
+
+
+def test_everything_is_finished_by_each(model: Model) -> None:
+    """One at a time steps each alone, equal steps once each kind, anything as often as the longest asks for."""
+    engine = Engine(model)
+    steps: list[list[int]] = []
+    stepping = engine.stepper.step
+    engine.stepper.step = lambda seats, predict=(): steps.append(list(seats)) or stepping(seats)
+    policies: batchers.Policies = {batchers.OURS: engine.seats}
+    policies |= {name: lambda some, choose=choose: engine.batches(some, choose) for name, choose in BATCHERS.items()}
+    ended = measure(policies, (1, 2, 3), 5, 0.0)
+    assert all(len(each) == 5 and all(order.ended > 0 for order in each) for each in ended.values())
+    wanted = [order.steps for order in arrivals((1, 2, 3), 0.0, 5)]
+    assert sum(map(len, steps)) == 3 * sum(wanted), "who is done is not stepped any more"
+    assert len(steps) == sum(wanted) + sum(set(wanted)) + max(wanted)

@@ -13,7 +13,7 @@ from server.device.loop import Device
 from server.errors import NotServing, UnknownModel
 from server.events import Done, Event, Failed, Image
 from server.job import Job
-from server.judging import Ranks, judge_for, ranks_of, style_of
+from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.limits import Limits
 from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics

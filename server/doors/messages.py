@@ -7,7 +7,7 @@ from pipeline.samplers import SAMPLERS
 from server.device.loop import Device
 from server.events import Done, Event, Image, Preview, Started, Step, Timings
 from server.job import Job
-from server.judging import Ranks
+from server.device.judging import Ranks
 from server.limits import Limits
 from server.request import ImageRequest
 from server.service import Accepted

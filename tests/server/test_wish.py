@@ -81,6 +81,7 @@ def test_words_that_do_not_fit_are_told(model: Model) -> None:
         ({"fit": "pad"}, "fit is of a picture to begin with; init_image is missing"),
         ({"init_image": b"file", "fit": "stretch"}, "fit is 'stretch'; it must be one of crop, resize, pad"),
         ({"init_image": b"file", "strength": 1.01}, "strength is 1.01; it must be 0 to 1"),
+        ({"init_image": b"file", "strength": 1e300}, "strength is 1e+300; it must be 0 to 1"),
         ({"init_image": b"file", "strength": math.nan}, "strength is nan; it must be 0 to 1"),
         (
             {"init_image": b"file", "strength": 0.0, "steps": 7},

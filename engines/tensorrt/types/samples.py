@@ -74,14 +74,22 @@ def _steps(artifact: Artifact) -> list[Feeds]:
     for i, (timestep, clean, context) in enumerate(plan):
         share = float(kept[timestep])
         noise = standard_normal(_SEED + 2 + i, clean.shape[1:])
+        x = (np.sqrt(share) * clean + np.sqrt(1 - share) * noise).astype(np.float32)
         values = {
-            "sample": (np.sqrt(share) * clean + np.sqrt(1 - share) * noise).astype(np.float32),
+            "sample": np.concatenate([x, _beside(clean)], axis=1) if spec.inpaints else x,
             "timestep": np.array([timestep], np.float32),
             "context": context,
             "guidance": np.array([7.5], np.float32),
         }
         feeds.append({port.name: values[port.name] for port in ports.inputs("unet", spec)})
     return feeds
+
+
+def _beside(clean: F32) -> F32:
+    """Return what an inpainting UNet sees beside x: a mask, whose upper half is redrawn, and latents [1, C, h, w]."""
+    mask = np.zeros_like(clean[:, :1])
+    mask[:, :, : mask.shape[2] // 2] = 1
+    return np.concatenate([mask, clean], axis=1)
 
 
 def _encode(artifact: Artifact) -> list[F32]:

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import LatentdError
+from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.device.loop import Device
 from server.errors import NotServing, UnknownModel
 from server.events import Done, Event, Failed, Image
 from server.job import Job
-from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.limits import Limits
 from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from latentd.v1 import images_pb2 as pb
 from pipeline.samplers import SAMPLERS
+from server.device.judging import Ranks
 from server.device.loop import Device
 from server.events import Done, Event, Image, Preview, Started, Step, Timings
 from server.job import Job
-from server.device.judging import Ranks
 from server.limits import Limits
 from server.request import ImageRequest
 from server.service import Accepted

@@ -53,8 +53,8 @@ class Judge:
 
         They are CLIPModel's logits_per_image: a softmax over texts gives CLIP's probabilities.
         """
-        return self._scale * (np.stack(pictures) @ np.stack(texts).T).astype(np.float32)
+        return np.float32(self._scale) * (np.stack(pictures) @ np.stack(texts).T)
 
 
 def _unit(embedding: F32) -> F32:
-    return embedding / np.linalg.norm(embedding)
+    return embedding / np.float32(np.linalg.norm(embedding))

@@ -28,6 +28,7 @@ from engines.model import Model, load
 from latentd import AsyncClient
 from pipeline.arrays import F32
 from pipeline.checkpoint.opened import open_checkpoint
+from pipeline.conditions.style import Style
 from server.app import Server
 from server.request import ImageRequest
 from server.service import collect
@@ -72,6 +73,9 @@ class TinyUnet:
         self.samples, self.outputs = np.zeros((rows, *shape), np.float32), np.zeros((rows, *shape), np.float32)
         self.timesteps, self.guidance = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
         self.contexts = np.zeros((rows, *context), np.float32)
+
+    def put_style(self, row: int, style: Style | None, which: int) -> None:
+        assert style is None, "the model has no style adapter"
 
     def run(self, rows: Sequence[int]) -> None:
         for row in rows:

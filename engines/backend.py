@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
+from pipeline.conditions.style import Style
 from pipeline.spec import Spec
 
 _Value = TypeVar("_Value")
@@ -25,6 +26,13 @@ class Denoiser(Protocol):
     contexts: F32  # [rows, chunks * tokens, width]
     guidance: F32  # [rows], of a UNet that takes it (LCM); of no effect on others
     outputs: F32  # [rows, C, h, w], valid for the rows of the last run
+
+    def put_style(self, row: int, style: Style | None, which: int) -> None:
+        """Give a row the tokens of a style and its weight: `which` of a picture's rows it is, 0 or 1. None: no style.
+
+        Only a model with a style adapter takes one.
+        """
+        ...
 
     def run(self, rows: Sequence[int]) -> None:
         """outputs[r] = UNet(samples[r], timesteps[r], contexts[r]) for each r of `rows`; the others are left alone.

@@ -6,6 +6,7 @@ import numpy as np
 
 from graphs import ports
 from pipeline.arrays import F32
+from pipeline.conditions.style import Style
 from pipeline.spec import Spec
 
 
@@ -22,7 +23,14 @@ class Buffers:
         self.contexts = self.inputs["context"]
         self.guidance = self.inputs.get("guidance", np.zeros(rows, np.float32))
         self.guidance[:] = 1
+        self.styles = self.inputs.get("style", np.zeros((rows, 0, spec.unet.context_width), np.float32))
+        self.style_weights = self.inputs.get("style_weight", np.zeros(rows, np.float32))
         self.outputs = np.zeros((rows, spec.unet.out_channels, *self.samples.shape[2:]), np.float32)
+
+    def put_style(self, row: int, style: Style | None, which: int) -> None:
+        """See Denoiser.put_style."""
+        self.style_weights[row] = 0 if style is None else style.weight
+        self.styles[row] = 0 if style is None else style.row(which)
 
     def row(self, row: int) -> dict[str, F32]:
         """Return views of one row's inputs, by name, as a batch of one."""

@@ -15,6 +15,7 @@ from pipeline.arrays import F32, to_pixels
 from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.mask import Inpaint
 from pipeline.conditions.original import STRENGTH, Original, beginning, encoded, steps_skipped
+from pipeline.conditions.style import Style
 from pipeline.conditions.text import context_of
 from pipeline.prompt import read_prompts
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
@@ -48,11 +49,13 @@ def latents_of(
     begin: int = 0,
     x: F32 | None = None,
     inpaint: Inpaint | None = None,
+    style: Style | None = None,
 ) -> F32:
     """Return the denoised latents [C, h, w]. An absent option has the model's default; guidance <= 1 is unguided.
 
     `interval`: the steps that are guided. `original`: the picture to begin with, of the size of the picture, of whose
-    steps `strength` leaves the last. Without one, `begin`: the steps that are not made; `x`, `inpaint`: Sitting's.
+    steps `strength` leaves the last. Without one, `begin`: the steps that are not made; `x`, `inpaint`, `style`:
+    Sitting's.
     """
     spec, backend, default = model.spec, model.backend, model.spec.defaults
     steps = default.steps if steps is None else steps
@@ -67,6 +70,7 @@ def latents_of(
     denoiser = backend.denoiser(width, height, rows=len(prompts), chunks=prompts[0].chunks)
     for row in range(len(prompts)):
         denoiser.contexts[row] = context_of(prompts[row], backend.encode)
+        denoiser.put_style(row, style, row)
     denoiser.guidance[:] = guidance
 
     source = None if original is None else encoded(original, spec, backend.moments)

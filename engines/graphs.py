@@ -17,6 +17,7 @@ from graphs import wire
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.files import read_file
+from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
 _LARGEST = 64 << 20  # bytes of a graph; SD 1.5's UNet has 0.2 million
@@ -24,8 +25,8 @@ _LARGEST = 64 << 20  # bytes of a graph; SD 1.5's UNet has 0.2 million
 log = logging.getLogger("latentd.graphs")
 
 
-def graph_of(network: str, spec: Spec) -> bytes:
-    """Return the ONNX graph of `network` (one of graphs.NETWORKS), serialised, with its weights as inputs.
+def graph_of(network: str, spec: Spec | ClipSpec) -> bytes:
+    """Return the ONNX graph of `network` (one of graphs.NETWORKS or TOWERS), serialised, with its weights as inputs.
 
     Where there is no graph yet, a child process traces it, which takes half a minute for a large network.
     Errors: BackendError where tracing needs an extra that is not installed; CheckpointError; DiskError.
@@ -33,7 +34,7 @@ def graph_of(network: str, spec: Spec) -> bytes:
     return known_graph(network, spec) or _traced(network, spec)
 
 
-def known_graph(network: str, spec: Spec) -> bytes | None:
+def known_graph(network: str, spec: Spec | ClipSpec) -> bytes | None:
     """Return the graph that ships, or else the one that the cache has, if it is whole. Errors: CheckpointError."""
     shipped = graphs.shipped(network, spec)
     path = shipped or _place(network, spec)
@@ -59,11 +60,11 @@ def check_fit(checkpoint: Checkpoint) -> None:
         checkpoint.weights.check(part, shapes)
 
 
-def _place(network: str, spec: Spec) -> Path:
+def _place(network: str, spec: Spec | ClipSpec) -> Path:
     return entries.cache_folder() / "graphs" / graphs.name_of(network, spec)
 
 
-def _traced(network: str, spec: Spec) -> bytes:
+def _traced(network: str, spec: Spec | ClipSpec) -> bytes:
     """Trace a graph into the cache, in a child, unless another process is faster."""
     path = _place(network, spec)
     check_extra(f"this architecture ships without a graph of its {network}, and tracing one (once, no weights)")

@@ -1,4 +1,4 @@
-"""A model, loaded: its spec, its tokenizer, its engines."""
+"""A model, loaded: its spec, its tokenizer, its engines, and what it has beside them: styles, a judge."""
 
 from __future__ import annotations
 
@@ -7,18 +7,35 @@ import importlib.util
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from engines.backend import Backend
 from engines.choice import BACKENDS, CUDA, PLANS, Choice
+from engines.clip.judge import Judge
+from engines.clip.styles import Styles
 from engines.cuda import gpu
 from engines.errors import BackendError
 from engines.machine import toolchain
 from engines.machine.driver import driver_here
+from pipeline.checkpoint.adapter import ENCODER, adapter_in, with_adapter
+from pipeline.checkpoint.clip import Clip, open_encoder, open_judge
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
 from pipeline.tokenizer import ClipTokenizer
 
+JUDGE = "judge"  # where a checkpoint may have one
+
 log = logging.getLogger("latentd.model")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Names what a model has beside its checkpoint; None: what the checkpoint's folder brings, if it does."""
+
+    adapter: Path | None = None  # a style adapter's file; `ip_adapter/` of the folder
+    encoder: Path | None = None  # the folder of its image encoder; `image_encoder/`
+    judge: Path | None = None  # a CLIPModel's folder; `judge/`
 
 
 @dataclass(frozen=True)
@@ -27,6 +44,8 @@ class Model:
     tokenizer: ClipTokenizer
     backend: Backend
     digest: str = ""  # of the weights: Weights.digest
+    styles: Styles | None = None  # where it has a style adapter
+    judge: Judge | None = None
 
     @property
     def id(self) -> str:
@@ -37,7 +56,7 @@ class Model:
         return self.checkpoint.spec
 
 
-def load(checkpoint: Checkpoint, choice: Choice = Choice()) -> Model:  # noqa: B008 (it is frozen)
+def load(checkpoint: Checkpoint, choice: Choice = Choice(), beside: Beside = Beside()) -> Model:  # noqa: B008 (frozen)
     """Load a checkpoint on this machine: its weights are checked and hashed while the backend takes them in.
 
     Errors: BackendError, naming the extra to install, for a backend or a device that is not here; CheckpointError for
@@ -46,12 +65,54 @@ def load(checkpoint: Checkpoint, choice: Choice = Choice()) -> Model:  # noqa: B
     cuda = on_gpu(choice)
     if not cuda and choice.device == "auto" and choice.backend in ("auto", "torch") and driver_here():
         log.warning("serving on the CPU, though there is an NVIDIA driver: %s", gpu.why_not())
+    checkpoint, encoder = _styled(checkpoint, choice, beside)
+    judge = open_judge(folder, log.warning) if (folder := beside.judge or _folder(checkpoint, JUDGE)) else None
     with ThreadPoolExecutor(1, "digest") as pool:
         digest = pool.submit(checkpoint.weights.digest)
         backend = _backend(checkpoint, choice, cuda)
-        model = Model(checkpoint, ClipTokenizer(checkpoint.source, checkpoint.spec.text), backend, digest.result())
+        tokenizer = ClipTokenizer(checkpoint.source, checkpoint.spec.text)
+        model = Model(
+            checkpoint,
+            tokenizer,
+            backend,
+            digest.result(),
+            Styles(checkpoint, encoder, backend.name, choice.threads) if encoder else None,
+            Judge(judge, backend.name, choice.threads) if judge else None,
+        )
     log.info("%s: weights of %d files, digest %s", model.id, len(checkpoint.weights.files), model.digest)
+    if model.styles:
+        log.info("%s: style adapter %s", model.id, checkpoint.adapter)
+    if model.judge:
+        log.info("%s: judge %s, digest %s", model.id, model.judge.path, model.judge.digest)
     return model
+
+
+def _styled(checkpoint: Checkpoint, choice: Choice, beside: Beside) -> tuple[Checkpoint, Clip | None]:
+    """Return the checkpoint with its style adapter, and the adapter's encoder, where it has one.
+
+    Errors: CheckpointError, BackendError for one that was named and cannot be had.
+    """
+    adapter = beside.adapter or (None if checkpoint.adapter else adapter_in(checkpoint.path))
+    if adapter is None:
+        if beside.encoder is not None:
+            raise CheckpointError(f"style encoder {beside.encoder}: there is no style adapter; name one too")
+        return checkpoint, None
+    if choice.backend in PLANS:
+        sentence = f"backend {choice.backend} draws no styles yet, so {adapter} is left out; torch draws them"
+        if beside.adapter is not None:
+            raise BackendError(sentence)
+        log.warning("%s", sentence)
+        return checkpoint, None
+    if (encoder := beside.encoder or _folder(checkpoint, ENCODER)) is None:
+        raise CheckpointError(
+            f"style adapter {adapter}: there is no image encoder; name its folder with --style-encoder"
+        )
+    return with_adapter(checkpoint, adapter), open_encoder(encoder)
+
+
+def _folder(checkpoint: Checkpoint, name: str) -> Path | None:
+    """Return a folder of the checkpoint's, where it is there."""
+    return folder if (folder := checkpoint.path / name).is_dir() else None
 
 
 def _backend(checkpoint: Checkpoint, choice: Choice, cuda: bool) -> Backend:

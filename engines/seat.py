@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.arrays import F32
 from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.mask import Inpaint
+from pipeline.conditions.style import Style
 from pipeline.samplers import Table
 
 
@@ -27,6 +28,7 @@ class Sitting:
     x: F32 | None = None  # [C, h, w] to begin from; None: the first noise, scaled
     state: F32 | None = None  # [5, C, h, w] of a paused picture, to go on from at `start`: x, h1..h4 (Stepper.pause)
     inpaint: Inpaint | None = None  # what of another picture is to stay
+    style: Style | None = None  # of a picture; only a model with a style adapter has seats for one
     interval: Interval = WHOLE  # the part of the run that is guided, of a guided picture
     seen: F32 | None = None  # [C + 1, h, w]: mask and masked latents, of a UNet that sees them beside x
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import graphs
+from pipeline.checkpoint.clip import read_vision
+from pipeline.checkpoint.networks import read_text
+from pipeline.config import Config
+from pipeline.networks import ClipSpec
 from pipeline.source import InMemory
 from pipeline.spec import Spec, read_spec
-from pipeline.spec_json import spec_from_json
+from pipeline.spec_json import clip_from_json, spec_from_json
 
 _ROOT = Path(__file__).parent.parent
 SHIPPED, TESTS = Path(graphs.__file__).parent, _ROOT / "tests/graphs"
@@ -30,6 +36,23 @@ def published() -> dict[str, Spec]:
             "scheduler/scheduler_config.json": _SCHEDULE,
         }
         specs[model] = read_spec(InMemory(_CONFIGS, {name: json.dumps(part).encode() for name, part in parts.items()}))
+    for model in ("demo/small-things", "stable-diffusion-v1-5/stable-diffusion-v1-5"):
+        specs[f"{model} with IP-Adapter"] = styled(specs[model])
+    return specs
+
+
+def styled(spec: Spec) -> Spec:
+    """Return the spec of a model that has a style adapter, with as many tokens of a picture as all published ones."""
+    return replace(spec, unet=replace(spec.unet, style_tokens=4))
+
+
+def published_clips() -> dict[str, ClipSpec]:
+    """Return the spec of every CLIP folder whose graphs ship, by its name."""
+    specs = {}
+    for name, config in json.loads(_CONFIGS.read_bytes())["clip"].items():
+        parts = Config(InMemory(_CONFIGS, {name: json.dumps(config).encode()}), name)
+        text = read_text(parts.section("text_config"), lambda _: None) if "text_config" in config else None
+        specs[name] = ClipSpec(read_vision(parts.section("vision_config"), config["projection_dim"]), text)
     return specs
 
 
@@ -38,17 +61,31 @@ def under_test() -> dict[str, Spec]:
 
     tests/support/graph_specs.py writes the parts of a spec that shape a graph; the others are the demo model's.
     """
-    values = json.loads(_SPECS.read_bytes()) if _SPECS.is_file() else {}
     demo = read_spec(_DEMO).to_json()
-    return {name: spec_from_json(json.loads(json.dumps(demo | parts))) for name, parts in values.items()}
+    parts = {name: parts for name, parts in _tested().items() if "vision" not in parts}
+    return {name: spec_from_json(json.loads(json.dumps(demo | part))) for name, part in parts.items()}
 
 
-def committed() -> dict[Path, tuple[str, Spec]]:
+def clips_under_test() -> dict[str, ClipSpec]:
+    """Return a spec with the towers of every test CLIP folder, likewise."""
+    return {name: clip_from_json(parts) for name, parts in _tested().items() if "vision" in parts}
+
+
+def _tested() -> dict[str, dict[str, Any]]:
+    return json.loads(_SPECS.read_bytes()) if _SPECS.is_file() else {}
+
+
+def committed() -> dict[Path, tuple[str, Spec | ClipSpec]]:
     """Return the network and a spec of each graph that is to be committed, by its path, in the order of networks."""
-    places: dict[str, tuple[Path, tuple[str, Spec]]] = {}
-    for network in graphs.NETWORKS:
-        for folder, specs in ((SHIPPED, published()), (TESTS, under_test())):
-            for spec in specs.values():
-                name = graphs.name_of(network, spec)
-                places.setdefault(name, (folder / name, (network, spec)))
+    models, clips = [(SHIPPED, published()), (TESTS, under_test())], [(SHIPPED, published_clips())]
+    clips.append((TESTS, clips_under_test()))
+    places: dict[str, tuple[Path, tuple[str, Spec | ClipSpec]]] = {}
+    for networks, listed in ((graphs.NETWORKS, models), (graphs.TOWERS, clips)):
+        for network in networks:
+            for folder, specs in listed:
+                for spec in specs.values():
+                    if network == "text_encoder" and spec.text is None:
+                        continue
+                    name = graphs.name_of(network, spec)
+                    places.setdefault(name, (folder / name, (network, spec)))
     return dict(places.values())

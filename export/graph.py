@@ -22,12 +22,13 @@ from onnxscript import ir, optimizer
 from export.networks import Network
 from graphs import ports
 from model.weights import empty
+from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
 OPSET = 23
 
 
-def trace(network: Network, spec: Spec) -> bytes:
+def trace(network: Network, spec: Spec | ClipSpec) -> bytes:
     """Return the ONNX model of `network`, serialised. Specs that shape the network alike give equal bytes."""
     net = empty(lambda: network.build(spec)).to_empty(device="cpu").eval().requires_grad_(False)
     inputs = network.inputs(spec)

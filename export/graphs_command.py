@@ -17,11 +17,12 @@ import onnxruntime
 from engines.cache import disk
 from export.committed import SHIPPED, TESTS, committed
 from export.graph import trace
-from export.networks import NETWORKS, Network
+from export.networks import BY_NAME, Network
 from export.parity import network_error
 from model.random import init_random
 from model.weights import empty
 from pipeline.errors import LatentdError
+from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
 _SEED = 1
@@ -41,7 +42,7 @@ def run(argv: list[str], say: Callable[[str], None]) -> None:
     faults = []
     wanted = committed()
     for path, (name, spec) in wanted.items():
-        (network,) = (network for network in NETWORKS if network.name == name)
+        network = BY_NAME[name]
         begun = time.monotonic()
         graph = trace(network, spec)
         traced = time.monotonic() - begun
@@ -61,7 +62,7 @@ def run(argv: list[str], say: Callable[[str], None]) -> None:
         raise GraphsError(f"{len(faults)} graphs are not what is committed: {', '.join(faults)}")
 
 
-def random_error(network: Network, spec: Spec, graph: bytes) -> float:
+def random_error(network: Network, spec: Spec | ClipSpec, graph: bytes) -> float:
     """Return max |ONNX Runtime - torch| / max |torch| with random weights. Errors: ExportError past the tolerance.
 
     The weights go in as the inputs that they are, without a copy, so a UNet of 3.4 GB needs no more than that twice.

@@ -1,4 +1,4 @@
-"""The four networks: how each is built and loaded, what goes in and what comes out.
+"""The networks: how each is built and loaded, what goes in and what comes out.
 
 Everything about a graph depends on its own network's part of the spec alone, as its name does (graphs/__init__.py).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,11 @@ from engines.artifact.opened import GRAPHS
 from graphs import ports
 from graphs.ports import Port
 from model import weights
-from model.clip import ClipText
+from model.clip import ClipText, ClipVision
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeMoments
 from pipeline.checkpoint.weights import Weights
+from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
 _TOKENS = 7  # of an example's context; the dimension is dynamic
@@ -37,11 +39,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Network:
-    name: str  # one of graphs.NETWORKS
-    build: Callable[[Spec], nn.Module]
-    load: Callable[[Spec, Weights], nn.Module]  # with a checkpoint's weights
+    name: str  # one of graphs.NETWORKS or TOWERS
+    build: Callable[[Any], nn.Module]
+    load: Callable[[Any, Weights], nn.Module]  # with a checkpoint's weights
 
-    def inputs(self, spec: Spec) -> list[Example]:
+    def inputs(self, spec: Spec | ClipSpec) -> list[Example]:
         """Return two rows of everything that goes in."""
         sides, dims = _sides(self.name, spec)
         return [
@@ -65,7 +67,11 @@ class Network:
 
 
 # Two numbers differ, so that no graph takes one row for the other.
-_CHOSEN = {"timestep": torch.tensor([999.0, 1.0]), "guidance": torch.tensor([7.5, 1.5])}
+_CHOSEN = {
+    "timestep": torch.tensor([999.0, 1.0]),
+    "guidance": torch.tensor([7.5, 1.5]),
+    "style_weight": torch.tensor([0.4, 1.0]),
+}
 
 
 def example(*shape: int) -> Tensor:
@@ -73,14 +79,17 @@ def example(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def _value(port: Port, spec: Spec, sides: Mapping[str, int]) -> Tensor:
+def _value(port: Port, spec: Spec | ClipSpec, sides: Mapping[str, int]) -> Tensor:
     if port.name == "ids":
+        assert spec.text is not None
         return torch.arange(2 * spec.text.tokens).reshape(2, -1) % spec.text.vocab_size
     return _CHOSEN[port.name] if port.name in _CHOSEN else example(*port.sized(sides))
 
 
-def _sides(network: str, spec: Spec) -> tuple[dict[str, int], dict[str, Dim | int]]:
+def _sides(network: str, spec: Spec | ClipSpec) -> tuple[dict[str, int], dict[str, Dim | int]]:
     """Return the sides of an example, and what they are to the tracer: dimensions, or multiples of one."""
+    if isinstance(spec, ClipSpec):
+        return {"rows": 2}, {"rows": Dim("rows")}
     # Each block of the UNet but the last halves the latents, and the VAE's encoder all that its factor takes.
     unit, factor = 2 ** (len(spec.unet.channels) - 1), spec.vae.factor
     h, w = (3 * unit, 4 * unit) if network == "unet" else (6, 8)
@@ -97,3 +106,5 @@ NETWORKS = [
     Network("vae_decoder", lambda spec: VaeDecoder(spec.vae), weights.load_vae_decoder),
     Network("vae_encoder", lambda spec: VaeMoments(spec.vae), weights.load_vae_moments),
 ]
+VISION = Network("vision_tower", lambda spec: ClipVision(spec.vision), weights.load_vision)
+BY_NAME = {network.name: network for network in (*NETWORKS, VISION)}

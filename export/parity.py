@@ -15,6 +15,7 @@ from torch import nn
 from export.networks import Network
 from pipeline.arrays import F32
 from pipeline.errors import LatentdError
+from pipeline.networks import ClipSpec
 from pipeline.noise import standard_normal
 from pipeline.samplers import OUT_COLUMN, STATE, table
 from pipeline.spec import Spec
@@ -43,7 +44,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 def network_error(
     network: Network,
-    spec: Spec,
+    spec: Spec | ClipSpec,
     net: nn.Module,
     running: onnxruntime.InferenceSession,
     weights: Mapping[str, F32] = MappingProxyType({}),

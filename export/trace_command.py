@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 
 from engines.cache import disk
-from graphs import NETWORKS
+from graphs import NETWORKS, TOWERS
 from pipeline.errors import CheckpointError, LatentdError
 from pipeline.files import parse_json, read_file
-from pipeline.spec_json import spec_from_json
+from pipeline.spec_json import clip_from_json, spec_from_json
 
 _LARGEST = 1 << 20  # bytes of a spec; SD 1.5's has 1,100
 
@@ -26,22 +26,23 @@ def run(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m export trace", description="Trace one network of a spec to an ONNX graph without weights."
     )
-    parser.add_argument("spec", type=Path, help="JSON, as Spec.to_json gives it")
-    parser.add_argument("--network", choices=NETWORKS, required=True)
+    parser.add_argument("spec", type=Path, help="JSON, as to_json of Spec or ClipSpec gives it")
+    parser.add_argument("--network", choices=dict.fromkeys((*NETWORKS, *TOWERS)), required=True)
     parser.add_argument("--out", type=Path, required=True, help="the graph's file")
     options = parser.parse_args(argv)
     try:
-        spec = spec_from_json(parse_json(read_file(options.spec, _LARGEST)))
+        values = parse_json(read_file(options.spec, _LARGEST))
+        is_clip = isinstance(values, dict) and "vision" in values
+        spec = clip_from_json(values) if is_clip else spec_from_json(values)
     except FileNotFoundError:
         raise CheckpointError(f"{options.spec} is missing") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{options.spec} cannot be read as JSON: {error}") from None
     from export.graph import trace
-    from export.networks import NETWORKS as TRACED
+    from export.networks import BY_NAME
 
-    (network,) = (network for network in TRACED if network.name == options.network)
     try:
-        graph = trace(network, spec)
+        graph = trace(BY_NAME[options.network], spec)
     except MemoryError:
         raise
     except Exception as error:  # torch has a class of its own for each thing that a wrong spec may break

@@ -12,36 +12,41 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
-# Each network, and the part of a checkpoint that holds its weights.
+# Each network of a checkpoint, and the part of it that holds its weights.
 _PARTS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}
 NETWORKS = tuple(_PARTS)
+# Those of a CLIP folder (pipeline/checkpoint/clip.py), likewise: its text tower is a text encoder like any other.
+_TOWERS = {"text_encoder": "text_encoder", "vision_tower": "vision"}
+TOWERS = tuple(_TOWERS)
 
 
 def part_of(network: str) -> str:
-    """Return the part of a checkpoint ("text_encoder", "unet" or "vae") with the weights of one of NETWORKS."""
-    return _PARTS[network]
+    """Return the part of a checkpoint or a CLIP folder with the weights of one of NETWORKS or TOWERS."""
+    return {**_PARTS, **_TOWERS}[network]
 
 
-def name_of(network: str, spec: Spec) -> str:
+def name_of(network: str, spec: Spec | ClipSpec) -> str:
     """Return the file name of `network`'s graph: specs that shape the network alike have the same."""
     text = json.dumps(_shaping(network, spec), sort_keys=True, separators=(",", ":"))
     return f"{network}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.onnx"
 
 
-def shipped(network: str, spec: Spec) -> Path | None:
+def shipped(network: str, spec: Spec | ClipSpec) -> Path | None:
     """Return the shipped graph of `network`; None where `spec` is of an architecture that has none."""
     path = Path(__file__).with_name(name_of(network, spec))
     return path if path.is_file() else None
 
 
-def _shaping(network: str, spec: Spec) -> dict[str, Any]:
+def _shaping(network: str, spec: Spec | ClipSpec) -> dict[str, Any]:
     """Return the fields that shape a graph, without those at their default.
 
     So a field that is added to the spec later renames no graph: its default means what was done before.
     """
-    part = {"text_encoder": spec.text, "unet": spec.unet, "vae": spec.vae}[part_of(network)]
+    field = {"text_encoder": "text"}.get(part_of(network), part_of(network))
+    part = getattr(spec, field)
     values = {field.name: (getattr(part, field.name), field.default) for field in fields(part)}
     values.pop("sample_size", None)  # the size that a UNet was trained at: a graph takes every size
     return {name: value for name, (value, default) in values.items() if value != default}

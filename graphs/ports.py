@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.networks import ClipSpec, TextSpec
 from pipeline.spec import Spec
 
 
@@ -25,19 +26,28 @@ class Port:
         return tuple(sides[side] if isinstance(side, str) else side for side in self.shape)
 
 
-def inputs(network: str, spec: Spec) -> list[Port]:
-    """Return the inputs of `network` (one of graphs.NETWORKS) but its weights, in the order of its graph."""
-    text, unet, vae = spec.text, spec.unet, spec.vae
+def inputs(network: str, spec: Spec | ClipSpec) -> list[Port]:
+    """Return the inputs of `network` (one of graphs.NETWORKS or TOWERS) but its weights, in the order of its graph."""
+    if network == "text_encoder":
+        return [Port("ids", ("rows", _text(spec).tokens), "int64")]
+    if isinstance(spec, ClipSpec):
+        if network != "vision_tower":
+            raise KeyError(network)
+        return [Port("pixels", ("rows", 3, spec.vision.side, spec.vision.side))]
+    unet, vae = spec.unet, spec.vae
     match network:
-        case "text_encoder":
-            return [Port("ids", ("rows", text.tokens), "int64")]
         case "unet":
             ports = [
                 Port("sample", ("rows", unet.in_channels, "h", "w")),
                 Port("timestep", ("rows",)),
                 Port("context", ("rows", "tokens", unet.context_width)),
             ]
-            return [*ports, Port("guidance", ("rows",))] if unet.guidance_width else ports
+            if unet.guidance_width:
+                ports.append(Port("guidance", ("rows",)))
+            if unet.style_tokens:
+                ports.append(Port("style", ("rows", unet.style_tokens, unet.context_width)))
+                ports.append(Port("style_weight", ("rows",)))
+            return ports
         case "vae_decoder":
             return [Port("latents", ("rows", vae.latent_channels, "h", "w"))]
         case "vae_encoder":
@@ -45,18 +55,21 @@ def inputs(network: str, spec: Spec) -> list[Port]:
     raise KeyError(network)
 
 
-def outputs(network: str, spec: Spec) -> list[str]:
+def outputs(network: str, spec: Spec | ClipSpec) -> list[str]:
     """Return the names of what `network` gives; `skipped` are contexts without the text encoder's last layers."""
-    match network:
-        case "text_encoder":
-            return ["context", "skipped"] if spec.text.skips else ["context"]
-        case "unet":
-            return ["out"]
-        case "vae_decoder":
-            return ["picture"]
-        case "vae_encoder":
-            return ["moments"]
-    raise KeyError(network)
+    if network == "text_encoder":
+        return ["context", "skipped"] if _text(spec).skips else ["context"]
+    return {
+        "unet": ["out"],
+        "vae_decoder": ["picture"],
+        "vae_encoder": ["moments"],
+        "vision_tower": ["embedding"],
+    }[network]
+
+
+def _text(spec: Spec | ClipSpec) -> TextSpec:
+    assert spec.text is not None
+    return spec.text
 
 
 def sides(spec: Spec, width: int, height: int, rows: int = 1, chunks: int = 1) -> dict[str, int]:
@@ -65,6 +78,6 @@ def sides(spec: Spec, width: int, height: int, rows: int = 1, chunks: int = 1) -
     return {"rows": rows, "tokens": chunks * spec.text.tokens, "h": h, "w": w, "height": height, "width": width}
 
 
-def shapes(network: str, spec: Spec, sides: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def shapes(network: str, spec: Spec | ClipSpec, sides: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each input by its name."""
     return {port.name: port.sized(sides) for port in inputs(network, spec)}

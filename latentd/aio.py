@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Unpack
 
@@ -13,7 +13,7 @@ from latentd.channel import channel_options, server_address
 from latentd.errors import ServerError, closed_error, server_error
 from latentd.events import Event, Gathering, event_of
 from latentd.picture import Picture
-from latentd.request import Options, build_request, check_timeout
+from latentd.request import Options, Upload, build_ranking, build_request, check_timeout
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 
@@ -67,6 +67,16 @@ class AsyncClient:
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of one prompt as they arrive; `aclose` cancels the request. See Client.stream."""
         return self._events(build_request(prompt, **options), check_timeout(timeout))
+
+    async def rank(
+        self, pictures: Sequence[Upload], texts: Sequence[str], *, model: str = "", timeout: float | None = None
+    ) -> list[list[float]]:
+        """Score each picture against each text; see Client.rank."""
+        request, timeout = build_ranking(pictures, texts, model), check_timeout(timeout)
+        try:
+            return [list(row.texts) for row in (await self._images().Rank(request, timeout=timeout)).pictures]
+        except grpc.RpcError as error:
+            raise server_error(error, self.address) from None
 
     async def models(self, *, timeout: float | None = 10) -> list[pb.Model]:
         """Return the models served, with their sizes, samplers, defaults and limits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any, Unpack
 
@@ -12,7 +12,7 @@ from latentd.channel import channel_options, server_address
 from latentd.errors import ServerError, closed_error, server_error
 from latentd.events import Event, Gathering, event_of
 from latentd.picture import Picture
-from latentd.request import Options, build_request, check_timeout
+from latentd.request import Options, Upload, build_ranking, build_request, check_timeout
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 
@@ -53,7 +53,7 @@ class Client:
 
         options: negative_prompt, width, height, steps, guidance, sampler, seed, images, format, preview_every,
         priority, model, long_prompt, prompt_weights, clip_skip, guidance_start, guidance_end, init_image, strength,
-        mask, fit, quality; latentd.request.Options says what each means.
+        mask, fit, style_image, style_weight, keep, quality; latentd.request.Options says what each means.
         timeout: seconds for the whole request. An empty prompt is allowed.
         on_event sees each event as it arrives; an exception it raises, and Ctrl-C, cancel the request.
         Raises ServerError (its `pictures` are those that had arrived), ValueError, TypeError, and OSError for a path.
@@ -78,6 +78,19 @@ class Client:
         Closing the iterator, or letting go of it, cancels the request. Arguments and errors as for `generate`.
         """
         return self._events(build_request(prompt, **options), check_timeout(timeout))
+
+    def rank(
+        self, pictures: Sequence[Upload], texts: Sequence[str], *, model: str = "", timeout: float | None = None
+    ) -> list[list[float]]:
+        """Score each picture against each text, by the server's judge: the higher, the nearer. [pictures][texts].
+
+        pictures: files' bytes, paths, or pictures of PIL's; 1 to 8. texts: 1 to 16. Errors as for `generate`.
+        """
+        request, timeout = build_ranking(pictures, texts, model), check_timeout(timeout)
+        try:
+            return [list(row.texts) for row in self._images().Rank(request, timeout=timeout).pictures]
+        except grpc.RpcError as error:
+            raise server_error(error, self.address) from None
 
     def models(self, *, timeout: float | None = 10) -> list[pb.Model]:
         """Return the models served, with their sizes, samplers, defaults and limits."""

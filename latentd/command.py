@@ -71,6 +71,9 @@ def _fields(options: Namespace, format: str) -> Options:
         strength=options.strength,
         mask=_bytes(options.mask),
         fit=options.fit or "",
+        style_image=_bytes(options.style),
+        style_weight=options.style_weight,
+        keep=options.keep,
         format=format,
         preview_every=1 if options.film or (options.preview and can_draw()) else 0,
         priority=options.priority,
@@ -164,8 +167,9 @@ class _Sent:
 
 
 def _about(picture: Picture, queued: Queued | None) -> str:
-    """Describe what draws the picture again."""
-    words = [f"seed {picture.seed}", f"{picture.width}x{picture.height}"]
+    """Describe what draws the picture again, and how near it is to its prompt where that was judged."""
+    words = [] if picture.score is None else [f"score {picture.score:.2f}"]
+    words += [f"seed {picture.seed}", f"{picture.width}x{picture.height}"]
     if queued:
         words += [f"{queued.steps} steps of {queued.sampler}", f"guidance {queued.guidance:g}"]
     return ", ".join(words)
@@ -218,6 +222,7 @@ def _described(model: pb.Model) -> str:
             f"  samplers  {', '.join(model.samplers)}",
             f"  limits    {limits.images} pictures, {limits.steps} steps, guidance {limits.guidance:g}, "
             f"{model.max_tokens} tokens, {limits.prompt_characters} characters, clip skip {model.max_clip_skip}",
+            *([f"  features  {', '.join(model.features)}"] if model.features else []),
         ]
     )
 

@@ -64,6 +64,7 @@ class Picture:
     width: int  # pixels
     height: int  # pixels
     timings: Timings | None = None
+    score: float | None = None  # where `keep` was said: how near to the prompt, as `rank` tells
 
     @classmethod
     def of(cls, sent: pb.Image, timings: Timings | None = None) -> Picture:
@@ -76,6 +77,7 @@ class Picture:
             width=sent.width,
             height=sent.height,
             timings=timings,
+            score=sent.score if sent.HasField("score") else None,
         )
 
     @cached_property

@@ -6,6 +6,7 @@ Only what the wire cannot carry is refused here: the limits are the server's, an
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from io import BytesIO
 from math import inf
 from operator import index
@@ -49,6 +50,9 @@ class Options(TypedDict, total=False):
     strength: float | None  # 0..1: of the steps so much is made; None: 0.8
     mask: Upload | None  # as large as init_image: white is redrawn, black stays to the bit
     fit: str  # of init_image to width x height: "crop" ("" too), "resize" or "pad"
+    style_image: Upload | None  # a picture to take a style from, where the model has a style adapter
+    style_weight: float | None  # 0..2; None: 1
+    keep: int | None  # 1..images: those that the judge finds nearest to the prompt; None: all, unjudged
     quality: int | None  # 0..100, of a jpeg or webp file
 
 
@@ -76,6 +80,9 @@ def build_request(
     strength: float | None = None,
     mask: Upload | None = None,
     fit: str = "",
+    style_image: Upload | None = None,
+    style_weight: float | None = None,
+    keep: int | None = None,
     quality: int | None = None,
 ) -> pb.GenerateRequest:
     """Build a message from Options (units there). Raises ValueError for what none can hold, TypeError for another kind.
@@ -86,7 +93,8 @@ def build_request(
         _check_text(name, text)
     if sampler is not None:
         _check_text("sampler", sampler)
-    counts = {"width": width, "height": height, "steps": steps, "seed": seed, "images": images, "quality": quality}
+    counts = {"width": width, "height": height, "steps": steps, "seed": seed, "images": images, "keep": keep}
+    counts["quality"] = quality
     counts = {name: None if value is None else _whole(name, value, 0, UINT32) for name, value in counts.items()}
     preview_every = _whole("preview_every", preview_every, 0, UINT32)
     clip_skip = _whole("clip_skip", clip_skip, 0, UINT32)
@@ -110,13 +118,23 @@ def build_request(
         clip_skip=clip_skip,
         init_image=_file("init_image", init_image),
         mask=_file("mask", mask),
+        style_image=_file("style_image", style_image),
         fit=fit,
         guidance=_optional("guidance", guidance),
         guidance_start=_optional("guidance_start", guidance_start),
         guidance_end=_optional("guidance_end", guidance_end),
         strength=_optional("strength", strength),
+        style_weight=_optional("style_weight", style_weight),
         **counts,
     )
+
+
+def build_ranking(pictures: Sequence[Upload], texts: Sequence[str], model: str = "") -> pb.RankRequest:
+    """Build a message from pictures and texts. Raises as build_request does."""
+    for name, text in (("model", model), *((f"texts[{number}]", text) for number, text in enumerate(texts))):
+        _check_text(name, text)
+    files = [_file(f"pictures[{number}]", picture) for number, picture in enumerate(pictures)]
+    return pb.RankRequest(model=model, pictures=files, texts=texts)
 
 
 def check_timeout(timeout: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The CLIP text tower (Radford et al. 2021, section 2.4): token ids to the context that the UNet attends to."""
+"""CLIP's towers (Radford et al. 2021, 2.4): token ids to what the UNet attends to, a picture to its embedding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.ops import PLAIN, Ops
-from pipeline.spec import TextSpec
+from pipeline.networks import TextSpec, VisionSpec
 
 
 class ClipText(nn.Module):
@@ -33,7 +33,9 @@ class _Tower(nn.Module):
         super().__init__()
         self.ops, self.skips = ops, spec.skips
         self.embeddings = _Embeddings(spec)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(spec, ops) for _ in range(spec.layers))})
+        self.encoder = nn.ModuleDict(
+            {"layers": nn.ModuleList(_Layer(spec, ops, causal=True) for _ in range(spec.layers))}
+        )
         self.final_layer_norm = nn.LayerNorm(spec.width, eps=spec.eps)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
@@ -47,6 +49,52 @@ class _Tower(nn.Module):
             return (context,)
         skipped = [self.ops.layer_norm(layers[-2 - skip], self.final_layer_norm) for skip in range(self.skips)]
         return context, torch.stack(skipped, dim=1)
+
+
+class ClipVision(nn.Module):
+    """The vision tower and its projection. Parameter names are the checkpoint's, `pre_layrnorm` as it is there."""
+
+    def __init__(self, spec: VisionSpec, ops: Ops = PLAIN) -> None:
+        super().__init__()
+        self.vision_model = _Vision(spec, ops)
+        self.visual_projection = nn.Linear(spec.width, spec.projection, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pictures [n, 3, side, side] -> embeddings [n, projection], of any length."""
+        return self.visual_projection(self.vision_model(pixels))
+
+
+class _Vision(nn.Module):
+    def __init__(self, spec: VisionSpec, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.embeddings = _Patches(spec, ops)
+        self.pre_layrnorm = nn.LayerNorm(spec.width, eps=spec.eps)
+        layers = nn.ModuleList(_Layer(spec, ops, causal=False) for _ in range(spec.layers))
+        self.encoder = nn.ModuleDict({"layers": layers})
+        self.post_layernorm = nn.LayerNorm(spec.width, eps=spec.eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.ops.layer_norm(self.embeddings(pixels), self.pre_layrnorm)  # [n, 1 + patches, width]
+        for layer in self.encoder["layers"].children():
+            x = layer(x)
+        return self.ops.layer_norm(x[:, 0], self.post_layernorm)
+
+
+class _Patches(nn.Module):
+    """A token a patch, behind one that stands for the whole picture; each has its position's vector added."""
+
+    def __init__(self, spec: VisionSpec, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.class_embedding = nn.Parameter(torch.empty(spec.width))
+        self.patch_embedding = nn.Conv2d(3, spec.width, spec.patch, stride=spec.patch, bias=False)
+        self.position_embedding = nn.Embedding(1 + (spec.side // spec.patch) ** 2, spec.width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.ops.conv(pixels, self.patch_embedding).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(pixels.shape[0], 1, -1)
+        return torch.cat((first, patches), dim=1) + self.position_embedding.weight
 
 
 class _Embeddings(nn.Module):
@@ -63,11 +111,11 @@ class _Embeddings(nn.Module):
 class _Layer(nn.Module):
     """One pre-norm transformer layer."""
 
-    def __init__(self, spec: TextSpec, ops: Ops) -> None:
+    def __init__(self, spec: TextSpec | VisionSpec, ops: Ops, *, causal: bool) -> None:
         super().__init__()
         self.ops = ops
         self.layer_norm1 = nn.LayerNorm(spec.width, eps=spec.eps)
-        self.self_attn = _SelfAttention(spec, ops)
+        self.self_attn = _SelfAttention(spec, ops, causal=causal)
         self.layer_norm2 = nn.LayerNorm(spec.width, eps=spec.eps)
         self.mlp = _Mlp(spec, ops)
 
@@ -77,9 +125,9 @@ class _Layer(nn.Module):
 
 
 class _SelfAttention(nn.Module):
-    def __init__(self, spec: TextSpec, ops: Ops) -> None:
+    def __init__(self, spec: TextSpec | VisionSpec, ops: Ops, *, causal: bool) -> None:
         super().__init__()
-        self.ops, self.heads = ops, spec.heads
+        self.ops, self.heads, self.causal = ops, spec.heads, causal
         self.q_proj = nn.Linear(spec.width, spec.width)
         self.k_proj = nn.Linear(spec.width, spec.width)
         self.v_proj = nn.Linear(spec.width, spec.width)
@@ -87,11 +135,11 @@ class _SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         q, k, v = self.ops.linears(x, (self.q_proj, self.k_proj, self.v_proj))
-        return self.ops.linear(self.ops.attention(q, k, v, self.heads, causal=True), self.out_proj, residual)
+        return self.ops.linear(self.ops.attention(q, k, v, self.heads, causal=self.causal), self.out_proj, residual)
 
 
 class _Mlp(nn.Module):
-    def __init__(self, spec: TextSpec, ops: Ops) -> None:
+    def __init__(self, spec: TextSpec | VisionSpec, ops: Ops) -> None:
         super().__init__()
         self.ops, self.quick = ops, spec.activation == "quick_gelu"
         self.fc1 = nn.Linear(spec.width, spec.hidden)

@@ -18,13 +18,19 @@ class Evaluation:
     attends to it. From there on there are n copies rows. The methods are called in the order of execution.
     """
 
-    def __init__(self, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor], copies: int = 1) -> None:
-        """Begin an evaluation; Unet.denoise describes time_shifts and context_kv, which both have n copies rows."""
+    def __init__(
+        self, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor], copies: int = 1, *, styled: bool = False
+    ) -> None:
+        """Begin an evaluation; Unet.denoise describes time_shifts and context_kv, which both have n copies rows.
+
+        `styled`: whether keys and values of a picture's tokens follow those of the text.
+        """
         # No generators: with one of its own an evaluation would be a cycle, and the shifts of each pass (0.04 MB a row
         # of SD 1.5) stay until Python's collector comes by.
         self.copies = copies  # rows of the text that a row of x stands for, by now
         self._shifts = iter(time_shifts)
-        self._texts = iter(list(zip(context_kv[::2], context_kv[1::2], strict=True)))
+        pairs = list(zip(context_kv[::2], context_kv[1::2], strict=True))
+        self._texts = iter(list(zip(pairs[::2], pairs[1::2], strict=True)) if styled else [(kv, None) for kv in pairs])
         self._skips: list[tuple[Tensor, int]] = []  # and what a row of each stands for
 
     def shift(self) -> Tensor:
@@ -35,7 +41,8 @@ class Evaluation:
     def text(self) -> Text:
         """Return the text of the next layer that attends to it, for all rows: x has as many from then on."""
         copies, self.copies = self.copies, 1
-        return Text(*next(self._texts), copies)
+        (k, v), style = next(self._texts)
+        return Text(k, v, copies, style)
 
     def keep(self, x: Tensor) -> None:
         """Keep x for the way up."""

@@ -16,20 +16,32 @@ class Text(NamedTuple):
     k: Tensor
     v: Tensor
     copies: int
+    style: tuple[Tensor, Tensor] | None = None  # those of a picture's tokens (IP-Adapter), attended to beside the text
 
 
 class SpatialTransformer(nn.Module):
     """Positions of a picture as tokens, through `layers` transformer layers, and back."""
 
     def __init__(
-        self, width: int, context_width: int, *, heads: int, layers: int, linear: bool, groups: int, ops: Ops
+        self,
+        width: int,
+        context_width: int,
+        *,
+        heads: int,
+        layers: int,
+        linear: bool,
+        groups: int,
+        ops: Ops,
+        styled: bool = False,
     ) -> None:
         super().__init__()
         self.ops = ops
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
         # The same product either way; a checkpoint stores it as a 1x1 convolution (SD 1) or a linear layer (SD 2).
         self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
-        self.transformer_blocks = nn.ModuleList(_Layer(width, context_width, heads, ops) for _ in range(layers))
+        self.transformer_blocks = nn.ModuleList(
+            _Layer(width, context_width, heads, ops, styled=styled) for _ in range(layers)
+        )
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, next_text: Callable[[], Text]) -> Tensor:
@@ -70,13 +82,13 @@ def to_picture(x: Tensor, like: Tensor) -> Tensor:
 class _Layer(nn.Module):
     """Self-attention, attention to the text, and a gated MLP, each on a normalised input and added to it."""
 
-    def __init__(self, width: int, context_width: int, heads: int, ops: Ops) -> None:
+    def __init__(self, width: int, context_width: int, heads: int, ops: Ops, *, styled: bool) -> None:
         super().__init__()
         self.ops = ops
         self.norm1 = nn.LayerNorm(width)
         self.attn1 = Attention(width, width, heads, ops)
         self.norm2 = nn.LayerNorm(width)
-        self.attn2 = Attention(width, context_width, heads, ops)
+        self.attn2 = Attention(width, context_width, heads, ops, styled=styled)
         self.norm3 = nn.LayerNorm(width)
         self.ff = _FeedForward(width, ops)
 
@@ -93,13 +105,23 @@ class _Layer(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017) of tokens [n, t, width]."""
 
-    def __init__(self, width: int, context_width: int, heads: int, ops: Ops, *, bias: bool = False) -> None:
+    def __init__(
+        self, width: int, context_width: int, heads: int, ops: Ops, *, bias: bool = False, styled: bool = False
+    ) -> None:
         super().__init__()
         self.ops, self.heads = ops, heads
         self.to_q = nn.Linear(width, width, bias=bias)
         self.to_k = nn.Linear(context_width, width, bias=bias)
         self.to_v = nn.Linear(context_width, width, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])  # a list only for the checkpoint's names
+        if styled:
+            self.to_k_ip = nn.Linear(context_width, width, bias=False)
+            self.to_v_ip = nn.Linear(context_width, width, bias=False)
+
+    @property
+    def of_style(self) -> tuple[nn.Linear, nn.Linear]:
+        """Return what projects a picture's tokens to keys and values, where there is a style adapter."""
+        return self.to_k_ip, self.to_v_ip
 
     def to_itself(self, x: Tensor, residual: Tensor) -> Tensor:
         """Let every token attend to every token, and add `residual`: [n, t, width] -> [n, t, width]."""
@@ -107,9 +129,15 @@ class Attention(nn.Module):
         return self._out(self.ops.attention(q, k, v, self.heads), residual)
 
     def to_text(self, x: Tensor, text: Text, residual: Tensor) -> Tensor:
-        """Attend to the text, projected beforehand as it is the same at every step: the shape of `residual`."""
+        """Attend to the text, projected beforehand as it is the same at every step: the shape of `residual`.
+
+        To a picture's tokens the same queries attend by themselves, and the results add up (Ye et al. 2023, eq. 5).
+        """
         q = self.ops.linear(x, self.to_q)
-        return self._out(self.ops.shared_attention(q, text.k, text.v, self.heads, text.copies), residual)
+        seen = self.ops.shared_attention(q, text.k, text.v, self.heads, text.copies)
+        if text.style is not None:
+            seen = seen + self.ops.shared_attention(q, *text.style, self.heads, text.copies)
+        return self._out(seen, residual)
 
     def _out(self, x: Tensor, residual: Tensor) -> Tensor:
         (out,) = self.to_out

@@ -70,15 +70,29 @@ class Unet(nn.Module):
                     assert isinstance(resnet, Resnet) and isinstance(transformer, SpatialTransformer)
                     yield resnet, transformer
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        guidance: Tensor | None = None,
+        style: Tensor | None = None,
+        style_weight: Tensor | None = None,
+    ) -> Tensor:
         """latents [n, C, h, w], timestep [n] float32 in training steps, context [n, T, D] -> [n, C, h, w].
 
-        guidance [n] float32 is for a network that was distilled with it (`guidance_width`), and only for one.
+        guidance [n] float32 is for a network that was distilled with it (`guidance_width`), and only for one; style
+        [n, style_tokens, D] and style_weight [n] for one with a style adapter. By position an input that the network
+        does not take is left out, as in its graph (graphs/ports.py).
 
         Rows are independent of each other. The result is what the model was trained to predict: noise or velocity.
         h and w are multiples of 2 to the number of blocks minus one.
         """
-        return self.denoise(latents, self.time_shifts(timestep, guidance), self.context_kv(context))
+        if self.spec.style_tokens and not self.spec.guidance_width and style_weight is None:
+            guidance, style, style_weight = None, guidance, style
+        return self.denoise(
+            latents, self.time_shifts(timestep, guidance), self.context_kv(context, style, style_weight)
+        )
 
     def time_shifts(self, timestep: Tensor, guidance: Tensor | None = None) -> list[Tensor]:
         """Return what the time adds to each resnet's channels, in order: timestep [n] float32 -> [n, channels] each."""
@@ -97,10 +111,24 @@ class Unet(nn.Module):
         x = F.silu(self.ops.linear(x, second))
         return self.ops.linears(x, self._time_projections)
 
-    def context_kv(self, context: Tensor) -> list[Tensor]:
-        """Project the context [n, T, D] to k, v, k, v, ... of each cross-attention, in order: each [n, T, width]."""
+    def context_kv(
+        self, context: Tensor, style: Tensor | None = None, style_weight: Tensor | None = None
+    ) -> list[Tensor]:
+        """Project what each cross-attention attends to, in order: the context [n, T, D] to k, v, each [n, T, width].
+
+        With a style adapter each k, v is followed by those of the picture's tokens `style` [n, style_tokens, D], the
+        values times `style_weight` [n] (Ye et al. 2023, eq. 5: the weight of the second attention's result).
+        """
         linears = [linear for a in self._cross_attentions for linear in (a.to_k, a.to_v)]
-        return self.ops.linears(context, linears) if linears else []
+        kept = self.ops.linears(context, linears) if linears else []
+        if not self.spec.style_tokens or not linears:
+            return kept
+        assert style is not None and style_weight is not None
+        both = self.ops.linears(style, [linear for a in self._cross_attentions for linear in a.of_style])
+        weight, pairs = style_weight.to(style.dtype)[:, None, None], []
+        for i in range(0, len(kept), 2):
+            pairs += [kept[i], kept[i + 1], both[i], both[i + 1] * weight]
+        return pairs
 
     def denoise(
         self, latents: Tensor, time_shifts: Sequence[Tensor], context_kv: Sequence[Tensor], copies: int = 1
@@ -112,7 +140,7 @@ class Unet(nn.Module):
         that spares half of the first convolution, a resnet, and up to its query the first transformer: 42 of 1,600
         GFLOP, 2.6% (counted), most of it one of the five self-attentions over 64 x 64 positions.
         """
-        evaluation = Evaluation(time_shifts, context_kv, copies)
+        evaluation = Evaluation(time_shifts, context_kv, copies, styled=self.spec.style_tokens > 0)
         x = self.ops.conv(latents, self.conv_in)  # [n, channels[0], h, w]
         evaluation.keep(x)
         for block in self.down_blocks:
@@ -164,6 +192,7 @@ class _Block(nn.Module):
                     heads=spec.heads[index],
                     layers=spec.transformer_layers[index],
                     linear=spec.linear_projection,
+                    styled=spec.style_tokens > 0,
                     **shape,
                 )
                 for _ in range(len(inputs))
@@ -214,6 +243,7 @@ class _Mid(nn.Module):
             heads=spec.heads[-1],
             layers=spec.transformer_layers[-1],
             linear=spec.linear_projection,
+            styled=spec.style_tokens > 0,
             groups=spec.groups,
             ops=ops,
         )

@@ -8,20 +8,29 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from model.clip import ClipText
+from model.clip import ClipText, ClipVision
 from model.ops import PLAIN, Ops
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeEncoder, VaeMoments
 from pipeline.checkpoint.weights import Shape, Weights
+from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
 _Net = TypeVar("_Net", bound=nn.Module)
 Build = Callable[[], _Net]
 
 
-def load_text(spec: Spec, weights: Weights, dtype: torch.dtype = torch.float32, ops: Ops = PLAIN) -> ClipText:
-    """Load the text tower, in evaluation mode, without gradients, on the CPU. Errors of all five: CheckpointError."""
-    return _load(lambda: ClipText(spec.text, ops), weights, "text_encoder", dtype)
+def load_text(
+    spec: Spec | ClipSpec, weights: Weights, dtype: torch.dtype = torch.float32, ops: Ops = PLAIN
+) -> ClipText:
+    """Load the text tower, in evaluation mode, without gradients, on the CPU. Errors of all six: CheckpointError."""
+    text = spec.text
+    assert text is not None
+    return _load(lambda: ClipText(text, ops), weights, "text_encoder", dtype)
+
+
+def load_vision(spec: ClipSpec, weights: Weights) -> ClipVision:
+    return _load(lambda: ClipVision(spec.vision), weights, "vision", torch.float32)
 
 
 def load_unet(spec: Spec, weights: Weights, dtype: torch.dtype = torch.float32, ops: Ops = PLAIN) -> Unet:

@@ -7,8 +7,10 @@ differently: 64 and 64.0, or a list of equal ones for the one.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
@@ -38,6 +40,15 @@ class Config:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
+
+    def section(self, key: str) -> Config:
+        """Return the object at `key`, whose errors name it too; where there is none, an empty one."""
+        value = self._wanted(key, {})
+        if not isinstance(value, dict):
+            raise self.refusal(key, "it must be an object")
+        part = copy.copy(self)
+        part.path, part._values = Path(f"{self.path} ({key})"), value
+        return part
 
     def number(
         self, key: str, default: float | None = None, *, least: float = -_MOST_NUMBER, most: float = _MOST_NUMBER

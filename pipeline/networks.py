@@ -1,8 +1,9 @@
-"""What shapes the three networks: every size and switch that their layers are built from."""
+"""What shapes the networks: every size and switch that their layers are built from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,32 @@ class TextSpec:
     def skips(self) -> int:
         """Count the last layers that a request may leave out (clip_skip)."""
         return min(self.layers - 1, 11)
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """Describes a CLIP vision tower (Dosovitskiy et al. 2021; Radford et al. 2021, 2.4) and its projection."""
+
+    side: int  # pixels of the square picture that it sees
+    patch: int  # pixels a side
+    width: int
+    hidden: int  # of the MLP
+    layers: int
+    heads: int
+    activation: str  # "quick_gelu" or "gelu"
+    eps: float
+    projection: int  # width of an embedding
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """Describes what was read of a CLIP folder: its vision tower, and its text tower where that is wanted."""
+
+    vision: VisionSpec
+    text: TextSpec | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,25 @@ class UnetSpec:
     freq_shift: float
     guidance_width: int = 0  # LCM: the guidance is one more input, embedded in so many numbers; 0: it is not
     middle: bool = True  # is there a block between the way down and the way up? The smallest BK-SDM has none
+    style_tokens: int = 0  # of a picture that every attention to the text sees beside it (IP-Adapter); 0: none
+
+    @property
+    def text_layers(self) -> list[tuple[str, int]]:
+        """Return path and width of each layer that attends to the text, in diffusers' order: down, up, middle."""
+        layers, blocks = [], len(self.channels)
+        for i in range(blocks):
+            if self.attention_down[i]:
+                layers += [(f"down_blocks.{i}.attentions.{j}", i) for j in range(self.layers[i])]
+        for position, i in enumerate(reversed(range(blocks))):
+            if self.attention_up[position]:
+                layers += [(f"up_blocks.{position}.attentions.{j}", i) for j in range(self.layers[i] + 1)]
+        if self.middle:
+            layers.append(("mid_block.attentions.0", blocks - 1))
+        return [
+            (f"{path}.transformer_blocks.{k}.attn2", self.channels[i])
+            for path, i in layers
+            for k in range(self.transformer_layers[i])
+        ]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pipeline.errors import CheckpointError
+from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
 _LONGEST = 64  # entries of a tuple; a UNet has 4 blocks
@@ -20,6 +21,11 @@ def spec_from_json(values: object) -> Spec:
     return _read(Spec, values, "spec")
 
 
+def clip_from_json(values: object) -> ClipSpec:
+    """Return the spec of a CLIP folder whose `to_json` is `values`. Errors: those of spec_from_json."""
+    return _read(ClipSpec, values, "spec")
+
+
 def _read(wanted: Any, value: Any, name: str) -> Any:
     if is_dataclass(wanted):
         return _object(wanted, value, name)
@@ -30,6 +36,8 @@ def _read(wanted: Any, value: Any, name: str) -> Any:
     kinds = get_args(wanted) or (wanted,)  # `str | None` has two
     if value is None and type(None) in kinds:
         return None
+    if parts := [kind for kind in kinds if is_dataclass(kind)]:
+        return _object(parts[0], value, name)
     if float in kinds and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if type(value) in kinds and not isinstance(value, float):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from engines.choice import Choice
 from engines.machine.cores import available_cores
-from engines.model import Model, load, on_gpu
+from engines.model import Beside, Model, load, on_gpu
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint
 from server.address import is_loopback, joined
@@ -227,7 +227,7 @@ def load_model(settings: Settings) -> Model:
     checkpoint = open_checkpoint(settings.model, settings.prediction)
     if checkpoint.has_safety_checker:
         log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")
-    return load(checkpoint, choice)
+    return load(checkpoint, choice, Beside(settings.style_adapter, settings.style_encoder, settings.judge))
 
 
 def _device(

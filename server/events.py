@@ -31,6 +31,7 @@ class Image:
     index: int
     data: bytes
     seed: int
+    score: float | None = None  # how near to the prompt, where that was judged
 
 
 @dataclass

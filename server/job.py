@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engines.backend import Pending
 from engines.seat import Sitting
-from pipeline.arrays import F32
+from pipeline.arrays import F32, Pixels
 from server.caller import LOCAL
 from server.errors import PictureFailed
 from server.events import Timings
@@ -33,6 +34,7 @@ class Job:
     left: int = field(init=False)  # pictures neither delivered nor failed
     timings: Timings = field(init=False)
     failures: list[PictureFailed] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)  # pictures that may be kept, until all are there
     previewed: bool = False
     over: bool = False  # Done or Failed has been posted; nobody reads what comes after it
     # Guards what the device thread and the pool's threads both write: the ends of pictures, previews, timings.
@@ -83,3 +85,11 @@ class Picture:
     @property
     def evaluations_left(self) -> int:
         return self.job.wish.table.evaluations - self.reached
+
+
+class Judged(NamedTuple):
+    """Holds a decoded picture and how near the judge finds it to the prompt."""
+
+    score: float
+    picture: Picture
+    pixels: Pixels

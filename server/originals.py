@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from engines.model import Model
 from pipeline.conditions.original import Encoded, encoded
@@ -11,6 +13,8 @@ from server.errors import Busy
 from server.request import ImageRequest
 from server.upload import original_of
 from server.wish import Wish
+
+Value = TypeVar("Value")
 
 _AT_ONCE = 2  # each may take 200 MB for a moment: a picture of 16 megapixels, decoded and laid on white
 _WAITING = 32  # each holds its message
@@ -28,11 +32,15 @@ class Originals:
 
         Errors: Busy; InvalidRequest naming the field; those of Backend.moments.
         """
+        return await self.apart(_read, request, wish, model)
+
+    async def apart(self, work: Callable[..., Value], *values: object) -> Value:
+        """Return what `work` makes of `values`, in a thread of this pool. Errors: Busy; those of `work`."""
         if self._here >= _WAITING:
             raise Busy(f"{self._here} requests wait for their pictures to be read; at most {_WAITING} may", 1.0)
         self._here += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, _read, request, wish, model)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *values)
         finally:
             self._here -= 1
 

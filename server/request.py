@@ -31,4 +31,7 @@ class ImageRequest:
     strength: float | None = None  # 0 to 1
     mask: bytes | None = None  # a file of the same sides; white is redrawn
     fit: str | None = None  # "crop", "resize" or "pad"
+    style_image: bytes | None = None  # a PNG, JPEG or WebP file of any sides
+    style_weight: float | None = None  # 0 to 2
+    keep: int | None = None  # of the pictures, those nearest to the prompt
     quality: int | None = None  # of a jpeg or webp file, 0 to 100

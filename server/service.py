@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import InvalidRequest, LatentdError
 from server.caller import LOCAL, named
+from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.device.loop import Device
 from server.errors import NotServing, UnknownModel
 from server.events import Done, Event, Failed, Image
@@ -70,21 +71,36 @@ class Service:
         Errors: any LatentdError, each with its code.
         """
         now = time.monotonic()
-        device = self.ready()
-        if request.model not in (None, self.model_id):
-            raise UnknownModel(f"model is {request.model[:64]!r}; this server has {self.model_id}")
+        device = self._named(request.model)
         wish = Wish.of(request, device.model, device.sizes, self.limits)
-        if request.init_image is not None:
-            wish = replace(wish, start=await self._originals.of(request, wish, device.model))
-        deadline = None if seconds_left is None else now + seconds_left
         if wish.priority > 0 and not named(caller, self.limits.priority_callers):
             raise InvalidRequest(
                 f"priority is {wish.priority}; it must be at most 0, as the server's setting priority_callers does not "
                 f"name {caller}",
                 "priority",
             )
+        if request.init_image is not None:
+            wish = replace(wish, start=await self._originals.of(request, wish, device.model))
+        if request.style_image is not None:
+            wish = replace(wish, style=await self._originals.apart(style_of, request.style_image, wish, device.model))
+        deadline = None if seconds_left is None else now + seconds_left
         job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived or now, deadline, caller)
         return Accepted(job, device.submit(job))
+
+    async def rank(self, model: str | None, pictures: Sequence[bytes], texts: Sequence[str]) -> Ranks:
+        """Score picture files against texts, beside the steps.
+
+        Errors: InvalidRequest naming the field, also where there is no judge; UnknownModel; NotServing; Busy.
+        """
+        judge = judge_for(self._named(model).model, pictures, texts, self.limits)
+        return await self._originals.apart(ranks_of, judge, pictures, texts)
+
+    def _named(self, model: str | None) -> Device:
+        """Return the device that serves a model. Errors: UnknownModel; NotServing."""
+        device = self.ready()
+        if model not in (None, self.model_id):
+            raise UnknownModel(f"model is {model[:64]!r}; this server has {self.model_id}")
+        return device
 
     async def previews(self) -> None:
         """Fit the map that previews need, once, off the event loop: a short request would be over before its first.

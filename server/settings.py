@@ -140,6 +140,15 @@ class Settings:
         "make the engines of prompts of up to so many times the text encoder's length at start, for each size; those "
         "of longer ones are made when the first such prompt comes",
     )
+    style_adapter: Path | None = _setting(
+        None, _PATH, "an IP-Adapter's .safetensors file; without it, the one in ip_adapter/ of the model's folder"
+    )
+    style_encoder: Path | None = _setting(
+        None, _PATH, "the folder of its image encoder; without it, image_encoder/ of the model's folder"
+    )
+    judge: Path | None = _setting(
+        None, _PATH, "a CLIPModel's folder, which ranks pictures; without it, judge/ of the model's folder"
+    )
     threads: int = _setting(0, _number(0, 1024), "0 is as many as the process may use (affinity, cgroup)")
     grace: float = _setting(30.0, _number(0, 86400, whole=False), "seconds that requests have to end after SIGTERM")
     watchdog: float = _setting(
@@ -202,7 +211,7 @@ def read_settings(
 
 
 def _help(f: dataclasses.Field[Any]) -> str:
-    default = "" if f.default in ("", ()) else f"; default {_shown(f.default)}"
+    default = "" if f.default in ("", (), None) else f"; default {_shown(f.default)}"
     return f"{f.metadata['kind'].help} [{f.metadata['kind'].takes}{default}]"
 
 

@@ -12,8 +12,9 @@ from typing import NamedTuple, TypeVar
 from engines.model import Model
 from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.original import STRENGTH, Encoded, steps_skipped
+from pipeline.conditions.style import Style
 from pipeline.errors import InvalidRequest
-from pipeline.prompt import Prompt, read_prompts
+from pipeline.prompt import Prompt, read_prompts, weights_of
 from pipeline.samplers import SAMPLERS, Table, table
 from server.errors import UnknownFormat
 from server.limits import Limits, checked_text, decimal, one_of, within
@@ -22,6 +23,7 @@ from server.upload import FITS
 
 Size = tuple[int, int]  # width and height in pixels
 
+STYLE_WEIGHT = 1.0  # diffusers' own
 FORMATS = ("png", "jpeg", "webp")  # of picture files; the first is the default
 
 Value = TypeVar("Value")
@@ -69,6 +71,10 @@ class Wish:
     interval: Interval = WHOLE  # the part of the run that is guided
     fit: str = FITS[0]
     start: Encoded | None = None  # the picture that it begins with, once it is read and encoded
+    style_weight: float = STYLE_WEIGHT
+    style: Style | None = None  # of the picture that it has a style from, once that is read and encoded
+    keep: int | None = None  # of its pictures the so many nearest to `words` are delivered; None: all of them
+    words: str = ""  # the prompt as the judge reads it: without brackets that weigh
 
     @cached_property
     def lane(self) -> LaneKey:
@@ -141,6 +147,9 @@ class Wish:
             negative=prompts[1] if len(prompts) == 2 else None,
             interval=_interval(request, model),
             fit=fit,
+            style_weight=_style_weight(request, model, limits),
+            keep=_keep(request, model, images),
+            words="".join(words for words, _ in weights_of(prompt)) if request.prompt_weights else prompt,
         )
 
 
@@ -180,6 +189,24 @@ def _interval(request: ImageRequest, model: Model) -> Interval:
             f"guidance_start and guidance_end: {model.id} takes its guidance in and is never unguided", "guidance_end"
         )
     return Interval(start, end)
+
+
+def _style_weight(request: ImageRequest, model: Model, limits: Limits) -> float:
+    """Return how much a style weighs. Errors: InvalidRequest, also for a style that this model has no adapter for."""
+    if request.style_image is None and request.style_weight is not None:
+        raise InvalidRequest("style_weight is of a picture to take a style from; style_image is missing")
+    if request.style_image is not None and model.styles is None:
+        raise InvalidRequest(f"style_image: {model.id} has no style adapter; --style-adapter of the server names one")
+    return within("style_weight", decimal(_or(request.style_weight, STYLE_WEIGHT)), 0.0, limits.style_weight)
+
+
+def _keep(request: ImageRequest, model: Model, images: int) -> int | None:
+    """Return how many pictures are kept. Errors: InvalidRequest, also where there is no judge."""
+    if request.keep is None:
+        return None
+    if model.judge is None:
+        raise InvalidRequest(f"keep: {model.id} has no judge; --judge of the server names one")
+    return within("keep", request.keep, 1, images)
 
 
 def _or(value: Value | None, default: Value) -> Value:

@@ -13,18 +13,19 @@ from openvino import opset13 as ops
 import graphs
 from engines.graphs import graph_of
 from graphs import wire
+from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
 
 # What OpenVINO calls a Convert that decompresses weights (ov::Decompression). Without it a Convert of a constant is
 # folded into a constant of float32: an SD 1.5 UNet of float16 then takes 5.05 GB instead of 1.77 and compiles in 11.4 s
 # instead of 3.4.
 _MARK = "decompression_0"
-# Bytes. Engines use tensors so small in place (biases, norms; the text encoder, which computes in float32, also larger
-# ones and its tables) instead of packing them. Copied, they do not change when somebody writes to the file.
+# Bytes. Engines use tensors so small in place (biases, norms; the towers of CLIP, which compute in float32, also
+# larger ones and their tables) instead of packing them. Copied, they do not change when somebody writes to the file.
 _SMALL, _SMALL_OF_TEXT = 16 << 10, 300 << 10
 
 
-def bound(core: ov.Core, checkpoint: Checkpoint, network: str) -> ov.Model:
+def bound(core: ov.Core, checkpoint: Checkpoint | Clip, network: str) -> ov.Model:
     """Read the graph of `network` and bind the weights of its part: float32 arithmetic over the types as stored.
 
     The checkpoint must live as long as the model and what is compiled of it: they read its mapped files.
@@ -33,8 +34,8 @@ def bound(core: ov.Core, checkpoint: Checkpoint, network: str) -> ov.Model:
     data, part = graph_of(network, checkpoint.spec), graphs.part_of(network)
     model = core.read_model(data)
     shapes, weights = wire.weights(data), checkpoint.weights
-    text = network == "text_encoder"
-    small = _SMALL_OF_TEXT if text else _SMALL
+    in_float32 = network in graphs.TOWERS
+    small = _SMALL_OF_TEXT if in_float32 else _SMALL
     for parameter in model.get_parameters():
         name = parameter.get_friendly_name()
         if name not in shapes:
@@ -44,7 +45,7 @@ def bound(core: ov.Core, checkpoint: Checkpoint, network: str) -> ov.Model:
             tensor = ov.Tensor(array, ov.Shape(array.shape), ov.Type.bf16)
         else:
             tensor = ov.Tensor(array, shared_memory=True)
-        shared = array.nbytes > small and weights.is_mapped(part, name) and not (text and "embedding" in name)
+        shared = array.nbytes > small and weights.is_mapped(part, name) and not (in_float32 and "embedding" in name)
         value = ops.constant(tensor, shared_memory=shared)
         value.set_friendly_name(name)
         if array.dtype != np.float32:

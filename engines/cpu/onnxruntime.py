@@ -15,8 +15,9 @@ from engines.cpu.host import HostBackend
 from engines.errors import BackendError, DeviceError
 from engines.graphs import check_fit, graph_of
 from engines.machine.cores import available_cores
-from graphs import part_of, wire
+from graphs import part_of, ports, wire
 from pipeline.arrays import F32
+from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.spec import Spec
 
@@ -59,29 +60,38 @@ class OnnxRuntimeBackend(HostBackend):
         return _run(self._vae_encoder, picture=picture[None])[0]
 
     def _session(self, network: str) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
-        # Idle threads would spin between calls, on the cores that the event loop needs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        graph, part = graph_of(network, self.spec), part_of(network)
-        shapes = wire.weights(graph)
-        with self._checkpoint.weights.letting_go():
-            values = [onnxruntime.OrtValue.ortvalue_from_numpy(self._float32(part, n, s)) for n, s in shapes.items()]
-            options.add_external_initializers(list(shapes), values)
-            try:
-                return onnxruntime.InferenceSession(
-                    wire.with_initializers(graph), options, providers=["CPUExecutionProvider"]
-                )
-            except Exception as error:  # pybind classes without a common base
-                raise BackendError(f"onnxruntime cannot load {network} of {self._checkpoint.path}: {error}") from error
+        return _session(self._checkpoint, network, self._threads)
 
-    def _float32(self, part: str, name: str, shape: tuple[int, ...]) -> F32:
-        """Return a tensor in float32, which the sessions compute in: a view of the file if stored so, or a copy."""
-        array = self._checkpoint.weights.array(part, name, shape)
-        if self._checkpoint.weights.is_bfloat16(part, name):  # the upper half of a float32
-            return (array.astype(np.uint32) << 16).view(np.float32)
-        return array.astype(np.float32, copy=False)
+
+class OnnxRuntimeTower:
+    """See engines.clip.tower: one tower of a CLIP folder, as the sessions above."""
+
+    def __init__(self, clip: Clip, network: str, threads: int) -> None:
+        self._clip, self._session = clip, _session(clip, network, threads)
+        (port,) = ports.inputs(network, clip.spec)
+        self._input = port.name
+
+    def __call__(self, value: NDArray[Any]) -> F32:
+        return _run(self._session, **{self._input: value[None]})[0]
+
+
+def _session(checkpoint: Checkpoint | Clip, network: str, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Idle threads would spin between calls, on the cores that the event loop needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    graph, part, weights = graph_of(network, checkpoint.spec), part_of(network), checkpoint.weights
+    shapes = wire.weights(graph)
+    with weights.letting_go():
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights.float32(part, n, s)) for n, s in shapes.items()]
+        options.add_external_initializers(list(shapes), values)
+        try:
+            return onnxruntime.InferenceSession(
+                wire.with_initializers(graph), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # pybind classes without a common base
+            raise BackendError(f"onnxruntime cannot load {network} of {checkpoint.path}: {error}") from error
 
 
 class OnnxRuntimeDenoiser(Buffers):

@@ -31,6 +31,7 @@ from engines.graphs import check_fit
 from engines.machine.cores import available_cores
 from graphs import ports
 from pipeline.arrays import F32
+from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
@@ -199,6 +200,27 @@ def _infer(request: ov.InferRequest, value: NDArray[Any]) -> None:
         request.infer()
     except RuntimeError as error:
         raise DeviceError(f"openvino failed: {error}") from error
+
+
+class OpenVinoTower:
+    """See engines.clip.tower: one tower of a CLIP folder, compiled from memory as the networks above."""
+
+    def __init__(self, clip: Clip, network: str, threads: int) -> None:
+        core, self._clip = ov.Core(), clip  # whose mapped files are read
+        shapes = ports.shapes(network, clip.spec, {"rows": 1})
+        config = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+        try:
+            with clip.weights.letting_go():
+                model = bound(core, clip, network)
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
+                engine = core.compile_model(model, "CPU", {**config, "ENABLE_CPU_PINNING": False})
+        except RuntimeError as error:
+            raise BackendError(f"openvino cannot compile {network} of {clip.path}: {error}") from error
+        self._request = engine.create_infer_request()
+
+    def __call__(self, value: NDArray[Any]) -> F32:
+        _infer(self._request, value[None])
+        return self._request.get_output_tensor(0).data[0].copy()
 
 
 class OpenVinoDenoiser(Buffers):

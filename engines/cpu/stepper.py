@@ -42,8 +42,9 @@ class HostStepper:
         else:
             terms[:STATE] = sitting.state
         self.denoiser.guidance[2 * seat : 2 * seat + 2] = sitting.guidance
-        for row, text in enumerate(sitting.texts, 2 * seat):
-            self.denoiser.contexts[row] = text
+        for which, text in enumerate(sitting.texts):
+            self.denoiser.contexts[2 * seat + which] = text
+            self.denoiser.put_style(2 * seat + which, sitting.style, which)
         if sitting.seen is not None:
             self.denoiser.samples[2 * seat : 2 * seat + 2, len(sitting.latents) :] = sitting.seen
         self._sittings[seat] = sitting

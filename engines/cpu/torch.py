@@ -17,6 +17,7 @@ from model import weights
 from model.unet import Unet
 from model.vae import VaeMoments
 from pipeline.arrays import F32
+from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.spec import Spec
 
@@ -60,6 +61,17 @@ class Moments:
             if self._encoder is None:
                 self._encoder = weights.load_vae_moments(self._checkpoint.spec, self._checkpoint.weights)
         return _run(self._encoder, picture[None])[0]
+
+
+class TorchTower:
+    """See engines.clip.tower. torch has one number of threads for a whole process, which is left as it is."""
+
+    def __init__(self, clip: Clip, network: str, threads: int) -> None:
+        load = {"text_encoder": weights.load_text, "vision_tower": weights.load_vision}[network]
+        self._net: torch.nn.Module = load(clip.spec, clip.weights)
+
+    def __call__(self, value: NDArray[np.generic]) -> F32:
+        return _run(self._net, value[None])[0]
 
 
 class TorchDenoiser(Buffers):

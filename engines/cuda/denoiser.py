@@ -45,7 +45,12 @@ class CudaDenoiser(Buffers):
         with self._stream.here():
             samples = new(self.samples[padded]).to(network.sample_dtype)
             times = network.time(new(self.timesteps[padded]), new(self.guidance[padded]))
-            texts = torch.stack([network.text(new(self.contexts[row])) for row in padded])
+            texts = torch.stack([self._text(row) for row in padded])
             outputs = network.denoise(samples.contiguous(memory_format=torch.channels_last), times, texts)
             fetched = self._stream.fetch(outputs[: len(rows)].float())  # numpy has no bfloat16
         self.outputs[rows] = fetched.floats()
+
+    def _text(self, row: int) -> torch.Tensor:
+        new = self._stream.new
+        seen = (new(self.styles[row]), float(self.style_weights[row])) if self.styles.size else None
+        return self._network.text(new(self.contexts[row]), seen)

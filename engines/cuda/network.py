@@ -15,6 +15,8 @@ from torch import Tensor
 from engines.cuda.choices import CHOSEN
 from model.unet import Unet
 
+Style = tuple[Tensor, float]  # a picture's tokens as they are for one row, and their weight
+
 
 class Network(Protocol):
     """A UNet on one device. Its rows do not depend on each other, but for the last bits where buckets differ."""
@@ -29,8 +31,11 @@ class Network(Protocol):
     # k of the samples. False also where no picture has two rows.
     twins: bool
 
-    def text(self, context: Tensor) -> Tensor:
-        """Return what is kept of a context: float32 [T, D] -> [text_width]; once a prompt, outside the step."""
+    def text(self, context: Tensor, style: Style | None = None) -> Tensor:
+        """Return what is kept of a context: float32 [T, D] -> [text_width]; once a prompt, outside the step.
+
+        `style`: a picture's tokens, float32 [style tokens, D], and how much they weigh; of a model with an adapter.
+        """
         ...
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:
@@ -58,28 +63,37 @@ class TorchNetwork:
 
         `twins`: let guided rows be computed once until they differ, where the model has them.
         """
-        self._unet, self._tokens = unet, tokens
+        self._unet = unet
         parameter = unet.conv_in.weight
         self.sample_dtype = self.text_dtype = self.time_dtype = parameter.dtype
         self.seen = unet.spec.in_channels - unet.spec.out_channels
         device = parameter.device
-        context = torch.zeros(1, tokens, unet.spec.context_width, dtype=parameter.dtype, device=device)
-        self._text_widths = [kv.shape[2] for kv in unet.context_kv(context)]
+        self._no_style = torch.zeros(unet.spec.style_tokens, unet.spec.context_width, device=device)
+        kept = self._kept(torch.zeros(tokens, unet.spec.context_width, device=device))
+        self._texts = [kv.shape[1:] for kv in kept]  # [tokens, width] of each that is kept
+        self._text_widths = [shape.numel() for shape in self._texts]
         self._time_widths = [shift.shape[1] for shift in self._shifts(torch.ones(1, device=device))]
-        self.text_width, self.time_width = tokens * sum(self._text_widths), sum(self._time_widths)
+        self.text_width, self.time_width = sum(self._text_widths), sum(self._time_widths)
         # A distilled network is given its guidance, and has one row; without attention to the text nothing has twins.
         self.twins = twins and not unet.spec.guidance_width and bool(self._text_widths)
 
-    def text(self, context: Tensor) -> Tensor:
-        kept = self._unet.context_kv(context[None].to(self.text_dtype))
+    def text(self, context: Tensor, style: Style | None = None) -> Tensor:
+        kept = self._kept(context, style)
         return torch.cat([kv.flatten() for kv in kept]) if kept else context.new_zeros(0, dtype=self.text_dtype)
+
+    def _kept(self, context: Tensor, style: Style | None = None) -> list[Tensor]:
+        one = context[None].to(self.text_dtype)
+        if not self._unet.spec.style_tokens:
+            return self._unet.context_kv(one)
+        tokens, weight = style or (self._no_style, 0.0)
+        return self._unet.context_kv(one, tokens[None].to(self.text_dtype), torch.full_like(one[:, 0, 0], weight))
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:
         return torch.cat(self._shifts(timesteps, guidance), dim=1)
 
     def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
-        kept = texts.split([self._tokens * width for width in self._text_widths], dim=1)
-        kv = [part.unflatten(1, (self._tokens, -1)) for part in kept] if self._text_widths else []
+        kept = texts.split(self._text_widths, dim=1) if self._texts else []
+        kv = [part.unflatten(1, shape) for part, shape in zip(kept, self._texts, strict=True)]
         return self._unet.denoise(samples, times.split(self._time_widths, dim=1), kv, len(texts) // len(samples))
 
     def buckets(self, rows: int) -> list[int]:

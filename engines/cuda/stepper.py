@@ -136,7 +136,9 @@ class CudaStepper:
             timesteps = self._stream.new(table.timesteps.astype(np.float32))
             group.times[index, :run] = self._network.time(timesteps, torch.full_like(timesteps, sitting.guidance))
             for sign, text in enumerate(sitting.texts):
-                group.texts[index, sign] = self._network.text(self._stream.new(text))
+                new, style = self._stream.new, sitting.style
+                seen = None if style is None else (new(style.row(sign)), style.weight)
+                group.texts[index, sign] = self._network.text(new(text), seen)
             if sitting.seen is not None:
                 upload(group.seen[index], sitting.seen)
             group.masked[index].fill_(inpaint is not None)

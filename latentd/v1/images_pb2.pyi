@@ -19,7 +19,7 @@ IMAGE_FORMAT_JPEG: ImageFormat
 IMAGE_FORMAT_WEBP: ImageFormat
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "sampler", "seed", "images", "format", "preview_every", "priority", "long_prompt", "prompt_weights", "clip_skip", "init_image", "strength", "mask", "fit", "guidance_start", "guidance_end", "quality")
+    __slots__ = ("model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "sampler", "seed", "images", "format", "preview_every", "priority", "long_prompt", "prompt_weights", "clip_skip", "init_image", "strength", "mask", "fit", "guidance_start", "guidance_end", "style_image", "style_weight", "keep", "quality")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,9 @@ class GenerateRequest(_message.Message):
     FIT_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_START_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_END_FIELD_NUMBER: _ClassVar[int]
+    STYLE_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    STYLE_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
@@ -65,8 +68,11 @@ class GenerateRequest(_message.Message):
     fit: str
     guidance_start: float
     guidance_end: float
+    style_image: bytes
+    style_weight: float
+    keep: int
     quality: int
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., seed: _Optional[int] = ..., images: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., preview_every: _Optional[int] = ..., priority: _Optional[int] = ..., long_prompt: bool = ..., prompt_weights: bool = ..., clip_skip: _Optional[int] = ..., init_image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., fit: _Optional[str] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., quality: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., seed: _Optional[int] = ..., images: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., preview_every: _Optional[int] = ..., priority: _Optional[int] = ..., long_prompt: bool = ..., prompt_weights: bool = ..., clip_skip: _Optional[int] = ..., init_image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., fit: _Optional[str] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., style_image: _Optional[bytes] = ..., style_weight: _Optional[float] = ..., keep: _Optional[int] = ..., quality: _Optional[int] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("queued", "started", "step", "preview", "image", "done")
@@ -139,20 +145,22 @@ class Preview(_message.Message):
     def __init__(self, index: _Optional[int] = ..., step: _Optional[int] = ..., jpeg: _Optional[bytes] = ...) -> None: ...
 
 class Image(_message.Message):
-    __slots__ = ("data", "format", "seed", "index", "width", "height")
+    __slots__ = ("data", "format", "seed", "index", "width", "height", "score")
     DATA_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     format: ImageFormat
     seed: int
     index: int
     width: int
     height: int
-    def __init__(self, data: _Optional[bytes] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., seed: _Optional[int] = ..., index: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+    score: float
+    def __init__(self, data: _Optional[bytes] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., seed: _Optional[int] = ..., index: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("timings",)
@@ -205,7 +213,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("id", "sizes", "samplers", "width", "height", "steps", "guidance", "sampler", "max_tokens", "backend", "precision", "seats", "limits", "max_clip_skip", "weights_digest")
+    __slots__ = ("id", "sizes", "samplers", "width", "height", "steps", "guidance", "sampler", "max_tokens", "backend", "precision", "seats", "limits", "max_clip_skip", "weights_digest", "features")
     ID_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     SAMPLERS_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +229,7 @@ class Model(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     MAX_CLIP_SKIP_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     id: str
     sizes: _containers.RepeatedCompositeFieldContainer[Size]
     samplers: _containers.RepeatedScalarFieldContainer[str]
@@ -236,7 +245,8 @@ class Model(_message.Message):
     limits: Limits
     max_clip_skip: int
     weights_digest: str
-    def __init__(self, id: _Optional[str] = ..., sizes: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., samplers: _Optional[_Iterable[str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., max_tokens: _Optional[int] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., seats: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., max_clip_skip: _Optional[int] = ..., weights_digest: _Optional[str] = ...) -> None: ...
+    features: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., sizes: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., samplers: _Optional[_Iterable[str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., max_tokens: _Optional[int] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., seats: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., max_clip_skip: _Optional[int] = ..., weights_digest: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Size(_message.Message):
     __slots__ = ("width", "height")
@@ -257,3 +267,27 @@ class Limits(_message.Message):
     guidance: float
     images: int
     def __init__(self, prompt_characters: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., images: _Optional[int] = ...) -> None: ...
+
+class RankRequest(_message.Message):
+    __slots__ = ("model", "pictures", "texts")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    pictures: _containers.RepeatedScalarFieldContainer[bytes]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., pictures: _Optional[_Iterable[bytes]] = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RankResponse(_message.Message):
+    __slots__ = ("pictures", "texts_cut")
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_CUT_FIELD_NUMBER: _ClassVar[int]
+    pictures: _containers.RepeatedCompositeFieldContainer[Scores]
+    texts_cut: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, pictures: _Optional[_Iterable[_Union[Scores, _Mapping]]] = ..., texts_cut: _Optional[_Iterable[bool]] = ...) -> None: ...
+
+class Scores(_message.Message):
+    __slots__ = ("texts",)
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, texts: _Optional[_Iterable[float]] = ...) -> None: ...

@@ -49,6 +49,11 @@ class ImagesStub(object):
                 request_serializer=latentd_dot_v1_dot_images__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=latentd_dot_v1_dot_images__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.Rank = channel.unary_unary(
+                '/latentd.v1.Images/Rank',
+                request_serializer=latentd_dot_v1_dot_images__pb2.RankRequest.SerializeToString,
+                response_deserializer=latentd_dot_v1_dot_images__pb2.RankResponse.FromString,
+                _registered_method=True)
 
 
 class ImagesServicer(object):
@@ -75,6 +80,14 @@ class ImagesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rank(self, request, context):
+        """How near pictures are to texts, by the server's judge (CLIP): of texts for a picture, of pictures for a text.
+        INVALID_ARGUMENT where the server has none, as Model.features tells.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImagesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +105,11 @@ def add_ImagesServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=latentd_dot_v1_dot_images__pb2.ListModelsRequest.FromString,
                     response_serializer=latentd_dot_v1_dot_images__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'Rank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rank,
+                    request_deserializer=latentd_dot_v1_dot_images__pb2.RankRequest.FromString,
+                    response_serializer=latentd_dot_v1_dot_images__pb2.RankResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +193,33 @@ class Images(object):
             '/latentd.v1.Images/ListModels',
             latentd_dot_v1_dot_images__pb2.ListModelsRequest.SerializeToString,
             latentd_dot_v1_dot_images__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/latentd.v1.Images/Rank',
+            latentd_dot_v1_dot_images__pb2.RankRequest.SerializeToString,
+            latentd_dot_v1_dot_images__pb2.RankResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,7 @@ class Checkpoint:
     source: Source
     spec: Spec
     weights: Weights
+    adapter: Path | None = None  # the file of a style adapter, whose tensors are among the UNet's
 
     @property
     def id(self) -> str:

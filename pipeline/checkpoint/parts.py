@@ -22,6 +22,8 @@ _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 # What else a text encoder may have been saved with: CLIP's heads, its position numbers, and its other tower.
 _HEAD = re.compile(r"(text_projection|logit_scale|visual_projection|vision_model)(\.|$)")
 
+_VISION, _SHARED = re.compile(r"(vision_model|visual_projection)\."), re.compile(r"(text_projection|logit_scale)(\.|$)")
+
 # Old VAEs name the projections of their attention so, and store them as 1x1 convolutions.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -32,7 +34,11 @@ def weight_files(checkpoint: Path, part: str) -> list[Path]:
     Full precision before the variants of half of it. Errors: CheckpointError where there are none, where the
     weights are only there as a pickle, or where an index names a file outside its folder.
     """
-    folder, stem = checkpoint / part, STEMS[part]
+    return files_of(checkpoint / part, STEMS[part])
+
+
+def files_of(folder: Path, stem: str) -> list[Path]:
+    """Find the safetensors files in `folder` called `stem`, as `weight_files` does. Errors: CheckpointError."""
     for variant in ("", ".fp16", ".bf16"):
         whole, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
         if os.path.lexists(folder / whole):
@@ -74,6 +80,9 @@ def _check(path: Path) -> None:
 
 def known_name(part: str, name: str) -> str | None:
     """Return latentd's name of the tensor that a checkpoint calls `name`; None for one that is no weight."""
+    if part in ("vision", "head"):  # of a CLIP folder, which has its towers in one file
+        wanted = _VISION if part == "vision" else _SHARED
+        return name if wanted.match(name) and not name.endswith(".position_ids") else None
     if part == "text_encoder":
         if _HEAD.match(name):
             return None

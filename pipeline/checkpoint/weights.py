@@ -52,8 +52,17 @@ class Weights:
     def files(self) -> list[Path]:
         return sorted(self._files)
 
-    def check(self, part: str, wanted: Mapping[str, Shape]) -> None:
+    def with_tensors(self, part: str, tensors: Tensors) -> Weights:
+        """Return these weights with further tensors of a part, or a further part; they may lie in other files.
+
+        Errors: CheckpointError.
+        """
+        return Weights({**self._parts, part: {**self._parts.get(part, {}), **tensors}}, self._where)
+
+    def check(self, part: str, wanted: Mapping[str, Shape], whose: str = "its config") -> None:
         """Compare a part with the names and shapes that its networks have: all of them, and no others.
+
+        `whose`: what an error says that the part does not fit.
 
         Errors: CheckpointError that names the first of each kind of fault.
         """
@@ -63,7 +72,7 @@ class Weights:
             "missing": [name for name in wanted if name not in tensors],
             "unknown": [name for name in tensors if name not in wanted],
             "of another shape": [
-                f"{name} has shape {list(tensors[name].shape)}, its config says {list(shape)}"
+                f"{name} has shape {list(tensors[name].shape)}, {whose} says {list(shape)}"
                 for name, shape in wanted.items()
                 if name in tensors and not _fits(part, tensors[name].shape, shape)
             ],
@@ -75,7 +84,7 @@ class Weights:
         ]
         if words:
             raise CheckpointError(
-                f"{self._where[part]} does not fit its config: of {len(wanted)} tensors, {'; '.join(words)}"
+                f"{self._where[part]} does not fit {whose}: of {len(wanted)} tensors, {'; '.join(words)}"
             )
 
     def array(self, part: str, name: str, shape: Shape) -> NDArray[np.generic]:
@@ -90,6 +99,13 @@ class Weights:
         elif not self.is_mapped(part, name):
             flat = flat.copy()
         return flat.reshape(shape)
+
+    def float32(self, part: str, name: str, shape: Shape) -> NDArray[np.float32]:
+        """Return a tensor in float32: a view of the file where it is stored so, or a copy."""
+        array = self.array(part, name, shape)
+        if self.is_bfloat16(part, name):  # the upper half of a float32
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32, copy=False)
 
     def pieces(self, part: str, name: str, size: int) -> Iterator[bytes]:
         """Read a tensor's bytes as they are stored, at most `size` at once. Errors: CheckpointError."""

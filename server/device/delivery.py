@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backend import Pending
+from engines.clip.judge import Judge
 from engines.preview import Preview as PreviewMap
 from pipeline.arrays import F32
 from pipeline.errors import LatentdError
@@ -18,7 +19,7 @@ from server.batching.pace import Pace
 from server.device import pictures
 from server.errors import PictureFailed
 from server.events import Done, Failed, Image, Preview
-from server.job import Job, Picture
+from server.job import Job, Judged, Picture
 from server.metrics import Metrics
 
 log = logging.getLogger("latentd.delivery")
@@ -31,16 +32,27 @@ class Delivery:
     """
 
     def __init__(
-        self, workers: int, preview: PreviewMap, pace: Pace, metrics: Metrics, ended: Callable[[Job], object]
+        self,
+        workers: int,
+        preview: PreviewMap,
+        pace: Pace,
+        metrics: Metrics,
+        ended: Callable[[Job], object],
+        judge: Judge | None = None,
     ) -> None:
         self._map = preview
         self._pace, self._metrics = pace, metrics
         self._ended = ended
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        self._judge = judge
+        self._judging = ThreadPoolExecutor(1, thread_name_prefix="judge")  # apart: a picture takes it up to seconds
 
     def picture(self, picture: Picture, pixels: NDArray[np.uint8]) -> None:
-        """Write pixels [H, W, 3] to a file and post it."""
-        self._pool.submit(self._write, picture, pixels)
+        """Write pixels [H, W, 3] to a file and post it; where the job keeps some, judge them first."""
+        if picture.job.wish.keep is None:
+            self._pool.submit(self._write, picture, pixels)
+        else:
+            self._judging.submit(self._weigh, picture, pixels)
 
     def preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
         """Turn a prediction, x0 [C, h, w], into a preview and post it; the pool waits for the prediction."""
@@ -48,8 +60,8 @@ class Delivery:
             picture.previews_under_way += 1
         self._pool.submit(self._preview, picture, step, prediction)
 
-    def settle(self, picture: Picture, outcome: Image | PictureFailed) -> None:
-        """Note that a picture is delivered or has failed; a job's last picture ends the job."""
+    def settle(self, picture: Picture, outcome: Image | PictureFailed | None) -> None:
+        """Note that a picture is delivered, has failed, or is none of those kept; a job's last picture ends the job."""
         job = picture.job
         with job.lock:
             picture.settled = True
@@ -58,11 +70,14 @@ class Delivery:
             if isinstance(outcome, PictureFailed):
                 job.failures.append(outcome)
             elif not job.over:
-                job.mailbox.post(outcome)
-                self._metrics.images_total.inc()
                 self._metrics.seat_steps_delivered_total.inc(picture.reached)
+                if outcome is not None:
+                    job.mailbox.post(outcome)
+                    self._metrics.images_total.inc()
         if last:
             self.end(job, PictureFailed("; ".join(map(str, job.failures))) if job.failures else None)
+        elif isinstance(outcome, PictureFailed):
+            self._choose(job)
 
     def end(self, job: Job, error: LatentdError | None) -> None:
         """End a job: its client hears of the first end only, later ones change nothing."""
@@ -74,24 +89,52 @@ class Delivery:
 
     def close(self) -> None:
         """Wait until all that was handed in has been delivered. May be called twice."""
+        self._judging.shutdown(wait=True)
         self._pool.shutdown(wait=True)
 
-    def _write(self, picture: Picture, pixels: NDArray[np.uint8]) -> None:
+    def _write(self, picture: Picture, pixels: NDArray[np.uint8], score: float | None = None) -> None:
         job, wish = picture.job, picture.job.wish
         try:
-            if wish.start is not None:
-                pixels = wish.start.original.over(pixels)
-            data = pictures.encode(pixels, wish.format, wish.quality)
+            data = pictures.encode(_composed(picture, pixels), wish.format, wish.quality)
         except Exception:
             log.exception("image %d cannot be written", picture.index, extra={"request": job.id})
             self.settle(picture, PictureFailed(f"image {picture.index} cannot be written as {wish.format}"))
             return
         written = time.monotonic()
-        self._pace.written(wish.size, wish.format, written - picture.released)
+        if score is None:
+            self._pace.written(wish.size, wish.format, written - picture.released)
         with job.lock:  # the last one stays: it ends the job
             job.timings.decoding, job.timings.decoded = picture.decoding, picture.decoded
             job.timings.written = written
-        self.settle(picture, Image(picture.index, data, wish.picture_seed(picture.index)))
+        self.settle(picture, Image(picture.index, data, wish.picture_seed(picture.index), score))
+
+    def _weigh(self, picture: Picture, pixels: NDArray[np.uint8]) -> None:
+        """Have the judge score a picture. Once all of its job's are scored, those nearest to the prompt are written."""
+        job, judge = picture.job, self._judge
+        if job.over:
+            return
+        try:
+            assert judge is not None
+            seen, words = judge.picture(_composed(picture, pixels)), judge.text(job.wish.words)
+            score = float(judge.scores([seen], [words])[0, 0])
+        except Exception:
+            log.exception("image %d cannot be judged", picture.index, extra={"request": job.id})
+            self.settle(picture, PictureFailed(f"image {picture.index} cannot be judged"))
+            return
+        with job.lock:
+            job.judged.append(Judged(score, picture, pixels))
+        self._choose(job)
+
+    def _choose(self, job: Job) -> None:
+        """Write the pictures that are kept, of equals the first, once every picture is judged or has failed."""
+        with job.lock:
+            if len(job.judged) < job.left or not job.judged:
+                return
+            judged, job.judged = sorted(job.judged, key=lambda each: (-each.score, each.picture.index)), []
+        for each in judged[: job.wish.keep]:
+            self._pool.submit(self._write, each.picture, each.pixels, each.score)
+        for each in judged[job.wish.keep :]:
+            self.settle(each.picture, None)
 
     def _preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
         job, jpeg = picture.job, b""
@@ -110,3 +153,9 @@ class Delivery:
             job.mailbox.post(Preview(picture.index, step, jpeg))
         if first:
             self._metrics.preview_first_seconds.observe(time.monotonic() - job.arrived)
+
+
+def _composed(picture: Picture, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the picture as it is delivered: over its original, where it has one."""
+    start = picture.job.wish.start
+    return pixels if start is None else start.original.over(pixels)

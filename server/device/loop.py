@@ -66,7 +66,7 @@ class Device:
         self._over = threading.Event()  # the thread has done its last, or is lost
         self._cause: Exception | None = None
         self.preview = Preview(model.backend)
-        self._delivery = Delivery(workers, self.preview, self._pace, metrics, self._jobs.forget)
+        self._delivery = Delivery(workers, self.preview, self._pace, metrics, self._jobs.forget, model.judge)
         self._decoding = Decoding(model.backend, self._delivery, self._pace, metrics)
         self._turn = Turn(
             model,
@@ -116,7 +116,7 @@ class Device:
             lane.wanted = True
             self._changed.notify()
             raise
-        if lane.ready:  # the making of a lane says nothing about the pace
+        if lane.ready and job.wish.keep is None:  # neither the making of a lane nor a judge tells the pace
             job.expected = now - job.arrived + expected.finish
 
     @property

@@ -49,6 +49,7 @@ class Seating:
             inpaint=begun.inpaint,
             interval=wish.interval,
             seen=begun.seen,
+            style=wish.style,
         )
         stepper.sit(seat, picture.sitting)
         return encoded + more

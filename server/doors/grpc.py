@@ -26,6 +26,7 @@ from server.doors.messages import (
     image_request,
     model_message,
     queued_message,
+    rank_message,
     timings_message,
 )
 from server.doors.reflection import reflection_handlers
@@ -192,6 +193,18 @@ class ImagesServicer:
             timings=timings_message(done.timings, accepted.job),
         )
 
+    async def Rank(  # noqa: N802
+        self, message: pb.RankRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RankResponse:
+        call = self._call(context)
+        try:
+            ranks = await self._service.rank(message.model or None, message.pictures, message.texts)
+            call.ended()
+        except BaseException as error:
+            call.ended(error)
+            raise
+        return rank_message(ranks)
+
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListModelsResponse:
@@ -199,7 +212,7 @@ class ImagesServicer:
 
     def _fits_one_message(self, request: ImageRequest) -> None:
         device, most = self._service.ready(), self._service.limits.blocking_bytes
-        images = 1 if request.images is None else request.images
+        images = min(1 if request.images is None else request.images, request.keep or most)
         width, height = default_size(device.model, device.sizes)
         width, height = request.width or width, request.height or height
         if images * width * height * 3 > most:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from latentd.v1 import images_pb2 as pb
 from pipeline.samplers import SAMPLERS
+from server.device.judging import Ranks
 from server.device.loop import Device
 from server.events import Done, Event, Image, Preview, Started, Step, Timings
 from server.job import Job
@@ -20,7 +21,7 @@ FORMATS = {
 }
 _NUMBERS = {word: number for number, word in FORMATS.items() if word}
 _OPTIONAL = ("width", "height", "steps", "guidance", "sampler", "seed", "images", "quality")
-_OPTIONAL += ("strength", "guidance_start", "guidance_end")
+_OPTIONAL += ("strength", "guidance_start", "guidance_end", "style_weight", "keep")
 
 
 def image_request(message: pb.GenerateRequest) -> ImageRequest:
@@ -38,6 +39,7 @@ def image_request(message: pb.GenerateRequest) -> ImageRequest:
         init_image=message.init_image or None,
         mask=message.mask or None,
         fit=message.fit or None,
+        style_image=message.style_image or None,
         **{name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)},
     )
 
@@ -85,6 +87,7 @@ def image_message(image: Image, job: Job) -> pb.Image:
         index=image.index,
         width=width,
         height=height,
+        score=image.score,
     )
 
 
@@ -95,6 +98,11 @@ def timings_message(timings: Timings, job: Job) -> pb.Timings:
         steps=job.wish.table.steps,
         evaluations=job.wish.table.evaluations,
     )
+
+
+def rank_message(ranks: Ranks) -> pb.RankResponse:
+    rows = [pb.Scores(texts=row) for row in ranks.scores.tolist()]
+    return pb.RankResponse(pictures=rows, texts_cut=ranks.cut)
 
 
 def model_message(device: Device, limits: Limits) -> pb.Model:
@@ -115,6 +123,7 @@ def model_message(device: Device, limits: Limits) -> pb.Model:
         precision=model.backend.precision,
         seats=device.seats,
         weights_digest=model.digest,
+        features=[name for name, part in (("style", model.styles), ("judge", model.judge)) if part is not None],
         limits=pb.Limits(
             prompt_characters=limits.prompt_characters,
             steps=limits.steps,

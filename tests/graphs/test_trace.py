@@ -15,10 +15,10 @@ import torch
 
 from export import graphs_command
 from export.__main__ import main
-from export.committed import TESTS, under_test
+from export.committed import TESTS, clips_under_test, under_test
 from export.graph import trace
 from export.graphs_command import random_error
-from export.networks import NETWORKS, Network
+from export.networks import NETWORKS, VISION, Network
 from graphs import name_of
 from model.random import init_random
 from model.vae import VaeEncoder, VaeMoments
@@ -41,6 +41,13 @@ def test_the_committed_bytes_come_out_again(network: Network) -> None:
     graph = trace(network, spec)
     assert graph == (TESTS / name_of(network.name, spec)).read_bytes()
     assert random_error(network, spec, graph) < 1e-5
+
+
+def test_those_of_a_vision_tower_too() -> None:
+    spec = clips_under_test()["clip encoder"]
+    graph = trace(VISION, spec)
+    assert graph == (TESTS / name_of(VISION.name, spec)).read_bytes()
+    assert random_error(VISION, spec, graph) < 1e-5
 
 
 def run(spec: Path, network: str, out: Path) -> subprocess.CompletedProcess[str]:

@@ -166,8 +166,8 @@ def test_a_closed_client_is_a_server_error(used: bool, server: FakeServer) -> No
 
 
 def test_an_unknown_option_is_a_type_error(nobody: str) -> None:
-    with Client(nobody) as client, pytest.raises(TypeError, match="strength"):
-        client.stream("an apple", strength=0.5)  # pyright: ignore[reportCallIssue]
+    with Client(nobody) as client, pytest.raises(TypeError, match="colour"):
+        client.stream("an apple", colour="red")  # pyright: ignore[reportCallIssue]
 
 
 def test_closing_the_iterator_cancels(server: FakeServer) -> None:

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
+from export.committed import styled
+from pipeline.networks import ClipSpec
 from pipeline.spec import Spec, read_spec
 from tests.support.checkpoints import INPAINTING, VELOCITY, make_checkpoint
+from tests.support.clips import ENCODER, JUDGE
 from tests.support.original import make_folder
 from tests.support.topologies import TOPOLOGIES, VAE
 
@@ -36,20 +39,28 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def specs_of_all() -> dict[str, Spec]:
+STYLED = ("sd1", "topology sd1", "lcm")  # these also with a style adapter
+
+
+def specs_of_all() -> dict[str, Spec | ClipSpec]:
     """Return the spec of each of CHECKPOINTS, read from its configs; its weights are not written."""
-    specs = {}
+    specs: dict[str, Spec | ClipSpec] = {"clip encoder": ENCODER, "clip judge": JUDGE}
     with patch("tests.support.checkpoints._write_weights"), patch("tests.support.original._stir"):
         for name, make in CHECKPOINTS.items():
             with tempfile.TemporaryDirectory() as folder:
                 make(Path(folder))
-                specs[name] = read_spec(Path(folder))
+                specs[name] = spec = read_spec(Path(folder))
+                if name in STYLED:
+                    specs[f"{name}, styled"] = styled(spec)
     return specs
 
 
-def text_of(specs: dict[str, Spec]) -> str:
+def text_of(specs: dict[str, Spec | ClipSpec]) -> str:
     """Return what specs.json should hold: of each spec the parts that shape graphs, a spec a line."""
-    parts = {name: {part: spec.to_json()[part] for part in ("text", "unet", "vae")} for name, spec in specs.items()}
+    parts = {
+        name: {part: value for part, value in spec.to_json().items() if part in ("text", "unet", "vae", "vision")}
+        for name, spec in specs.items()
+    }
     return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(part)}" for name, part in parts.items()) + "\n}\n"
 
 

@@ -16,6 +16,7 @@ from engines.model import Model
 from engines.seat import Sitting
 from model.ops import spread
 from pipeline.arrays import F32
+from pipeline.conditions.style import Style
 from pipeline.noise import standard_normal
 from tests.support.requests import Request, conditions_of, table_of
 
@@ -37,7 +38,10 @@ class Toy:
         self.timesteps, self.guidance = np.zeros(rows, np.float32), np.ones(rows, np.float32)
         self.contexts, self.outputs = np.zeros((rows, TOKENS, WIDTH), np.float32), np.zeros((rows, *SHAPE), np.float32)
 
-    def text(self, context: Tensor) -> Tensor:
+    def put_style(self, row: int, style: Style | None, which: int) -> None:
+        assert style is None
+
+    def text(self, context: Tensor, style: object = None) -> Tensor:
         return context.flatten()
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from engines.cuda.network import Style
 from engines.tensorrt.serve.plan import Plan
 
 
@@ -38,7 +39,7 @@ class PlanNetwork:
         # The types at the edge of a plan (engines/tensorrt/types/typed.py): narrower ones are inside.
         self.text_dtype = self.time_dtype = self.sample_dtype = torch.float32
 
-    def text(self, context: Tensor) -> Tensor:
+    def text(self, context: Tensor, style: Style | None = None) -> Tensor:
         return context.flatten()
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:

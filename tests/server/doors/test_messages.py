@@ -22,7 +22,7 @@ def test_a_request_has_every_field_of_the_message_and_no_other() -> None:
 
 def test_what_the_client_left_out_is_none() -> None:
     request = image_request(pb.GenerateRequest())
-    assert len(OPTIONAL) == 11 and all(getattr(request, name) is None for name in OPTIONAL)
+    assert len(OPTIONAL) == 13 and all(getattr(request, name) is None for name in OPTIONAL)
     assert (request.model, request.format) == (None, None)
 
 
@@ -38,6 +38,7 @@ def test_every_field_arrives() -> None:
         **{"guidance": 2.5, "sampler": "ddim", "seed": 2**32 - 1, "images": 3, "preview_every": 2, "priority": -4},
         **{"long_prompt": True, "prompt_weights": True, "clip_skip": 1, "init_image": b"file", "mask": b"another"},
         **{"strength": 0.5, "fit": "pad", "guidance_start": 0.25, "guidance_end": 0.75, "quality": 70},
+        **{"style_image": b"third", "style_weight": 0.25, "keep": 2},
     }
     message = pb.GenerateRequest(format=pb.IMAGE_FORMAT_WEBP, **fields)  # type: ignore[arg-type]
     assert asdict(image_request(message)) == {"format": "webp", **fields}

@@ -65,7 +65,7 @@ def test_a_reader_that_stalls_loses_previews_and_no_picture(path: str, body: dic
         guard = Guard(application(service, 1 << 20))
         answering = asyncio.create_task(guard(reader.scope, reader.receive, reader.send))
         await reader.stalled.wait()
-        other = service.submit(ImageRequest(prompt="a", steps=2), "other", None)
+        other = await service.submit(ImageRequest(prompt="a", steps=2), "other", None)
         pictures, _ = await collect(service.events(other.job))
         assert len(pictures) == 1, "nobody else waits"
         await asyncio.to_thread(eventually, lambda: at_work.leftovers, [])

@@ -76,6 +76,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    """Give torch one thread again: a backend that a test loaded may have set its own number, for all of the process."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A checkpoint whose numbers are not Stable Diffusion's: epsilon, 16 tokens, 3 latent channels."""
@@ -122,9 +128,9 @@ def _exported(checkpoint: Checkpoint, folders: pytest.TempPathFactory) -> Artifa
     from export.artifact import export
 
     base = folders.getbasetemp()
-    place = (base.parent if WORKER else base) / "artifacts" / checkpoint.id
+    place = (base.parent if WORKER else base) / f"exported-{checkpoint.id}" / checkpoint.id
     place.parent.mkdir(exist_ok=True)
-    with place.with_suffix(".lock").open("w") as lock:
+    with place.parent.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return open_artifact(place) if place.exists() else export(checkpoint, place, say=lambda line: None)
 

@@ -15,7 +15,7 @@ from pipeline.prompt import read_prompts
 
 @pytest.fixture(scope="module")
 def oracle(model: Model) -> Model:
-    return load(model.checkpoint, Choice("torch"))
+    return load(model.checkpoint, Choice("torch", threads=1))
 
 
 def test_a_plain_prompt_is_one_call(model: Model) -> None:

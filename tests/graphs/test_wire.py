@@ -12,7 +12,7 @@ import pytest
 
 from export.committed import TESTS, committed, under_test
 from export.graph import OPSET
-from export.networks import NETWORKS
+from export.networks import BY_NAME, NETWORKS
 from graphs import name_of, ports, wire
 from model.weights import empty
 
@@ -35,8 +35,7 @@ def sides(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
 def test_a_dot_tells_a_weight_from_an_input(path: Path) -> None:
     """The weights are the network's parameters, in its order; the others what goes into it."""
     name, spec = COMMITTED[path]
-    (network,) = (network for network in NETWORKS if network.name == name)
-    net = empty(lambda: network.build(spec))
+    net = empty(lambda: BY_NAME[name].build(spec))
     model = path.read_bytes()
     shapes = [(name, tuple(parameter.shape)) for name, parameter in net.named_parameters()]
     assert list(wire.weights(model).items()) == shapes

@@ -30,7 +30,7 @@ settings_given := $(if $(filter environment,$(origin HOST)),$(filter-out HOST,$(
 flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ a-z-)))
 
 .DEFAULT_GOAL := help
-.PHONY: need-model help demo test test-all one durations setup serve onnx engines clean-cache check proto lint types \
+.PHONY: need-model need-tests help demo test test-all one durations setup serve onnx engines clean-cache check proto lint types \
     format lock bench load soak kernels \
     gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
@@ -41,7 +41,7 @@ help:
 	@echo "make one T=tests/server/test_main.py one file, folder or test, in one process (T='tests -k sampler -x')"
 	@echo "make durations                       how long each file and the slowest sixty tests take: tests/durations.csv"
 	@echo "make serve [MODEL=dir|file.safetensors] [BACKEND=auto] [GRPC_PORT=8001] [SEATS=8] [SIZES=512x512] .."
-	@echo "                                     serve over gRPC until SIGTERM; every setting that"
+	@echo "                                     serve over gRPC and HTTP, with a page, until SIGTERM; every setting that"
 	@echo "                                     $(BIN)/python -m server --help lists may be given so"
 	@echo "make onnx MODEL=dir|file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
 	@echo "                                     checkpoint to checked ONNX artifact, which TensorRT's plans are built from"
@@ -86,6 +86,7 @@ need-model:
 # Files are handed out in the order that tests/conftest.py gives them, the longest first.
 PYTEST := $(BIN)/python -m pytest
 SHARED := -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations=20
+one: need-tests
 test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe
 
 test:
@@ -97,8 +98,10 @@ test-all:
 	$(BIN)/python -m tests.export.kills
 
 one:
-	@test -n '$(T)' || { echo 'give T=, what to run: tests/server/test_main.py' >&2; exit 2; }
 	$(PYTEST) $(T)
+
+need-tests:
+	@test -n '$(T)' || { echo 'give T=, what to run: tests/server/test_main.py' >&2; exit 2; }
 
 durations:
 	$(PYTEST) $(SHARED) --write-durations tests/durations.csv

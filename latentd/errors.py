@@ -93,6 +93,8 @@ def _hint(address: str) -> str:
     """Say how to start a server, for who has one: a clone, or the package with its server; nothing elsewhere."""
     if not is_local(address):
         return ""
+    if address.endswith(":8000"):
+        return "; 8000 is usually the page's port, and gRPC's is 8001"
     clone = (Path(__file__).parent.parent / "Makefile").is_file()
     return f"; start one with `{'make serve' if clone else 'latentd serve'}`"
 

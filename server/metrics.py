@@ -38,7 +38,9 @@ class Metrics:
         self._given_up = self._make(
             Counter, "given_up_total", "Jobs that could not meet their deadlines any more", "where"
         )
-        self.pictures_paused = self._make(Gauge, "pictures_paused", "Those of them that have had a seat")
+        self.pictures_paused = self._make(
+            Gauge, "pictures_paused", "Pictures that wait for a seat and have had one before"
+        )
         self.pauses_total = self._make(
             Counter, "pauses_total", "Pictures that gave up their seats to others for a while"
         )

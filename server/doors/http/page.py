@@ -44,6 +44,8 @@ class Drawing(BaseModel):
     height: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_start: float | None = None
+    guidance_end: float | None = None
     sampler: str | None = None
     seed: int | None = None
     images: int | None = None

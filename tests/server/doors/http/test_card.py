@@ -44,3 +44,9 @@ def test_no_card(tmp_path: Path) -> None:
 def test_long_ones_are_cut(tmp_path: Path) -> None:
     about = card(tmp_path, "word " * 1000).about
     assert len(about) <= 604 and about.endswith("word ...")
+
+
+def test_the_demo_models_card_has_prompts_to_begin_with() -> None:
+    known = read_card(Path(__file__).parents[4] / "demo" / "small-things")
+    assert "red apple, color style" in known.prompts and len(known.prompts) >= 8
+    assert "390 things" in known.about

@@ -137,6 +137,7 @@ class _Generations:
         partial = _check(body)
         request = replace(image_request(body), init_image=image, mask=mask)
         steps = body.steps or self.service.ready().model.spec.defaults.steps
+        within("steps", steps, 1, self.service.limits.steps)  # an integer of JSON may be too large for a float
         if image is not None:
             strength = STRENGTH if request.strength is None else within("strength", request.strength, 0.0, 1.0)
             steps -= steps_skipped(steps, strength)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
@@ -106,7 +105,7 @@ def openai(service: Service, most: int) -> APIRouter:
             raise MissingField("image is missing", "image")
         mask = files.get("mask")
         if mask is not None:
-            mask = await asyncio.to_thread(from_transparency, mask)
+            mask = await service.reading(from_transparency, mask)
         return await _Generations(service, call, "image_edit").answer(body, image, mask)
 
     router.get("/models", summary="The model served")(answering(service, models, counted=False))

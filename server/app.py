@@ -158,7 +158,9 @@ class Server:
             log.warning("%d requests cannot be done within the grace of %g s; their clients are told", late, grace)
         await asyncio.gather(self._door.drain(grace), self._http.drain(grace))
         if device is not None:
-            device.dismiss(f"the server stops, and its grace of {grace:g} s was over before the request was done")
+            why = f"the server stops, and its grace of {grace:g} s was over before the request was done"
+            self.service.dismiss(why)
+            device.dismiss(why)
         farewell = farewell if grace else 0.0
         await asyncio.gather(self._door.close(farewell), self._http.close(farewell))
         await asyncio.to_thread(self.service.close)

@@ -27,7 +27,7 @@ class Limits:
 def within(field: str, value: Number, least: Number, most: Number) -> Number:
     """Return `value`, or raise InvalidRequest naming field, value and limit. NaN is outside everything."""
     if not least <= value <= most:  # which no NaN is
-        shown = f"{value:g}" if isinstance(value, float) else value
+        shown = f"{value:g}" if isinstance(value, float) else str(value)[:64]
         raise InvalidRequest(f"{field} is {shown}; it must be {least:.15g} to {most:.15g}", field)
     return value
 

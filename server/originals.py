@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engines.model import Model
 from pipeline.conditions.original import Encoded, encoded
-from server.errors import Busy
+from server.errors import Busy, NotServing
 from server.request import ImageRequest
 from server.upload import original_of
 from server.wish import Wish
@@ -25,7 +25,8 @@ class Originals:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="originals")
-        self._here = 0
+        self._working: set[asyncio.Future[Any]] = set()
+        self._dismissed: str | None = None  # why nobody waits any more
 
     async def of(self, request: ImageRequest, wish: Wish, model: Model) -> Encoded:
         """Decode, fit and encode a request's picture and mask.
@@ -35,14 +36,28 @@ class Originals:
         return await self.apart(_read, request, wish, model)
 
     async def apart(self, work: Callable[..., Value], *values: object) -> Value:
-        """Return what `work` makes of `values`, in a thread of this pool. Errors: Busy; those of `work`."""
-        if self._here >= _WAITING:
-            raise Busy(f"{self._here} requests wait for their pictures to be read; at most {_WAITING} may", 1.0)
-        self._here += 1
+        """Return what `work` makes of `values`, in a thread of this pool. Errors: Busy; NotServing; those of `work`."""
+        if self._dismissed is not None:
+            raise NotServing(self._dismissed)
+        if (here := len(self._working)) >= _WAITING:
+            raise Busy(f"{here} requests wait for their pictures to be read; at most {_WAITING} may", 1.0)
+        working = asyncio.get_running_loop().run_in_executor(self._pool, work, *values)
+        self._working.add(working)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *values)
+            return await working
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._dismissed is None or (task is not None and task.cancelling()):  # by who waits
+                raise
+            raise NotServing(self._dismissed) from None
         finally:
-            self._here -= 1
+            self._working.discard(working)
+
+    def dismiss(self, why: str) -> None:
+        """Tell all who wait here, and who comes from now on, that this server serves no more: `why`."""
+        self._dismissed = why
+        for working in self._working:
+            working.cancel()
 
     def close(self) -> None:
         """Read no more pictures; those that are being read are waited for."""

@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import InvalidRequest, LatentdError
 from server.caller import LOCAL, named
 from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.device.loop import Device
-from server.errors import NotServing, UnknownModel
+from server.errors import NotServing, TooLate, UnknownModel
 from server.events import Done, Event, Failed, Image
 from server.job import Job
 from server.limits import Limits
 from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics
-from server.originals import Originals
+from server.originals import Originals, Value
 from server.request import ImageRequest
 from server.wish import Wish
 
@@ -52,6 +52,10 @@ class Service:
             raise NotServing("this server is draining; ask another one")
         return self.device
 
+    def dismiss(self, why: str) -> None:
+        """End every request whose pictures are being read, saying `why`; those that are queued are the device's."""
+        self._originals.dismiss(why)
+
     def close(self) -> None:
         """Read no more pictures; those that are being read are waited for."""
         self._originals.close()
@@ -79,13 +83,24 @@ class Service:
                 f"name {caller}",
                 "priority",
             )
-        if request.init_image is not None:
-            wish = replace(wish, start=await self._originals.of(request, wish, device.model))
-        if request.style_image is not None:
-            wish = replace(wish, style=await self._originals.apart(style_of, request.style_image, wish, device.model))
+        try:
+            async with asyncio.timeout(seconds_left):
+                if request.init_image is not None:
+                    wish = replace(wish, start=await self._originals.of(request, wish, device.model))
+                if (style := request.style_image) is not None:
+                    wish = replace(wish, style=await self._originals.apart(style_of, style, wish, device.model))
+        except TimeoutError:
+            raise TooLate("the deadline passed before the pictures were read") from None
         deadline = None if seconds_left is None else now + seconds_left
         job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived or now, deadline, caller)
         return Accepted(job, device.submit(job))
+
+    async def reading(self, work: Callable[..., Value], *values: object) -> Value:
+        """Return what `work` makes of a client's picture, in one of the few threads that read them.
+
+        Errors: Busy; NotServing; those of `work`.
+        """
+        return await self._originals.apart(work, *values)
 
     async def rank(self, model: str | None, pictures: Sequence[bytes], texts: Sequence[str]) -> Ranks:
         """Score picture files against texts, beside the steps.

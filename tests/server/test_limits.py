@@ -13,6 +13,7 @@ from server.limits import checked_text, one_of, within
     [
         (0, "steps is 0; it must be 1 to 150"),
         (10**9, "steps is 1000000000; it must be 1 to 150"),
+        (10**400, f"steps is 1{'0' * 63}; it must be 1 to 150"),
         (151, "steps is 151; it must be 1 to 150"),
         (math.nan, "steps is nan; it must be 1 to 150"),
         (math.inf, "steps is inf; it must be 1 to 150"),

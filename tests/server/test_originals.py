@@ -13,12 +13,14 @@ from PIL import Image
 from engines.model import Model
 from latentd import Client
 from server.app import Server
-from server.errors import Busy
+from server.errors import Busy, NotServing, TooLate
 from server.limits import Limits
 from server.originals import _WAITING, Originals
 from server.request import ImageRequest
+from server.settings import Settings
 from server.wish import Wish
 from tests.support import wire
+from tests.support.held import Held
 from tests.support.patience import PATIENCE
 from tests.support.serving import address, serving
 from tests.support.uploads import colours, saved
@@ -89,3 +91,32 @@ def test_a_bounded_number_waits(model: Model) -> None:
         originals.close()
 
     asyncio.run(fill())
+
+
+def test_who_waits_for_a_picture_to_be_read_hears_of_the_deadline_and_of_the_servers_end(
+    wired: Model, held: Held
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def gate() -> None:
+        entered.set()
+        assert go_on.wait(PATIENCE)
+
+    held.before_moments = gate
+    request = ImageRequest(init_image=PICTURE)
+
+    async def life() -> None:
+        server = Server(Settings(model=wired.checkpoint.path, grpc_port=0, metrics_port=0, http_port=None))
+        await server.open()
+        await server.load(lambda _: wired)
+        with pytest.raises(TooLate, match="^the deadline passed before the pictures were read$"):
+            await server.service.submit(request, "a", 0.01)
+        waiting = asyncio.create_task(server.service.submit(request, "b", None))
+        await asyncio.to_thread(entered.wait, PATIENCE)
+        closing = asyncio.create_task(server.close(0.01))
+        with pytest.raises(NotServing, match="the server stops, and its grace of 0.01 s was over before"):
+            await waiting
+        go_on.set()
+        await closing
+
+    asyncio.run(asyncio.wait_for(life(), PATIENCE))

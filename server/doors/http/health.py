@@ -12,10 +12,12 @@ from server.service import Service
 def health(service: Service) -> APIRouter:
     router = APIRouter(tags=["health"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="200 once the process answers")
     async def alive() -> JSONResponse:
         return JSONResponse({"status": "alive"})
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="200 when requests are taken; 503 while the model loads, and when the server drains")
     async def ready() -> JSONResponse:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
@@ -106,7 +105,7 @@ def openai(service: Service, most: int) -> APIRouter:
             raise MissingField("image is missing", "image")
         mask = files.get("mask")
         if mask is not None:
-            mask = await asyncio.to_thread(from_transparency, mask)
+            mask = await service.reading(from_transparency, mask)
         return await _Generations(service, call, "image_edit").answer(body, image, mask)
 
     router.get("/models", summary="The model served")(answering(service, models, counted=False))
@@ -137,6 +136,7 @@ class _Generations:
         partial = _check(body)
         request = replace(image_request(body), init_image=image, mask=mask)
         steps = body.steps or self.service.ready().model.spec.defaults.steps
+        within("steps", steps, 1, self.service.limits.steps)  # an integer of JSON may be too large for a float
         if image is not None:
             strength = STRENGTH if request.strength is None else within("strength", request.strength, 0.0, 1.0)
             steps -= steps_skipped(steps, strength)

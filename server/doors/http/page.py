@@ -71,6 +71,7 @@ def page(service: Service, most: int) -> APIRouter:
         accepted = await call.submit(ImageRequest(**body.model_dump()))
         return EventStream(call, _events(service, call, accepted), _failure(call))
 
+    @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)
     async def index() -> Response:
         if not (FILES / "index.html").is_file():

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from engines.errors import DeviceError
 from engines.model import Model
+from pipeline.conditions.interval import Interval
+from pipeline.conditions.original import Original, encoded
 from server.batching import share
 from server.device import turn
 from server.events import Done, Preview, Started, Step
 from server.job import Job
+from server.request import ImageRequest
+from server.wish import Wish
 from tests.support.held import Held, eventually, raising
 from tests.support.jobs import Running, alone, box_of, running
+from tests.support.uploads import colours
 
 FLOOD = {"prompt": "a red apple", "steps": 12, "guidance": 3.0, "sampler": "unipc", "seed": 5, "images": 4}
 OTHER = {"prompt": "a cat", "steps": 3, "guidance": 3.0, "sampler": "dpmpp_2m_sde", "seed": 9}
@@ -60,6 +66,34 @@ def test_paused_pictures_have_the_pixels_of_those_made_alone(wired: Model, held:
         assert previewed == sorted(previewed) and set(previewed) <= {4, 8}
     parts = flood.timings.parts(time.monotonic())
     assert min(parts.values()) >= 0, "a pause is a part of denoise"
+
+
+def test_what_a_paused_picture_begins_with_stays(
+    wired: Model, held: Held, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a picture, a mask, and an interval that ends after the pause, so that rows change while nobody sits."""
+    mask = np.zeros((24, 24), bool)
+    mask[5:15, 8:20] = True
+    original = Original(np.asarray(colours(24, 24)), mask)
+    start = encoded(original, model.spec, model.backend.moments)
+    read = Wish.of.__func__  # type: ignore[attr-defined]
+
+    def with_start(cls: type[Wish], request: ImageRequest, *others) -> Wish:
+        wish = read(cls, request, *others)
+        return wish if request.init_image is None else replace(wish, start=start)
+
+    monkeypatch.setattr(Wish, "of", classmethod(with_start))
+    interval = {"guidance_start": 0.3, "guidance_end": 0.7}
+    with running(wired, ready=held.hold) as at_work:
+        flood, other = beside(at_work, held, init_image=b"read", mask=b"read", strength=0.9, **interval)
+        rows = [flood.wish.rows(evaluation) for evaluation in range(flood.wish.table.evaluations)]
+        assert rows == [1] * 3 + [2] * 4 + [1] * 3, "it was paused after five, where it is guided"
+        held.release()
+        assert isinstance(box_of(flood).end(), Done) and isinstance(box_of(other).end(), Done)
+        assert at_work.metric("seat_steps_total") == 4 * len(rows) + 3 and at_work.metric("rows_live") == 0
+    told = {**FLOOD, "original": original, "strength": 0.9, "interval": Interval(0.3, 0.7)}
+    for index in range(4):
+        np.testing.assert_array_equal(box_of(flood).images[index], alone(model, **{**told, "seed": 5 + index}))
 
 
 def test_the_other_one_is_done_long_before_the_flood(wired: Model, held: Held) -> None:

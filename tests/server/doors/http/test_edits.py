@@ -79,6 +79,7 @@ def test_what_openai_edits_refuses(client: openai.OpenAI) -> None:
         ({"image": picture, "mask": b"x"}, "mask", "mask is none of PNG, JPEG and WebP, by its first bytes"),
         ({"image": picture, "extra_body": {"strength": 2}}, "strength", "strength is 2; it must be 0 to 1"),
         ({"image": picture, "extra_body": {"strenght": 1}}, "strenght", "there is no field 'strenght'"),
+        ({"image": picture, "extra_body": {"steps": 10**400}}, "steps", f"steps is 1{'0' * 63}; it must be 1 to 150"),
     ):
         with pytest.raises(openai.BadRequestError) as refused:
             client.images.edit(prompt="a", **fields)
@@ -126,3 +127,16 @@ def test_what_img2img_refuses(server: Server, fields: dict, words: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request)
     assert words in refused.value.read().decode()
+
+
+def test_a_body_of_very_many_values_is_refused_before_it_is_read(server: Server) -> None:
+    """Of each that is wrong pydantic makes an error, and nobody else is answered meanwhile."""
+    for path, body in (
+        ("/v1/images/generations", b"{%s}" % b",".join(b'"%d":0' % number for number in range(10_001))),
+        ("/sdapi/v1/img2img", b'{"init_images":[%s]}' % b",".join([b"0"] * 20_001)),
+    ):
+        request = urllib.request.Request(http(server) + path, body, {"content-type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        told = refused.value.read().decode()
+        assert refused.value.code == 400 and "the body has 20001 commas and colons; at most 20000 are read" in told

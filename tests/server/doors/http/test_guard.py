@@ -99,6 +99,12 @@ def test_every_answer_has_the_headers(path: str, server: Server) -> None:
     assert "server" not in headers and "access-control-allow-origin" not in headers
 
 
+def test_head_is_answered_as_get_is_without_a_body(server: Server) -> None:
+    for path in ("/", "/healthz", "/readyz"):
+        status, headers, body = answer(server, path, "HEAD")
+        assert (status, body) == (200, b"") and headers["content-length"] != "0"
+
+
 def test_paths_and_methods_that_there_are_not(server: Server) -> None:
     for path, method, status in (
         ("/nope", "GET", 404),

@@ -15,6 +15,7 @@ from engines.process.tether import end_with_parent
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.checkpoint.single_file import PREDICTIONS
 from pipeline.errors import CheckpointError, LatentdError
+from pipeline.extras import install
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             _export(arguments)
     except ModuleNotFoundError as error:
-        print(f"export needs {error.name}: pip install -e '.[export]'", file=sys.stderr)
+        print(f"export needs {error.name}, which is not installed: {install('export')}", file=sys.stderr)
         return 1
     except LatentdError as error:
         print(error, file=sys.stderr)

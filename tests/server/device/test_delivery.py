@@ -25,7 +25,7 @@ class Fitted(PreviewMap):
     """A map that is known."""
 
     def __init__(self, matrix: np.ndarray | None) -> None:
-        self._matrix = matrix
+        self._map = matrix
 
 
 MATRIX = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0.5]], np.float32)  # two latent channels and 1 to three colours

@@ -11,6 +11,7 @@ import export.artifact
 from engines.artifact.opened import Artifact
 from export.__main__ import main
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.extras import install
 from tests.support.checkpoints import make_checkpoint
 
 
@@ -46,7 +47,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     assert main([str(make_checkpoint(tmp_path / "model")), "--out", str(tmp_path / "out")]) == 1
     assert not (tmp_path / "out").exists()
-    assert capsys.readouterr().err == f"export needs {module}: pip install -e '.[export]'\n"
+    assert capsys.readouterr().err == f"export needs {module}, which is not installed: {install('export')}\n"
 
 
 def test_success_tells_where(

@@ -75,6 +75,9 @@ def open_checkpoint(model: Path, prediction: str = "auto") -> Checkpoint:
     if prediction != "auto":
         raise CheckpointError(f"prediction {prediction} is for single files; {model} has its own scheduler config")
     if not os.path.isdir(model):
-        raise CheckpointError(f"model {model} is not there; give a folder in diffusers' layout or a .safetensors file")
+        raise CheckpointError(
+            f"model {model} is not there, and nothing is downloaded; give a folder in diffusers' layout or a "
+            f".safetensors file"
+        )
     source = Folder(model)
     return Checkpoint(model, source, read_spec(source), folder_weights(model))

@@ -18,7 +18,10 @@ from tests.support.checkpoints import make_checkpoint
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["none", "--out", "out"], "none is not there; give a folder in diffusers' layout or a .safetensors file\n"),
+        (
+            ["none", "--out", "out"],
+            "none is not there, and nothing is downloaded; give a folder in ",
+        ),
         (
             ["empty", "--out", "out"],
             "empty/model_index.json is missing; a checkpoint is a folder in diffusers' layout\n",

@@ -100,7 +100,7 @@ def test_what_is_no_folder_of_clip_is_told_what_it_is(tmp_path: Path, name: str,
     make_checkpoint(tmp_path / "diffusers")
     with pytest.raises(CheckpointError) as raised:
         open_judge(tmp_path / name, nobody)
-    assert str(raised.value).startswith(f"a judge {tmp_path}") and words in str(raised.value)
+    assert str(raised.value).startswith(f"judge {tmp_path}") and words in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,15 @@ def _export(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="a folder that is new, empty or an artifact")
     parser.add_argument(
         "--prediction",
-        default=os.environ.get("LATENTD_PREDICTION") or "auto",
         help=f"{' or '.join(PREDICTIONS)}: of a single file that does not tell, as SD 2 does not",
     )
     options = parser.parse_args(arguments)
-    model, out, prediction = options.model, options.out, options.prediction
+    model, out = options.model, options.out
+    where, prediction = "--prediction", options.prediction
+    if prediction is None:
+        where, prediction = "LATENTD_PREDICTION", os.environ.get("LATENTD_PREDICTION") or "auto"
     if prediction not in ("auto", *PREDICTIONS):
-        parser.error(f"--prediction is {prediction!r}; it takes auto, {' or '.join(PREDICTIONS)}")
+        parser.error(f"{where} is {prediction!r}; it takes auto, {' or '.join(PREDICTIONS)}")
     if out is None:
         raise CheckpointError(
             f"say where the artifact of {model} goes: --out DIR, or make onnx MODEL={model} OUT=dir "

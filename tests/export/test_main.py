@@ -39,6 +39,16 @@ def test_a_refusal_is_one_sentence(
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+def test_a_prediction_that_there_is_not_names_where_it_was_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LATENTD_PREDICTION", "v")
+    for arguments, where in ((["a"], "LATENTD_PREDICTION"), (["a", "--prediction", "v"], "--prediction")):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert f"{where} is 'v'; it takes auto, epsilon or v_prediction" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", ["onnx", "onnxruntime", "onnxscript", "torch"])
 def test_a_missing_extra_is_named(
     tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

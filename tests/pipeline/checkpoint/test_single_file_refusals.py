@@ -255,4 +255,4 @@ def test_the_command_names_the_choices(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setenv("LATENTD_PREDICTION", "v")
     with pytest.raises(SystemExit):
         main(["a.safetensors"])
-    assert "--prediction is 'v'; it takes auto, epsilon or v_prediction" in capsys.readouterr().err
+    assert "LATENTD_PREDICTION is 'v'; it takes auto, epsilon or v_prediction" in capsys.readouterr().err

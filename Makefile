@@ -35,41 +35,38 @@ flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ 
     gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
-	@echo "make demo                            draw eight prompts with the embedded model"
-	@echo "make test [WORKERS=2]                install what the tests need and run them, in so many processes (0: in one)"
-	@echo "make test-all                        with every grid whole, 200 mixes, random damage, and kills: for hours"
-	@echo "make one T=tests/server/test_main.py one file, folder or test, in one process (T='tests -k sampler -x')"
-	@echo "make durations                       how long each file and the slowest sixty tests take: tests/durations.csv"
-	@echo "make serve [MODEL=dir|file.safetensors] [BACKEND=auto] [GRPC_PORT=8001] [SEATS=8] [SIZES=512x512] .."
-	@echo "                                     serve over gRPC and HTTP, with a page, until SIGTERM; every setting that"
-	@echo "                                     $(BIN)/python -m server --help lists may be given so"
-	@echo "make onnx MODEL=dir|file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
-	@echo "                                     checkpoint to checked ONNX artifact, which TensorRT's plans are built from"
-	@echo "make engines MODEL=dir BACKEND=tensorrt_rtx|tensorrt [ARCH=sm_89] [ROWS=2,4,8]"
-	@echo "    [SIZES=512x512] [PRECISION=auto] [CHUNKS=1,2] [ATTENTION=native|triton]"
-	@echo "                                     build plans ahead; skips what is built and valid (a CPU needs none)"
-	@echo "make clean-cache                     empty LATENTD_CACHE of what no live process uses"
-	@echo "make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20]"
+	@echo "To draw and to serve:"
+	@echo "  make demo                          draw eight prompts with the embedded model"
+	@echo "  make serve [MODEL=dir|file.safetensors] [BACKEND=auto] [GRPC_PORT=8001] [SEATS=8] [SIZES=512x512] .."
+	@echo "                                     serve over gRPC and HTTP, with a page, until Ctrl-C or SIGTERM; every"
+	@echo "                                     setting of $(BIN)/python -m server --help may be given so"
+	@echo "  make check MODEL=dir [BACKEND=auto] [SIZE=256x256] [SAMPLERS=all] [STEPS=20] [PREDICTION=..]"
 	@echo "                                     errors of this machine's engines against torch"
-	@echo "make bench [GENAI=python] [BASE=clone] [SCRATCH=dir]"
-	@echo "                                     start-up, memory and throughput as rows; loading beside OpenVINO GenAI,"
-	@echo "                                     which that python has, and the demo model beside another clone's"
-	@echo "make load [BASE=clone] [SECONDS=60] [TURNS=3]"
-	@echo "                                     the server at 3 and 10 times its peak, with deadlines, as rows"
-	@echo "make soak [HOURS=0.17]               the server at 0.8 of its capacity for ten minutes, or so long, as rows and a plot"
-	@echo "make graphs [CHECK=1]                trace the shipped graphs again, check them, and write what is missing"
-	@echo "make wheel                           client, server, graphs and demo model as one wheel, in dist/"
-	@echo "make kernels                         compile every Triton kernel for every architecture, no GPU needed"
-	@echo "make gpu-first [OUT=dir]             is anything wrong on this NVIDIA GPU? 150 seconds at most (torch, triton)"
-	@echo "make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
-	@echo "                                     how fast it is: the captured step, networks, kernels; under eight minutes"
-	@echo "make gpu-wheels [WHEELS=.whl]        what some sections need besides, for a machine without network"
-	@echo "make trt-check [MODEL=dir]           what TensorRT's libraries make of our plugins, rung by rung (experimental)"
-	@echo "make setup [TORCH_INDEX=url]         everything a developer needs, into $(VENV)"
-	@echo "make lint | format                   ruff alone, seconds on a fresh clone"
-	@echo "make types                           pyright: strict for the client, standard for the rest"
-	@echo "make lock                            constraints.txt anew: a version of everything that is installed"
-	@echo "make proto | clean                   as they say"
+	@echo "  make engines MODEL=dir BACKEND=tensorrt_rtx|tensorrt [ARCH=sm_89] [ROWS=2,4,8] [SIZES=512x512]"
+	@echo "      [PRECISION=auto] [CHUNKS=1,2] [ATTENTION=native|triton] [PREDICTION=epsilon|v_prediction]"
+	@echo "                                     build TensorRT's plans ahead (a CPU needs none); skips what is built"
+	@echo "  make onnx MODEL=dir|file.safetensors OUT=dir [PREDICTION=epsilon|v_prediction]"
+	@echo "                                     checkpoint to checked ONNX graphs, which those plans are built from"
+	@echo "  make clean-cache                   empty LATENTD_CACHE of what no live process uses"
+	@echo "  make wheel                         client, server, graphs and demo model as one wheel, in dist/"
+	@echo "  make gpu-first [OUT=dir]           is anything wrong on this NVIDIA GPU? 150 seconds at most (torch, triton)"
+	@echo
+	@echo "To change latentd (CONTRIBUTING.md):"
+	@echo "  make setup [TORCH_INDEX=url]       everything a developer needs, into $(VENV)"
+	@echo "  make test [WORKERS=2] | test-all   the tests, in so many processes (0: in one); every grid whole, for hours"
+	@echo "  make one T=tests/server/test_main.py       one file, folder or test (T='tests -k sampler -x')"
+	@echo "  make durations                     how long each file and the slowest sixty tests take: tests/durations.csv"
+	@echo "  make lint | format | types         ruff alone, seconds on a fresh clone; pyright"
+	@echo "  make bench [GENAI=python] [BASE=clone] [SCRATCH=dir]      start-up, memory and throughput as rows"
+	@echo "  make load [BASE=clone] [SECONDS=60] [TURNS=3]             the server at 3 and 10 times its peak, as rows"
+	@echo "  make soak [HOURS=0.17]             the server at 0.8 of its capacity, as rows and a plot"
+	@echo "  make graphs [CHECK=1]              trace the shipped graphs again, check them, and write what is missing"
+	@echo "  make kernels                       compile every Triton kernel for every architecture, no GPU needed"
+	@echo "  make gpu-check [SECTIONS=a,b|all] [OUT=dir] [LIMIT=seconds] [WHEELS=dir]"
+	@echo "                                     how fast the GPU is: captured step, networks, kernels; eight minutes"
+	@echo "  make gpu-wheels [WHEELS=.whl]      what some sections need besides, for a machine without network"
+	@echo "  make trt-check [MODEL=dir]         what TensorRT's libraries make of our plugins, rung by rung (experimental)"
+	@echo "  make lock | proto | clean          constraints.txt anew; the client's stubs; remove $(VENV) and what was built"
 
 demo: $(VENV)/.cpu
 	@$(BIN)/python -m demo
@@ -124,7 +121,7 @@ setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe
 engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
 	@$(BIN)/python -W ignore -m engines build $(if $(MODEL),'$(MODEL)') $(call given,BACKEND,backend) \
 	    $(call given,ARCH,arch) $(call given,ROWS,rows) $(call given,SIZES,sizes) $(call given,PRECISION,precision) \
-	    $(call given,CHUNKS,chunks) $(call given,ATTENTION,attention)
+	    $(call given,CHUNKS,chunks) $(call given,ATTENTION,attention) $(call given,PREDICTION,prediction)
 
 clean-cache: $(VENV)/.cpu
 	@$(BIN)/python -m engines clean
@@ -132,7 +129,8 @@ clean-cache: $(VENV)/.cpu
 check: need-model $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.export)
 	@$(BIN)/python -m engines check '$(MODEL)' $(call given,BACKEND,backend) $(call given,PRECISION,precision) \
 	    $(call given,SIZE,size) $(call given,SAMPLERS,samplers) $(call given,STEPS,steps) \
-	    $(call given,DEVICE,device) $(call given,PIXELS,pixels) $(call given,ATTENTION,attention)
+	    $(call given,DEVICE,device) $(call given,PIXELS,pixels) $(call given,ATTENTION,attention) \
+	    $(call given,PREDICTION,prediction)
 
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving

@@ -44,7 +44,9 @@ def write_folder(out: Path, checkpoint: Path, dtype: str, python: str) -> Path:
     opened, core = open_checkpoint(checkpoint), ov.Core()
     for network in ("text_encoder", "unet", "vae_decoder"):
         (out / network).mkdir(parents=True)
-        model = _named(bound(core, opened, network), network)
+        model = bound(core, opened, network)
+        model.validate_nodes_and_infer_types()
+        model = _named(model, network)
         ov.save_model(model, out / network / "openvino_model.xml", compress_to_fp16=dtype == "float16")
         config = json.loads((checkpoint / graphs.part_of(network) / "config.json").read_bytes())
         # Our decoder's graph scales the latents itself.

@@ -76,6 +76,7 @@ async def _draw(address: str) -> None:
         )
     print(f"{len(pictures)} pictures in {took:.2f} s, {len(pictures) / took:.1f} a second")
     print(f"contact sheet: {_shown(_sheet([picture.image for picture in pictures]))}")
+    print("to draw your own: make serve, and open http://localhost:8000")
 
 
 def _sheet(images: list) -> Path:

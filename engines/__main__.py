@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from engines.commands.variable import Variable
 from latentd.variables import strangers
+from pipeline.extras import install
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _missing(error: ModuleNotFoundError) -> int:
-    print(f"engines need {error.name}: pip install -e '.[cpu]'", file=sys.stderr)
+    print(f"engines need {error.name}, which is not installed: {install('cpu')}", file=sys.stderr)
     return 1
 
 
@@ -71,8 +73,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def flag(subparser: argparse.ArgumentParser, name: str, default: str, help: str, *names: str) -> None:
         """Add an option whose default is the variable LATENTD_<NAME>, as every variable of make has that name too."""
-        value = os.environ.get(f"LATENTD_{name.upper()}") or default
-        subparser.add_argument(*(names or [f"--{name}"]), default=value, help=help)
+        variable = f"LATENTD_{name.upper()}"
+        value = os.environ.get(variable)
+        default = Variable(variable, value) if value else default
+        subparser.add_argument(*(names or [f"--{name}"]), default=default, help=help)
 
     build = command(
         "build",
@@ -87,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     flag(build, "sizes", "", "of pictures, such as 512x512,512x768 (default: the model's own)")
     flag(build, "precision", "auto", "auto, f16, bf16, f32 (default auto)")
     flag(build, "chunks", "1", "lengths of prompts, in lengths of the text encoder, such as 1,2,3 (default 1)")
+    flag(build, "prediction", "auto", "epsilon or v_prediction: of a single file that does not tell, as SD 2 does not")
     flag(build, "attention", "native", "native, or triton: our kernels inside the plans of tensorrt (default native)")
 
     check = command(
@@ -100,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     flag(check, "device", "auto", "auto, cpu, cuda (default auto)")
     flag(check, "pixels", "auto", "auto, exact, fast (default auto)")
     flag(check, "attention", "native", "native or triton: which plans of tensorrt (experimental; default native)")
+    flag(check, "prediction", "auto", "epsilon or v_prediction: of a single file that does not tell, as SD 2 does not")
     flag(check, "size", "", "width x height, such as 256x256 (default: the model's own)")
     flag(check, "samplers", "ddim,euler,dpmpp_2m", "separated by commas, or all")
     flag(check, "steps", "20", "default 20")

@@ -5,6 +5,8 @@ A graph belongs to an architecture and holds no weights, so that most checkpoint
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import logging
 import tempfile
@@ -21,6 +23,15 @@ from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
 _LARGEST = 64 << 20  # bytes of a graph; SD 1.5's UNet has 0.2 million
+# What decides which graph a spec is traced to: the networks, how they are traced, and how inputs are called.
+_TRACER = (
+    "model/*.py",
+    "export/graph.py",
+    "export/networks.py",
+    "graphs/ports.py",
+    "graphs/wire.py",
+    "pipeline/networks.py",
+)
 
 log = logging.getLogger("latentd.graphs")
 
@@ -51,6 +62,29 @@ def known_graph(network: str, spec: Spec | ClipSpec) -> bytes | None:
         return None
 
 
+@functools.cache
+def tracer() -> str:
+    """Return the seal of this tracer, a hash of its sources: what another version traced is never taken for its own.
+
+    Written down by hand, a version would be forgotten one day; a comment that changes costs one more trace.
+    """
+    root, seal = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for pattern in _TRACER for path in root.glob(pattern)):
+        seal.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return seal.hexdigest()[:12]
+
+
+def kept_name(name: str) -> str:
+    """Return how the cache calls the graph that graphs.name_of calls `name`, where this tracer traced it."""
+    return f"{name.removesuffix('.onnx')}-{tracer()}.onnx"
+
+
+def seal_of(network: str, spec: Spec | ClipSpec) -> str:
+    """Return what tells one graph of `network` from another: the hash of the one that ships, else the tracer's seal."""
+    path = graphs.shipped(network, spec)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else tracer()
+
+
 def check_fit(checkpoint: Checkpoint) -> None:
     """Compare every part's tensors with what its graphs want, by name and shape. Errors: those of graph_of."""
     wanted: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -61,7 +95,7 @@ def check_fit(checkpoint: Checkpoint) -> None:
 
 
 def _place(network: str, spec: Spec | ClipSpec) -> Path:
-    return entries.cache_folder() / "graphs" / graphs.name_of(network, spec)
+    return entries.cache_folder() / "graphs" / kept_name(graphs.name_of(network, spec))
 
 
 def _traced(network: str, spec: Spec | ClipSpec) -> bytes:

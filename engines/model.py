@@ -21,6 +21,7 @@ from pipeline.checkpoint.adapter import ENCODER, adapter_in, with_adapter
 from pipeline.checkpoint.clip import Clip, open_encoder, open_judge
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
+from pipeline.extras import install
 from pipeline.spec import Spec
 from pipeline.tokenizer import ClipTokenizer
 
@@ -103,11 +104,12 @@ def _styled(checkpoint: Checkpoint, choice: Choice, beside: Beside) -> tuple[Che
             raise BackendError(sentence)
         log.warning("%s", sentence)
         return checkpoint, None
+    styled = with_adapter(checkpoint, adapter)
     if (encoder := beside.encoder or _folder(checkpoint, ENCODER)) is None:
         raise CheckpointError(
             f"style adapter {adapter}: there is no image encoder; name its folder with --style-encoder"
         )
-    return with_adapter(checkpoint, adapter), open_encoder(encoder)
+    return styled, open_encoder(encoder)
 
 
 def _folder(checkpoint: Checkpoint, name: str) -> Path | None:
@@ -125,12 +127,12 @@ def _backend(checkpoint: Checkpoint, choice: Choice, cuda: bool) -> Backend:
         return getattr(importlib.import_module(module), kind)(checkpoint, choice.precision, choice.threads, **options)
     except ModuleNotFoundError as error:
         raise BackendError(
-            f"backend {name} needs {error.name}, which is not installed: pip install -e '.[{extra}]' in a clone"
+            f"backend {name} needs {error.name}, which is not installed: {install(*extra.split(','))}"
         ) from None
     except ImportError as error:
         raise BackendError(
             f"backend {name} cannot be loaded ({(str(error).splitlines() or ['?'])[0]}): "
-            f"pip install --force-reinstall -e '.[{extra}]' in a clone"
+            f"{install(*extra.split(','))} --force-reinstall"
         ) from None
 
 
@@ -157,8 +159,7 @@ def _check_plans(backend: str) -> None:
     for module in ("torch", "triton", "onnx", backend):
         if importlib.util.find_spec(module) is None:
             raise BackendError(
-                f"backend {backend} needs {module}, which is not installed: "
-                f"pip install -e '.[{PLANS[backend][2]}]' in a clone"
+                f"backend {backend} needs {module}, which is not installed: {install(*PLANS[backend][2].split(','))}"
             )
     if why_not := gpu.why_not():
         raise BackendError(f"backend {backend} runs its plans on an NVIDIA GPU: {why_not}")

@@ -15,6 +15,7 @@ from engines.process.tether import end_with_parent
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.checkpoint.single_file import PREDICTIONS
 from pipeline.errors import CheckpointError, LatentdError
+from pipeline.extras import install
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             _export(arguments)
     except ModuleNotFoundError as error:
-        print(f"export needs {error.name}: pip install -e '.[export]'", file=sys.stderr)
+        print(f"export needs {error.name}, which is not installed: {install('export')}", file=sys.stderr)
         return 1
     except LatentdError as error:
         print(error, file=sys.stderr)
@@ -58,13 +59,15 @@ def _export(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="a folder that is new, empty or an artifact")
     parser.add_argument(
         "--prediction",
-        default=os.environ.get("LATENTD_PREDICTION") or "auto",
         help=f"{' or '.join(PREDICTIONS)}: of a single file that does not tell, as SD 2 does not",
     )
     options = parser.parse_args(arguments)
-    model, out, prediction = options.model, options.out, options.prediction
+    model, out = options.model, options.out
+    where, prediction = "--prediction", options.prediction
+    if prediction is None:
+        where, prediction = "LATENTD_PREDICTION", os.environ.get("LATENTD_PREDICTION") or "auto"
     if prediction not in ("auto", *PREDICTIONS):
-        parser.error(f"--prediction is {prediction!r}; it takes auto, {' or '.join(PREDICTIONS)}")
+        parser.error(f"{where} is {prediction!r}; it takes auto, {' or '.join(PREDICTIONS)}")
     if out is None:
         raise CheckpointError(
             f"say where the artifact of {model} goes: --out DIR, or make onnx MODEL={model} OUT=dir "

@@ -33,8 +33,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except ModuleNotFoundError as error:
         # Most often the system's Python in a clone whose `make demo` has filled .venv.
-        lacks = f"latentd needs {error.name}, which {sys.executable} does not have"
-        print(f"{lacks}: use .venv/bin/python in a clone, or pip install -e . there", file=sys.stderr)
+        lacks, root = f"latentd needs {error.name}, which {sys.executable} does not have", Path(__file__).parents[1]
+        here = root / ".venv" / "bin" / "python"
+        clone = (root / "pyproject.toml").is_file()
+        mend = f"{sys.executable} -m pip install {f'-e {root}' if clone else error.name}"
+        print(f"{lacks}: {f'use {here}, or ' if here.is_file() else ''}{mend}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         if alone:
@@ -50,7 +53,8 @@ def _serve(argv: list[str]) -> int:
     folder = next((each for each in rooms if (each / "server" / "__main__.py").is_file()), None)
     if folder is None:
         print(
-            "latentd serve needs the server, and only the client is installed: pip install 'latentd[cpu]'",
+            "latentd serve needs the server, and only the client is installed: install latentd's wheel or a clone with "
+            "the extra cpu (pip install 'latentd-VERSION-py3-none-any.whl[cpu]')",
             file=sys.stderr,
         )
         return 1

@@ -13,7 +13,7 @@ from latentd.channel import channel_options, server_address
 from latentd.errors import ServerError, closed_error, server_error
 from latentd.events import Event, Gathering, event_of
 from latentd.picture import Picture
-from latentd.request import Options, Upload, build_ranking, build_request, check_timeout
+from latentd.request import Options, Upload, build_ranking, check_timeout, request_of
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 
@@ -66,7 +66,7 @@ class AsyncClient:
         self, prompt: str, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of one prompt as they arrive; `aclose` cancels the request. See Client.stream."""
-        return self._events(build_request(prompt, **options), check_timeout(timeout))
+        return self._events(request_of(prompt, options), check_timeout(timeout))
 
     async def rank(
         self, pictures: Sequence[Upload], texts: Sequence[str], *, model: str = "", timeout: float | None = None

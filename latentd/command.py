@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
@@ -16,11 +17,11 @@ from latentd.aio import AsyncClient
 from latentd.errors import ServerError
 from latentd.events import Event, Preview, Queued
 from latentd.film import Film
-from latentd.names import Place, is_folder, places, try_writing
+from latentd.names import STDOUT, Place, Target, file_format, is_folder, places, try_writing
 from latentd.options import parse
-from latentd.picture import Picture, Timings, format_of
+from latentd.picture import Picture, Timings
 from latentd.progress import Bars, Progress, title
-from latentd.request import Options, build_request
+from latentd.request import Options, build_request, read_upload
 from latentd.terminal import Screen, can_draw
 from latentd.v1 import images_pb2 as pb
 from latentd.variables import strangers
@@ -38,8 +39,14 @@ def run(argv: Sequence[str]) -> int:
     if options.list_models:
         return asyncio.run(_list_models(client, options.timeout or 10))
     try:
-        targets = places(options.prompts, options.images, options.output, options.format, options.film)
-        fields = _fields(options, format_of(targets[0][0].picture))
+        format = file_format(options.output, options.format, options.liked_format)
+        delivered = options.images if options.keep is None else max(1, min(options.keep, options.images))
+        targets = places(options.prompts, delivered, options.output, format, options.film)
+        if options.output == STDOUT and sys.stdout.isatty():
+            raise ValueError(
+                "-o - writes a picture's bytes, and stdout is a terminal; say where they go: -o - > apple.png"
+            )
+        fields = _fields(options, format)
         for prompt in options.prompts:
             build_request(prompt, **fields)
     except ValueError as error:
@@ -67,11 +74,11 @@ def _fields(options: Namespace, format: str) -> Options:
         clip_skip=options.clip_skip,
         guidance_start=options.guidance_start,
         guidance_end=options.guidance_end,
-        init_image=_bytes(options.init),
+        init_image=_file("--init", options.init),
         strength=options.strength,
-        mask=_bytes(options.mask),
+        mask=_file("--mask", options.mask),
         fit=options.fit or "",
-        style_image=_bytes(options.style),
+        style_image=_file("--style", options.style),
         style_weight=options.style_weight,
         keep=options.keep,
         format=format,
@@ -81,14 +88,14 @@ def _fields(options: Namespace, format: str) -> Options:
     )
 
 
-def _bytes(path: str | None) -> bytes | None:
-    """Read a picture's file, once for all prompts. Raises OSError."""
-    return Path(path).read_bytes() if path else None
+def _file(flag: str, path: str | None) -> bytes | None:
+    """Read a picture's file, once for all prompts. Raises as read_upload does."""
+    return read_upload(flag, path) if path else None
 
 
 def _writable(output: str, targets: Sequence[Place]) -> bool:
     """Return whether every file can be written; stderr says if not: no minute of drawing should end in a typo."""
-    paths = [path for place in targets for path in (place.picture, place.film) if path]
+    paths = [target.path for place in targets for target in (place.picture, place.film) if target]
     path = Path(output)
     try:
         if is_folder(output):
@@ -128,7 +135,7 @@ class _Sent:
     ) -> None:
         self._client, self._progress, self._request, self._row = client, progress, request, row
         self._complaints = complaints
-        self._films = [Film() for _ in row]
+        self._films: defaultdict[int, Film] = defaultdict(Film)  # by a picture's index
         self._queued: Queued | None = None
 
     async def fetch(self, prompt: str, fields: Options, timeout: float | None) -> None:
@@ -137,23 +144,34 @@ class _Sent:
         except ServerError as error:
             pictures = error.pictures
             self._complaints.append(_failed(error, self._queued.request_id if self._queued else ""))
-        for picture in pictures:
-            place = self._row[picture.index]
-            if await self._written(place.picture, picture.save):
+        for number, picture in enumerate(pictures):
+            place = self._row[number if fields.get("keep") else picture.index]  # of those kept, the so manieth
+            name = await self._written(place.picture, picture.save) if place.picture else _on_stdout(picture)
+            if name:
                 took = _took(picture.timings) if len(self._row) == 1 else ""
-                self._progress.say(f"{place.picture}: {_about(picture, self._queued)}{took}")
-            if place.film and await self._written(place.film, partial(self._films[picture.index].save, picture)):
-                self._progress.say(f"{place.film}: the film of {place.picture.name}")
+                self._say(f"{name}: {_about(picture, self._queued)}{took}")
+            film = partial(self._films[picture.index].save, picture)
+            if place.film and (moving := await self._written(place.film, film)):
+                self._say(f"{moving}: the picture forming")
         if len(pictures) > 1:  # the times are of the request, and not each picture's
-            self._progress.say(f"{title(prompt)}: {len(pictures)} pictures{_took(pictures[0].timings)}")
+            self._say(f"{title(prompt)}: {len(pictures)} pictures{_took(pictures[0].timings)}")
 
-    async def _written(self, path: Path, write: Callable[[Path], object]) -> bool:
+    async def _written(self, target: Target, write: Callable[[Path], object]) -> str:
+        """Write a file; return its name, and that another was replaced, for a line about it. "": see complaints."""
+        path, replaced, claimed = target.path, False, False
         try:
+            path, replaced = target.claim()
+            claimed = not replaced
             await asyncio.to_thread(write, path)  # a film takes a second to encode; the other prompts go on
         except OSError as error:
             self._complaints.append(f"cannot write {path}: {error.strerror or error}")
-            return False
-        return True
+            if claimed:
+                path.unlink(missing_ok=True)
+            return ""
+        return f"{path} (replaced)" if replaced else str(path)
+
+    def _say(self, line: str) -> None:
+        self._progress.say(line, error=self._row[0].picture is None)  # where stdout is the picture's
 
     def _event(self, event: Event) -> None:
         self._progress.event(self._request, event)
@@ -164,6 +182,13 @@ class _Sent:
             for name, cut in (("prompt", event.prompt_cut), ("negative prompt", event.negative_prompt_cut)):
                 if cut:
                     self._progress.say(f"the {name} has more tokens than the model reads; its end is ignored", True)
+
+
+def _on_stdout(picture: Picture) -> str:
+    """Write the file that the server sent. Raises BrokenPipeError where the reader has left."""
+    sys.stdout.buffer.write(picture.data)
+    sys.stdout.buffer.flush()
+    return "stdout"
 
 
 def _about(picture: Picture, queued: Queued | None) -> str:

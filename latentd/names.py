@@ -1,25 +1,54 @@
-"""Where the pictures and films of one run go: decided, and tried, before anything is sent."""
+"""Where the pictures and films of one run go: decided, and tried, before anything is sent.
+
+A name that the caller gave is his: what is there is replaced. A name made here, from the prompt or with a number, never
+replaces a file: of one stem, `apple.png`, `apple-2.png`, .., numbers go on after the highest that is there.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from latentd.picture import format_of
 
+STDOUT = "-"
 _SLUG = 48  # characters; four bytes each still fit the 255 bytes of a file name
 _SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 
 @dataclass(frozen=True)
-class Place:
-    """Names the files of one picture; `film` None when no film was asked for."""
+class Target:
+    """Names one file to write. `stem`: what is numbered until nothing is there; None where the caller gave the name."""
 
-    picture: Path
-    film: Path | None
+    path: Path
+    stem: Path | None
+
+    def claim(self) -> tuple[Path, bool]:
+        """Return the path to write now, and whether a file there is replaced.
+
+        A name made here becomes an empty file, as another run may have taken it since it was chosen. Raises OSError.
+        """
+        path = self.path
+        if self.stem is None:
+            return path, path.exists()
+        while True:
+            try:
+                with open(path, "xb"):
+                    return path, False
+            except FileExistsError:
+                path = _numbered(self.stem, _highest(self.stem) + 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Names the files of one picture: `picture` None is stdout, `film` None is none."""
+
+    picture: Target | None
+    film: Target | None
 
 
 def slug(prompt: str) -> str:
@@ -29,38 +58,50 @@ def slug(prompt: str) -> str:
 
 def is_folder(output: str) -> bool:
     """Return whether -o means a folder: nothing said (the current one), a trailing slash, or one that is there."""
-    return output == "" or output.endswith(("/", os.sep)) or Path(output).is_dir()
+    return output == "" or output.endswith(("/", os.sep)) or (output != STDOUT and Path(output).is_dir())
+
+
+def file_format(output: str, format: str | None, otherwise: str) -> str:
+    """Return the format of the files: what -o's suffix names, else `format`, else `otherwise`.
+
+    Raises ValueError for a suffix that names none, and for a `format` that contradicts it.
+    """
+    if output == STDOUT or is_folder(output) or not Path(output).suffix:
+        return format or otherwise
+    named = format_of(Path(output))
+    if format and format != named:
+        raise ValueError(
+            f"-o {output} is a {named} file by its suffix, and --format says {format}; leave one of them out"
+        )
+    return named
 
 
 def places(prompts: Sequence[str], images: int, output: str, format: str, film: Path | None) -> list[list[Place]]:
-    """List [prompts][images] places, no two alike. Raises ValueError for two files of one name, or a bad suffix.
+    """List [prompts][images] places, no two alike; `format` as file_format returns it.
 
-    A name that the caller gave is used as it is, and numbered when there are several pictures; a name made from the
-    prompt steps aside for files that exist.
+    Raises ValueError for two files of one name, and for several pictures into stdout.
     """
     total = len(prompts) * images
+    if output == STDOUT and total > 1:
+        raise ValueError(f"-o - writes one picture to stdout, and these are {total}; name a file or a folder")
     folder = is_folder(output)
     named = Path(output)
     if not folder and not named.suffix:
         named = named.with_name(named.name + _SUFFIX[format])
-    if not folder:
-        format_of(named)
-    taken: set[Path] = set()
-    rows: list[list[Place]] = []
-    for which, prompt in enumerate(prompts):
-        row: list[Place] = []
-        for index in range(images):
-            number = which * images + index + 1 if total > 1 else 0
-            picture = _free(named / (slug(prompt) + _SUFFIX[format]), taken) if folder else _numbered(named, number)
-            place = Place(picture, _numbered(film, number) if film else None)
-            for path in (place.picture, place.film):
-                if path and _key(path) in taken:
-                    raise ValueError(f"{path} would be written twice; give --film and -o different names")
-                if path:
-                    taken.add(_key(path))
-            row.append(place)
-        rows.append(row)
-    return rows
+    wanted = [named / (slug(prompt) + _SUFFIX[format]) if folder else named for prompt in prompts]
+    wanted = [path for path in wanted for _ in range(images)]
+    stems = dict.fromkeys(_key(path) for path in wanted)
+    # A film has the number of its picture, where the pictures have one name; else films are counted by themselves.
+    beside = film if len(stems) == 1 and output != STDOUT else None
+    pictures = [None] * total if output == STDOUT else list(_targets(wanted, not folder, beside))
+    films = list(_targets([film] * total, True, wanted[0] if beside else None)) if film else [None] * total
+    row = [Place(picture, moving) for picture, moving in zip(pictures, films, strict=True)]
+    seen: set[Path] = set()
+    for target in (target for place in row for target in (place.picture, place.film) if target):
+        if _key(target.path) in seen:
+            raise ValueError(f"{target.path} would be written twice; give --film and -o different names")
+        seen.add(_key(target.path))
+    return [row[start : start + images] for start in range(0, total, images)]
 
 
 def try_writing(path: Path) -> None:
@@ -72,16 +113,37 @@ def try_writing(path: Path) -> None:
         path.unlink()
 
 
+def _targets(wanted: Sequence[Path], given: bool, beside: Path | None) -> Iterator[Target]:
+    """Yield a target for each wanted path, numbered where several want the same one, or where it is there.
+
+    `beside`: another path whose numbers are passed over too.
+    """
+    many = Counter(map(_key, wanted))
+    next_of: dict[Path, int] = {}
+    for path in wanted:
+        key = _key(path)
+        if many[key] == 1 and (given or not _highest(path)):
+            yield Target(path, None if given else path)
+            continue
+        if key not in next_of:
+            next_of[key] = 1 + max(_highest(path), _highest(beside) if beside and many[key] > 1 else 0)
+        yield Target(_numbered(path, next_of[key]), path)
+        next_of[key] += 1
+
+
+def _highest(path: Path) -> int:
+    """Return the highest number that files of this name have: `apple.png` has 1, `apple-7.png` 7; 0 without any."""
+    pattern = re.compile(re.escape(path.stem) + r"-(\d{1,9})" + re.escape(path.suffix))
+    try:
+        names = os.listdir(path.parent)
+    except OSError:  # no folder yet, or none that can be listed: claim() finds what is there
+        names = []
+    numbers = [int(match[1]) for name in names if (match := pattern.fullmatch(name))]
+    return max([*numbers, 1 if os.path.lexists(path) else 0])
+
+
 def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
-
-
-def _free(path: Path, taken: set[Path]) -> Path:
-    number, free = 1, path
-    while _key(free) in taken or free.exists():
-        number += 1
-        free = _numbered(path, number)
-    return free
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def _key(path: Path) -> Path:

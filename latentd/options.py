@@ -13,12 +13,17 @@ from typing import NoReturn
 from latentd import __version__
 from latentd.channel import DEFAULT_ADDRESS
 from latentd.picture import FITS, FORMATS
+from latentd.variables import meant
 
 PRIORITIES = {"batch": 0, "interactive": 1}  # names of two of the numbers
 _EXAMPLES = """\
 examples:
   %(prog)s "a red apple" -o apple.png --steps 20 --seed 7
   %(prog)s "a red apple" "a green pear" -o fruit/ --size 512x512 --preview --film fruit.webp
+  %(prog)s "a red apple" -o - --format jpeg > apple.jpg
+
+A file that -o or --film names is replaced if it is there, and the line about it says so. A name made from the prompt
+or with a number (apple-1.png) never replaces a file: numbers go on after those that are there.
 
 `%(prog)s serve [MODEL]` runs a server (serve --help); the prompt "serve" is %(prog)s -- serve.
 
@@ -39,7 +44,15 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> argp
     """Read the options of one run. Bad usage is one sentence on stderr and SystemExit(2)."""
     parser = _parser()
     _defaults_from(os.environ if environ is None else environ, parser)
-    options = parser.parse_intermixed_args(argv)
+    # A variable says what is liked, a flag what is wanted: only a flag contradicts the suffix of -o.
+    liked = parser.get_default("format")
+    parser.set_defaults(format=None)
+    options, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        known = [flag.removeprefix("--") for flag in parser._option_string_actions if flag.startswith("--")]
+        parser.error(f"there is no option {name}{meant(name, known, '--')}")
+    options.liked_format = liked or "png"
     if not options.prompts and not options.list_models:
         parser.error("no prompt given")
     return options
@@ -63,34 +76,34 @@ def _parser() -> _Parser:
         "--output",
         metavar="PATH",
         default="",
-        help="a file (.png, .jpg, .webp; several pictures are numbered: "
-        "apple-1.png) or, ending in / or existing, a folder; without it, or in a folder, named after the prompt",
+        help="a file (.png, .jpg, .webp; several pictures are numbered: apple-1.png), - for stdout (one picture), or, "
+        "ending in / or existing, a folder; without it, or in a folder, files are named after the prompt",
     )
     add("--negative", metavar="TEXT", default="", help="what it should not show")
     add("--size", type=size, metavar="WxH", help="one of the model's sizes, such as 512x512")
-    add("--steps", type=int, metavar="N", help="1..150; more is finer and slower")
-    add("--guidance", type=float, metavar="G", help="0..30, how closely to follow the prompt; <= 1 costs half")
+    add("--steps", type=whole, metavar="N", help="1 up to the model's limit (usually 150); more is finer and slower")
+    add("--guidance", type=number, metavar="G", help="0..30, how closely to follow the prompt; <= 1 costs half")
     add("--sampler", metavar="NAME", help="such as dpmpp_2m, euler_a, ddim")
-    add("--seed", type=int, metavar="N", help="0..4294967295: the same seed gives the same picture; else drawn")
+    add("--seed", type=whole, metavar="N", help="0..4294967295: the same seed gives the same picture; else drawn")
     add("--images", type=pictures, metavar="N", default=1, help="pictures per prompt, 1..8 (default: 1)")
     add("--long-prompt", action=on_off, default=False, help="use all of a prompt that is longer than the encoder takes")
     add("--prompt-weights", action=on_off, default=False, help="(words:1.3) weigh more, \\( is a bracket")
-    add("--clip-skip", type=int, metavar="N", default=0, help="leave out the text encoder's last N layers")
-    add("--guidance-start", type=float, metavar="F", help="guide from this fraction of the steps on, 0..1")
+    add("--clip-skip", type=whole, metavar="N", default=0, help="leave out the text encoder's last N layers")
+    add("--guidance-start", type=number, metavar="F", help="guide from this fraction of the steps on, 0..1")
     add(
         "--guidance-end",
-        type=float,
+        type=number,
         metavar="F",
         help="guide up to this fraction of the steps, 0..1; the rest costs half",
     )
     add("--init", metavar="PATH", help="begin with this picture (PNG, JPEG, WebP; at most 16 megapixels)")
-    add("--strength", type=float, metavar="S", help="0..1: how much of --init is drawn anew (default: 0.8)")
+    add("--strength", type=number, metavar="S", help="0..1: how much of --init is drawn anew (default: 0.8)")
     add("--mask", metavar="PATH", help="as large as --init: what is white is redrawn, all else stays to the bit")
     add("--fit", choices=FITS, help="--init to --size: cut, stretched, or on grey (default: crop)")
     add("--style", metavar="PATH", help="take a style from this picture, where the model has a style adapter")
-    add("--style-weight", type=float, metavar="W", help="0..2: how much of --style (default: 1)")
-    add("--keep", type=int, metavar="N", help="of --images the N nearest to the prompt, where the model has a judge")
-    add("--format", choices=FORMATS, default="png", help="of files whose name -o leaves open (default: png)")
+    add("--style-weight", type=number, metavar="W", help="0..2: how much of --style (default: 1)")
+    add("--keep", type=whole, metavar="N", help="of --images the N nearest to the prompt, where the model has a judge")
+    add("--format", choices=FORMATS, help="of a file whose name has no suffix (default: png); else the suffix says it")
     add("--preview", action=on_off, default=False, help="draw the forming picture in the terminal")
     add("--film", type=film_path, metavar="PATH", help="also write the picture forming, as an animated .webp")
     add(
@@ -113,13 +126,27 @@ def _parser() -> _Parser:
     return parser
 
 
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
 def priority(text: str) -> int:
     """Read a priority by its name or its number."""
     if text in PRIORITIES:
         return PRIORITIES[text]
     try:
-        return int(text)
-    except ValueError:
+        return whole(text)
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not {', '.join(PRIORITIES)} or a whole number") from None
 
 

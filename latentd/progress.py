@@ -1,7 +1,8 @@
-"""Progress bars: one a prompt where people watch, one for everything elsewhere."""
+"""Progress bars: one a prompt where people watch, one for all where only stderr is a terminal, none in a log."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -54,17 +55,23 @@ class Tally:
 
 
 class Bars:
-    """Shows tqdm bars on stderr; stdout stays free for the lines that say what was written."""
+    """Shows tqdm bars on stderr; stdout stays free for the lines that say what was written.
+
+    A bar is drawn again and again over itself, which only a terminal shows: a log, a pipe and a dumb terminal get the
+    lines alone.
+    """
 
     def __init__(self, prompts: Sequence[str]) -> None:
         tqdm.monitor_interval = 0  # no monitor thread; every event redraws
         self._prompts = prompts
         self._tallies = [Tally() for _ in prompts]
-        self._watched = sys.stderr.isatty()
+        self._watched = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._each = self._watched and sys.stdout.isatty() and len(prompts) <= MOST_BARS
         self._bars: dict[int, tqdm[NoReturn]] = {}  # made at the first event: a server that refuses gets no bar
 
     def event(self, request: int, event: Event) -> None:
+        if not self._watched:
+            return
         self._tallies[request].add(event)
         bar = self._bar(request if self._each else 0)
         tallies = self._tallies[request : request + 1] if self._each else self._tallies
@@ -90,7 +97,6 @@ class Bars:
                 desc=text,
                 unit="step",
                 position=n,
-                mininterval=0.1 if self._watched else 10,  # seconds; a log is not redrawn
                 ncols=columns - 1,
                 nrows=rows,
             )

@@ -6,6 +6,7 @@ Only what the wire cannot carry is refused here: the limits are the server's, an
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from io import BytesIO
 from math import inf
@@ -15,12 +16,29 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 from latentd.picture import FORMATS
 from latentd.v1 import images_pb2 as pb
+from latentd.variables import meant
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Upload: TypeAlias = "bytes | str | os.PathLike[str] | Image.Image"  # a file's bytes, its path, or a picture of PIL's
 UINT32 = 2**32 - 1
+_COUNTS = {"width": 1, "height": 1, "steps": 1, "images": 1, "keep": 1, "preview_every": 0, "clip_skip": 0}  # from
+# What other libraries call ours.
+_ELSEWHERE = {
+    "size": "width and height",
+    "n": "images",
+    "num_images_per_prompt": "images",
+    "negative": "negative_prompt",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "cfg_scale": "guidance",
+    "sampler_name": "sampler",
+    "scheduler": "sampler",
+    "image": "init_image",
+    "mask_image": "mask",
+    "ip_adapter_image": "style_image",
+}
 _FORMATS = dict(zip(FORMATS, (pb.IMAGE_FORMAT_PNG, pb.IMAGE_FORMAT_JPEG, pb.IMAGE_FORMAT_WEBP), strict=True))
 
 
@@ -54,6 +72,16 @@ class Options(TypedDict, total=False):
     style_weight: float | None  # 0..2; None: 1
     keep: int | None  # 1..images: those that the judge finds nearest to the prompt; None: all, unjudged
     quality: int | None  # 0..100, of a jpeg or webp file
+
+
+def request_of(prompt: str, options: Options) -> pb.GenerateRequest:
+    """Build the message of a call. Raises as build_request does, and TypeError for an option that there is not."""
+    unknown = next((name for name in options if name not in Options.__annotations__), None)
+    if unknown is not None:
+        theirs = _ELSEWHERE.get(unknown)
+        near = f"; did you mean {theirs}?" if theirs else meant(unknown, list(Options.__annotations__))
+        raise TypeError(f"there is no option {unknown!r}{near}; there are: {', '.join(Options.__annotations__)}")
+    return build_request(prompt, **options)
 
 
 def build_request(
@@ -93,11 +121,11 @@ def build_request(
         _check_text(name, text)
     if sampler is not None:
         _check_text("sampler", sampler)
-    counts = {"width": width, "height": height, "steps": steps, "seed": seed, "images": images, "keep": keep}
-    counts["quality"] = quality
-    counts = {name: None if value is None else _whole(name, value, 0, UINT32) for name, value in counts.items()}
-    preview_every = _whole("preview_every", preview_every, 0, UINT32)
-    clip_skip = _whole("clip_skip", clip_skip, 0, UINT32)
+    counts = {"width": width, "height": height, "steps": steps, "images": images, "keep": keep}
+    counts = {name: None if value is None else _count(name, value) for name, value in counts.items()}
+    counts["seed"] = None if seed is None else _whole("seed", seed, 0, UINT32)
+    counts["quality"] = None if quality is None else _whole("quality", quality, 0, 100)
+    preview_every, clip_skip = _count("preview_every", preview_every), _count("clip_skip", clip_skip)
     priority = _whole("priority", priority, -(2**31), 2**31 - 1)
     flags: dict[str, object] = {"long_prompt": long_prompt, "prompt_weights": prompt_weights}
     for name, flag in flags.items():
@@ -154,12 +182,19 @@ def _file(name: str, upload: Upload | None) -> bytes:
     if isinstance(upload, bytes | bytearray | memoryview):
         return bytes(upload)
     if isinstance(upload, str | os.PathLike):
-        return Path(upload).read_bytes()
+        return read_upload(name, os.fspath(upload))
     if not hasattr(upload, "save"):
         raise TypeError(f"{name} is of type {type(upload).__name__}; it takes bytes, a path or a picture of PIL's")
     file = BytesIO()
     upload.save(file, "png")
     return file.getvalue()
+
+
+def read_upload(name: str, path: str) -> bytes:
+    """Read a picture's file; `name` is what the caller calls it. Raises ValueError for a URL, OSError."""
+    if re.match(r"[a-z][a-z0-9+.-]*://|data:", path, re.IGNORECASE):
+        raise ValueError(f"{name} is {path[:64]!r}, a URL; it takes a file on this machine, and no URL is fetched")
+    return Path(path).read_bytes()
 
 
 def _check_text(name: str, text: object) -> None:
@@ -172,13 +207,21 @@ def _check_text(name: str, text: object) -> None:
         raise ValueError(f"{name} is not valid UTF-8 at character {error.start}") from None
 
 
-def _whole(name: str, value: int, least: int, most: int) -> int:
+def _whole(name: str, value: int, least: float = -inf, most: float = inf) -> int:
     try:
         number = index(value)  # numpy's integers too
     except TypeError:
         raise TypeError(f"{name} is {value!r}; it takes a whole number") from None
     if not least <= number <= most:
-        raise ValueError(f"{name} {value} is outside {least}..{most}")
+        raise ValueError(f"{name} is {value}; it must be {least} to {most}")
+    return number
+
+
+def _count(name: str, value: int) -> int:
+    """Check what the model bounds above: the server says by what, and here only what no message can hold is refused."""
+    number, least = _whole(name, value), _COUNTS[name]
+    if not 0 <= number <= UINT32:
+        raise ValueError(f"{name} is {number}; it must be {least} or more, up to the model's limit")
     return number
 
 

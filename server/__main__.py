@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from pipeline.extras import install
+
 # Nothing here forks and goes on in Python; without this gRPC logs a line at every subprocess.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
@@ -22,10 +24,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m server") -> int:
         from server.logs import start_logging
         from server.settings import read_settings
     except ModuleNotFoundError as error:
-        print(
-            f"the server needs {error.name}, which is not installed: pip install 'latentd[cpu]' (in a clone: '.[cpu]')",
-            file=sys.stderr,
-        )
+        print(f"the server needs {error.name}, which is not installed: {install('cpu')}", file=sys.stderr)
         return 1
     try:
         settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ, prog)

@@ -125,7 +125,7 @@ class Service:
         preview = self.ready().preview
         if preview.known is None:
             try:
-                await asyncio.to_thread(preview.matrix)
+                await asyncio.to_thread(preview.map)
             except Exception as error:
                 known = isinstance(error, LatentdError)
                 log.error("previews cannot be made%s", f": {error}" if known else "", exc_info=not known)

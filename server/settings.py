@@ -72,7 +72,13 @@ def _setting(default: Any, reads: tuple[Callable[[str], Any], str], help: str) -
     return field(default=default, metadata={"kind": _Kind(*reads, help)})
 
 
-_PATH: tuple[Callable[[str], Any], str] = (lambda text: Path(text).expanduser(), "a path")
+def _path(text: str) -> Path:
+    if "://" in text:
+        raise ValueError
+    return Path(text).expanduser()
+
+
+_PATH: tuple[Callable[[str], Any], str] = (_path, "a path")
 _HOST: tuple[Callable[[str], Any], str] = (lambda text: text.strip("[]"), "an address")
 _PORT = _number(0, 65535)
 
@@ -194,8 +200,10 @@ def read_settings(
     """
     fields = dataclasses.fields(Settings)
     flags = read_flags(argv, [(f.name, f.metadata["kind"].takes, _help(f)) for f in fields], prog)
-    file = flags.pop("config") or environment.get("LATENTD_CONFIG")
-    keys = _read_file(Path(file), {f.name for f in fields}) if file else {}
+    where, file = "--config", flags.pop("config")
+    if not file:
+        where, file = "LATENTD_CONFIG", environment.get("LATENTD_CONFIG")
+    keys = _read_file(where, Path(file), {f.name for f in fields}) if file else {}
     values = {}
     for f in fields:
         name = PREFIX + f.name.upper()
@@ -220,16 +228,21 @@ def _parse(kind: _Kind, where: str, value: Any) -> Any:
     try:
         return kind.parse(text)
     except ValueError:
-        raise SettingsError(f"{where} is {text!r}; it takes {kind.takes}") from None
+        local = " on this machine: nothing is downloaded" if "://" in text else ""
+        raise SettingsError(f"{where} is {text!r}; it takes {kind.takes}{local}") from None
     except RuntimeError:  # of Path.expanduser
         raise SettingsError(f"{where} is {text!r}, and whose home folder that is nobody knows here") from None
 
 
-def _read_file(path: Path, known: set[str]) -> dict[str, Any]:
+def _read_file(where: str, path: Path, known: set[str]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path} cannot be read as YAML: {error}") from None
+    except FileNotFoundError:
+        raise SettingsError(f"{where} is {str(path)!r}, and there is no such file") from None
+    except OSError as error:
+        raise SettingsError(f"{where} is {str(path)!r}, which cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or set(values) - known:
         unknown = sorted(map(str, set(values) - known)) if isinstance(values, dict) else [repr(values)[:64]]
         near = meant(unknown[0], sorted(known))

@@ -13,6 +13,7 @@ import torch
 
 from engines.artifact.opened import Artifact
 from engines.choice import Choice
+from engines.graphs import kept_name
 from engines.model import Model
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from tests.support import durations
@@ -56,10 +57,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = durations.longest_first(running, durations.read()) if WORKER else running
 
 
-def _no_graphs(names: list[str]) -> set[str]:
-    return {name for name in names if not name.endswith(".onnx")}
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Engines are cached for the session only; no setting of the user's environment reaches a test.
@@ -69,7 +66,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in [name for name in os.environ if name.startswith("LATENTD_")]:
         del os.environ[name]
     folder = tmp_path_factory.mktemp("cache")
-    shutil.copytree(Path(__file__).with_name("graphs"), folder / "graphs", ignore=lambda _, names: _no_graphs(names))
+    (folder / "graphs").mkdir()
+    for graph in Path(__file__).with_name("graphs").glob("*.onnx"):
+        shutil.copy(graph, folder / "graphs" / kept_name(graph.name))
     os.environ["LATENTD_CACHE"] = str(folder)
     # Beside ONNX Runtime's and OpenVINO's threads torch's own only spin: 76 s instead of 10 on two cores.
     torch.set_num_threads(1)

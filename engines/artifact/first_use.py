@@ -1,6 +1,7 @@
 """The artifact that TensorRT's plans are built from: the one that a user names, or one exported on first use.
 
-An exported artifact is kept under $LATENTD_CACHE by the content of its checkpoint. Only plans need one.
+An exported artifact is kept under $LATENTD_CACHE by the content of its checkpoint and by its graphs, so one that an
+older latentd made is not taken for this one's. Only plans need one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 
 from engines.artifact.opened import Artifact, is_artifact, open_artifact
 from engines.cache import entries, eviction, lock
+from engines.graphs import seal_of
 from engines.process.exporting import check_extra, run_export
+from graphs import NETWORKS
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 
@@ -27,7 +30,8 @@ def artifact_of(checkpoint: Checkpoint) -> Artifact:
     if is_artifact(checkpoint.path):
         return open_artifact(checkpoint.path)
     configs = {name: hashlib.sha256(data).hexdigest() for name, data in checkpoint.small_files().items()}
-    key = entries.key(weights=checkpoint.weights.digest(), configs=configs, name=checkpoint.id)
+    seals = {network: seal_of(network, checkpoint.spec) for network in NETWORKS}
+    key = entries.key(weights=checkpoint.weights.digest(), configs=configs, name=checkpoint.id, graphs=seals)
     place = entries.cache_folder() / "artifacts" / key
     if artifact := _kept(place, checkpoint.id, log.debug):
         return artifact

@@ -10,6 +10,7 @@ from typing import Any
 from engines.artifact.opened import Artifact
 from engines.build.builder import Builder
 from engines.errors import BackendError
+from pipeline.extras import install
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Maker:
     def check_library(self) -> None:
         if importlib.util.find_spec(self.library) is None:
             raise BackendError(
-                f"building needs {self.library}, which is not installed: pip install -e '.[{self.extra}]' in a clone"
+                f"building needs {self.library}, which is not installed: {install(*self.extra.split(','))}"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     engines/<key>/    one compiled engine and its manifest (engines/cache/store.py)
     artifacts/<key>/  one exported checkpoint, for plans (engines/artifact/first_use.py)
-    graphs/<network>-<key>.onnx  one network of an architecture that ships without a graph (engines/graphs.py)
+    graphs/<network>-<key>-<tracer>.onnx  one network of an architecture that ships without a graph (engines/graphs.py)
     devices/<key>.json  what was measured on one device (engines/cache/devices.py)
 
 Beside them lie, while somebody works, .new-* (being made), .old-* (being removed) and .lock-* (who makes what). Those

@@ -12,6 +12,7 @@ from engines.build.building import apart_from, build_all
 from engines.build.makers import GPU_ROWS, maker_of
 from engines.build.words import aligned, amount, row
 from engines.cache import entries, eviction
+from engines.commands.variable import source_of
 from engines.errors import BackendError
 from engines.graphs import check_fit
 from pipeline.checkpoint.opened import open_checkpoint
@@ -36,7 +37,7 @@ def build(options: argparse.Namespace) -> int:
     maker = maker_of(options.backend, options.attention)
     maker.check_library()
     eviction.limit()  # a wrong one is refused before the work, not after the first engine
-    checkpoint = open_checkpoint(options.model)
+    checkpoint = open_checkpoint(options.model, options.prediction)
     sizes = _sizes(options.sizes, checkpoint.spec)
     artifact = artifact_of(checkpoint)
     builder = maker.make(artifact, options.target or None, options.precision)
@@ -62,7 +63,7 @@ def _nothing_to_build(options: argparse.Namespace) -> int:
             raise BackendError(f"{what}={value} is for TensorRT's plans; leave it away with backend {backend}")
     if options.precision not in _PRECISIONS:
         raise BackendError(f"precision {options.precision!r} is unknown; there are: {', '.join(_PRECISIONS)}")
-    checkpoint = open_checkpoint(options.model)
+    checkpoint = open_checkpoint(options.model, options.prediction)
     _sizes(options.sizes, checkpoint.spec)
     check_fit(checkpoint)
     say(f"{checkpoint.id}: {backend} compiles from memory at every start, so nothing needs building ahead")
@@ -103,7 +104,8 @@ def _numbers(name: str, text: str, default: tuple[int, ...], most: int) -> tuple
         return default
     numbers = [int(part) for part in text.split(",") if re.fullmatch(r"\d{1,3}", part.strip())]
     if len(numbers) != text.count(",") + 1 or not all(1 <= number <= most for number in numbers):
-        raise BackendError(f"{name}={text}: it takes numbers from 1 to {most}, separated by commas, such as 1,2")
+        where = source_of(text, name)
+        raise BackendError(f"{where}={text}: it takes numbers from 1 to {most}, separated by commas, such as 1,2")
     return tuple(sorted(set(numbers)))
 
 
@@ -116,7 +118,8 @@ def _sizes(text: str, spec: Spec) -> list[tuple[int, int]]:
     except ValueError:
         sizes = []
     if not sizes or any(not 0 < side <= _MOST_SIDE or side % unit for size in sizes for side in size):
+        where = source_of(text, "SIZES")
         raise BackendError(
-            f"SIZES={text}: it takes WIDTHxHEIGHT, multiples of {unit} up to {_MOST_SIDE}, separated by commas"
+            f"{where}={text}: it takes WIDTHxHEIGHT, multiples of {unit} up to {_MOST_SIDE}, separated by commas"
         )
     return sizes

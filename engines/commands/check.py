@@ -12,6 +12,7 @@ from engines.cache import store
 from engines.cache.sealed import Damaged
 from engines.choice import PLANS, Choice
 from engines.commands.compare import Finding, compare
+from engines.commands.variable import source_of
 from engines.cuda import gpu
 from engines.errors import BackendError
 from engines.model import load, on_gpu
@@ -26,7 +27,7 @@ def check(options: argparse.Namespace) -> int:
     choice = Choice(options.backend, options.precision, None, options.device, options.pixels, options.attention)
     if choice.backend not in PLANS:
         on_gpu(choice)  # as the server: a device that is not here is told first
-    checkpoint = open_checkpoint(options.model)
+    checkpoint = open_checkpoint(options.model, options.prediction)
     width, height = _size(options.size, checkpoint.spec)
     samplers, steps = _samplers(options.samplers), _steps(options.steps)
     if options.backend in PLANS and not gpu.cuda_here():
@@ -69,18 +70,19 @@ def _size(text: str, spec: Spec) -> tuple[int, int]:
     except ValueError:
         size = 0, 0
     if any(not 0 < side <= 9999 or side % unit for side in size):
-        raise BackendError(f"--size is {text!r}; it takes WIDTHxHEIGHT, multiples of {unit}")
+        raise BackendError(f"{source_of(text, '--size')} is {text!r}; it takes WIDTHxHEIGHT, multiples of {unit}")
     return size
 
 
 def _samplers(text: str) -> list[str]:
     samplers = list(SAMPLERS) if text == "all" else text.split(",")
     if unknown := [name for name in samplers if name not in SAMPLERS]:
-        raise BackendError(f"--samplers has {unknown[0]!r}; there are {', '.join(SAMPLERS)}")
+        where = source_of(text, "--samplers")
+        raise BackendError(f"{where} has {unknown[0]!r}; there are {', '.join(SAMPLERS)}")
     return samplers
 
 
 def _steps(text: str) -> int:
     if not re.fullmatch(r"\d{1,3}", text) or not 1 <= int(text) <= 150:
-        raise BackendError(f"--steps is {text}; it takes 1 to 150")
+        raise BackendError(f"{source_of(text, '--steps')} is {text!r}; it takes a whole number from 1 to 150")
     return int(text)

@@ -23,6 +23,7 @@ import torch
 from engines.errors import BackendError, DeviceError, OutOfMemory
 from engines.machine import toolchain
 from pipeline.errors import LatentdError
+from pipeline.extras import install
 
 _Result = TypeVar("_Result")
 
@@ -79,7 +80,7 @@ def translated(error: BaseException) -> LatentdError | None:
         if any(other in words for other in _OTHER_CARD):
             return BackendError(
                 f"torch {torch.__version__} or triton {toolchain.installed()} has no code for this GPU "
-                f"({_first(words)}): install the versions that the extra pins, pip install -e '.[export,kernels]'"
+                f"({_first(words)}): install the versions that the extra pins, {install('export', 'kernels')}"
             )
         if isinstance(error, torch.AcceleratorError) or words.startswith(_CUDAS):
             return _failed(words, error.__context__)

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 
 from engines.machine.driver import driver_here
+from pipeline.extras import install
 
 
 def cuda_here() -> bool:
@@ -20,7 +21,7 @@ def why_not() -> str:
             "there is no NVIDIA driver here: install it, or start the container with --gpus all (nvidia-smi shows it)"
         )
     if importlib.util.find_spec("torch") is None:
-        return "torch is not installed: pip install -e '.[export,kernels]' in a clone"
+        return f"torch is not installed: {install('export', 'kernels')}"
     try:
         return str(importlib.import_module("engines.cuda.ready").why_not())
     except (ImportError, OSError) as error:  # a library of CUDA's that its wheel brings, missing or of another version

@@ -18,13 +18,14 @@ import sysconfig
 from pathlib import Path
 
 from engines.errors import BackendError
+from pipeline.extras import install
 
 OLDEST, NEWEST = (3, 6), (3, 7)  # the compilers that the kernels' tests run under
 _WANTED = 64 << 20  # bytes that compiled kernels may take: a guess, a hundred variants of some hundred kB each
 
 MEND = f"apt-get install gcc python3-dev (of this Python: python{sys.version_info[0]}.{sys.version_info[1]}-dev)"
 MEND_CACHE = "set TRITON_CACHE_DIR to a folder that can be written and has room"
-MEND_VERSION = "pip install -e '.[kernels]' has the version that the kernels are tested with"
+MEND_VERSION = f"{install('kernels')} has the version that the kernels are tested with"
 NO_COMPILER = "Triton compiles its launcher with a C compiler, and there is none: apt-get install gcc, or set CC to one"
 
 log = logging.getLogger("latentd.cuda")
@@ -50,7 +51,7 @@ def cache_folder() -> Path:
 def check_toolchain() -> None:
     """Check that Triton can compile and launch here. Errors: BackendError, naming the package or the variable."""
     if importlib.util.find_spec("triton") is None:
-        raise BackendError("the kernels need triton, which is not installed: pip install -e '.[kernels]' in a clone")
+        raise BackendError(f"the kernels need triton, which is not installed: {install('kernels')}")
     version = installed()
     if match := re.match(r"(\d+)\.(\d+)", version):
         number = int(match[1]), int(match[2])

@@ -14,6 +14,7 @@ from pathlib import Path
 from engines.errors import BackendError
 from engines.process.tether import tether
 from pipeline.errors import CheckpointError
+from pipeline.extras import install
 
 _ROOT = Path(__file__).parents[2]
 _running: list[subprocess.Popen[bytes]] = []
@@ -22,9 +23,7 @@ _running: list[subprocess.Popen[bytes]] = []
 def check_extra(why: str) -> None:
     """Check that the export stage is installed. Errors: BackendError that begins with `why` and names the extra."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
-        raise BackendError(
-            f"{why} needs the extra `export`: pip install 'latentd[export]', or -e '.[export]' in a clone"
-        )
+        raise BackendError(f"{why} needs the extra `export`: {install('export')}")
 
 
 def run_export(arguments: Sequence[str], held: Sequence[int] = ()) -> None:

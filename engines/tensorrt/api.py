@@ -14,6 +14,7 @@ from typing import Any
 
 from engines.cuda import gpu
 from engines.errors import BackendError
+from pipeline.extras import install
 
 FLOOR = (10, 15)  # of full TensorRT: its parser knows Attention, its plugins take the kernels' PTX (docs/engines.md)
 NO_BF16 = ("sm_75",)  # Turing has no bfloat16 arithmetic
@@ -26,9 +27,7 @@ def api(rtx: bool) -> Any:
     try:
         trt = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise BackendError(
-            f"backend {name} needs {error.name}, which is not installed: pip install -e '.[{extra}]' in a clone"
-        ) from None
+        raise BackendError(f"backend {name} needs {error.name}, which is not installed: {install(extra)}") from None
     except (ImportError, OSError) as error:
         raise BackendError(f"{name} is installed but cannot be loaded here: {error}") from None
     version = tuple(int(part) for part in re.findall(r"\d+", trt.__version__)[:2])

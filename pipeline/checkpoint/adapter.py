@@ -5,6 +5,7 @@ Its file numbers the attentions as diffusers lists them, self-attentions too: th
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +48,10 @@ def with_adapter(checkpoint: Checkpoint, file: Path) -> Checkpoint:
 
     Errors: CheckpointError for a file that is no such adapter, or one for another UNet.
     """
+    if not os.path.lexists(file):
+        raise CheckpointError(f"style adapter {file} is not there; give an IP-Adapter's .safetensors file")
     if file.suffix != ".safetensors":
-        raise CheckpointError(f"{file} is no .safetensors file by its name; latentd reads no other adapter")
+        raise CheckpointError(f"style adapter {file} is no .safetensors file by its name; latentd reads no other")
     tensors, unet = read_header(file)[0], checkpoint.spec.unet
     for pattern, kind in _OTHER_KINDS.items():
         if any(re.match(pattern, name) for name in tensors):

@@ -86,9 +86,16 @@ def open_judge(folder: Path, remark: Callable[[str], None]) -> Clip:
 
 
 def _config(folder: Path, classes: tuple[list[str], ...], what: str) -> tuple[Config, Folder]:
+    wanted = f"give the folder of a {' or '.join(name for (name,) in classes)}, as transformers saves one"
+    source, named = Folder(folder), f"{what.removeprefix('a ')} {folder}"
+    if not os.path.lexists(folder):
+        raise CheckpointError(f"{named} is not there; {wanted}")
     if not os.path.isdir(folder):
-        raise CheckpointError(f"{what} {folder} is not there; give a folder as transformers saves a CLIP model")
-    source = Folder(folder)
+        raise CheckpointError(f"{named} is no folder; {wanted}")
+    if source.holds("model_index.json"):
+        raise CheckpointError(f"{named} is a whole model in diffusers' layout, which draws pictures; {wanted}")
+    if not source.holds("config.json"):
+        raise CheckpointError(f"{named} has no config.json; {wanted}")
     config = Config(source, "config.json")
     if config.get("architectures") not in classes:
         raise config.refusal("architectures", f"{what} is a {' or '.join(name for (name,) in classes)}")

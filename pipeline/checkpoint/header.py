@@ -58,7 +58,11 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         tensors = {name: _tensor(path, 8 + size, name, entry) for name, entry in header.items()}
         _check_layout(list(tensors.values()), 8 + size, whole)
         return tensors, {str(key): str(value) for key, value in metadata.items()}
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not there") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
 
 

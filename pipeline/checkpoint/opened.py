@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint.single_file import is_single_file
+from pipeline.checkpoint.single_file import PREDICTIONS, is_single_file
 from pipeline.checkpoint.single_file.read import read_single_file
 from pipeline.checkpoint.vocabulary import FILES as VOCABULARY
 from pipeline.checkpoint.weights import Weights, folder_weights
@@ -65,6 +65,8 @@ def open_checkpoint(model: Path, prediction: str = "auto") -> Checkpoint:
 
     `prediction` is of a single file: see read_single_file. Errors: CheckpointError for what is no model.
     """
+    if prediction not in ("auto", *PREDICTIONS):
+        raise CheckpointError(f"prediction {str(prediction)!r} is unknown; there are: auto, {', '.join(PREDICTIONS)}")
     model = model.absolute()
     source: Source
     if is_single_file(model):
@@ -73,6 +75,9 @@ def open_checkpoint(model: Path, prediction: str = "auto") -> Checkpoint:
     if prediction != "auto":
         raise CheckpointError(f"prediction {prediction} is for single files; {model} has its own scheduler config")
     if not os.path.isdir(model):
-        raise CheckpointError(f"model {model} is not there; give a folder in diffusers' layout or a .safetensors file")
+        raise CheckpointError(
+            f"model {model} is not there, and nothing is downloaded; give a folder in diffusers' layout or a "
+            f".safetensors file"
+        )
     source = Folder(model)
     return Checkpoint(model, source, read_spec(source), folder_weights(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,8 @@ STEMS = {
 _LARGEST_INDEX = 16 << 20  # bytes; SDXL's UNet in shards has 0.2 million
 _MOST_SHARDS = 1000
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+
+log = logging.getLogger("latentd.checkpoint")
 
 # What else a text encoder may have been saved with: CLIP's heads, its position numbers, and its other tower.
 _HEAD = re.compile(r"(text_projection|logit_scale|visual_projection|vision_model)(\.|$)")
@@ -40,12 +43,15 @@ def weight_files(checkpoint: Path, part: str) -> list[Path]:
 def files_of(folder: Path, stem: str) -> list[Path]:
     """Find the safetensors files in `folder` called `stem`, as `weight_files` does. Errors: CheckpointError."""
     for variant in ("", ".fp16", ".bf16"):
-        whole, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
-        if os.path.lexists(folder / whole):
-            _check(folder / whole)
-            return [folder / whole]
-        if os.path.lexists(folder / index):
-            return _shards(folder / index)
+        if files := _files(folder, stem, variant):
+            return files
+    others = _other_variants(folder, stem)
+    if len(others) > 1:
+        listed = ", ".join(variant[1:] for variant in others)
+        raise CheckpointError(f"{folder} holds its weights in several variants, {listed}; leave one of them there")
+    if others:
+        log.info("%s: the weights are the variant %s, the only one there", folder, others[0][1:])
+        return _files(folder, stem, others[0])
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
@@ -53,6 +59,28 @@ def files_of(folder: Path, stem: str) -> list[Path]:
             f"safetensors: save the model again with safe_serialization=True"
         )
     raise CheckpointError(f"{folder / stem}.safetensors is missing")
+
+
+def _files(folder: Path, stem: str, variant: str) -> list[Path]:
+    whole, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
+    if os.path.lexists(folder / whole):
+        _check(folder / whole)
+        return [folder / whole]
+    return _shards(folder / index) if os.path.lexists(folder / index) else []
+
+
+def _other_variants(folder: Path, stem: str) -> list[str]:
+    """List the variants that a folder has of some other name, each with its dot.
+
+    SD 1.5 is published with non_ema beside the averaged weights. diffusers is told which variant to take; one alone
+    needs no telling.
+    """
+    wanted = re.compile(rf"{re.escape(stem)}(?:(\.\w+)\.safetensors|\.safetensors\.index(\.\w+)\.json)")
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return sorted({match[1] or match[2] for name in names if (match := wanted.fullmatch(name))})
 
 
 def _shards(index: Path) -> list[Path]:

@@ -139,8 +139,8 @@ class Delivery:
     def _preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
         job, jpeg = picture.job, b""
         try:
-            if (matrix := self._map.known) is not None:  # see Service.previews
-                jpeg = pictures.preview(prediction.get(), matrix, *job.wish.size)
+            if (colours := self._map.known) is not None:  # see Service.previews
+                jpeg = pictures.preview(prediction.get(), colours, *job.wish.size)
         except Exception:
             log.exception("preview of image %d failed", picture.index, extra={"request": job.id})
         with job.lock:

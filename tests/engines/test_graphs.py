@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from engines.graphs import check_fit, graph_of, known_graph
 from engines.process import exporting
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.errors import CheckpointError
+from pipeline.extras import install
 from pipeline.spec import Spec
 from pipeline.spec_json import spec_from_json
 from tests.support.checkpoints import make_checkpoint
@@ -76,11 +78,41 @@ def test_an_unknown_architecture_is_traced_once_and_kept(spec: Spec, traces: Tra
     assert known_graph("unet", spec) is None
     assert [graph_of("unet", spec) for _ in range(2)] == [TRACED, TRACED]
     assert traces == [("unet", spec)] and known_graph("unet", spec) == TRACED
-    assert [path.name for path in (empty / "graphs").iterdir()] == [shipped_graphs.name_of("unet", spec)]
+    name = graphs.kept_name(shipped_graphs.name_of("unet", spec))
+    assert [path.name for path in (empty / "graphs").iterdir()] == [name] and graphs.tracer() in name
     other = dataclasses.replace(spec, unet=dataclasses.replace(spec.unet, eps=3e-5))
     graph_of("unet", other)
     graph_of("text_encoder", other)
     assert [network for network, _ in traces] == ["unet", "unet", "text_encoder"], "each belongs to its own part"
+
+
+def test_what_another_tracer_left_is_traced_again(
+    spec: Spec, traces: Traces, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph_of("unet", spec)
+    assert re.fullmatch("[0-9a-f]{12}", graphs.tracer()) and graphs.seal_of("unet", spec) == graphs.tracer()
+    monkeypatch.setattr(graphs, "tracer", lambda: "another")
+    assert known_graph("unet", spec) is None and graph_of("unet", spec) == TRACED
+    assert len(traces) == len(list((empty / "graphs").iterdir())) == 2
+
+
+def test_the_tracer_s_seal_is_of_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file that it names is there, and one byte in any of them makes another tracer."""
+    root = Path(graphs.__file__).parents[1]
+    for pattern in graphs._TRACER:
+        assert list(root.glob(pattern)), pattern
+        for path in root.glob(pattern):
+            copy = tmp_path / path.relative_to(root)
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    monkeypatch.setattr(graphs, "__file__", str(tmp_path / "engines/graphs.py"))
+    seal = graphs.tracer.__wrapped__
+    assert seal() == graphs.tracer()
+    for path in ("model/unet.py", "export/graph.py", "graphs/wire.py"):
+        with (tmp_path / path).open("a") as file:
+            file.write("#")
+        assert seal() != graphs.tracer()
+        (tmp_path / path).write_bytes((root / path).read_bytes())
 
 
 def test_what_does_not_shape_a_network_names_no_other_graph(spec: Spec, traces: Traces) -> None:
@@ -154,7 +186,7 @@ def test_a_missing_extra_is_named(spec: Spec, traces: Traces, module: str, monke
         graph_of("vae_decoder", spec)
     assert str(caught.value) == (
         "this architecture ships without a graph of its vae_decoder, and tracing one (once, no weights) needs the "
-        "extra `export`: pip install 'latentd[export]', or -e '.[export]' in a clone"
+        "extra `export`: " + install("export")
     )
     assert not traces
 
@@ -183,7 +215,7 @@ def test_a_child_that_fails_is_told_in_its_last_word(
 def test_a_kept_graph_that_is_damaged_is_traced_again(
     spec: Spec, traces: Traces, empty: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = empty / "graphs" / shipped_graphs.name_of("unet", spec)
+    path = empty / "graphs" / graphs.kept_name(shipped_graphs.name_of("unet", spec))
     graph_of("unet", spec)
     path.write_bytes(content)
     assert graph_of("unet", spec) == path.read_bytes() == TRACED and len(traces) == 2

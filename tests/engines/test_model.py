@@ -10,6 +10,7 @@ from engines.choice import Choice
 from engines.errors import BackendError
 from engines.model import load
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.extras import install
 
 
 def test_auto_is_openvino(checkpoint: Checkpoint) -> None:
@@ -43,4 +44,4 @@ def test_a_missing_extra_is_named(
     with pytest.raises(BackendError) as caught:
         load(checkpoint, Choice(backend))
     assert f"backend {module} needs {module}, which is not installed" in str(caught.value)
-    assert f"pip install -e '.[{extra}]'" in str(caught.value)
+    assert str(caught.value).endswith(f": {install(extra)}")

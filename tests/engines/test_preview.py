@@ -1,4 +1,4 @@
-"""The preview's linear map: exact where latents are linear in the colours, fitted once, through the model's own VAE."""
+"""The preview's map: exact where latents are linear in the colours, fitted once, through the model's own VAE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engines.model import Model
-from engines.preview import Preview, fit, synthetic_picture
+from engines.preview import ColourMap, Preview, fit, synthetic_picture
 from model.weights import load_vae_encoder
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.spec import Spec
@@ -51,23 +51,45 @@ def spec(checkpoint: Checkpoint) -> Spec:
 
 def test_a_linear_encoder_is_inverted(spec: Spec) -> None:
     encoder = Encoder(spec)
-    matrix, explained = fit(encoder)  # type: ignore[arg-type]
-    assert explained > 0.9999 and matrix.dtype == np.float32
-    latents = np.random.default_rng(1).standard_normal((spec.vae.latent_channels, 50))
-    got = matrix @ np.concatenate([latents, np.ones((1, 50))])
-    np.testing.assert_allclose(got, encoder.colours(latents), atol=1e-4)
+    map = fit(encoder)  # type: ignore[arg-type]
+    assert map.explained > 0.999 and map.weights.dtype == np.float32
+    colours = np.random.default_rng(1).random((3, 5, 7)) * 2 - 1
+    latents = (np.einsum("cd,dhw->chw", encoder._mix, colours) + 0.7).astype(np.float32)
+    got = ColourMap(map.weights, np.inf).colours(latents)
+    np.testing.assert_allclose(got, colours * 0.5 + 0.5, atol=0.03)
+
+
+def test_what_overshoots_is_weakened(spec: Spec) -> None:
+    map = fit(Encoder(spec))  # type: ignore[arg-type]
+    chance = np.random.default_rng(2)
+    latents = chance.standard_normal((spec.vae.latent_channels, 6, 6), dtype=np.float32)
+    latents *= np.float32(map.spread / latents.std())
+    np.testing.assert_allclose(map.colours(2.5 * latents), map.colours(latents), atol=1e-4)
+    weak = map.colours(0.5 * latents)
+    assert abs(weak - map.colours(latents)).max() > 0.01, "what is weaker than a picture stays as it is"
+
+
+def test_a_neighbour_counts(spec: Spec) -> None:
+    """An encoder that moves everything one position to the right is seen through."""
+
+    class Moved(Encoder):
+        def moments(self, picture: np.ndarray) -> np.ndarray:
+            moments = super().moments(picture)
+            return np.concatenate([moments[:, :, :1], moments[:, :, :-1]], axis=2)
+
+    assert fit(Moved(spec)).explained > 0.95  # type: ignore[arg-type]
 
 
 def test_what_noise_hides_is_not_explained(spec: Spec) -> None:
-    little, much = (fit(Encoder(spec, noise))[1] for noise in (0.2, 5))  # type: ignore[arg-type]
+    little, much = (fit(Encoder(spec, noise)).explained for noise in (0.2, 5))  # type: ignore[arg-type]
     assert 1 > little > 0.7 > 0.3 > much > 0
 
 
 def test_of_a_model(model: Model, checkpoint: Checkpoint) -> None:
     """A random encoder knows dark from bright too: the constant is not all of the map. torch's encoder agrees."""
-    matrix, explained = fit(model.backend)
-    assert matrix.shape == (3, checkpoint.spec.vae.latent_channels + 1)
-    assert 0 < explained < 1 and abs(matrix[:, :-1]).max() > 1e-4
+    map = fit(model.backend)
+    assert map.weights.shape == (3, 9 * checkpoint.spec.vae.latent_channels + 1)
+    assert 0 < map.explained < 1 and abs(map.weights[:, :-1]).max() > 1e-4
     import torch
 
     encode = load_vae_encoder(checkpoint.spec, checkpoint.weights)
@@ -90,11 +112,11 @@ def test_it_is_fitted_once_whoever_asks(spec: Spec, caplog: pytest.LogCaptureFix
 
     preview = Preview(backend := Held(spec))  # type: ignore[arg-type]
     with caplog.at_level(logging.INFO, "latentd.preview"), ThreadPoolExecutor(2) as pool:
-        first = pool.submit(preview.matrix)
+        first = pool.submit(preview.map)
         assert inside.wait(30) and preview.known is None
-        second = pool.submit(preview.matrix)
+        second = pool.submit(preview.map)
         go_on.set()
-        assert first.result() is second.result() is preview.matrix() is preview.known
+        assert first.result() is second.result() is preview.map() is preview.known
     assert len(caplog.messages) == 1 and "explains 100% of the colours" in caplog.messages[0]
     assert len(backend.pictures) == 12 and {picture.shape for picture in backend.pictures} == {(3, 64, 64)}
 
@@ -109,8 +131,8 @@ def test_a_fit_that_fails_is_tried_again(spec: Spec) -> None:
 
     preview = Preview(Broken(spec))  # type: ignore[arg-type]
     with pytest.raises(MemoryError):
-        preview.matrix()
-    assert preview.known is None and preview.matrix().shape == (3, spec.vae.latent_channels + 1)
+        preview.map()
+    assert preview.known is None and preview.map().weights.shape == (3, 9 * spec.vae.latent_channels + 1)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -122,6 +144,7 @@ def test_synthetic_pictures(seed: int) -> None:
     assert not np.array_equal(picture, synthetic_picture(seed + 1, 32))
 
 
-def test_grounds_from_white_to_black() -> None:
+def test_many_grounds_are_white_and_some_are_coloured() -> None:
     corners = np.stack([synthetic_picture(seed, 32)[:, 0, 0] for seed in range(32)])
-    assert (corners > 0.99).all(axis=1).any() and (corners < -0.99).all(axis=1).any()
+    white = (corners > 0.99).all(axis=1)
+    assert 8 <= white.sum() <= 20 and corners[~white].std() > 0.3

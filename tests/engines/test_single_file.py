@@ -81,8 +81,12 @@ def test_its_name_is_the_files(file: Path) -> None:
     [
         ("folder", "epsilon", "prediction epsilon is for single files"),
         ("old.ckpt", "auto", "is a pickle by its name"),
-        ("none.safetensors", "auto", "does not exist"),
-        ("none", "auto", "none is not there; give a folder in diffusers' layout or a .safetensors file"),
+        ("none.safetensors", "auto", "is not there, and nothing is downloaded"),
+        (
+            "none",
+            "auto",
+            "none is not there, and nothing is downloaded; give a folder in diffusers' layout or a .safetensors file",
+        ),
     ],
 )
 def test_refusals(folder: Path, name: str, prediction: str, words: str) -> None:

@@ -11,13 +11,17 @@ import export.artifact
 from engines.artifact.opened import Artifact
 from export.__main__ import main
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.extras import install
 from tests.support.checkpoints import make_checkpoint
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["none", "--out", "out"], "none is not there; give a folder in diffusers' layout or a .safetensors file\n"),
+        (
+            ["none", "--out", "out"],
+            "none is not there, and nothing is downloaded; give a folder in ",
+        ),
         (
             ["empty", "--out", "out"],
             "empty/model_index.json is missing; a checkpoint is a folder in diffusers' layout\n",
@@ -35,6 +39,16 @@ def test_a_refusal_is_one_sentence(
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+def test_a_prediction_that_there_is_not_names_where_it_was_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LATENTD_PREDICTION", "v")
+    for arguments, where in ((["a"], "LATENTD_PREDICTION"), (["a", "--prediction", "v"], "--prediction")):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert f"{where} is 'v'; it takes auto, epsilon or v_prediction" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", ["onnx", "onnxruntime", "onnxscript", "torch"])
 def test_a_missing_extra_is_named(
     tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -46,7 +60,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     assert main([str(make_checkpoint(tmp_path / "model")), "--out", str(tmp_path / "out")]) == 1
     assert not (tmp_path / "out").exists()
-    assert capsys.readouterr().err == f"export needs {module}: pip install -e '.[export]'\n"
+    assert capsys.readouterr().err == f"export needs {module}, which is not installed: {install('export')}\n"
 
 
 def test_success_tells_where(

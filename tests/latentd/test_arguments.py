@@ -19,10 +19,18 @@ from tests.support.patience import PATIENCE
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"seed": 2**32}, "seed 4294967296 is outside 0..4294967295"),
-        ({"steps": -1}, "steps -1 is outside 0"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be 0 to 4294967295"),
+        ({"steps": -1}, "steps is -1; it must be 1 or more, up to the model's limit"),
+        ({"images": 2**32}, "images is 4294967296; it must be 1 or more, up to the model's limit"),
+        ({"clip_skip": -1}, "clip_skip is -1; it must be 0 or more, up to the model's limit"),
+        ({"quality": 101}, "quality is 101; it must be 0 to 100"),
+        (
+            {"init_image": "https://example.org/a.png"},
+            "init_image is 'https://example.org/a.png', a URL; it takes a file",
+        ),
+        ({"style_image": "data:image/png;base64,"}, "style_image is 'data:image/png;base64,', a URL"),
         ({"format": "gif"}, "format 'gif' is not one of png, jpeg, webp"),
-        ({"priority": 2**31}, "priority 2147483648 is outside"),
+        ({"priority": 2**31}, "priority is 2147483648; it must be -2147483648 to 2147483647"),
         ({"negative_prompt": "\udcff"}, "negative_prompt is not valid UTF-8 at character 0"),
     ],
 )
@@ -51,6 +59,24 @@ def test_what_a_message_cannot_hold_is_refused_here(call: Any, options: dict, wo
 def test_a_value_of_another_kind_is_named(call: Any, options: dict, words: str, nobody: str) -> None:
     with pytest.raises(TypeError, match=f"^{words}$"):
         call(nobody, "generate", "an apple", **options)
+
+
+@both
+@pytest.mark.parametrize("method", ["generate", "stream"])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("size", "width and height"),
+        ("num_inference_steps", "steps"),
+        ("step", "steps"),
+        ("image", "init_image"),
+        ("colour", None),
+    ],
+)
+def test_an_option_that_there_is_not(call: Any, method: str, name: str, meant: str | None, nobody: str) -> None:
+    near = f"; did you mean {meant}[?]" if meant else ""
+    with pytest.raises(TypeError, match=f"^there is no option '{name}'{near}; there are: negative_prompt, width, "):
+        call(nobody, method, "an apple", **{name: 3})
 
 
 @both

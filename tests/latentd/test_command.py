@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,57 @@ def test_prompts_are_sent_together(server: FakeServer, capsys: pytest.CaptureFix
 
 def test_folder_and_repeated_prompts(server: FakeServer) -> None:
     assert main(["pear", "pear", "-o", "fruit/", "--format", "webp", "--server", server.address]) == 0
-    assert sorted(path.name for path in Path("fruit").iterdir()) == ["pear-2.webp", "pear.webp"]
+    assert sorted(path.name for path in Path("fruit").iterdir()) == ["pear-1.webp", "pear-2.webp"]
+
+
+def test_stdout_takes_one_picture(server: FakeServer, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["an apple", "-o", "-", "--format", "webp", "--server", server.address]) == 0
+    out, err = capfdbinary.readouterr()
+    assert Image.open(BytesIO(out)).format == "WEBP"
+    assert err.decode().startswith("stdout: seed 0, 32x16") and files() == []
+
+
+def test_a_kept_picture_of_several_has_the_name_alone(server: FakeServer) -> None:
+    assert main(["an apple", "-o", "a.png", "--images", "4", "--keep", "1", "--server", server.address]) == 0
+    assert files() == ["a.png"]
+
+
+def test_the_format_is_the_suffixs_and_else_what_is_said_or_liked(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTD_FORMAT", "webp")
+    for flags in (["-o", "a.jpg"], ["-o", "b"], ["-o", "c", "--format", "png"], ["-o", "d.png", "--format", "png"]):
+        assert main(["an apple", *flags, "--server", server.address]) == 0
+    assert {name: Image.open(name).format for name in files()} == {
+        "a.jpg": "JPEG",
+        "b.webp": "WEBP",
+        "c.png": "PNG",
+        "d.png": "PNG",
+    }
+
+
+def test_nothing_is_replaced_in_silence(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert main(["an apple", "-o", "a.png", "--film", "a.webp", "--server", server.address]) == 0
+    once, again = capsys.readouterr().out.splitlines()[::2]
+    assert once.startswith("a.png: seed 0") and again.startswith("a.png (replaced): seed 0")
+    assert main(["an apple", "-o", "a.png", "--images", "2", "--server", server.address]) == 0
+    assert main(["an apple", "--server", server.address]) == 0
+    assert main(["an apple", "--images", "2", "--server", server.address]) == 0
+    assert files() == ["a-2.png", "a-3.png", "a.png", "a.webp", "an-apple-2.png", "an-apple-3.png", "an-apple.png"]
+    assert "(replaced)" not in capsys.readouterr().out
+
+
+def test_a_log_gets_lines_and_no_bars(server: FakeServer) -> None:
+    arguments = ["an apple", "long story", "--server", server.address]
+    done = subprocess.run(
+        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE
+    )
+    assert sorted(line.partition(" ")[0] for line in done.stdout.splitlines()) == [
+        "an-apple.png:",
+        "long-story.png:",
+        "the",
+    ]
 
 
 def test_film(server: FakeServer) -> None:
@@ -137,16 +188,25 @@ def test_list_models(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "words"),
     [
         (["a", "--size", "512"], "'512' is not WIDTHxHEIGHT, such as 512x512"),
-        (["a", "--steps", "many"], "invalid int value: 'many'"),
+        (["a", "--steps", "many"], "argument --steps: 'many' is not a whole number"),
+        (["a", "--steps", "-3"], "steps is -3; it must be 1 or more, up to the model's limit"),
+        (["a", "--guidance", "high"], "argument --guidance: 'high' is not a number"),
+        (["a", "--init", "https://example.org/a.png"], "--init is 'https://example.org/a.png', a URL; it takes a file"),
+        (["a", "--mask", "data:,a"], "--mask is 'data:,a', a URL"),
+        (["a", "-o", "a.jpg", "--format", "png"], "-o a.jpg is a jpeg file by its suffix, and --format says png"),
+        (["a", "-o", "-", "--images", "2"], "-o - writes one picture to stdout, and these are 2"),
+        (["a", "b", "-o", "-"], "-o - writes one picture to stdout, and these are 2"),
         (["a", "--images", "0"], "'0' is not a number in 1..1000"),
         (["a", "--timeout", "0"], "'0' is not a number of seconds above 0"),
-        (["a", "--seed", "-1"], "seed -1 is outside 0..4294967295"),
+        (["a", "--seed", "-1"], "seed is -1; it must be 0 to 4294967295"),
         (["a", "--film", "out.gif"], "'out.gif' does not end in .webp"),
         (["a", "--format", "gif"], "invalid choice: 'gif'"),
         (["a", "-o", "a.gif"], "a.gif: the suffix must be one of .png"),
         (["a", "-o", "a.webp", "--film", "a.webp"], "a.webp would be written twice"),
         (["a", "--server", "http://localhost:8001"], "is a URL; write host:port"),
-        (["a", "--step", "3"], "unrecognized arguments"),
+        (["a", "--step", "3"], "there is no option --step; did you mean --steps?"),
+        (["a", "--prompt-weight=1"], "there is no option --prompt-weight; did you mean --prompt-weights?"),
+        (["a", "-x"], "there is no option -x (see --help)"),
         ([], "no prompt given"),
     ],
 )
@@ -189,11 +249,17 @@ def test_environment_gives_way_to_flags(server: FakeServer, monkeypatch: pytest.
 
 
 def test_environment_is_checked_like_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, value in {"SIZE": "512", "STEPS": "x", "FORMAT": "gif", "PREVIEW": "maybe"}.items():
+    for name, value, wanted in (
+        ("SIZE", "512", "WIDTHxHEIGHT, such as 512x512"),
+        ("STEPS", "abc", "a whole number"),
+        ("GUIDANCE", "abc", "a number"),
+        ("FORMAT", "gif", "one of png, jpeg, webp"),
+        ("PREVIEW", "maybe", "one of 1, true, yes, on, 0, false, no, off"),
+    ):
         with pytest.raises(SystemExit) as stop:
             parse(["a"], {f"LATENTD_{name}": value})
         assert stop.value.code == 2
-        assert f"environment variable LATENTD_{name}: " in capsys.readouterr().err
+        assert f"environment variable LATENTD_{name}: {value!r} is not {wanted} (see" in capsys.readouterr().err
     assert parse(["a"], {"LATENTD_PREVIEW": "1"}).preview is True
     assert parse(["a", "--no-preview"], {"LATENTD_PREVIEW": "1"}).preview is False
 
@@ -242,7 +308,7 @@ def test_preview_without_a_terminal_goes_on(server: FakeServer, capsys: pytest.C
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert text.count('python -m latentd "') == 2 and "LATENTD_STEPS" in text
+    assert text.count('python -m latentd "') == 3 and "LATENTD_STEPS" in text
     assert "python -m latentd serve [MODEL]` runs a server" in text
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "latentd 0.1.0\n"

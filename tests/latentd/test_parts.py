@@ -16,7 +16,7 @@ from latentd.errors import retry_delay
 from latentd.events import Done, Gathering, Preview, Queued, Started, Step
 from latentd.events import Image as Sent
 from latentd.film import LAST_MS, Film
-from latentd.names import places, slug, try_writing
+from latentd.names import file_format, places, slug, try_writing
 from latentd.picture import Picture
 from latentd.progress import Tally, title
 from latentd.terminal import half_blocks
@@ -107,7 +107,11 @@ def test_slug(prompt: str, name: str) -> None:
 
 def named(prompts: list[str], images: int, output: str, format: str = "png", film: str = "") -> list[tuple[str, str]]:
     rows = places(prompts, images, output, format, Path(film) if film else None)
-    return [(str(place.picture), str(place.film or "")) for row in rows for place in row]
+    return [
+        (str(place.picture.path) if place.picture else "stdout", str(place.film.path) if place.film else "")
+        for row in rows
+        for place in row
+    ]
 
 
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,23 +125,43 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p for p, _ in named(["a", "b"], 2, "apple.png")] == [f"apple-{n}.png" for n in (1, 2, 3, 4)]
     assert named(["a pear", "b"], 1, "", "jpeg") == [("a-pear.jpg", ""), ("b.jpg", "")]
     assert [p for p, _ in named(["same", "Same!"], 2, "out/")] == [
-        "out/same.png",
+        "out/same-1.png",
         "out/same-2.png",
         "out/same-3.png",
         "out/same-4.png",
     ]
+    assert named(["a"], 1, "-") == [("stdout", "")]
 
 
-def test_a_name_from_the_prompt_steps_aside_for_a_file(tmp_path: Path) -> None:
-    (tmp_path / "pear.png").touch()
-    assert named(["pear"], 1, str(tmp_path)) == [(str(tmp_path / "pear-2.png"), "")]
+def test_numbers_go_on_after_the_highest_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pear.png").touch()
+    assert named(["pear"], 1, "") == [("pear-2.png", "")]
+    assert named(["pear"], 2, "", film="f.webp") == [("pear-2.png", "f-2.webp"), ("pear-3.png", "f-3.webp")]
+    assert named(["pear"], 1, "pear.png", film="f.webp") == [("pear.png", "f.webp")]
+    Path("pear-7.png").touch()
+    Path("f-8.webp").touch()
+    Path("pear-x.png").touch()
+    assert named(["pear"], 1, "") == [("pear-8.png", "")]
+    assert named(["pear"], 2, "pear.png", film="f.webp") == [("pear-9.png", "f-9.webp"), ("pear-10.png", "f-10.webp")]
+    assert named(["pear"], 2, "", "webp") == [("pear-1.webp", ""), ("pear-2.webp", "")]
+
+
+def test_a_name_that_was_taken_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    ((place,),) = places(["pear"], 1, f"{tmp_path}/", "png", None)
+    assert place.picture is not None
+    (tmp_path / "pear.png").write_bytes(b"another run's")
+    assert place.picture.claim() == (tmp_path / "pear-2.png", False)
+    assert (tmp_path / "pear-2.png").read_bytes() == b"" and (tmp_path / "pear.png").read_bytes() == b"another run's"
+    ((place,),) = places(["pear"], 1, str(tmp_path / "pear.png"), "png", None)
+    assert place.picture is not None and place.picture.claim() == (tmp_path / "pear.png", True)
 
 
 def test_two_files_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"a\.webp would be written twice"):
         named(["a"], 1, "a.webp", film="./a.webp")
     with pytest.raises(ValueError, match=r"apple\.gif: the suffix must be one of"):
-        named(["a"], 1, "apple.gif")
+        file_format("apple.gif", None, "png")
 
 
 def test_try_writing_leaves_everything_as_it_was(tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ def test_with_the_client_alone_latentd_serve_says_what_to_install(tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-m", "latentd", "serve", "x"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    told = "latentd serve needs the server, and only the client is installed: pip install 'latentd[cpu]'\n"
+    told = (
+        "latentd serve needs the server, and only the client is installed: install latentd's wheel or a clone with "
+        "the extra cpu (pip install 'latentd-VERSION-py3-none-any.whl[cpu]')\n"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
 
 

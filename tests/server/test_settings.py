@@ -82,13 +82,25 @@ def test_unknown_keys_are_named_beside_those_there_are(written: str, file: Path)
 )
 def test_a_file_that_is_none_is_one_sentence(written: bytes, file: Path) -> None:
     file.write_bytes(written)
-    with pytest.raises(SettingsError, match=str(file)):
+    with pytest.raises(SettingsError, match=str(file)) as refused:
         read_settings(["--config", str(file)], {})
+    assert "\n" not in str(refused.value)
 
 
-def test_a_file_that_is_missing_is_named(file: Path) -> None:
-    with pytest.raises(SettingsError, match=f"{file} cannot be read"):
+def test_a_file_that_is_missing_is_named(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"^--config is '{file}', and there is no such file$"):
         read_settings(["--config", str(file)], {})
+    with pytest.raises(SettingsError, match=f"^LATENTD_CONFIG is '{file}', and there is no such file$"):
+        read_settings([], {"LATENTD_CONFIG": str(file)})
+    with pytest.raises(SettingsError, match=f"^--config is '{tmp_path}', which cannot be read: Is a directory$"):
+        read_settings(["--config", str(tmp_path)], {})
+
+
+@pytest.mark.parametrize("name", ["model", "style-adapter", "judge"])
+def test_a_url_is_no_path(name: str) -> None:
+    words = "it takes a path on this machine: nothing is downloaded"
+    with pytest.raises(SettingsError, match=f"^--{name} is 'https://example.org/a.safetensors'; {words}$"):
+        read_settings([f"--{name}", "https://example.org/a.safetensors"], {})
 
 
 def test_sizes_are_kept_in_order_and_once() -> None:

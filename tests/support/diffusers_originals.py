@@ -24,7 +24,8 @@ Pixels = NDArray[np.uint8]
 @functools.cache
 def original_of(width: int, height: int, *, masked: bool = False, seed: int = 1) -> Original:
     """A picture of sharp and smooth parts; `masked`: an ellipse that touches no edge is redrawn."""
-    pixels = to_pixels(synthetic_picture(seed, max(width, height))[:, :height, :width])
+    ground = 12 * seed - 6  # of those with a smooth field of colour: what is drawn over white may be white too
+    pixels = to_pixels(synthetic_picture(ground, max(width, height))[:, :height, :width])
     if not masked:
         return Original(pixels)
     y, x = np.ogrid[:height, :width]

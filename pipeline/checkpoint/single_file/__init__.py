@@ -33,7 +33,7 @@ def check_single_file(model: Path) -> None:
     try:
         regular_size(model)
     except FileNotFoundError:
-        raise CheckpointError(f"{model} does not exist") from None
+        raise CheckpointError(f"{model} is not there, and nothing is downloaded") from None
     if suffix != _SUFFIX:
         raise CheckpointError(
             f"{model} is no checkpoint; latentd reads a folder in diffusers' layout or a {_SUFFIX} file"

@@ -15,6 +15,7 @@ from engines.clip.judge import Judge
 from engines.clip.tower import tower_of
 from pipeline.checkpoint.clip import open_encoder, open_judge
 from pipeline.errors import CheckpointError
+from tests.support.checkpoints import make_checkpoint
 from tests.support.clips import make_encoder, make_judge
 from tests.support.clips import pixels_of as picture
 from tests.support.clips import sight_of as theirs
@@ -82,6 +83,24 @@ def test_bfloat16_and_the_old_end_of_a_text(folder: Path, tmp_path: Path) -> Non
     judges = [Judge(open_judge(path, nobody), "onnxruntime", threads=1) for path in (folder, tmp_path)]
     whole, half = ([judge.text(text) for text in TEXTS] for judge in judges)
     assert 0 < np.abs(np.stack(whole) - np.stack(half)).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing", "missing is not there; give the folder of a CLIPModel, as transformers saves one"),
+        ("file", "file is no folder; give the folder of a CLIPModel"),
+        ("empty", "empty has no config.json; give the folder of a CLIPModel"),
+        ("diffusers", "is a whole model in diffusers' layout, which draws pictures; give the folder of a CLIPModel"),
+    ],
+)
+def test_what_is_no_folder_of_clip_is_told_what_it_is(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    make_checkpoint(tmp_path / "diffusers")
+    with pytest.raises(CheckpointError) as raised:
+        open_judge(tmp_path / name, nobody)
+    assert str(raised.value).startswith(f"judge {tmp_path}") and words in str(raised.value)
 
 
 @pytest.mark.parametrize(

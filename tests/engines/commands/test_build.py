@@ -14,6 +14,8 @@ from engines.artifact.opened import Artifact
 from engines.cache import devices, lock, store
 from engines.cache.entries import entries
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.errors import CheckpointError
+from pipeline.extras import install
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -61,7 +63,7 @@ def test_weights_that_do_not_fit_are_told_there_too(
         (["--attention", "triton"], "ATTENTION=triton is for TensorRT's plans; leave it away with backend openvino"),
         (
             ["--backend", "tensorrt"],
-            "building needs tensorrt, which is not installed: pip install -e '.[gpu]' in a clone",
+            f"building needs tensorrt, which is not installed: {install('gpu')}",
         ),
         (["--backend", "tvm"], "backend 'tvm' builds no plans; there are: tensorrt_rtx, tensorrt"),
         (["--precision", "f8"], "precision 'f8' is unknown; there are: auto, f32, bf16, f16"),
@@ -95,6 +97,51 @@ def test_plans_that_cannot_be(
     assert main(["build", str(artifact.folder), "--backend", "tensorrt_rtx", *words]) == 1
     told = capsys.readouterr().err.strip()
     assert told.startswith(why) and "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value", "wanted"),
+    [
+        ("build", "ROWS", "abc", "LATENTD_ROWS=abc: it takes numbers from 1 to 64"),
+        ("build", "CHUNKS", "0", "LATENTD_CHUNKS=0: it takes numbers from 1 to "),
+        ("build", "SIZES", "24", "LATENTD_SIZES=24: it takes WIDTHxHEIGHT"),
+        ("check", "SIZE", "24", "LATENTD_SIZE is '24'; it takes WIDTHxHEIGHT"),
+        ("check", "STEPS", "abc", "LATENTD_STEPS is 'abc'; it takes a whole number from 1 to 150"),
+        ("check", "SAMPLERS", "eular", "LATENTD_SAMPLERS has 'eular'; there are "),
+        ("check", "PREDICTION", "v", "prediction 'v' is unknown; there are: auto, epsilon, v_prediction"),
+        ("build", "PREDICTION", "epsilon", "prediction epsilon is for single files"),
+    ],
+)
+def test_a_variable_that_cannot_be_read_is_named(
+    artifact: Artifact,
+    command: str,
+    name: str,
+    value: str,
+    wanted: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(f"LATENTD_{name}", value)
+    options = ["--backend", "tensorrt_rtx", "--arch", "sm_89"] if command == "build" else ["--backend", "onnxruntime"]
+    assert main([command, str(artifact.folder), *options]) == 1
+    assert capsys.readouterr().err.startswith(wanted)
+
+
+@pytest.mark.parametrize("command", ["build", "check"])
+def test_a_file_that_does_not_tell_what_it_predicts_is_told_it(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def stop(model: Path, prediction: str) -> Checkpoint:
+        asked.append(prediction)
+        raise CheckpointError("stop here")
+
+    monkeypatch.setattr(f"engines.commands.{command}.open_checkpoint", stop)
+    assert main([command, str(tmp_path), "--backend", "onnxruntime", "--prediction", "v_prediction"]) == 1
+    monkeypatch.setenv("LATENTD_PREDICTION", "epsilon")
+    assert main([command, str(tmp_path), "--backend", "onnxruntime"]) == 1
+    assert asked == ["v_prediction", "epsilon"] and capsys.readouterr().err == "stop here\n" * 2
 
 
 def test_variables_come_from_the_environment(

@@ -85,5 +85,5 @@ def test_a_missing_extra_is_named(module: str, monkeypatch: pytest.MonkeyPatch) 
     check_extra("tracing")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
-    with pytest.raises(BackendError, match=r"^tracing needs the extra `export`: pip install 'latentd\[export\]'"):
+    with pytest.raises(BackendError, match=r"^tracing needs the extra `export`: .* -m pip install -e '.*\[export\]'"):
         check_extra("tracing")

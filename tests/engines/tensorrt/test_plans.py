@@ -23,6 +23,7 @@ from engines.tensorrt import api
 from engines.tensorrt.build.builder import TensorRtBuilder
 from engines.tensorrt.serve.plans import Plans
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.extras import install
 from tests.support.plan_doubles import TARGET, keep_plan, keep_plans
 
 
@@ -177,7 +178,7 @@ def test_a_missing_extra(
     bare: Checkpoint, backend: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(monkeypatch, missing)
-    told = f"backend {backend} needs {missing}, which is not installed: pip install -e '.[{extra}]' in a clone"
+    told = f"backend {backend} needs {missing}, which is not installed: {install(*extra.split(','))}"
     with pytest.raises(BackendError, match=re.escape(told)):
         load(bare, Choice(backend))
 

@@ -80,8 +80,17 @@ def test_another_file_is_refused(styled: Checkpoint, tensors: Tensors, tmp_path:
 
 
 def test_a_pickle_is_refused_by_its_name(styled: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "ip-adapter_sd15.bin").touch()
     with pytest.raises(CheckpointError, match=r"ip-adapter_sd15\.bin is no \.safetensors file by its name"):
         with_adapter(styled, tmp_path / "ip-adapter_sd15.bin")
+
+
+@pytest.mark.parametrize("name", ["x", "x.safetensors"])
+def test_a_file_that_is_not_there_is_said_to_be_missing(folder: Path, tmp_path: Path, name: str) -> None:
+    """Before the missing encoder of what is missing is asked for."""
+    plain = linked(folder, tmp_path / "plain")
+    with pytest.raises(CheckpointError, match=f"^style adapter .*/{name} is not there; give an IP-Adapter's"):
+        load(plain, Choice("onnxruntime", "f32", threads=1), Beside(tmp_path / name))
 
 
 def test_two_files_are_one_too_many(tmp_path: Path) -> None:
@@ -121,7 +130,7 @@ def test_an_adapter_without_its_encoder(folder: Path, tmp_path: Path) -> None:
     plain = linked(folder, tmp_path / "plain")
     with pytest.raises(CheckpointError, match="there is no style adapter; name one too"):
         load(plain, choice, Beside(encoder=folder / "image_encoder"))
-    with pytest.raises(CheckpointError, match="missing is not there; give a folder as transformers saves a CLIP model"):
+    with pytest.raises(CheckpointError, match="missing is not there; give the folder of a CLIPVisionModelWithP"):
         load(open_checkpoint(folder), choice, Beside(encoder=tmp_path / "missing"))
 
 

@@ -106,7 +106,19 @@ def test_a_half_precision_variant_is_found(checkpoint: Path, path: str, variant:
     assert weight_files(checkpoint, path.split("/")[0]) == [checkpoint / path]
 
 
-@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+@pytest.mark.parametrize("path", [UNET, VAE, TEXT])
+def test_any_other_variant_is_found_where_it_is_alone(checkpoint: Path, path: str) -> None:
+    other = (checkpoint / path).with_suffix(".non_ema.safetensors")
+    (checkpoint / path).rename(other)
+    whole(checkpoint)
+    (checkpoint / path).with_suffix(".ema.safetensors").symlink_to(other)
+    assert "in several variants, ema, non_ema; leave one of them there" in refusal(checkpoint)
+    half = (checkpoint / path).with_suffix(".fp16.safetensors")
+    half.symlink_to(other)  # what is known by its name comes first
+    assert weight_files(checkpoint, path.split("/")[0]) == [half]
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "non_ema"])
 def test_the_index_of_a_variant_is_found(checkpoint: Path, variant: str) -> None:
     shard(checkpoint, "unet", f".{variant}")
     whole(checkpoint)

@@ -231,7 +231,7 @@ def test_a_file_cut_short(files: dict[str, Path], tmp_path: Path) -> None:
         (["sd1"], "goes: --out DIR, or make onnx MODEL="),
         (["old.ckpt", "--out", "out"], "old.ckpt is a pickle by its name"),
         (["old.pt", "--out", "out"], "old.pt is a pickle by its name"),
-        (["nowhere.safetensors", "--out", "out"], "nowhere.safetensors does not exist"),
+        (["nowhere.safetensors", "--out", "out"], "nowhere.safetensors is not there, and nothing is downloaded"),
         (["sd2", "--out", "out"], "does not tell what it predicts"),
         ([".", "--out", "out", "--prediction", "epsilon"], "prediction epsilon is for single files"),
     ],
@@ -255,4 +255,4 @@ def test_the_command_names_the_choices(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setenv("LATENTD_PREDICTION", "v")
     with pytest.raises(SystemExit):
         main(["a.safetensors"])
-    assert "--prediction is 'v'; it takes auto, epsilon or v_prediction" in capsys.readouterr().err
+    assert "LATENTD_PREDICTION is 'v'; it takes auto, epsilon or v_prediction" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engines.backend import Ready
+from engines.preview import ColourMap
 from engines.preview import Preview as PreviewMap
 from server.batching.pace import Pace
 from server.device import pictures
@@ -24,20 +25,20 @@ from tests.support.jobs import box_of, idle_job, wish
 class Fitted(PreviewMap):
     """A map that is known."""
 
-    def __init__(self, matrix: np.ndarray | None) -> None:
-        self._matrix = matrix
+    def __init__(self, map: ColourMap | None) -> None:
+        self._map = map
 
 
-MATRIX = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0.5]], np.float32)  # two latent channels and 1 to three colours
+MAP = ColourMap(np.full((3, 2 * 9 + 1), 0.1, np.float32), spread=1.0)  # of two latent channels
 LATENTS = np.zeros((2, 4, 4), np.float32)
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 
 
 @contextlib.contextmanager
-def delivering(workers: int = 2, matrix: np.ndarray | None = MATRIX) -> Iterator[tuple[Delivery, list[Job], Metrics]]:
+def delivering(workers: int = 2, map: ColourMap | None = MAP) -> Iterator[tuple[Delivery, list[Job], Metrics]]:
     ended: list[Job] = []
     metrics = Metrics("m")
-    delivery = Delivery(workers, Fitted(matrix), Pace({}), metrics, ended.append)
+    delivery = Delivery(workers, Fitted(map), Pace({}), metrics, ended.append)
     try:
         yield delivery, ended, metrics
     finally:
@@ -119,7 +120,7 @@ def test_an_older_preview_does_not_follow_a_newer_one(monkeypatch: pytest.Monkey
 def test_without_a_map_there_is_no_preview() -> None:
     job = idle_job(wish())
     picture = Picture(job, 0)
-    with delivering(matrix=None) as (delivery, _, _):
+    with delivering(map=None) as (delivery, _, _):
         delivery.preview(picture, 1, Ready(LATENTS))
     assert box_of(job).events == [] and picture.previews_under_way == 0
 

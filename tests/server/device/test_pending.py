@@ -129,7 +129,7 @@ def test_the_cuda_stepper_serves_the_same_bits_in_any_company(cuda: Model) -> No
     pictures = []
     for seats in (1, 3):
         with running(cuda, seats=seats) as at_work:
-            at_work.device.preview.matrix()
+            at_work.device.preview.map()
             jobs = [at_work.submit(**fields, preview_every=1) for fields in asked]
             for job in jobs:
                 assert isinstance(box_of(job).end(), Done)

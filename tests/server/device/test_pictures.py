@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from engines.preview import ColourMap
 from server.device import pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
@@ -25,8 +26,16 @@ def test_other_formats_are_close(format: str) -> None:
     assert abs(np.asarray(image.convert("RGB")).astype(int) - smooth).max() <= 8, "of 255, at quality 90 and more"
 
 
-def test_a_preview_is_the_linear_map_at_full_size() -> None:
-    matrix = np.array([[1, 0, 0.5], [0, 1, 0.25], [0, 0, 1]], np.float32)  # two channels and 1 to red, green, blue
+def map_of(matrix: list[list[float]]) -> ColourMap:
+    """A map of channels and 1 to red, green and blue that looks at no neighbour."""
+    *channels, constant = np.array(matrix, np.float32).T
+    place = np.eye(9, dtype=np.float32)[4]
+    around = np.concatenate([np.outer(each, which).T for which in place[:, None] for each in channels])
+    return ColourMap(np.concatenate([around, constant[None]]).T.reshape(3, -1), spread=9.0)
+
+
+def test_a_preview_is_the_map_at_full_size() -> None:
+    matrix = map_of([[1, 0, 0.5], [0, 1, 0.25], [0, 0, 1]])  # two channels and 1 to red, green, blue
     latents = np.stack([np.full((3, 5), 0.25), np.full((3, 5), -1)]).astype(np.float32)
     image = PILImage.open(io.BytesIO(pictures.preview(latents, matrix, 40, 24)))
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (40, 24))
@@ -35,9 +44,10 @@ def test_a_preview_is_the_linear_map_at_full_size() -> None:
 
 
 def test_a_preview_of_nonsense_is_still_a_picture() -> None:
-    matrix = np.ones((3, 2), np.float32)
-    latents = np.array([[[np.nan, np.inf], [-np.inf, 0]]], np.float32)
-    assert PILImage.open(io.BytesIO(pictures.preview(latents, matrix, 8, 8))).size == (8, 8)
+    matrix = map_of([[1, 1]] * 3)
+    for latents in ([[np.nan, np.inf], [-np.inf, 0]], [[np.inf, 1], [1, 1]], [[3e38, -3e38], [3e38, 0]]):
+        preview = pictures.preview(np.array([latents], np.float32), matrix, 8, 8)
+        assert PILImage.open(io.BytesIO(preview)).size == (8, 8)
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])

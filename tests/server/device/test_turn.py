@@ -12,6 +12,7 @@ import pytest
 
 from engines.backend import Pending, Ready
 from engines.errors import DeviceError, NoEngine, OutOfMemory
+from engines.preview import ColourMap
 from engines.preview import Preview as PreviewMap
 from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
@@ -115,7 +116,7 @@ class Fitted(PreviewMap):
     """A map that is known: of one latent channel to three colours."""
 
     def __init__(self) -> None:
-        self._matrix = np.zeros((3, 2), np.float32)
+        self._map = ColourMap(np.zeros((3, 10), np.float32), 1.0)
 
 
 class Here(Delivery):

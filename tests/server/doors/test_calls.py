@@ -23,13 +23,8 @@ from server.settings import Settings
 from tests.support import wire
 from tests.support.held import Held, eventually
 from tests.support.patience import PATIENCE
-from tests.support.serving import address, serving
+from tests.support.serving import address, metric, serving
 from tests.support.unread import GOAWAY, HEADERS, Unread
-
-
-def metric(server: Server, name: str, **labels: str) -> float:
-    labels = {"model": server.service.model_id, **labels}
-    return server.metrics.registry.get_sample_value(f"latentd_{name}", labels) or 0.0
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from latentd.v1 import images_pb2 as pb
 from pipeline.samplers import SAMPLERS
 from server.device.judging import Ranks
@@ -21,7 +23,7 @@ FORMATS = {
 }
 _NUMBERS = {word: number for number, word in FORMATS.items() if word}
 _OPTIONAL = ("width", "height", "steps", "guidance", "sampler", "seed", "images", "quality")
-_OPTIONAL += ("strength", "guidance_start", "guidance_end", "style_weight", "keep")
+_OPTIONAL += ("strength", "guidance_start", "guidance_end", "style_weight", "keep", "progress")
 
 
 def image_request(message: pb.GenerateRequest) -> ImageRequest:
@@ -53,7 +55,9 @@ def event_message(event: Event, job: Job) -> pb.GenerateEvent:
         case Preview(index, step, jpeg):
             return pb.GenerateEvent(preview=pb.Preview(index=index, step=step, jpeg=jpeg))
         case Image():
-            return pb.GenerateEvent(image=image_message(event, job))
+            message = pb.GenerateEvent()
+            _fill(message.image, event, job)
+            return message
         case Done(timings):
             return pb.GenerateEvent(done=pb.Done(timings=timings_message(timings, job)))
         case _:
@@ -78,17 +82,23 @@ def queued_message(model_id: str, accepted: Accepted) -> pb.Queued:
     )
 
 
-def image_message(image: Image, job: Job) -> pb.Image:
-    width, height = job.wish.size
-    return pb.Image(
-        data=image.data,
-        format=_NUMBERS[job.wish.format],
-        seed=image.seed,
-        index=image.index,
-        width=width,
-        height=height,
-        score=image.score,
+def response_message(model_id: str, accepted: Accepted, images: Sequence[Image], done: Done) -> pb.GenerateResponse:
+    message = pb.GenerateResponse(
+        queued=queued_message(model_id, accepted), timings=timings_message(done.timings, accepted.job)
     )
+    for image in images:
+        _fill(message.images.add(), image, accepted.job)
+    return message
+
+
+def _fill(message: pb.Image, image: Image, job: Job) -> None:
+    """Fill a message where it stands: one that is handed to another is copied, with all of the picture."""
+    message.data = image.data
+    message.format = _NUMBERS[job.wish.format]  # type: ignore[assignment]
+    message.seed, message.index = image.seed, image.index
+    message.width, message.height = job.wish.size
+    if image.score is not None:
+        message.score = image.score
 
 
 def timings_message(timings: Timings, job: Job) -> pb.Timings:

@@ -237,6 +237,7 @@ def image_request(body: Generation) -> ImageRequest:
         guidance_end=body.guidance_end,
         strength=body.strength if isinstance(body, Edit) else None,
         fit=body.fit if isinstance(body, Edit) else None,
+        progress=False,  # OpenAI's events tell of none
         quality=None if lossless else body.output_compression,
     )
 

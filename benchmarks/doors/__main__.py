@@ -17,6 +17,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
 
 from benchmarks.doors.floors import FLOORS, floors
 from benchmarks.doors.http import Http
@@ -24,6 +28,9 @@ from benchmarks.doors.tiny import Tiny
 from benchmarks.rows import Rows, percentiles
 from engines.model import Model, load
 from latentd import AsyncClient
+from latentd.channel import channel_options
+from latentd.v1 import images_pb2 as pb
+from latentd.v1.images_pb2_grpc import ImagesStub
 from pipeline.checkpoint.opened import open_checkpoint
 from server.app import Server
 from server.request import ImageRequest
@@ -42,7 +49,9 @@ async def measure(model: Model, size: tuple[int, int], steps: int, seconds: floa
     server = Server(settings)
     await server.open()
     await server.load(lambda _: model)
-    client, http = AsyncClient(f"127.0.0.1:{server.grpc_port}"), Http(server.http_port or 0)
+    address = f"127.0.0.1:{server.grpc_port}"
+    client, http = AsyncClient(address), Http(server.http_port or 0)
+    channel = grpc.aio.insecure_channel(address, options=channel_options(address))
     label = model.spec.defaults.sampler
 
     async def no_door() -> int:
@@ -51,14 +60,22 @@ async def measure(model: Model, size: tuple[int, int], steps: int, seconds: floa
         images, _ = await collect(server.service.events(accepted.job))
         return len(images[0].data)
 
-    async def grpc() -> int:
+    async def streamed() -> int:
         (picture,) = await client.generate(PROMPT, seed=7, steps=steps, sampler=label)
+        return len(picture.data)
+
+    stub: Any = ImagesStub(channel)
+
+    async def blocking() -> int:
+        request = pb.GenerateRequest(prompt=PROMPT, seed=7, steps=steps, sampler=label)
+        (picture,) = (await stub.GenerateBlocking(request)).images
         return len(picture.data)
 
     ours = {**JSON, "steps": steps, "sampler": label}
     ways: dict[str, Way] = {
         "no door": no_door,
-        "gRPC": grpc,
+        "gRPC": streamed,
+        "gRPC, at once": blocking,
         "OpenAI": lambda: http.post("/v1/images/generations", ours),
         "A1111": lambda: http.post("/sdapi/v1/txt2img", {**JSON, "steps": steps, "sampler_name": label}),
         "page": lambda: http.post("/api/generate", ours),
@@ -79,6 +96,7 @@ async def measure(model: Model, size: tuple[int, int], steps: int, seconds: floa
     finally:
         http.close()
         await client.close()
+        await channel.close()
         await server.close(0)
     return times
 

@@ -156,7 +156,7 @@ class ImagesServicer:
 
     async def Generate(  # noqa: N802
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.GenerateEvent]:
+    ) -> AsyncIterator[pb.GenerateEvent | bytes]:
         call = self._call(context)
         try:
             request = image_request(message)
@@ -173,7 +173,7 @@ class ImagesServicer:
 
     async def GenerateBlocking(  # noqa: N802
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
-    ) -> pb.GenerateResponse:
+    ) -> bytes:
         call = self._call(context)
         try:
             request = replace(image_request(message), preview_every=None, progress=False)

@@ -9,6 +9,7 @@ import pytest
 from latentd.v1 import images_pb2 as pb
 from server.doors.messages import FORMATS, event_message, image_request
 from server.events import Image
+from server.job import Job
 from server.request import ImageRequest
 from server.wish import FORMATS as WORDS
 from tests.support.jobs import idle_job, wish
@@ -52,6 +53,16 @@ def test_formats_are_words_inside_and_numbers_on_the_wire() -> None:
     assert image_request(unknown).format == "77"
     job = idle_job(wish(seed=5))  # of png
     image = pb.Image(data=b"file", format=pb.IMAGE_FORMAT_PNG, seed=5, index=0, width=8, height=8)
-    assert event_message(Image(0, b"file", 5), job) == pb.GenerateEvent(image=image)
+    assert read_event(Image(0, b"file", 5), job) == pb.GenerateEvent(image=image)
     image.score = 0.0
-    assert event_message(Image(0, b"file", 5, 0.0), job) == pb.GenerateEvent(image=image)
+    assert read_event(Image(0, b"file", 5, 0.0), job) == pb.GenerateEvent(image=image)
+    for size in (0, 100, 127, 128, 16_383, 16_384, 3_000_000):  # lengths of one to four bytes
+        image.data = b"x" * size
+        assert read_event(Image(0, image.data, 5, 0.0), job) == pb.GenerateEvent(image=image)
+
+
+def read_event(event: Image, job: Job) -> pb.GenerateEvent:
+    """As a client reads what is sent."""
+    written = event_message(event, job)
+    assert isinstance(written, bytes)
+    return pb.GenerateEvent.FromString(written)

@@ -146,7 +146,7 @@ def build_request(
         long_prompt=long_prompt,
         prompt_weights=prompt_weights,
         clip_skip=clip_skip,
-        progress=None if progress else False,
+        progress=None if progress else False,  # type: ignore[arg-type] - its stub forgets that it is optional
         init_image=_file("init_image", init_image),
         mask=_file("mask", mask),
         style_image=_file("style_image", style_image),

@@ -78,7 +78,7 @@ def test_a_client_that_takes_nothing_is_given_up_and_counts_on(
 ) -> None:
     message = pb.GenerateRequest(prompt="a cat", steps=1).SerializeToString()
     message = message if "Images" in method else b""
-    with serving(model, unread_seconds=0.01) as server:
+    with serving(model, unread_seconds=0.2) as server:  # else a busy machine has sent no more than the headers
         with Unread(address(server)) as unread:
             unread.begun(method, message)
             eventually(lambda: metric(server, "calls_unread_total"), 1)

@@ -55,7 +55,7 @@ async def measure(model: Model, size: tuple[int, int], steps: int, seconds: floa
     label = model.spec.defaults.sampler
 
     async def no_door() -> int:
-        request = ImageRequest(prompt=PROMPT, seed=7, steps=steps, sampler=label)
+        request = ImageRequest(prompt=PROMPT, seed=7, steps=steps, sampler=label, progress=False)
         accepted = await server.service.submit(request, "bench", None)
         images, _ = await collect(server.service.events(accepted.job))
         return len(images[0].data)

@@ -19,7 +19,7 @@ SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS H
     METRICS_PORT SEATS SIZES CHUNKS STYLE_ADAPTER STYLE_ENCODER JUDGE QUEUE_JOBS QUEUE_SECONDS PRIORITY_CALLERS MAX_PROMPT MAX_STEPS \
     MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE \
     MAX_CALLS MAX_CALLS_CALLER MAX_CONNECTIONS MAX_STREAMS UNREAD_SECONDS IDLE_SECONDS CONFIG GRACE WATCHDOG LOG_FORMAT
-OTHERS := ARCH BASE CHECK GENAI HOURS LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T TORCH_INDEX TURNS VENV \
+OTHERS := ARCH BASE BEFORE CHECK GENAI HOURS LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T TORCH_INDEX TURNS VENV \
     WHEELS WORKERS
 on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(SETTINGS) $(OTHERS) $(addprefix LATENTD_,$(SETTINGS) CACHE CACHE_GB),$(on_the_command_line))
@@ -57,7 +57,9 @@ help:
 	@echo "  make one T=tests/server/test_main.py       one file, folder or test (T='tests -k sampler -x')"
 	@echo "  make durations                     how long each file and the slowest sixty tests take: tests/durations.csv"
 	@echo "  make lint | format | types         ruff alone, seconds on a fresh clone; pyright"
-	@echo "  make bench [GENAI=python] [BASE=clone] [SCRATCH=dir]      start-up, memory and throughput as rows"
+	@echo "  make bench [GENAI=python] [BASE=clone] [SCRATCH=dir] [BEFORE=clone]"
+	@echo "                                     start-up, memory, throughput, doors and conditions as rows; these beside a"
+	@echo "                                     clone from before them"
 	@echo "  make load [BASE=clone] [SECONDS=60] [TURNS=3]             the server at 3 and 10 times its peak, as rows"
 	@echo "  make soak [HOURS=0.17]             the server at 0.8 of its capacity, as rows and a plot"
 	@echo "  make graphs [CHECK=1]              trace the shipped graphs again, check them, and write what is missing"
@@ -135,6 +137,8 @@ check: need-model $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$
 bench: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.loading $(call given,GENAI,genai) $(call given,BASE,base) $(call given,SCRATCH,scratch)
+	@$(BIN)/python -m benchmarks.doors
+	@$(BIN)/python -m benchmarks.conditions $(call given,BEFORE,base)
 
 load: $(VENV)/.cpu
 	@$(BIN)/python -m benchmarks.load $(call given,BASE,base) $(call given,SECONDS,seconds) $(call given,TURNS,turns)

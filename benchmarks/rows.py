@@ -21,10 +21,11 @@ def percentiles(values: list[float]) -> tuple[float, float, float]:
 
 
 class Rows:
-    """Appends to results/<name>.csv and prints each row as it comes."""
+    """Appends to results/<name>.csv and prints each row as it comes; unless `keep`, it prints alone."""
 
-    def __init__(self, name: str, packages: tuple[str, ...]) -> None:
+    def __init__(self, name: str, packages: tuple[str, ...], *, keep: bool = True) -> None:
         self.path = RESULTS / f"{name}.csv"
+        self._keep = keep
         self._stamp = [
             f"{_cpu()}, {available_cores()} cores",
             " ".join(f"{package} {importlib.metadata.version(package)}" for package in packages),
@@ -36,6 +37,8 @@ class Rows:
         p20, p50, p80 = (f"{value:.4g}" for value in percentiles(values))
         if say:
             print(f"{what:34} {p50:>8} {unit:10} (p20 {p20}, p80 {p80}, {len(values)} runs)  {shape}", flush=True)
+        if not self._keep:
+            return
         self.path.parent.mkdir(exist_ok=True)
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:

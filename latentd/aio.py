@@ -50,6 +50,7 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> list[Picture]:
         """Draw the pictures of one prompt, in order of index; see Client.generate."""
+        options.setdefault("progress", on_event is not None)
         gathering = Gathering()
         try:
             async with aclosing(self.stream(prompt, timeout=timeout, **options)) as events:

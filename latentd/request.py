@@ -72,6 +72,7 @@ class Options(TypedDict, total=False):
     style_weight: float | None  # 0..2; None: 1
     keep: int | None  # 1..images: those that the judge finds nearest to the prompt; None: all, unjudged
     quality: int | None  # 0..100, of a jpeg or webp file
+    progress: bool  # False: no Started and no Step events, which `generate` asks for where nobody sees its events
 
 
 def request_of(prompt: str, options: Options) -> pb.GenerateRequest:
@@ -112,6 +113,7 @@ def build_request(
     style_weight: float | None = None,
     keep: int | None = None,
     quality: int | None = None,
+    progress: bool = True,
 ) -> pb.GenerateRequest:
     """Build a message from Options (units there). Raises ValueError for what none can hold, TypeError for another kind.
 
@@ -127,7 +129,7 @@ def build_request(
     counts["quality"] = None if quality is None else _whole("quality", quality, 0, 100)
     preview_every, clip_skip = _count("preview_every", preview_every), _count("clip_skip", clip_skip)
     priority = _whole("priority", priority, -(2**31), 2**31 - 1)
-    flags: dict[str, object] = {"long_prompt": long_prompt, "prompt_weights": prompt_weights}
+    flags: dict[str, object] = {"long_prompt": long_prompt, "prompt_weights": prompt_weights, "progress": progress}
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is {flag!r}; it takes True or False")
@@ -144,6 +146,7 @@ def build_request(
         long_prompt=long_prompt,
         prompt_weights=prompt_weights,
         clip_skip=clip_skip,
+        progress=None if progress else False,  # type: ignore[arg-type] - its stub forgets that it is optional
         init_image=_file("init_image", init_image),
         mask=_file("mask", mask),
         style_image=_file("style_image", style_image),

@@ -71,18 +71,21 @@ class Server:
         self._scrapes = AsgiServer(self.metrics.app, "metrics", Bounds(connections=scrapers), ended)
         self._died = asyncio.Event()
         self._watching: list[asyncio.Task[None]] = []
-        self.grpc_port = self.metrics_port = 0
+        self.grpc_port = 0
         self.http_port: int | None = None  # None: no HTTP
+        self.metrics_port: int | None = None  # None: no metrics
 
     async def open(self) -> None:
         """Bind, and answer health with NOT_SERVING: a taken port is an error before the seconds that a load takes."""
         settings = self.settings
         self.grpc_port = self._door.open(settings.host, settings.grpc_port)
-        self.metrics_port = self._scrapes.open(settings.host, settings.metrics_port)
+        if settings.metrics_port is not None:
+            self.metrics_port = self._scrapes.open(settings.host, settings.metrics_port)
         if settings.http_port is not None:
             self.http_port = self._http.open(settings.host, settings.http_port)
         await self._door.start()
-        await self._scrapes.start()
+        if self.metrics_port is not None:
+            await self._scrapes.start()
         if self.http_port is not None:
             await self._http.start()
         self._watching.append(asyncio.create_task(self._descriptors.watch()))
@@ -113,11 +116,12 @@ class Server:
 
     def addresses(self) -> list[str]:
         """List where the doors are, in words."""
-        host, page = self.settings.host, []
+        host, doors = self.settings.host, [f"gRPC {joined(self.settings.host, self.grpc_port)}"]
         if self.http_port is not None:
-            page = [f"page http://{joined(host, self.http_port)}/"]
-        metrics = joined(host, self.metrics_port)
-        return [*page, f"gRPC {joined(host, self.grpc_port)}", f"metrics http://{metrics}/metrics"]
+            doors.insert(0, f"page http://{joined(host, self.http_port)}/")
+        if self.metrics_port is not None:
+            doors.append(f"metrics http://{joined(host, self.metrics_port)}/metrics")
+        return doors
 
     def _scarce(self, why: str | None) -> None:
         """Refuse calls, saying `why`, and say not ready; None: no more."""

@@ -3,7 +3,8 @@
 A slow reader loses old steps and previews, never an image, and holds nobody up: a mailbox keeps the latest step
 and preview of each picture and every other event, so its size is bounded by the request's own pictures. A step
 wakes its reader ten times a second at most, which is as often as a progress bar is looked at: where steps take
-milliseconds, a message each would cost the device's cores more than it tells.
+milliseconds, a message each would cost the device's cores more than it tells. Who shows no progress is not woken for
+any.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ _STEP_SECONDS = 0.1
 
 
 class Mailbox:
-    """Holds a job's events until they are read: posted to from any thread, read by one task of `loop`."""
+    """Holds a job's events until they are read: posted to from any thread, read by one task of `loop`.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    Without `progress` Started and Step are left out.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, progress: bool = True) -> None:
+        self._loop, self._progress = loop, progress
         self._lock = threading.Lock()
         self._events: dict[object, Event] = {}  # in order of arrival
         self._arrived = asyncio.Event()
@@ -30,6 +34,8 @@ class Mailbox:
         self._step_due = 0.0  # monotonic seconds: no step wakes the reader before
 
     def post(self, event: Event) -> None:
+        if not self._progress and isinstance(event, Started | Step):
+            return
         replaceable = isinstance(event, Step | Preview)
         key: object = (type(event), event.index) if isinstance(event, Step | Preview) else object()
         with self._lock:

@@ -35,3 +35,4 @@ class ImageRequest:
     style_weight: float | None = None  # 0 to 2
     keep: int | None = None  # of the pictures, those nearest to the prompt
     quality: int | None = None  # of a jpeg or webp file, 0 to 100
+    progress: bool | None = None  # False: no Started and no Step events

@@ -24,6 +24,8 @@ from server.wish import Wish
 
 log = logging.getLogger("latentd.request")
 
+_CLOCKS = 0.1  # seconds that a client's clock may be ahead
+
 
 @dataclass(frozen=True)
 class Accepted:
@@ -92,7 +94,8 @@ class Service:
         except TimeoutError:
             raise TooLate("the deadline passed before the pictures were read") from None
         deadline = None if seconds_left is None else now + seconds_left
-        job = Job(request_id, wish, Mailbox(asyncio.get_running_loop()), arrived or now, deadline, caller)
+        mailbox = Mailbox(asyncio.get_running_loop(), progress=request.progress is not False)
+        job = Job(request_id, wish, mailbox, arrived or now, deadline, caller)
         return Accepted(job, device.submit(job))
 
     async def reading(self, work: Callable[..., Value], *values: object) -> Value:
@@ -148,8 +151,21 @@ class Service:
         finally:
             job.cancel()  # of no effect on a job that is done
 
-    def ended(self, door: str, code: str, job: Job | None, request_id: str, started: float, reason: str = "") -> None:
-        """Count and log a request's end; one line each, and never its prompt."""
+    def ended(
+        self,
+        door: str,
+        error: BaseException | None,
+        job: Job | None,
+        request_id: str,
+        started: float,
+        left: float | None = None,
+    ) -> None:
+        """Count and log a request's end, one line and never its prompt, and leave its job not running.
+
+        `error`: what ended it, None where it was answered; asyncio's CancelledError where its client left. `left`:
+        seconds until the client's deadline then.
+        """
+        code, reason = _code(error, left)
         now = time.monotonic()
         took = now - started
         self.metrics.request(door, code)
@@ -174,6 +190,21 @@ class Service:
             f" reason={reason!r}" if reason else "",
             extra={"request": request_id},
         )
+        if job is not None:
+            job.cancel()  # of no effect on a job that is done
+
+
+def _code(error: BaseException | None, left: float | None) -> tuple[str, str]:
+    """Return the gRPC code of a request's end, and what the log says of it beside."""
+    match error:
+        case None:
+            return "OK", ""
+        case LatentdError():
+            return error.code, str(error)
+        case Exception():
+            return "INTERNAL", repr(error)
+    # Its task was cancelled, or its generator closed. A client cancels when its own deadline passes.
+    return "CANCELLED" if left is None or left > _CLOCKS else "DEADLINE_EXCEEDED", ""
 
 
 async def collect(events: AsyncIterator[Event]) -> tuple[list[Image], Done]:

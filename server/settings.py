@@ -135,7 +135,9 @@ class Settings:
         "under which browsers may reach the HTTP port, beside this machine's: a proxy's, say",
     )
     grpc_port: int = _setting(8001, _PORT, "0 takes a free one and prints it")
-    metrics_port: int = _setting(8002, _PORT, "Prometheus metrics; 0 takes a free one and prints it")
+    metrics_port: int | None = _setting(
+        8002, (_port_or_off, _PORT[1] + ", or off"), "Prometheus metrics; 0 takes a free one and prints it"
+    )
     seats: int = _setting(8, _number(1, 1024), "pictures of a size that are made at once; more wait their turn")
     sizes: tuple[tuple[int, int], ...] = _setting(
         (), (_sizes, "sizes as 512x512,768x512"), "width x height served; without it, the model's own size"

@@ -77,7 +77,7 @@ ROOMS = (
     "benchmarks.rows", "benchmarks.genai", "benchmarks.doors",
     "benchmarks.trend", "benchmarks.plots",
     "benchmarks.serving", "benchmarks.loading", "benchmarks.load", "benchmarks.fairness",
-    "benchmarks.attack",
+    "benchmarks.attack", "benchmarks.conditions",
     "benchmarks.gpu.frame", "benchmarks.gpu.subjects",
     "benchmarks.gpu.sections",
     "benchmarks.gpu.warm", "benchmarks",

@@ -92,12 +92,12 @@ class Calls:
         except TimeoutError:
             raise Stalled(f"the call's message did not come within {seconds:.0f} s") from None
 
-    async def write(self, context: grpc.aio.ServicerContext, message: Message, *, first: bool) -> None:
-        """Send a message. Errors: Stalled, after a while.
+    async def write(self, context: grpc.aio.ServicerContext, message: Message | bytes, *, first: bool) -> None:
+        """Send a message, or one that is written already. Errors: Stalled, after a while.
 
         The `first` has headers before it. They need no window, and after them gRPC takes a status, at any time.
         """
-        size, start = message.ByteSize(), time.monotonic()
+        size, start = len(message) if isinstance(message, bytes) else message.ByteSize(), time.monotonic()
         try:
             async with asyncio.timeout(self._wait + size / _PACE) as timeout:
                 self._sending[timeout] = size

@@ -22,12 +22,11 @@ from server.doors.health import HealthServicer
 from server.doors.messages import (
     FORMATS,
     event_message,
-    image_message,
     image_request,
     model_message,
     queued_message,
     rank_message,
-    timings_message,
+    response_message,
 )
 from server.doors.reflection import reflection_handlers
 from server.doors.request_id import ID_KEY, request_id
@@ -57,8 +56,6 @@ OPTIONS = [
 # Checks of health at once, so that they are answered beside a full house; each takes a millisecond.
 _CHECKS, _CHECKS_OF_CALLER = 128, 32
 _FOR_EVER = 2**31 - 1  # gRPC's own word for it
-
-_CLOCKS = 0.1  # seconds: a client whose deadline passes cancels, and its clock may be a little ahead
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,7 @@ class ImagesServicer:
 
     async def Generate(  # noqa: N802
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.GenerateEvent]:
+    ) -> AsyncIterator[pb.GenerateEvent | bytes]:
         call = self._call(context)
         try:
             request = image_request(message)
@@ -176,10 +173,10 @@ class ImagesServicer:
 
     async def GenerateBlocking(  # noqa: N802
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
-    ) -> pb.GenerateResponse:
+    ) -> bytes:
         call = self._call(context)
         try:
-            request = image_request(message)
+            request = replace(image_request(message), preview_every=None, progress=False)
             self._fits_one_message(request)
             accepted = await call.submit(request)
             images, done = await collect(self._service.events(accepted.job))
@@ -187,11 +184,7 @@ class ImagesServicer:
         except BaseException as error:
             call.ended(error)
             raise
-        return pb.GenerateResponse(
-            images=[image_message(image, accepted.job) for image in images],
-            queued=queued_message(self._service.model_id, accepted),
-            timings=timings_message(done.timings, accepted.job),
-        )
+        return response_message(self._service.model_id, accepted, images, done)
 
     async def Rank(  # noqa: N802
         self, message: pb.RankRequest, context: grpc.aio.ServicerContext
@@ -248,15 +241,5 @@ class _Call:
         if self._reported:
             return
         self._reported = True
-        code, reason = "OK", ""
-        if isinstance(error, LatentdError):
-            code, reason = error.code, str(error)
-        elif isinstance(error, Exception):
-            code, reason = "INTERNAL", repr(error)
-        elif error is not None:  # asyncio cancelled us, or closed the generator
-            left = self._context.time_remaining()
-            code = "CANCELLED" if left is None or left > _CLOCKS else "DEADLINE_EXCEEDED"
-        self._service.ended("grpc", code, self._job, self.id, self._started, reason)
-        if self._job is not None:
-            self._job.cancel()  # of no effect on a job that is done
-            self._job = None  # gRPC's context and what it calls back hold each other
+        self._service.ended("grpc", error, self._job, self.id, self._started, self._context.time_remaining())
+        self._job = None  # gRPC's context and what it calls back hold each other

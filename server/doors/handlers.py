@@ -51,7 +51,7 @@ def handlers(
         by_method[method.name] = grpc.stream_stream_rpc_method_handler(
             _guard(behaviour, method, (apart or {}).get(method.name, calls)),
             request_deserializer=_parser(GetMessageClass(method.input_type)),
-            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            response_serializer=_written,
         )
     return grpc.method_handlers_generic_handler(name or service.full_name, by_method)
 
@@ -64,6 +64,10 @@ def _parser(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
             return _Malformed(kind.DESCRIPTOR.full_name, len(data))
 
     return parse
+
+
+def _written(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -53,6 +53,7 @@ def test_every_option_reaches_the_server(call: Any, server: FakeServer) -> None:
         "model": "demo",
     }
     call(server.address, "generate", "an apple", format="webp", **options)
+    options["progress"] = False  # where nobody sees the events
     assert server.images.requests == [pb.GenerateRequest(prompt="an apple", format=pb.IMAGE_FORMAT_WEBP, **options)]
 
 

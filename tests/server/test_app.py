@@ -339,6 +339,14 @@ def test_where_the_models_own_size_is_not_served_the_first_is_the_default(model:
     assert (told.width, told.height) == (32, 24) == picture.image.size
 
 
+def test_doors_that_are_off_are_neither_open_nor_told(model: Model) -> None:
+    with serving(model, metrics_port=None) as server:
+        assert server.addresses() == [f"gRPC {address(server)}"]
+        assert server.metrics_port is None and not server._scrapes._sockets
+        with Client(address(server)) as client:
+            assert len(client.generate("a cat", steps=1)) == 1
+
+
 @pytest.mark.parametrize("taken", ["grpc", "metrics"])
 def test_a_port_that_another_server_has_is_told(taken: str, server: Server, model: Model) -> None:
     port = {"grpc": server.grpc_port, "metrics": server.metrics_port}[taken]

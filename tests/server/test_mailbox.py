@@ -68,6 +68,20 @@ def test_a_step_that_does_not_wake_the_reader_travels_with_the_next_event() -> N
     assert asyncio.run(read()) == [Step(0, 2, 2), Image(0, b"file", 1)]
 
 
+def test_who_shows_no_progress_hears_of_none() -> None:
+    async def read() -> tuple[bool, list[Event]]:
+        mailbox = Mailbox(asyncio.get_running_loop(), progress=False)
+        taking = asyncio.ensure_future(mailbox.take())
+        mailbox.post(Started(0))
+        mailbox.post(Step(0, 1, 2))
+        asleep = not mailbox._woken
+        mailbox.post(Preview(0, 1, b"jpeg"))
+        mailbox.post(Image(0, b"file", 1))
+        return asleep, await taking
+
+    assert asyncio.run(read()) == (True, [Preview(0, 1, b"jpeg"), Image(0, b"file", 1)])
+
+
 def test_posted_from_other_threads_every_image_arrives() -> None:
     count = 200
 

@@ -189,6 +189,7 @@ def test_http_can_be_switched_off(written: str, file: Path) -> None:
     assert read_settings([], {"LATENTD_CONFIG": str(file)}).http_port is None
     assert read_settings(["--http-port", "0"], {"LATENTD_CONFIG": str(file)}).http_port == 0
     assert read_settings([], {"LATENTD_HTTP_PORT": "off"}).http_port is None and Settings().http_port == 8000
+    assert read_settings(["--metrics-port", "off"], {}).metrics_port is None
     with pytest.raises(SettingsError, match="^--http-port is 'none'; it takes an integer from 0 to 65535, or off"):
         read_settings(["--http-port", "none"], {})
 

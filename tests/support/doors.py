@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from typing import Any, Protocol
 
 from latentd import Client, ServerError
@@ -85,7 +85,7 @@ class HttpSent:
     """`read` makes an outcome of a good answer's events or JSON, `refusal` one of a body that tells of an error."""
 
     def __init__(self, server: Server, path: str, body: Json, deadline: float | None, door: HttpDoor) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE)
+        self._connection = HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE)
         headers = {"Content-Type": "application/json"}
         if deadline is not None:
             headers["X-Deadline-Ms"] = f"{1e3 * deadline:.0f}"

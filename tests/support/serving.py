@@ -79,6 +79,12 @@ def nothing_left(server: Server) -> None:
     assert all(tenant is None for lane in device._batcher.lanes.values() for tenant in lane.tenants)
 
 
+def metric(server: Server, name: str, **labels: str) -> float:
+    """What a metric says now; 0 where nothing was counted yet."""
+    labels = {"model": server.service.model_id, **labels}
+    return server.metrics.registry.get_sample_value(f"latentd_{name}", labels) or 0.0
+
+
 def http(server: Server) -> str:
     return f"http://127.0.0.1:{server.http_port}"
 

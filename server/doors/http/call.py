@@ -101,16 +101,7 @@ class Call:
         if self._reported:
             return
         self._reported = True
-        code, reason = "OK", ""
-        if isinstance(error, LatentdError):
-            code, reason = error.code, str(error)
-        elif isinstance(error, Exception):
-            code, reason = "INTERNAL", repr(error)
-        elif error is not None:
-            code = "CANCELLED"
-        self._service.ended(self.door, code, self._job, self.id, self.started, reason)
-        if self._job is not None:
-            self._job.cancel()  # of no effect on a job that is done
+        self._service.ended(self.door, error, self._job, self.id, self.started)
 
     def refused(self, error: Exception) -> Refusal:
         """Report an error as the call's end; returns what the client is told."""

@@ -141,7 +141,8 @@ class _Generations:
             strength = STRENGTH if request.strength is None else within("strength", request.strength, 0.0, 1.0)
             steps -= steps_skipped(steps, strength)
         wanted = partial_steps(steps, partial)
-        accepted = await self.call.submit(replace(request, preview_every=wanted.every if partial else 0), NAMES)
+        request = replace(request, preview_every=wanted.every if partial else 0, progress=False)
+        accepted = await self.call.submit(request, NAMES)
         if body.stream:
             return EventStream(self.call, self._events(accepted, wanted), _failure)
         pictures, _ = await self.call.pictures()

@@ -20,7 +20,7 @@ from tests.support.doors import DOORS, Door
 from tests.support.held import Held, eventually
 from tests.support.jobs import alone, decoded
 from tests.support.patience import PATIENCE
-from tests.support.serving import http, nothing_left, quick, serving
+from tests.support.serving import http, metric, nothing_left, quick, serving
 
 every_door = pytest.mark.parametrize("door", DOORS, ids=lambda door: door.name)
 
@@ -29,11 +29,6 @@ every_door = pytest.mark.parametrize("door", DOORS, ids=lambda door: door.name)
 def server(model: Model, sizes: tuple[Size, ...]) -> Iterator[Server]:
     with serving(model, seats=2, sizes=sizes, http_port=0) as server:
         yield server
-
-
-def metric(server: Server, name: str, **labels: str) -> float:
-    labels = {"model": server.service.model_id, **labels}
-    return server.metrics.registry.get_sample_value(f"latentd_{name}", labels) or 0.0
 
 
 def ended(server: Server, door: Door, code: str) -> float:

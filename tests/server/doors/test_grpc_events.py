@@ -52,9 +52,9 @@ def test_the_timings_add_up_to_what_the_server_itself_measured(
     calls: list[tuple[Job, float, float]] = []
     ended = server.service.ended
 
-    def note(door: str, code: str, job: Job, request_id: str, started: float, reason: str = "") -> None:
+    def note(door: str, error: None, job: Job, request_id: str, started: float, left: float | None = None) -> None:
         calls.append((job, started, time.monotonic()))
-        ended(door, code, job, request_id, started, reason)
+        ended(door, error, job, request_id, started, left)
 
     monkeypatch.setattr(server.service, "ended", note)
     caplog.set_level(logging.INFO, "latentd.request")

@@ -30,14 +30,9 @@ from server.service import Service
 from server.wish import LaneKey
 from tests.support.held import Held, eventually
 from tests.support.jobs import Running, alone, running
-from tests.support.serving import address, serving
+from tests.support.serving import address, metric, serving
 
 ROOT = Path(__file__).parents[3]
-
-
-def metric(server: Server, name: str, **labels: str) -> float | None:
-    labels = {"model": server.service.model_id, **labels}
-    return server.metrics.registry.get_sample_value(f"latentd_{name}", labels)
 
 
 def nothing_left(server: Server) -> None:
@@ -51,7 +46,7 @@ def nothing_left(server: Server) -> None:
 
 
 def ended(server: Server, code: str) -> float:
-    return metric(server, "requests_total", door="grpc", code=code) or 0.0
+    return metric(server, "requests_total", door="grpc", code=code)
 
 
 def test_cancelled_while_it_sits_it_computes_no_further_step(wired: Model, held: Held) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
 
 import numpy as np
 import openai
@@ -16,19 +15,8 @@ from engines.model import Model
 from server.app import Server
 from tests.support.held import Held
 from tests.support.jobs import alone, decoded
-from tests.support.serving import http, serving
-
-
-@pytest.fixture(scope="module")
-def server(model: Model) -> Iterator[Server]:
-    with serving(model, seats=2, http_port=0) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{http(server)}/v1", api_key="any", max_retries=0) as client:
-        yield client
+from tests.support.openai_sdk import openai_client
+from tests.support.serving import serving
 
 
 def test_openai_lists_the_model(client: openai.OpenAI, model: Model) -> None:
@@ -93,7 +81,7 @@ def test_openai_streams_with_partial_images(partial: int, client: openai.OpenAI,
 def test_openai_has_each_partial_image_while_the_picture_forms(wired: Model, held: Held) -> None:
     with (
         serving(wired, http_port=0) as server,
-        openai.OpenAI(base_url=f"{http(server)}/v1", api_key="any", max_retries=0) as client,
+        openai_client(server) as client,
     ):
         list(client.images.generate(prompt="a", stream=True, partial_images=1))  # fits the map
         held.hold()
@@ -148,7 +136,7 @@ def test_openai_hears_of_a_failure_in_the_middle(wired: Model, held: Held) -> No
 
     with (
         serving(wired, http_port=0) as server,
-        openai.OpenAI(base_url=f"{http(server)}/v1", api_key="any", max_retries=0) as client,
+        openai_client(server) as client,
     ):
         held.after_run = spoil
         with pytest.raises(openai.APIError, match="image 0 came out as not a number"):

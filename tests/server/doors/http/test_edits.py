@@ -7,7 +7,6 @@ import io
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 
 import numpy as np
 import openai
@@ -20,22 +19,10 @@ from engines.model import Model
 from server.app import Server
 from server.upload import original_of
 from tests.support.jobs import decoded
-from tests.support.serving import http, serving
+from tests.support.serving import http
 from tests.support.uploads import colours, saved
 
 ASKED = {"seed": 5, "steps": 5, "sampler": "euler", "guidance": 2.0}
-
-
-@pytest.fixture(scope="module")
-def server(model: Model) -> Iterator[Server]:
-    with serving(model, seats=2, http_port=0) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{http(server)}/v1", api_key="any", max_retries=0) as client:
-        yield client
 
 
 def masks() -> tuple[bytes, bytes]:

@@ -6,11 +6,12 @@ import asyncio
 import json
 import socket
 from http.client import HTTPConnection
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from engines.model import Model
+from server.app import Server
 from server.doors.http.app import application
 from server.doors.http.guard import Guard
 from server.limits import Limits
@@ -19,7 +20,8 @@ from server.service import Service, collect
 from tests.support.doors import events_of
 from tests.support.held import Held, eventually
 from tests.support.jobs import Running, running
-from tests.support.serving import http, serving
+from tests.support.patience import PATIENCE
+from tests.support.serving import http, metric, nothing_left, serving
 
 PAGE = ("/api/generate", {"prompt": "a cat", "steps": 40, "preview_every": 1, "images": 2})
 OPENAI = ("/v1/images/generations", {"prompt": "a cat", "steps": 40, "stream": True, "partial_images": 3})
@@ -111,6 +113,77 @@ def test_a_reader_that_stalls_and_goes_frees_its_seat(
         held.runs.clear()
         asyncio.run(leave(at_work))
         assert len(held.runs) == 1, "no further step"
+
+
+class Narrow:
+    """A client on a real socket that takes nothing before it is read: what the kernel holds for it is a few KB."""
+
+    def __init__(self, server: Server, path: str, body: dict[str, Any]) -> None:
+        asgi = server._http._server
+        assert asgi and server.http_port
+        self._connections = asgi._server.server_state.connections
+        for listening in asgi._sockets:  # a connection has what its listener has
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        self._socket.settimeout(PATIENCE)
+        self._socket.connect(("127.0.0.1", server.http_port))
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self._socket.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+
+    def read(self) -> str:
+        """Read to the end; the chunks' sizes are left in."""
+        data = b""
+        for connection in list(self._connections):  # quick again
+            connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        while part := self._socket.recv(1 << 16):
+            data += part
+        return data.decode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+# At this size a picture is more than the kernel holds for a reader like that; few steps, for they take a while.
+WIDE, FEW = (64, 64), {"steps": 5}
+
+
+@pytest.mark.parametrize(("path", "body"), [PAGE, OPENAI], ids=["page", "openai"])
+def test_a_stream_that_nobody_reads_is_ended_and_counted(path: str, body: dict[str, Any], model: Model) -> None:
+    label = "page" if path == PAGE[0] else "openai"
+    with (
+        serving(model, seats=2, http_port=0, sizes=(WIDE,), unread_seconds=0.2) as server,
+        Narrow(server, path, body | FEW) as reader,
+    ):
+        eventually(lambda: metric(server, "connections_ended_total", door="http", why="unread"), 1)
+        nothing_left(server)
+        eventually(lambda: metric(server, "requests_total", door=label, code="CANCELLED"), 1)
+        told = reader.read()  # what the kernel had, and no end
+        assert told.startswith("HTTP/1.1 200") and not told.endswith("0\r\n\r\n")
+        assert "event: done" not in told and "completed" not in told
+
+
+@pytest.mark.parametrize(("path", "body"), [PAGE, OPENAI], ids=["page", "openai"])
+def test_a_stream_that_is_read_late_has_every_picture(path: str, body: dict[str, Any], model: Model) -> None:
+    """Its device was done long before: nothing waits for a reader but what is his."""
+    with (
+        serving(model, seats=2, http_port=0, sizes=(WIDE,)) as server,
+        Narrow(server, path, body | FEW) as reader,
+    ):
+        eventually(lambda: metric(server, "images_total"), body.get("images", 1))
+        nothing_left(server)
+        told = reader.read()
+        assert told.endswith("0\r\n\r\n")
+        if path == PAGE[0]:
+            assert told.count("event: image\n") == 2 and told.count("event: done\n") == 1
+            assert told.count("event: preview\n") < 2 * 4, "he missed some"
+        else:
+            assert told.count("event: image_generation.completed\n") == 1
 
 
 def test_one_who_waits_is_told_his_place(wired: Model, held: Held) -> None:

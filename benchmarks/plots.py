@@ -28,10 +28,13 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
     for (axis,), panel in zip(axes, panels, strict=True):
         for name, (x, y) in panel.lines.items():
             axis.plot(x, y, label=name, linewidth=1.2, marker="o" if len(x) < 30 else "", markersize=3)
-        axis.set(title=panel.title, xlabel=panel.across, ylabel=panel.up, ylim=(0, None))
+        highest = max((max(y) for _, y in panel.lines.values() if len(y)), default=0.0)
+        # A flat line has nearly no range of its own, and would lie on the frame.
+        top = 1.1 * highest or 1.0
+        axis.set(title=panel.title, xlabel=panel.across, ylabel=panel.up, ylim=(0, top))
         axis.grid(alpha=0.3)
         if len(panel.lines) > 1:
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     pyplot.close(figure)

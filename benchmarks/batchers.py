@@ -203,14 +203,11 @@ def main(argv: list[str] | None = None) -> int:
     policies |= {
         name: lambda orders, choose=choose: engine.batches(orders, choose) for name, choose in BATCHERS.items()
     }
-    rows = None if options.dry else Rows("batchers-cpu", ("openvino", "numpy"))
+    rows = Rows("batchers-cpu", ("openvino", "numpy"), keep=not options.dry)
     shown: dict[str, dict[str, list[float]]] = {}
 
     def note(what: str, shape: str, unit: str, value: float) -> None:
-        if rows:
-            rows.add(what, shape, unit, [value])
-        else:
-            print(f"{what:44} {value:9.4g} {unit:6} {shape}", flush=True)
+        rows.add(what, shape, unit, [value])
 
     measure(policies, MIXED, min(8, options.jobs), 0.0)  # warm
     for kind, steps in (("mixed", MIXED), ("uniform", UNIFORM)):

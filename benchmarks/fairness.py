@@ -18,8 +18,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.load import Figures, counters, measured
-from benchmarks.rows import Rows
+from benchmarks.load import counters, measured
+from benchmarks.rows import Figures, Rows
 from benchmarks.serving import IN_FLIGHT, ROOT, server_process
 from engines.cpu.stepper import HostStepper
 from engines.model import load
@@ -148,12 +148,7 @@ def main() -> int:
                 metrics = f"http://127.0.0.1:{found[2]}/metrics"
                 asyncio.run(measure(whose, Callers(int(found[1]), metrics), metrics, figures))
     figures["pause and resume over a full step, this", f"one of {IN_FLIGHT} seats", "ratio"] = pause_over_step()
-    rows = None if options.dry else Rows("fairness-cpu", ("openvino", "grpcio", "numpy"))
-    for (what, shape, unit), values in figures.items():
-        if rows:
-            rows.add(what, shape, unit, values)
-        else:
-            print(f"{what:44} {' '.join(f'{value:8.4g}' for value in values)} {unit:6} {shape}", flush=True)
+    Rows("fairness-cpu", ("openvino", "grpcio", "numpy"), keep=not options.dry).add_all(figures)
     return 0
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from benchmarks.rows import Rows
+from benchmarks.rows import Figures, Rows
 from benchmarks.serving import IN_FLIGHT, ROOT, server_process
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
@@ -37,7 +37,6 @@ DEADLINE = 2 * STEPS  # full steps
 IN_LOOP = 2 * IN_FLIGHT  # as many wait as sit: no seat is ever empty
 FACTORS = (3, 10)
 _LEAST = 0.01  # pictures a second, of a machine that stood still
-Figures = dict[tuple[str, str, str], list[float]]  # of each turn, by what, shape and unit
 
 
 @dataclass
@@ -205,12 +204,7 @@ def main() -> int:
             with server_process(ROOT / "demo" / "small-things", folder=folder, words=("server",)) as (line, _, _):
                 address, metrics = re.findall(r"gRPC (\S+), metrics (\S+)", line)[0]
                 asyncio.run(measure(whose, address, metrics, options.seconds, figures))
-    rows = None if options.dry else Rows("load-cpu", ("openvino", "grpcio", "numpy"))
-    for (what, shape, unit), values in figures.items():
-        if rows:
-            rows.add(what, shape, unit, values)
-        else:
-            print(f"{what:44} {' '.join(f'{value:8.4g}' for value in values)} {unit:6} {shape}", flush=True)
+    Rows("load-cpu", ("openvino", "grpcio", "numpy"), keep=not options.dry).add_all(figures)
     return 0
 
 

@@ -3,7 +3,11 @@
 32 calls of a picture with a preview of every step are begun on an HTTP/2 window of 0, so that the server cannot send a
 byte of what it makes; or, in turn, by readers of everything. Once their pictures are drawn, which costs the same, 32
 callers ask for 4-step pictures one after the other: their p95 beside unread calls over that beside read ones is the
-figure. Five turns, interleaved.
+figure. Five turns of read, never read, never read, read, so that a machine that slows down counts for both.
+
+How far two runs of the same differ is a row too: where read over read is as far from 1 as never over read, the machine
+was too busy for this, and nothing is shown. What others do to the clock they do not do to the processor time that the
+server itself takes for a picture, of which there is a ratio as well.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 import grpc
 import grpc.aio
@@ -24,14 +29,22 @@ from benchmarks.attack.trial import Trial, request, until
 from benchmarks.attack.unread import Unread
 from benchmarks.load import Load, Outcome, p95
 from benchmarks.memory import memory_of
-from benchmarks.rows import Rows
-from benchmarks.serving import ROOT, server_process
+from benchmarks.rows import Figures, Rows
+from benchmarks.serving import ROOT, cpu_seconds, server_process
 from latentd.v1.images_pb2_grpc import ImagesStub
 
 CALLERS = 32
 STEPS = 4
 _PATIENT = ("--queue-seconds", "3600")  # on a busy machine too nobody is refused
 OTHERS = {"images": 1, "steps": STEPS, "preview_every": 1}
+
+
+class Run(NamedTuple):
+    """Holds what one run showed of the normal callers."""
+
+    p95: float  # seconds
+    cpu: float  # seconds of the server's, for a picture
+    memory: float  # MB of the server's, after it
 
 
 @contextlib.asynccontextmanager
@@ -77,13 +90,25 @@ async def normal(address: str, seconds: float) -> list[Outcome]:
     return outcomes
 
 
-async def turn(server: Trial, seconds: float, *, read: bool) -> float:
-    """Return the normal callers' p95, seconds. Errors: SystemExit where one of them got no picture."""
+async def turn(server: Trial, seconds: float, *, read: bool) -> Run:
+    """Measure the normal callers. Errors: SystemExit where one of them got no picture."""
     async with others(server, read=read):
+        busy = cpu_seconds(server.pid)
         outcomes = await normal(server.address, seconds)
+        busy = cpu_seconds(server.pid) - busy
     if failed := [one.refusal for one in outcomes if not one.delivered]:
         raise SystemExit(f"{len(failed)} of {len(outcomes)} normal requests got no picture: {failed[0]}")
-    return p95([one.ended - one.sent for one in outcomes])
+    memory = memory_of(server.pid)
+    took = p95([one.ended - one.sent for one in outcomes])
+    return Run(took, busy / len(outcomes), memory.anonymous + memory.file)
+
+
+def ratios(runs: dict[bool, list[Run]], value: Callable[[Run], float]) -> list[float]:
+    """Return, of each turn, the mean of both runs beside unread calls over that of both beside read ones."""
+    sums = {
+        read: [value(a) + value(b) for a, b in zip(each[::2], each[1::2], strict=True)] for read, each in runs.items()
+    }
+    return [never / read for never, read in zip(sums[False], sums[True], strict=True)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,32 +117,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--dry", action="store_true", help="print, and keep no rows")
     options = parser.parse_args(argv)
-    p95s: dict[bool, list[float]] = {True: [], False: []}
-    memory: dict[bool, list[float]] = {True: [], False: []}
+    runs: dict[bool, list[Run]] = {True: [], False: []}
     with server_process(ROOT / "demo" / "small-things", words=("server",), flags=_PATIENT) as (line, _, pid):
         address, metrics = re.findall(r"gRPC (\S+), metrics (\S+)", line)[0]
         server = Trial(address, metrics, pid)
         asyncio.run(turn(server, min(5.0, options.seconds), read=True))
-        for number in range(options.turns):
-            for read in (True, False) if number % 2 else (False, True):
-                p95s[read].append(asyncio.run(turn(server, options.seconds, read=read)))
-                seen = memory_of(pid)
-                memory[read].append(seen.anonymous + seen.file)
-    ratios = [b / a for a, b in zip(p95s[True], p95s[False], strict=True)]
+        for _ in range(options.turns):
+            for read in (True, False, False, True):
+                runs[read].append(asyncio.run(turn(server, options.seconds, read=read)))
     shape = f"{CALLERS} callers of {STEPS} steps beside {CALLERS} others, {options.seconds:g} s"
-    lines = [
-        ("p95, others read", "ms", [1e3 * value for value in p95s[True]]),
-        ("p95, others never read", "ms", [1e3 * value for value in p95s[False]]),
-        ("p95, never read over read", "ratio", ratios),
-        ("memory after turns, others read", "MB", memory[True]),
-        ("memory after turns, others never read", "MB", memory[False]),
-    ]
-    rows = None if options.dry else Rows("readers-cpu", ("openvino", "grpcio", "numpy"))
-    for what, unit, values in lines:
-        if rows:
-            rows.add(what, shape, unit, values)
-        else:
-            print(f"{what:40} {' '.join(f'{value:8.4g}' for value in values)} {unit}", flush=True)
+    figures: Figures = {}
+    for read, name in ((True, "others read"), (False, "others never read")):
+        figures[f"p95, {name}", shape, "ms"] = [1e3 * run.p95 for run in runs[read]]
+        figures[f"server's processor time of a picture, {name}", shape, "ms"] = [1e3 * run.cpu for run in runs[read]]
+        figures[f"memory after turns, {name}", shape, "MB"] = [run.memory for run in runs[read]]
+    for what, value in (("p95", lambda run: run.p95), ("processor time", lambda run: run.cpu)):
+        figures[f"{what}, never read over read", shape, "ratio"] = ratios(runs, value)
+        same = [value(b) / value(a) for a, b in zip(runs[True][::2], runs[True][1::2], strict=True)]
+        figures[f"{what}, read over read", shape, "ratio"] = same
+    Rows("readers-cpu", ("openvino", "grpcio", "numpy"), keep=not options.dry).add_all(figures)
     return 0
 
 

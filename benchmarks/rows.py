@@ -20,6 +20,9 @@ def percentiles(values: list[float]) -> tuple[float, float, float]:
     return p20, p50, p80
 
 
+Figures = dict[tuple[str, str, str], list[float]]  # of each run, by what, shape and unit
+
+
 class Rows:
     """Appends to results/<name>.csv and prints each row as it comes; unless `keep`, it prints alone."""
 
@@ -46,6 +49,11 @@ class Rows:
             if new:
                 writer.writerow(COLUMNS)
             writer.writerow([what, shape, unit, p20, p50, p80, len(values), *self._stamp])
+
+    def add_all(self, figures: Figures) -> None:
+        """Append a row for each figure."""
+        for (what, shape, unit), values in figures.items():
+            self.add(what, shape, unit, values)
 
 
 def _cpu() -> str:

@@ -205,15 +205,17 @@ def _took(took: Timings | None) -> str:
     if took is None:
         return ""
     parts = {
+        "read": f"{took.read_ms:.0f} ms" if took.read_ms else "",
         "queue": f"{took.queue_ms:.0f} ms",
         "encode": f"{took.encode_ms:.0f} ms",
         "denoise": f"{took.denoise_ms:.0f} ms ({took.seats_shared:.1f} seats shared)",
         "decode wait": f"{took.decode_wait_ms:.0f} ms",
         "decode": f"{took.decode_ms:.0f} ms",
+        "judge": f"{took.judge_ms:.0f} ms" if took.judge_ms else "",
         "file": f"{took.file_ms:.0f} ms",
         "delivery": f"{took.delivery_ms:.0f} ms",
     }
-    return "".join(f", {name} {words}" for name, words in parts.items())
+    return "".join(f", {name} {words}" for name, words in parts.items() if words)
 
 
 def _failed(error: ServerError, request_id: str = "") -> str:

@@ -36,6 +36,8 @@ class Timings:
     decode_wait_ms: float = 0.0  # for the decoder, behind other pictures; before decode_ms
     file_ms: float = 0.0  # pixels to picture file
     delivery_ms: float = 0.0  # from the file to the end of the request
+    read_ms: float = 0.0  # until the pictures that it came with were read, before queue_ms
+    judge_ms: float = 0.0  # until all its pictures were judged, where some are kept; before file_ms
 
     @classmethod
     def of(cls, sent: pb.Timings) -> Timings:
@@ -50,6 +52,8 @@ class Timings:
             decode_wait_ms=sent.decode_wait_ms,
             file_ms=sent.file_ms,
             delivery_ms=sent.delivery_ms,
+            read_ms=sent.read_ms,
+            judge_ms=sent.judge_ms,
         )
 
 

@@ -144,6 +144,11 @@ class Server:
         """Return whether a lane is being made (see Device.makes_lane)."""
         return self.service.device is not None and self.service.device.makes_lane
 
+    @property
+    def leaves_threads(self) -> bool:
+        """Return whether threads are left at the end that nobody waits for: they may be in a compiler or a decoder."""
+        return self.makes_lane or self.service.reads
+
     async def died(self) -> None:
         """Wait until the device fails; health says NOT_SERVING from then on."""
         await self._died.wait()
@@ -167,7 +172,7 @@ class Server:
             device.dismiss(why)
         farewell = farewell if grace else 0.0
         await asyncio.gather(self._door.close(farewell), self._http.close(farewell))
-        await asyncio.to_thread(self.service.close)
+        self.service.close()
         if device is not None:
             await asyncio.to_thread(device.stop)
         for watching in self._watching:
@@ -205,9 +210,10 @@ async def serve(settings: Settings) -> int:
         log.info("draining: requests have %g s to end", settings.grace)
         await server.close(settings.grace)
     log.info("stopped")
-    if server.failed or server.makes_lane:
+    if server.failed or server.leaves_threads:
         # At once: what torch frees on the way out asks CUDA for events, and after an error that stays this aborts. A
         # compiler's thread that comes back to an interpreter that has ended aborts too, or crashes in what is freed.
+        # And the interpreter would wait for a thread that reads a picture, for seconds, though nobody has use for it.
         logging.shutdown()
         os._exit(1 if server.failed else 0)
     return 0

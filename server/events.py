@@ -38,18 +38,23 @@ class Image:
 class Timings:
     """Holds when a job came from one part of its way to the next, in monotonic seconds; 0 is not yet.
 
-    The last three are of the picture that was finished last: for it everybody waited.
+    What follows `evaluated` is of the picture that was finished last: for it everybody waited.
     """
 
     arrived: float = 0.0
+    read: float = 0.0  # the pictures that it came with were read; when it arrived, where there are none
     seated: float = 0.0  # its first picture got a seat
     encoded: float = 0.0  # that picture's prompts were there
     evaluated: float = 0.0  # the last evaluation of all its pictures was over
     decoding: float = 0.0  # the picture's turn at the decoder came
     decoded: float = 0.0
+    judged: float | None = None  # all its pictures were; None: they are not
     written: float = 0.0  # the picture's file was there
     delivered: float = 0.0  # the door had its end
     seats: list[int] = field(default_factory=list)  # live seats at each evaluation of each picture
+
+    def __post_init__(self) -> None:
+        self.read = self.read or self.arrived
 
     def parts(self, now: float) -> dict[str, float]:
         """Return the milliseconds of each part, in their order. They add up to the time from arrival to delivery.
@@ -57,7 +62,9 @@ class Timings:
         A job that did not come that far has had its last part until `now`. A picture may be decoded before another's
         last evaluation: a part begins where the one before it ended, or has no time.
         """
-        ends = (self.seated, self.encoded, self.evaluated, self.decoding, self.decoded, self.written, self.delivered)
+        judged = self.decoded if self.judged is None else self.judged
+        drawn = (self.read, self.seated, self.encoded, self.evaluated)
+        ends = (*drawn, self.decoding, self.decoded, judged, self.written, self.delivered)
         parts, begun = {}, self.arrived
         for name, end in zip(PARTS, ends, strict=True):
             end = max(begun, end or (self.delivered or now))
@@ -70,7 +77,8 @@ class Timings:
         return sum(self.seats) / len(self.seats) if self.seats else 0.0
 
 
-PARTS = ("queue", "encode", "denoise", "decode_wait", "decode", "file", "delivery")  # of a job's time
+# Of a job's time.
+PARTS = ("read", "queue", "encode", "denoise", "decode_wait", "decode", "judge", "file", "delivery")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.left = self.wish.images
-        self.timings = Timings(self.arrived)
+        self.timings = Timings(self.arrived, judged=None if self.wish.keep is None else 0.0)
 
     def cancel(self) -> None:
         """Cancel the job: it leaves after the step that is under way, at once where none is."""

@@ -20,7 +20,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._model = model_id
         self._requests = self._make(Counter, "requests_total", "Requests ended", "door", "code")
-        self.request_seconds = self._make(Histogram, "request_seconds", "Request to last event", buckets=_SECONDS)
+        self._request_seconds = self._make(
+            Histogram, "request_seconds", "Request to last event", "code", buckets=_SECONDS
+        )
         self.queue_seconds = self._make(Histogram, "queue_seconds", "Wait for a seat", buckets=_SECONDS)
         self.preview_first_seconds = self._make(
             Histogram, "preview_first_seconds", "Request to first preview", buckets=_SECONDS
@@ -46,6 +48,10 @@ class Metrics:
         )
         self.forecast_margin = self._make(Gauge, "forecast_margin", "What forecasts are multiplied by")
         self.decode_backlog = self._make(Gauge, "decode_backlog", "Finished pictures that wait for the decoder")
+        self.reading_backlog = self._make(
+            Gauge, "reading_backlog", "Pictures of requests that are being read, or wait for it"
+        )
+        self.judge_backlog = self._make(Gauge, "judge_backlog", "Finished pictures that the judge has not scored yet")
         self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")
         self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows there are")
         self.calls_open = self._make(Gauge, "calls_open", "Calls of all methods that are open")
@@ -61,8 +67,10 @@ class Metrics:
         metric = kind(f"latentd_{name}", text, ["model", *labels], registry=self.registry, **options)
         return metric if labels else metric.labels(self._model)
 
-    def request(self, door: str, code: str) -> None:
+    def request(self, door: str, code: str, seconds: float) -> None:
+        """Count a request that ended after so many seconds."""
         self._requests.labels(self._model, door, code).inc()
+        self._request_seconds.labels(self._model, code).observe(seconds)
 
     def cancelled(self, where: str) -> None:
         self._cancelled.labels(self._model, where).inc()

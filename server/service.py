@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
+from engines.model import Model
 from pipeline.errors import InvalidRequest, LatentdError
 from server.caller import LOCAL, named
 from server.device.judging import Ranks, judge_for, ranks_of, style_of
@@ -18,7 +19,7 @@ from server.job import Job
 from server.limits import Limits
 from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics
-from server.originals import Originals, Value
+from server.originals import MASK, STYLE, Kind, Originals, original_kind
 from server.request import ImageRequest
 from server.wish import Wish
 
@@ -44,7 +45,7 @@ class Service:
         self.metrics = metrics
         self.device: Device | None = None
         self.draining = False
-        self._originals = Originals()
+        self._originals = Originals(metrics)
 
     def ready(self) -> Device:
         """Return the device that serves. Errors: NotServing while it loads or the server drains."""
@@ -55,12 +56,17 @@ class Service:
         return self.device
 
     def dismiss(self, why: str) -> None:
-        """End every request whose pictures are being read, saying `why`; those that are queued are the device's."""
+        """End every request whose pictures are read or wait for it, saying `why`; queued ones are the device's."""
         self._originals.dismiss(why)
 
     def close(self) -> None:
-        """Read no more pictures; those that are being read are waited for."""
+        """Read no more pictures; one that is being read is not waited for."""
         self._originals.close()
+
+    @property
+    def reads(self) -> bool:
+        """Return whether a picture is being read, in a thread that nobody waits for."""
+        return self._originals.at_work
 
     async def submit(
         self,
@@ -73,7 +79,8 @@ class Service:
         """Check, admit and queue. `arrived`: when the door heard of it, monotonic seconds; None: just now.
 
         `caller`: whose it is, as server/caller.py names it; callers share the device.
-        A picture to begin with is read and encoded first; a request without one is queued before this first waits.
+        A picture to begin with is read and encoded first, unless the request would not be done in time with that and
+        what waits for it; a request without one is queued before this first waits.
         Errors: any LatentdError, each with its code.
         """
         now = time.monotonic()
@@ -85,33 +92,43 @@ class Service:
                 f"name {caller}",
                 "priority",
             )
-        try:
-            async with asyncio.timeout(seconds_left):
-                if request.init_image is not None:
-                    wish = replace(wish, start=await self._originals.of(request, wish, device.model))
-                if (style := request.style_image) is not None:
-                    wish = replace(wish, style=await self._originals.apart(style_of, style, wish, device.model))
-        except TimeoutError:
-            raise TooLate("the deadline passed before the pictures were read") from None
         deadline = None if seconds_left is None else now + seconds_left
         mailbox = Mailbox(asyncio.get_running_loop(), progress=request.progress is not False)
         job = Job(request_id, wish, mailbox, arrived or now, deadline, caller)
+        kinds = [original_kind(wish)] * (request.init_image is not None) + [STYLE] * (request.style_image is not None)
+        if kinds:
+            device.foresee(job, self._originals.expected(kinds), first=not self._originals.at_work)
+            try:
+                async with asyncio.timeout(seconds_left):
+                    await self._read(request, job, device.model)
+            except TimeoutError:
+                raise TooLate("the deadline passed before the pictures were read") from None
+            job.timings.read = time.monotonic()
         return Accepted(job, device.submit(job))
 
-    async def reading(self, work: Callable[..., Value], *values: object) -> Value:
-        """Return what `work` makes of a client's picture, in one of the few threads that read them.
+    async def _read(self, request: ImageRequest, job: Job, model: Model) -> None:
+        """Read the pictures of a request, and put what is read into its job's wish."""
+        wish = job.wish
+        if request.init_image is not None:
+            wish = replace(wish, start=await self._originals.of(request, wish, model))
+        if (style := request.style_image) is not None:
+            wish = replace(wish, style=await self._originals.apart(STYLE, style_of, style, wish, model))
+        job.wish = wish
+
+    async def with_mask(self, work: Callable[[bytes], bytes], mask: bytes) -> bytes:
+        """Return what `work` makes of a client's mask, in one of the few threads that read pictures.
 
         Errors: Busy; NotServing; those of `work`.
         """
-        return await self._originals.apart(work, *values)
+        return await self._originals.apart(MASK, lambda _, mask: work(mask), mask)
 
     async def rank(self, model: str | None, pictures: Sequence[bytes], texts: Sequence[str]) -> Ranks:
-        """Score picture files against texts, beside the steps.
+        """Score picture files against texts, beside the steps. No other picture is begun when the client goes away.
 
         Errors: InvalidRequest naming the field, also where there is no judge; UnknownModel; NotServing; Busy.
         """
         judge = judge_for(self._named(model).model, pictures, texts, self.limits)
-        return await self._originals.apart(ranks_of, judge, pictures, texts)
+        return await self._originals.apart(Kind("rank", len(pictures)), ranks_of, judge, pictures, texts)
 
     def _named(self, model: str | None) -> Device:
         """Return the device that serves a model. Errors: UnknownModel; NotServing."""
@@ -168,8 +185,7 @@ class Service:
         code, reason = _code(error, left)
         now = time.monotonic()
         took = now - started
-        self.metrics.request(door, code)
-        self.metrics.request_seconds.observe(took)
+        self.metrics.request(door, code, took)
         details = ""
         if job is not None:
             wish, timings = job.wish, job.timings

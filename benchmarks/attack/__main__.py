@@ -22,7 +22,7 @@ from benchmarks.attack.endings import grace, limit, unread
 from benchmarks.attack.floods import backlog, descriptors, flood, health, timings
 from benchmarks.attack.stalls import stall
 from benchmarks.attack.trial import Figure, trial
-from benchmarks.rows import Rows
+from benchmarks.rows import Figures, Rows
 from benchmarks.serving import ROOT
 
 _OVERLOAD = ("goodput over control run", "late of the admitted", "seat-steps delivered, as clients saw")
@@ -30,7 +30,7 @@ _OVERLOAD = ("goodput over control run", "late of the admitted", "seat-steps del
 
 def overload(folder: Path, seconds: float = 10.0) -> list[Figure]:
     """Measure as `make load` does, in short."""
-    figures: load.Figures = defaultdict(list)
+    figures: Figures = defaultdict(list)
     with trial(folder) as server:
         asyncio.run(load.measure("", server.address, server.metrics, seconds, figures))
     ratios = ((re.sub(", $", "", what), shape, values[0]) for (what, shape, _), values in figures.items())
@@ -66,7 +66,7 @@ def main() -> int:
     chosen = options.items.split(",")
     if unknown := [name for name in chosen if name not in items]:
         parser.error(f"there is no item {unknown[0]}; there are {', '.join(items)}")
-    rows = None if options.dry else Rows("attack-cpu", ("openvino", "grpcio", "numpy"))
+    rows = Rows("attack-cpu", ("openvino", "grpcio", "numpy"), keep=not options.dry)
     folders = {**({"base": options.base.resolve()} if options.base else {}), "this": ROOT}
     print(f"{'':100} {'  '.join(f'{whose:>10}' for whose in folders)}")
     for name in chosen:
@@ -78,8 +78,7 @@ def main() -> int:
             cells = (f"{values[whose]:10.4g}" if whose in values else f"{'-':>10}" for whose in folders)
             print(f"{name + ': ' + figure.what:100} {'  '.join(cells)} {figure.unit}", flush=True)
             for whose, value in values.items():
-                if rows:
-                    rows.add(f"{name}, {whose}", figure.what, figure.unit, [value], say=False)
+                rows.add(f"{name}, {whose}", figure.what, figure.unit, [value], say=False)
     return 0
 
 

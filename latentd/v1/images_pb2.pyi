@@ -171,7 +171,7 @@ class Done(_message.Message):
     def __init__(self, timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue_ms", "encode_ms", "denoise_ms", "decode_ms", "seats_shared", "steps", "evaluations", "decode_wait_ms", "file_ms", "delivery_ms")
+    __slots__ = ("queue_ms", "encode_ms", "denoise_ms", "decode_ms", "seats_shared", "steps", "evaluations", "decode_wait_ms", "file_ms", "delivery_ms", "read_ms", "judge_ms")
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     ENCODE_MS_FIELD_NUMBER: _ClassVar[int]
     DENOISE_MS_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +182,8 @@ class Timings(_message.Message):
     DECODE_WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     FILE_MS_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_MS_FIELD_NUMBER: _ClassVar[int]
+    READ_MS_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_MS_FIELD_NUMBER: _ClassVar[int]
     queue_ms: float
     encode_ms: float
     denoise_ms: float
@@ -192,7 +194,9 @@ class Timings(_message.Message):
     decode_wait_ms: float
     file_ms: float
     delivery_ms: float
-    def __init__(self, queue_ms: _Optional[float] = ..., encode_ms: _Optional[float] = ..., denoise_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., seats_shared: _Optional[float] = ..., steps: _Optional[int] = ..., evaluations: _Optional[int] = ..., decode_wait_ms: _Optional[float] = ..., file_ms: _Optional[float] = ..., delivery_ms: _Optional[float] = ...) -> None: ...
+    read_ms: float
+    judge_ms: float
+    def __init__(self, queue_ms: _Optional[float] = ..., encode_ms: _Optional[float] = ..., denoise_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., seats_shared: _Optional[float] = ..., steps: _Optional[int] = ..., evaluations: _Optional[int] = ..., decode_wait_ms: _Optional[float] = ..., file_ms: _Optional[float] = ..., delivery_ms: _Optional[float] = ..., read_ms: _Optional[float] = ..., judge_ms: _Optional[float] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("images", "queued", "timings")

@@ -58,6 +58,7 @@ class Batcher:
         self._queue = Queue()
         self._share = Share()
         self._turn = 0  # steps so far
+        self.changes = 0  # of who waits, sits or is to be decoded, and steps
 
     def open(self, key: LaneKey) -> bool:
         """Add a lane with empty seats; False when there is one already."""
@@ -67,6 +68,7 @@ class Batcher:
         return new
 
     def add(self, job: Job) -> None:
+        self.changes += 1
         self._queue.add(job)
 
     @property
@@ -82,6 +84,11 @@ class Batcher:
     def paused_count(self) -> int:
         """Count those of them that have had a seat."""
         return self._queue.paused_count
+
+    @property
+    def jobs_waiting(self) -> set[Job]:
+        """List the jobs of which pictures wait."""
+        return self._queue.jobs
 
     def waiting_jobs(self) -> Counter[str]:
         """Count the jobs that wait, of each caller."""
@@ -150,6 +157,7 @@ class Batcher:
     def drop(self, gone: Iterable[Job]) -> list[tuple[LaneKey, int]]:
         """Take these jobs out of the queue, their seats and the decoder's queue; returns the seats that they left."""
         jobs = set(gone)
+        self.changes += 1
         self.undecoded = [picture for picture in self.undecoded if picture.job not in jobs]
         self._queue.drop(jobs)
         left = []
@@ -178,6 +186,7 @@ class Batcher:
                 continue
             if endangers(picture):
                 return None
+            self.changes += 1
             self._queue.take(line)
             if paused := lane.tenants[seat]:
                 self._queue.pause(paused)
@@ -226,6 +235,7 @@ class Batcher:
         return min(surplus)[-1] if surplus else None
 
     def free(self, key: LaneKey, seat: int) -> None:
+        self.changes += 1
         self.lanes[key].tenants[seat] = None
 
     def finish(self, key: LaneKey, seat: int) -> None:
@@ -236,6 +246,7 @@ class Batcher:
 
     def decoding(self, picture: Picture) -> None:
         """Note that the decoding of a picture begins."""
+        self.changes += 1
         if picture in self.undecoded:
             self.undecoded.remove(picture)
 
@@ -254,6 +265,7 @@ class Batcher:
             return None
         key, seats = self._share.next(seated, row, step)
         self._turn += 1
+        self.changes += 1
         for seat in seats:
             if tenant := self.lanes[key].tenants[seat]:
                 tenant.turn = self._turn

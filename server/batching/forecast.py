@@ -3,14 +3,17 @@ late for its sake, and who cannot make it any more."""
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.batching.batcher import Batcher
+from server.batching.demand import Demand
+from server.batching.making import Making
 from server.batching.pace import Pace
-from server.batching.play import Making, Play
+from server.batching.play import Play
 from server.job import Job, Picture
 
 
@@ -25,23 +28,30 @@ class Forecast:
 
 
 def forecast(
-    batcher: Batcher, job: Job, pace: Pace, now: float, margin: float = 1.0, making: Making | None = None
+    batcher: Batcher,
+    job: Job,
+    pace: Pace,
+    now: float,
+    margin: float = 1.0,
+    making: Making | None = None,
+    demand: Demand | None = None,
 ) -> Forecast:
     """Play forward with `job` at its place in the queue, while seats do not drain.
 
-    `now`: monotonic seconds. `margin`: by how much the others' ends may be later than they look.
+    `now`: monotonic seconds. `margin`: by how much the others' ends may be later than they look. `demand`: what callers
+    asked for lately; a job with a deadline leaves them their shares.
     """
     waiting, priority = batcher.waiting, job.wish.priority
-    joining = pictures_of(job)
-    before = [picture for picture in waiting if picture.job.wish.priority >= priority]
-    after = [picture for picture in waiting if picture.job.wish.priority < priority]
-    played = Play(batcher, pace, [*before, *joining, *after], making, now=now, newcomer=job, full=True).played
+    joining, demand = pictures_of(job), None if job.deadline is None else demand
+    place = bisect.bisect_right(waiting, -priority, key=lambda picture: -picture.job.wish.priority)
+    queue = [*waiting[:place], *joining, *waiting[place:]]
+    played = Play(batcher, pace, queue, making, now=now, newcomer=job, full=True, demand=demand).played
 
     def late(ends: dict[Job, float]) -> set[Job]:
         return {other for other, end in ends.items() if _misses(other, now + margin * end)} - {job}
 
     if broken := late(played.finished):
-        broken -= late(Play(batcher, pace, waiting, making, now=now, full=True).played.finished)
+        broken -= late(Play(batcher, pace, waiting, making, now=now, full=True, demand=demand).played.finished)
     breaks = tuple(sorted(played.finished[other] for other in broken))
     return Forecast(played.seated[job], played.finished[job], played.ready[job.wish.lane], breaks)
 
@@ -49,8 +59,15 @@ def forecast(
 def alone(pictures: Sequence[Picture], pace: Pace) -> float:
     """Forecast the seconds that pictures of a job take with nobody beside them, all prompts remembered."""
     wish = pictures[0].job.wish
+    judge = 0.0 if wish.keep is None else pace.judge
+    return device_seconds(pictures, pace) + judge + pace.file(wish.size, wish.format)
+
+
+def device_seconds(pictures: Sequence[Picture], pace: Pace) -> float:
+    """Forecast the seconds that the device has to do with pictures of a job, all prompts remembered."""
+    wish = pictures[0].job.wish
     steps = sum(wish.rows_left(picture.reached) for picture in pictures) * pace.row(wish.lane)
-    return steps + len(pictures) * pace.decode(wish.size) + pace.file(wish.size, wish.format)
+    return steps + len(pictures) * pace.decode(wish.size)
 
 
 def pictures_of(job: Job) -> list[Picture]:

@@ -50,6 +50,8 @@ class Pace:
         self._encode = Median()  # of a chunk of a prompt
         self._decode: dict[Size, Median] = defaultdict(Median)
         self._file: dict[tuple[Size, str], Median] = defaultdict(Median)  # by format
+        self._judge = Median()  # of a picture, whatever its size: the judge sees all alike
+        self.unjudged = 0  # pictures that wait for the judge, or are before it
 
     def open(self, lane: LaneKey) -> None:
         """Add another lane of a size: until it steps it has the pace of the same size's shortest prompts."""
@@ -76,6 +78,9 @@ class Pace:
     def written(self, size: Size, format: str, seconds: float) -> None:
         """Note how long after the device was free again a picture's file was there."""
         self._file[size, format].add(seconds)
+
+    def judged(self, seconds: float) -> None:
+        self._judge.add(seconds)
 
     def row(self, lane: LaneKey) -> float:
         """Return the seconds a row of one evaluation."""
@@ -109,6 +114,16 @@ class Pace:
     def file(self, size: Size, format: str) -> float:
         """Return the seconds from there to the picture's file: beside the device, a wait for a thread included."""
         return self._file[size, format].value if (size, format) in self._file else 0.0
+
+    @property
+    def judge(self) -> float:
+        """Return the seconds that the judge takes for a picture, beside the device."""
+        return self._judge.value
+
+    @property
+    def judge_wait(self) -> float:
+        """Return the seconds until the judge has seen all pictures that it has."""
+        return self.unjudged * self._judge.value
 
     def full_step(self, seats: int) -> float:
         """Forecast a step with so many guided seats, in the slowest lane; seconds."""

@@ -6,8 +6,9 @@ import copy
 from collections.abc import Container
 
 from server.batching.batcher import Batcher
+from server.batching.making import Making
 from server.batching.pace import Pace
-from server.batching.play import Making, Play
+from server.batching.play import Play
 from server.job import Job
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -36,6 +37,8 @@ class Queue:
         pictures = itertools.chain.from_iterable(self._lines.values())
         if len(self._lines) == 1:
             return pictures
+        if len({line.priority for line in self._lines}) == 1:  # thousands may wait, and a forecast asks for all
+            return iter(sorted(pictures, key=operator.attrgetter("arrival")))
         return iter(sorted(pictures, key=lambda picture: (-picture.job.wish.priority, picture.arrival)))
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,7 @@ class Delivery:
         self._ended = ended
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
         self._judge = judge
+        self._lock = threading.Lock()  # guards the number of pictures that wait for it
         self._judging = ThreadPoolExecutor(1, thread_name_prefix="judge")  # apart: a picture takes it up to seconds
 
     def picture(self, picture: Picture, pixels: NDArray[np.uint8]) -> None:
@@ -52,6 +54,7 @@ class Delivery:
         if picture.job.wish.keep is None:
             self._pool.submit(self._write, picture, pixels)
         else:
+            self._unjudged(1)
             self._judging.submit(self._weigh, picture, pixels)
 
     def preview(self, picture: Picture, step: int, prediction: Pending[F32]) -> None:
@@ -108,19 +111,28 @@ class Delivery:
             job.timings.written = written
         self.settle(picture, Image(picture.index, data, wish.picture_seed(picture.index), score))
 
+    def _unjudged(self, more: int) -> None:
+        with self._lock:
+            self._pace.unjudged += more
+            self._metrics.judge_backlog.set(self._pace.unjudged)
+
     def _weigh(self, picture: Picture, pixels: NDArray[np.uint8]) -> None:
         """Have the judge score a picture. Once all of its job's are scored, those nearest to the prompt are written."""
-        job, judge = picture.job, self._judge
+        job, judge, start = picture.job, self._judge, time.monotonic()
         if job.over:
+            self._unjudged(-1)
             return
         try:
             assert judge is not None
             seen, words = judge.picture(_composed(picture, pixels)), judge.text(job.wish.words)
             score = float(judge.scores([seen], [words])[0, 0])
+            self._pace.judged(time.monotonic() - start)
         except Exception:
             log.exception("image %d cannot be judged", picture.index, extra={"request": job.id})
             self.settle(picture, PictureFailed(f"image {picture.index} cannot be judged"))
             return
+        finally:
+            self._unjudged(-1)
         with job.lock:
             job.judged.append(Judged(score, picture, pixels))
         self._choose(job)
@@ -130,6 +142,7 @@ class Delivery:
         with job.lock:
             if len(job.judged) < job.left or not job.judged:
                 return
+            job.timings.judged = time.monotonic()
             judged, job.judged = sorted(job.judged, key=lambda each: (-each.score, each.picture.index)), []
         for each in judged[: job.wish.keep]:
             self._pool.submit(self._write, each.picture, each.pixels, each.score)

@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
+from server.batching.alike import Alike
 from server.batching.batcher import Batcher, Lane, Place
+from server.batching.demand import Demand
 from server.batching.forecast import endangers, outlook
+from server.batching.making import Making
 from server.batching.margin import Margin
 from server.batching.pace import Pace
 from server.batching.parting import unfinished
-from server.batching.play import Making
 from server.job import Job, Picture
 from server.metrics import Metrics
 from server.wish import LaneKey
@@ -32,6 +34,8 @@ class Jobs:
         self.changed = threading.Condition()
         self.batcher = batcher
         self.margin = Margin()
+        self.demand = Demand()
+        self.alike = Alike()
         self._pace = pace
         self._steps = steps
         self._metrics = metrics

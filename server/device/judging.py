@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,16 +36,30 @@ def judge_for(model: Model, pictures: Sequence[bytes], texts: Sequence[str], lim
     return model.judge
 
 
-def ranks_of(judge: Judge, pictures: Sequence[bytes], texts: Sequence[str]) -> Ranks:
-    """Decode pictures and score them against texts. Errors: InvalidRequest naming the picture."""
-    seen = [judge.picture(_pixels(f"pictures[{number}]", data)) for number, data in enumerate(pictures)]
-    return Ranks(judge.scores(seen, [judge.text(text) for text in texts]), [judge.cut(text) for text in texts])
+def ranks_of(stay: Callable[[], None], judge: Judge, pictures: Sequence[bytes], texts: Sequence[str]) -> Ranks:
+    """Decode pictures and score them against texts. `stay` is called before each, and ends it with an error of its own.
+
+    Errors: InvalidRequest naming the picture.
+    """
+    seen, read = [], []
+    for number, data in enumerate(pictures):
+        stay()
+        seen.append(judge.picture(_pixels(f"pictures[{number}]", data)))
+    for text in texts:
+        stay()
+        read.append(judge.text(text))
+    return Ranks(judge.scores(seen, read), [judge.cut(text) for text in texts])
 
 
-def style_of(style_image: bytes, wish: Wish, model: Model) -> Style:
-    """Decode a picture and return its style, at the weight that the request says. Errors: InvalidRequest."""
+def style_of(stay: Callable[[], None], style_image: bytes, wish: Wish, model: Model) -> Style:
+    """Decode a picture and return its style, at the weight that the request says. `stay`: as for `ranks_of`.
+
+    Errors: InvalidRequest.
+    """
     assert model.styles is not None
-    return model.styles.of(_pixels("style_image", style_image), wish.style_weight)
+    pixels = _pixels("style_image", style_image)
+    stay()
+    return model.styles.of(pixels, wish.style_weight)
 
 
 def _pixels(field: str, data: bytes) -> Pixels:

@@ -19,7 +19,7 @@ from engines.model import Model
 from engines.seat import Sitting
 from pipeline.errors import LatentdError
 from pipeline.samplers import STATE, Table
-from server.batching.play import Making
+from server.batching.making import Making
 from server.errors import PictureFailed
 from server.metrics import Metrics
 from server.wish import LaneKey, engine_of

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from engines.model import Model
 from engines.preview import Preview
 from pipeline.errors import LatentdError
-from server.batching.admission import Admission
+from server.batching.admission import Admission, Reading
 from server.batching.batcher import Batcher
+from server.batching.forecast import Forecast, device_seconds, pictures_of
 from server.batching.pace import Pace
 from server.device.decoding import Decoding
 from server.device.delivery import Delivery
@@ -91,33 +92,49 @@ class Device:
     def submit(self, job: Job) -> int:
         """Admit a job; returns how many pictures wait before it. Errors: Busy, TooLate, NotServing."""
         with self._changed:
-            if self._failed or self._stopping:
-                raise NotServing(
-                    "the device has failed; the server is about to restart" if self._failed else "draining"
-                )
-            self._admit(job)
+            expected = self._admit(job)
+            # The making of a lane tells no pace, nor does a judge who has not seen a picture yet.
+            if self._batcher.lanes[job.wish.lane].ready and (job.wish.keep is None or self._pace.judge):
+                job.expected = time.monotonic() - job.arrived + expected.finish
             ahead = self._jobs.add(job)
             job.wake = self._wake
             self._changed.notify()
         return ahead
 
-    def _admit(self, job: Job) -> None:
-        """Open the job's lane where there is none, and admit the job. Errors: those of Admission.check."""
+    def foresee(self, job: Job, reading: Reading, *, first: bool) -> None:
+        """Refuse a job now that would be refused once its pictures are read. Errors: those of `submit`.
+
+        `first`: nobody's are being read. On an idle device it is tried then, as a forecast may be wrong.
+        """
+        with self._changed:
+            if not (first and self._batcher.empty):
+                self._admit(job, reading)
+
+    def _admit(self, job: Job, reading: Reading | None = None) -> Forecast:
+        """Open the job's lane where there is none, and return its forecast if it may join.
+
+        Errors: NotServing; those of Admission.check.
+        """
+        if self._failed or self._stopping:
+            raise NotServing("the device has failed; the server is about to restart" if self._failed else "draining")
         key, now = job.wish.lane, time.monotonic()
         if self._batcher.open(key):  # made when the device thread comes to it
             self._pace.open(key)
         if not (lane := self._batcher.lanes[key]).ready:
             self._lanes.expect(key)
         job.unencoded = self._turn.unencoded(job.wish)
-        making, margin = self._lanes.making(now), self._jobs.margin.value(now)
+        making, margin, jobs = self._lanes.making(now), self._jobs.margin.value(now), self._jobs
+        if reading is None:
+            seconds = device_seconds(pictures_of(job), self._pace)
+            jobs.demand.note(job.caller, job.wish.priority, seconds, now)
         try:
-            expected = self._admission.check(job, self._batcher, self._pace, now, margin, making)
+            return self._admission.check(
+                job, self._batcher, self._pace, now, margin, making, jobs.demand, reading, jobs.alike
+            )
         except NotMade:
             lane.wanted = True
             self._changed.notify()
             raise
-        if lane.ready and job.wish.keep is None:  # neither the making of a lane nor a judge tells the pace
-            job.expected = now - job.arrived + expected.finish
 
     @property
     def makes_lane(self) -> bool:

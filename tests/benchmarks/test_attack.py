@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.support.serving import address, serving
 
 
 def trial_of(server: Server) -> Trial:
-    return Trial(address(server), f"http://127.0.0.1:{server.metrics_port}/metrics", 0)
+    return Trial(address(server), f"http://127.0.0.1:{server.metrics_port}/metrics", os.getpid())
 
 
 def test_frames_and_headers_are_those_of_the_rfcs() -> None:
@@ -52,7 +53,15 @@ def test_normal_readers_beside_unread_ones(server: Server, monkeypatch: pytest.M
     monkeypatch.setattr(readers, "CALLERS", 2)
     monkeypatch.setitem(readers.OTHERS, "preview_every", 0)  # the first preview has the server compile the encoder
     for read in (True, False):
-        assert asyncio.run(readers.turn(trial_of(server), 0.05, read=read)) > 0
+        run = asyncio.run(readers.turn(trial_of(server), 0.05, read=read))
+        assert run.p95 > 0 and run.cpu >= 0 and run.memory > 0
+
+
+def test_the_machine_s_drift_is_in_both_and_is_told() -> None:
+    """Each turn is read, never, never, read: what slows down evenly cancels out."""
+    slower = [readers.Run(p95, 1.0, 0.0) for p95 in (1.0, 1.1, 1.2, 1.3, 2.0, 2.2, 2.4, 2.6)]
+    runs = {True: [slower[0], slower[3], slower[4], slower[7]], False: [*slower[1:3], *slower[5:7]]}
+    assert readers.ratios(runs, lambda run: run.p95) == pytest.approx([1.0, 1.0])
 
 
 def test_the_table_has_each_figure_before_and_after(

@@ -87,7 +87,7 @@ def test_prometheus_asks_the_server_and_grafana_asks_prometheus() -> None:
 def samples() -> dict[str, set[str]]:
     """Return the names that a scrape has, and each one's labels; a metric with labels is given one value of each."""
     metrics = Metrics("small-things")
-    metrics.request("grpc", "OK")
+    metrics.request("grpc", "OK", 1.0)
     metrics.cancelled("seat")
     metrics.given_up("seat")
     metrics._engine_info.labels("small-things", "openvino", "f32", "0" * 12).set(1)

@@ -14,8 +14,19 @@ def timings(**moments: float) -> Timings:
 
 def test_the_parts_add_up_to_the_time_from_arrival_to_delivery() -> None:
     parts = timings().parts(99.0)
-    assert list(parts.values()) == [500, 500, 2500, 250, 750, 500, 125] and tuple(parts) == PARTS
+    assert list(parts.values()) == [0, 500, 500, 2500, 250, 750, 0, 500, 125] and tuple(parts) == PARTS
     assert sum(parts.values()) == 1e3 * (5.625 - 0.5)
+
+
+def test_pictures_that_come_with_it_are_read_and_those_that_it_may_keep_are_judged() -> None:
+    parts = timings(read=0.75, judged=5.25).parts(99.0)
+    assert list(parts.values()) == [250, 250, 500, 2500, 250, 750, 250, 250, 125]
+    assert sum(parts.values()) == 1e3 * (5.625 - 0.5)
+
+
+def test_a_picture_that_waits_for_the_judge_is_not_a_file_yet() -> None:
+    parts = Timings(0.5, seated=1.0, encoded=1.5, evaluated=4.0, decoding=4.0, decoded=5.0, judged=0.0).parts(9.0)
+    assert (parts["judge"], parts["file"], parts["delivery"]) == (4000, 0, 0)
 
 
 def test_a_picture_that_was_decoded_before_anothers_last_step() -> None:

@@ -15,7 +15,7 @@ from tests.support.serving import address, serving
 
 NAMES = {
     "requests_total": {"door", "code"},
-    "request_seconds": set(),
+    "request_seconds": {"code"},
     "queue_seconds": set(),
     "queue_depth": set(),
     "rows_live": set(),
@@ -30,6 +30,8 @@ NAMES = {
     "pictures_paused": set(),
     "pauses_total": set(),
     "decode_backlog": set(),
+    "judge_backlog": set(),
+    "reading_backlog": set(),
     "seat_steps_total": set(),
     "seat_steps_delivered_total": set(),
     "nan_images_total": set(),
@@ -76,6 +78,8 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         own = {"model": model.id}
         eventually(lambda: sample(server, "requests_total", door="grpc", code="OK", **own), 1)
         eventually(lambda: sample(server, "requests_total", door="grpc", code="INVALID_ARGUMENT", **own), 1)
+        for code in ("OK", "INVALID_ARGUMENT"):
+            assert sample(server, "request_seconds_count", code=code, **own) == 1
         assert sample(server, "images_total", **own) == 2
         assert sample(server, "steps_total", **own) == sample(server, "step_seconds_count", **own) >= 4
         assert sample(server, "queue_seconds_count", **own) == 2

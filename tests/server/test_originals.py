@@ -13,14 +13,16 @@ from PIL import Image
 from engines.model import Model
 from latentd import Client
 from server.app import Server
+from server.batching.pace import Median
 from server.errors import Busy, NotServing, TooLate
 from server.limits import Limits
-from server.originals import _WAITING, Originals
+from server.metrics import Metrics
+from server.originals import _WAITING, Kind, Originals, Stay
 from server.request import ImageRequest
 from server.settings import Settings
 from server.wish import Wish
 from tests.support import wire
-from tests.support.held import Held
+from tests.support.held import Held, eventually
 from tests.support.patience import PATIENCE
 from tests.support.serving import address, serving
 from tests.support.uploads import colours, saved
@@ -71,22 +73,27 @@ def test_a_bounded_number_waits(model: Model) -> None:
     class Slow:
         def moments(self, picture: np.ndarray) -> np.ndarray:
             entered.release()
+            read.append(picture)
             assert go_on.wait(PATIENCE)
             return model.backend.moments(picture)
 
     slow = replace(model, backend=Slow())
 
+    read = []
+
     async def fill() -> None:
-        originals = Originals()
+        originals = Originals(Metrics("m"))
         reading = [asyncio.create_task(originals.of(request, wish, slow)) for _ in range(_WAITING)]
         await asyncio.to_thread(entered.acquire)
         with pytest.raises(Busy, match=f"^{_WAITING} requests wait for their pictures to be read"):
             await originals.of(request, wish, slow)
         for task in reading[2:]:
             task.cancel()
+        await asyncio.wait(reading[2:])
         go_on.set()
         done = await asyncio.gather(*reading, return_exceptions=True)
         assert sum(isinstance(each, asyncio.CancelledError) for each in done) == _WAITING - 2
+        assert len(read) == 2, "of who went away while it waited nothing is read"
         assert (await originals.of(request, wish, slow)).moments.shape[0] == 2 * model.spec.vae.latent_channels
         originals.close()
 
@@ -116,7 +123,105 @@ def test_who_waits_for_a_picture_to_be_read_hears_of_the_deadline_and_of_the_ser
         closing = asyncio.create_task(server.close(0.01))
         with pytest.raises(NotServing, match="the server stops, and its grace of 0.01 s was over before"):
             await waiting
-        go_on.set()
         await closing
+        assert server.leaves_threads, "it does not wait for what is being read"
+        go_on.set()
+        await asyncio.to_thread(eventually, lambda: server.leaves_threads, False)
 
     asyncio.run(asyncio.wait_for(life(), PATIENCE))
+
+
+def test_work_ends_when_its_client_has_gone(model: Model) -> None:
+    """The thread is free for others then: it does what it is within, and no more."""
+    entered, go_on, ended, done = threading.Event(), threading.Event(), threading.Event(), []
+
+    def work(stay: Stay, pictures: int) -> None:
+        try:
+            for number in range(pictures):
+                stay()
+                done.append(number)
+                entered.set()
+                assert go_on.wait(PATIENCE)
+        finally:
+            ended.set()
+
+    async def leave() -> None:
+        originals = Originals(Metrics("m"))
+        working = asyncio.create_task(originals.apart(Kind("many", 8), work, 8))
+        await asyncio.to_thread(entered.wait, PATIENCE)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        go_on.set()
+        assert await asyncio.to_thread(ended.wait, PATIENCE)
+        assert done == [0] and originals.expected([Kind("many")]).takes == 0, "what was not finished tells no pace"
+        originals.close()
+
+    asyncio.run(leave())
+
+
+def test_what_waits_to_be_read_is_counted_with_what_it_took_before() -> None:
+    metrics, go_on = Metrics("m"), threading.Event()
+    two = Kind("x", 2)
+
+    async def count() -> None:
+        originals = Originals(metrics)
+        await originals.apart(two, lambda stay: None)
+        originals._took["x"] = Median([1.5])
+        assert originals.expected([Kind("x"), two]) == (0.0, 4.5) and not originals.at_work
+        reading = [asyncio.create_task(originals.apart(two, lambda stay: go_on.wait(PATIENCE))) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert originals.expected([Kind("new")]) == (4.5, 0.0), "two threads read"
+        assert originals.at_work and gauge(metrics) == 3
+        go_on.set()
+        await asyncio.gather(*reading)
+        await asyncio.to_thread(eventually, lambda: gauge(metrics), 0)
+        originals.close()
+
+    asyncio.run(count())
+
+
+def gauge(metrics: Metrics) -> float | None:
+    return metrics.registry.get_sample_value("latentd_reading_backlog", {"model": "m"})
+
+
+def test_who_cannot_be_done_with_its_pictures_is_refused_before_they_are_read(wired: Model, held: Held) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def gate() -> None:
+        entered.set()
+        assert go_on.wait(PATIENCE)
+
+    held.before_moments = gate
+    request = ImageRequest(init_image=PICTURE)
+
+    async def life() -> None:
+        server = Server(Settings(model=wired.checkpoint.path, grpc_port=0, metrics_port=0, http_port=None))
+        await server.open()
+        await server.load(lambda _: wired)
+        originals = server.service._originals
+        originals._took["original", (24, 24)] = Median([30.0])
+        first = asyncio.create_task(server.service.submit(request, "a", 40.0))
+        await asyncio.to_thread(entered.wait, PATIENCE)
+        for seconds, error, words in (
+            (20.0, TooLate, "^the request takes about 30.[0-9]+ s by itself; its deadline is in 20.00 s$"),
+            (40.0, Busy, "^the request would finish in about 45.[0-9]+ s; its deadline is in 40.00 s$"),
+        ):
+            with pytest.raises(error, match=words):
+                await server.service.submit(request, "b", seconds)
+        assert gauge_of(server) == 1, "the only one that is read"
+        go_on.set()
+        job = (await first).job
+        assert job.timings.read > job.arrived and job.wish.start is not None
+        originals._took["original", (24, 24)] = Median([3000.0])
+        await asyncio.to_thread(eventually, lambda: originals.at_work, False)
+        await asyncio.to_thread(eventually, lambda: job.over, True)
+        assert (await server.service.submit(request, "c", 40.0)).job, "only a try can show that it is wrong"
+        await server.close(PATIENCE)
+
+    asyncio.run(asyncio.wait_for(life(), 2 * PATIENCE))
+
+
+def gauge_of(server: Server) -> float | None:
+    registry = server.metrics.registry
+    return registry.get_sample_value("latentd_reading_backlog", {"model": server.service.model_id})

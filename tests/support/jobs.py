@@ -165,6 +165,7 @@ def wish(
     priority: int = 0,
     seed: int = 0,
     interval: Interval = WHOLE,
+    keep: int | None = None,
 ) -> Wish:
     """A wish with the numbers that admission and the batcher look at; no model stands behind it."""
     table = Table(
@@ -193,6 +194,7 @@ def wish(
         prompt=prompt,
         negative=prompt if rows == 2 else None,
         interval=interval,
+        keep=keep,
     )
 
 

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from server.batching.admission import Admission
+from server.batching.alike import Alike
 from server.batching.batcher import Batcher
-from server.batching.forecast import endangers, outlook
+from server.batching.demand import Demand
+from server.batching.forecast import device_seconds, endangers, outlook, pictures_of
 from server.batching.margin import Margin
 from server.batching.pace import Pace
 from server.caller import LOCAL
@@ -56,6 +58,7 @@ class Simulated:
 
     def __post_init__(self) -> None:
         self.batcher, self.margin, self.admission = Batcher([LANE], self.seats), Margin(), Admission()
+        self.demand, self.alike = Demand(), Alike()
         self.pace = Pace({LANE: self.row})
         self._draw = random.Random(7)
         self._files: list[tuple[float, int, Job]] = []
@@ -89,9 +92,12 @@ class Simulated:
         job.caller = caller
         job.arrived, job.unencoded = self.now, 1
         job.deadline = None if seconds is None else self.now + seconds
+        self.demand.note(caller, priority, device_seconds(pictures_of(job), self.pace), self.now)
         try:
             margin = self.margin.value(self.now)
-            job.expected = self.admission.check(job, self.batcher, self.pace, self.now, margin).finish
+            job.expected = self.admission.check(
+                job, self.batcher, self.pace, self.now, margin, demand=self.demand, alike=self.alike
+            ).finish
         except (Busy, TooLate):
             return None
         self.batcher.add(job)

@@ -50,8 +50,9 @@ class Call:
         try:
             left = None if left is None else left - (time.monotonic() - self.started)
             submitting = self._service.submit(request, self.id, left, self.started, self.caller)
-            # A picture is read and encoded first, which nobody should wait for who has gone.
-            accepted = await (self.unless_gone(submitting) if request.init_image else submitting)
+            # Pictures are read and encoded first, which nobody should wait for who has gone.
+            read = request.init_image or request.style_image
+            accepted = await (self.unless_gone(submitting) if read else submitting)
         except LatentdError as error:
             raise renamed(error, names or {}) from None
         self._job = accepted.job

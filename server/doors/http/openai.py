@@ -105,7 +105,7 @@ def openai(service: Service, most: int) -> APIRouter:
             raise MissingField("image is missing", "image")
         mask = files.get("mask")
         if mask is not None:
-            mask = await service.reading(from_transparency, mask)
+            mask = await call.unless_gone(service.with_mask(from_transparency, mask))
         return await _Generations(service, call, "image_edit").answer(body, image, mask)
 
     router.get("/models", summary="The model served")(answering(service, models, counted=False))

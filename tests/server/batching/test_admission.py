@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from server.batching.admission import Admission
+from server.batching.admission import Admission, Reading
 from server.batching.batcher import Batcher
 from server.batching.forecast import Forecast
+from server.batching.making import Making
 from server.batching.pace import Pace
-from server.batching.play import Making
 from server.errors import Busy, NotMade, TooLate
 from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
@@ -36,12 +36,13 @@ def check(
     margin: float = 1.0,
     making: Making | None = None,
     pace: Pace = PACE,
+    reading: Reading | None = None,
     **fields,
 ) -> Forecast:
     """Ask for a job with a deadline so many seconds from NOW."""
     job = idle_job(wish(**fields))
     job.deadline = None if seconds is None else NOW + seconds
-    return (admission or Admission()).check(job, batcher, pace, NOW, margin, making)
+    return (admission or Admission()).check(job, batcher, pace, NOW, margin, making, reading=reading)
 
 
 def test_an_idle_server_lets_in_and_says_when_it_will_be_done() -> None:
@@ -114,6 +115,30 @@ def finished() -> Batcher:
     batcher = busy(1)
     batcher.finish(LANE, 0)
     return batcher
+
+
+def test_pictures_that_are_read_before_it_joins_count_and_the_margin_is_of_the_rest() -> None:
+    reading = Reading(wait=4.0, takes=1.0)
+    check(busy(1), 10.9, reading=reading, margin=1.4, **TEN)
+    with pytest.raises(Busy, match=r"would finish in about 10.60 s; its deadline is in 10.50 s") as refused:
+        check(busy(1), 10.5, reading=reading, margin=1.4, **TEN)
+    assert refused.value.retry_after == pytest.approx(0.1)
+    with pytest.raises(TooLate, match=r"takes about 3.00 s by itself; its deadline is in 2.90 s"):
+        check(busy(0), 2.9, reading=reading, **TEN)
+    check(busy(1), None, Admission(queue_seconds=3), reading=reading, **TEN)
+
+
+def test_a_judge_counts_once_it_has_seen_pictures_and_those_that_wait_for_it() -> None:
+    """Two pictures are drawn in 2 s each, and judged in 3 s each."""
+    slow = Pace({LANE: 0.1})
+    slow.judged(3.0)
+    chosen = {"images": 2, "keep": 1, **TEN}
+    assert check(busy(0), pace=slow, **chosen).finish == pytest.approx(2 + 3 + 3)
+    assert check(busy(0), pace=slow, images=2, **TEN).finish == pytest.approx(4)
+    slow.unjudged = 4
+    assert check(busy(0), pace=slow, **chosen).finish == pytest.approx(12 + 3 + 3)
+    with pytest.raises(TooLate, match=r"takes about 7.00 s by itself; its deadline is in 6.00 s"):
+        check(busy(1), 6.0, pace=slow, **chosen)
 
 
 def test_a_stall_and_a_step_100_times_slower_refuse_nothing() -> None:

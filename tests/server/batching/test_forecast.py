@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
 
 import pytest
 
@@ -10,8 +12,9 @@ from pipeline.conditions.interval import Interval
 from server.batching.batcher import Batcher
 from server.batching.forecast import Forecast, endangers, outlook
 from server.batching.forecast import forecast as forecast_job
+from server.batching.making import Making
 from server.batching.pace import Pace
-from server.batching.play import Making, Play
+from server.batching.play import Play
 from server.job import Job, Picture
 from server.wish import LaneKey, Wish
 from tests.support.jobs import idle_job, wish
@@ -346,3 +349,42 @@ def test_others_step_while_a_lane_is_made() -> None:
     busy = unmade(wish(evaluations=2000))
     got = forecast(busy, wish(lane=LONG, evaluations=50), MAKING)
     assert got.wait == pytest.approx(30, abs=0.4) and got.finish == pytest.approx(got.wait + 50 * 0.4)
+
+
+def crowd(draw: random.Random, callers: int, jobs: int, seats: int) -> Batcher:
+    """Jobs of random lengths, numbers of pictures and prompts, of so many callers."""
+    made = Batcher([SMALL], seats)
+    for _ in range(jobs):
+        job = idle_job(wish(evaluations=draw.choice((4, 12, 20, 30)), images=draw.choice((1, 2, 8))))
+        job.caller, job.unencoded = f"caller {draw.randrange(callers)}", draw.choice((0, 1))
+        made.add(job)
+    while made.seat_next():
+        pass
+    return made
+
+
+@pytest.mark.parametrize("decode", [0.1, 1.0])
+@pytest.mark.parametrize("callers", [1, 3, 20])
+def test_a_long_queue_is_reckoned_as_it_would_be_played(callers: int, decode: float) -> None:
+    """Within a tenth, where a decode takes an eighth of a step or more than one."""
+    draw, costly, errors = random.Random(callers), pace(chunk=0.2, decode=decode, file=0.1), []
+    for _ in range(6):
+        queue = crowd(draw, callers, 60, seats=4)
+        job = idle_job(wish(evaluations=12, images=2))
+        job.caller, job.deadline = "caller 0", NOW + 1e6
+        fields: dict = {"now": NOW, "newcomer": job, "full": True}
+        pictures = [*queue.waiting, Picture(job, 0), Picture(job, 1)]
+        played = Play(queue, costly, pictures, **fields, changes=math.inf).played
+        reckoned = Play(queue, costly, pictures, **fields).played
+        errors += [reckoned.seated[job] / played.seated[job] - 1, reckoned.finished[job] / played.finished[job] - 1]
+    assert max(map(abs, errors)) < 0.1 and any(errors), errors
+
+
+def test_a_queue_that_was_not_played_to_its_end_gives_nobody_up() -> None:
+    """Nobody is hopeless for what nobody has looked at."""
+    jobs = [due(1e9, evaluations=10, images=8) for _ in range(200)]
+    queue = batcher(*jobs, seats=2)
+    jobs[-1].deadline = NOW + 450.0
+    assert outlook(queue, PACE, NOW).hopeless is None
+    jobs[5].deadline = NOW + 20.0
+    assert outlook(queue, PACE, NOW).hopeless is jobs[5], "what is near is known"

@@ -109,3 +109,28 @@ def test_who_has_no_deadline_makes_nobody_late() -> None:
     server.run(crowd, SECONDS)
     admitted = [job for job in tight if job is not None]
     assert len(admitted) == 5 and {job for _, job in server.delivered} >= set(admitted)
+
+
+@pytest.mark.parametrize("factor", [3, 10])
+def test_a_flood_of_tight_deadlines_keeps_nobody_out_who_asks_for_less_than_a_share(factor: int) -> None:
+    """The other one asks for a quarter of what the server can do, with deadlines as tight."""
+    server = Simulated()
+    flood = arrivals(server, factor, lambda: server.submit(12, DEADLINE, caller="flood"))
+    small: list = []
+    flood += arrivals(server, 0.25, lambda: small.append(server.submit(12, DEADLINE, caller="small")))
+    server.run(flood, SECONDS + DEADLINE)
+    admitted, ends = [job for job in small if job is not None], {job for _, job in server.delivered}
+    assert len(small) > 20 and len(admitted) >= 0.8 * len(small) and set(admitted) <= ends
+    assert len(server.admitted) - len(ends) <= 0.05 * len(server.admitted), "and no promise is broken for it"
+    in_time = [when for when, _ in server.delivered if DEADLINE < when <= SECONDS]
+    assert len(in_time) / (SECONDS - DEADLINE) >= 0.9 * server.capacity
+
+
+def test_many_callers_who_ask_for_little_are_not_refused_for_each_others_sake() -> None:
+    """Fifty of them, half of what the server can do in all."""
+    server, numbers = Simulated(), itertools.count()
+    server.run(
+        arrivals(server, 0.5, lambda: server.submit(12, DEADLINE, caller=f"caller {next(numbers) % 50}")),
+        SECONDS + DEADLINE,
+    )
+    assert len(server.admitted) >= 0.95 * server.sent and len(server.delivered) == len(server.admitted)

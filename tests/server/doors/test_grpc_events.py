@@ -67,7 +67,8 @@ def test_the_timings_add_up_to_what_the_server_itself_measured(
     eventually(lambda: len(calls), 5)
     for (job, started, _), milliseconds in zip(calls, told, strict=True):
         assert milliseconds == pytest.approx(1e3 * (job.timings.delivered - started), abs=0.01)
-        assert all(ms > 0 for part, ms in job.timings.parts(0).items() if part not in ("encode", "decode_wait"))
+        seldom = {"read", "encode", "decode_wait", "judge"}
+        assert all(ms > 0 for part, ms in job.timings.parts(0).items() if part not in seldom)
     assert min(1e3 * (over - started) - ms for (_, started, over), ms in zip(calls, told, strict=True)) < 5
     line = caplog.records[-1].getMessage()
     assert [f"{part}_ms=" in line for part in PARTS] == [True] * len(PARTS) and "seats_shared=" in line

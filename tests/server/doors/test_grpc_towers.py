@@ -25,7 +25,7 @@ from pipeline.checkpoint.opened import open_checkpoint
 from server.app import Server
 from tests.support.adapters import make_styled
 from tests.support.clips import make_judge, pixels_of
-from tests.support.held import Held, wrapped
+from tests.support.held import Held, eventually, wrapped
 from tests.support.patience import PATIENCE
 from tests.support.serving import address, serving
 
@@ -163,17 +163,47 @@ def test_others_do_not_wait_for_a_judge(towers: Model, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(judge, "picture", picture)
 
-    async def both(where: str) -> tuple[int, int]:
-        async with AsyncClient(where) as client:
+    async def both(server: Server) -> tuple[int, int]:
+        async with AsyncClient(address(server)) as client:
             judged = asyncio.create_task(client.generate(**ASKED, images=3, keep=1))
             assert await asyncio.to_thread(looks.wait, PATIENCE)
             others = await asyncio.gather(*(client.generate(**ASKED, images=2, preview_every=1) for _ in range(3)))
             assert not judged.done()
+            backlog = "latentd_judge_backlog", {"model": towers.id}
+            await asyncio.to_thread(eventually, lambda: server.metrics.registry.get_sample_value(*backlog), 3)
             go.set()
-            return sum(map(len, others)), len(await judged)
+            (kept,) = await judged
+            assert kept.timings is not None and kept.timings.judge_ms > 0
+            assert server.metrics.registry.get_sample_value(*backlog) == 0
+            assert server.service.ready()._pace.judge > 0
+            return sum(map(len, others)), 1
 
     with serving(towers, seats=2) as server:
-        assert asyncio.run(both(address(server))) == (6, 1)
+        assert asyncio.run(both(server)) == (6, 1)
+
+
+def test_no_picture_is_ranked_for_who_has_gone(towers: Model, served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = towers.judge
+    assert judge is not None
+    theirs, looks, go, seen = judge.picture, threading.Event(), threading.Event(), []
+
+    def picture(pixels: Pixels) -> np.ndarray:
+        seen.append(pixels)
+        looks.set()
+        assert go.wait(PATIENCE)
+        return theirs(pixels)
+
+    monkeypatch.setattr(judge, "picture", picture)
+    request = pb.RankRequest(pictures=[PICTURE] * 8, texts=["a"])
+    with grpc.insecure_channel(address(served)) as channel:
+        call = ImagesStub(channel).Rank.future(request)  # pyright: ignore
+        assert looks.wait(PATIENCE)
+        call.cancel()
+    own = {"model": towers.id}
+    eventually(lambda: served.metrics.registry.get_sample_value("latentd_calls_open", own), 0)
+    go.set()
+    eventually(lambda: served.service.reads, False)
+    assert len(seen) == 1
 
 
 def test_ranks_are_the_judges_scores(towers: Model, served: Server) -> None:

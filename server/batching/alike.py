@@ -1,0 +1,46 @@
+"""Requests that are alike have the same forecast as long as nothing has changed.
+
+Under overload most requests are refused, many come within one step, and what refusing takes is lost to the steps where
+they share cores: in numbers, 1.5 ms for each refusal at ten times the peak cost 0.11 of the goodput, 0.6 ms 0.05.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from server.batching.batcher import Batcher
+from server.batching.demand import Demand
+from server.batching.forecast import Forecast, forecast
+from server.batching.making import Making
+from server.batching.pace import Pace
+from server.job import Job
+
+
+class Alike:
+    """Keeps forecasts until somebody comes, goes, sits down, steps or finishes."""
+
+    def __init__(self) -> None:
+        self._changes = -1
+        self._kept: dict[Hashable, Forecast] = {}
+
+    def forecast(
+        self,
+        batcher: Batcher,
+        job: Job,
+        pace: Pace,
+        now: float,
+        margin: float,
+        making: Making | None,
+        demand: Demand | None,
+    ) -> Forecast:
+        """See forecast.forecast."""
+        if self._changes != batcher.changes:
+            self._changes = batcher.changes
+            self._kept.clear()
+        wish = job.wish
+        # What counts of it, and the margin. Who else asked meanwhile changes shares by next to nothing.
+        numbers = (wish.priority, wish.images, wish.table.evaluations, wish.rows_left(), job.unencoded)
+        kind = (job.caller, job.deadline is None, margin, wish.lane, wish.size, wish.format, wish.keep is None, numbers)
+        if kind not in self._kept or not all(lane.ready for lane in batcher.lanes.values()):
+            self._kept[kind] = forecast(batcher, job, pace, now, margin, making, demand)
+        return self._kept[kind]

@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect, Request
 from latentd.variables import meant
 from pipeline.errors import InvalidRequest
 from server.doors.http.errors import HttpError, MissingField, UnknownField
-from server.doors.http.pictures import NO_PICTURE
 from server.errors import Cancelled
 
 _LARGE = 64 << 10  # bytes, which take a millisecond to read
@@ -141,8 +140,8 @@ def refusal_of(error: ValidationError, known: Sequence[str]) -> InvalidRequest:
             return MissingField(f"{field} is missing", field)
         case "json_invalid":
             return InvalidRequest(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-        case str(kind) if kind == NO_PICTURE:
-            return InvalidRequest(f"{field} is not a picture in base64", field)
+        case "value_error":  # of a validator of ours
+            return InvalidRequest(f"{field} {first['msg'].removeprefix('Value error, ')}", field)
     should = first["msg"].replace("Input should be", "it should be")
     if not field:
         return InvalidRequest(f"the body is {_shown(first['input'])}; {should}")

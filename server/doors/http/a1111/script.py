@@ -17,7 +17,7 @@ FIELD, NAME = "alwayson_scripts", "latentd"
 
 
 class Script(BaseModel):
-    """What A1111 has no word for, in the words of ImageRequest."""
+    """Holds what A1111 has no word for, in the words of ImageRequest."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -15,6 +15,7 @@ from engines.model import Model
 from server.app import Server
 from server.upload import original_of
 from tests.support.browser import Browser
+from tests.support.held import eventually
 from tests.support.jobs import Pixels, decoded
 from tests.support.serving import serving
 from tests.support.uploads import colours, saved
@@ -198,6 +199,15 @@ def test_what_the_server_refuses_of_a_picture_is_said_beside_it(opened: Browser,
     said = opened.wait("document.querySelector('#strength-complaint').textContent")
     assert "strength is 0.05, which makes none of 2 steps" in said
     assert opened.run("document.activeElement.id") == "strength"
+
+
+def test_before_its_script_runs_the_page_shows_no_empty_choices(browser: Browser, server: Server) -> None:
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    browser.call("Page.navigate", url=f"http://127.0.0.1:{server.http_port}/")
+    shown = "['prompt', 'settings', 'original'].map((id) => document.getElementById(id)?.getClientRects().length)"
+    eventually(lambda: browser.run(shown), [1, 0, 0])
+    assert browser.run("document.querySelector('#served').textContent") == "Getting ready…"
+    browser.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
 def test_what_the_model_lacks_is_not_offered(opened: Browser) -> None:

@@ -21,17 +21,17 @@ export class Conditions {
       const { picture } = this.#original;
       if (picture) this.#painter.load(picture);
       this.#mask = null;
-      this.#describe();
+      this.refresh();
       if (picture) say("The picture is there. Say what should become of it, and draw.");
     });
-    this.#style.addEventListener("change", () => this.#describe());
+    this.#style.addEventListener("change", () => this.refresh());
     this.#painter.addEventListener("change", () => {
       this.#mask = this.#painter.mask();
-      this.#describe();
+      this.refresh();
     });
     at("mask").addEventListener("click", () => this.#painter.open());
-    for (const name of ["strength", "style_weight"]) at(name).addEventListener("input", () => this.#describe());
-    at("size").addEventListener("change", () => this.#describe());
+    for (const name of ["strength", "style_weight"]) at(name).addEventListener("input", () => this.refresh());
+    at("size").addEventListener("change", () => this.refresh());
     onRoute(({ kind }) => this.#painter.show(kind === "paint"));
     this.#everywhere();
   }
@@ -43,7 +43,7 @@ export class Conditions {
     this.#style.offer(Boolean(model.features?.style_image));
     at("mask").hidden = !model.features?.mask;
     at("style_weight").max = model.limits.style_weight ?? 2;
-    this.#describe();
+    this.refresh();
   }
 
   /** Starts from a picture of the gallery. */
@@ -59,8 +59,9 @@ export class Conditions {
     if (original) at("strength").value = original.strength;
     if (original) at("fit").value = original.fit;
     if (style) at("style_weight").value = style.weight;
-    this.#describe();
+    this.refresh();
     if (!original?.mask || !this.#original.picture) return;
+    this.#mask = original.mask; // for whoever draws before it is on the easel
     const mask = await createImageBitmap(original.mask);
     if (turn === this.#restored) this.#painter.load(pick(original), mask);
   }
@@ -87,7 +88,8 @@ export class Conditions {
     };
   }
 
-  #describe() {
+  /** Shows what there is now, after a setting was changed. */
+  refresh() {
     const { picture } = this.#original;
     at("strength-part").hidden = !picture;
     at("strength-words").textContent = percent(at("strength").value);

@@ -100,6 +100,7 @@ export class Form extends EventTarget {
     if (Number(at("guidance_start").value) > 0 || Number(at("guidance_end").value) < 1) at("interval").open = true;
     this.#slide();
     this.#things.look(at("prompt").value);
+    this.#conditions.refresh();
     this.complain(null);
   }
 

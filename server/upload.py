@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.conditions.original import Original
 from pipeline.errors import InvalidRequest
@@ -45,11 +45,7 @@ def original_of(init_image: bytes, mask: bytes | None, size: tuple[int, int], fi
             "be the same",
             "mask",
         )
-    if painted.mode == "RGBA":
-        if painted.getextrema()[3][0] < 255:  # type: ignore[index] (of a band there is a pair)
-            raise InvalidRequest("mask is transparent; it must be opaque: white is redrawn, black stays", "mask")
-        painted = painted.convert("RGB")
-    grey = _fitted(painted.convert("L"), size, fit, Image.Resampling.BILINEAR, _WHITE)
+    grey = _fitted(_grey(painted), size, fit, Image.Resampling.BILINEAR, _WHITE)
     redrawn = np.asarray(grey) >= 128
     if not redrawn.any():
         raise InvalidRequest(
@@ -92,6 +88,13 @@ def from_transparency(mask: bytes) -> bytes:
     return file.getvalue()
 
 
+def inverted(mask: bytes) -> bytes:
+    """Return the mask of one whose black is to be redrawn. Errors: InvalidRequest naming the field."""
+    file = io.BytesIO()
+    ImageOps.invert(_grey(read_picture("mask", mask))).save(file, "png")
+    return file.getvalue()
+
+
 def opaque(picture: Image.Image) -> Image.Image:
     """Return a picture in RGB, laid on white where it is transparent."""
     if picture.mode != "RGBA":
@@ -99,6 +102,15 @@ def opaque(picture: Image.Image) -> Image.Image:
     ground = Image.new("RGB", picture.size, (_WHITE,) * 3)
     ground.paste(picture, mask=picture.getchannel("A"))
     return ground
+
+
+def _grey(mask: Image.Image) -> Image.Image:
+    """Return a mask in grey. Errors: InvalidRequest for one that is transparent."""
+    if mask.mode == "RGBA":
+        if mask.getextrema()[3][0] < 255:  # type: ignore[index] (of a band there is a pair)
+            raise InvalidRequest("mask is transparent; it must be opaque: white is redrawn, black stays", "mask")
+        mask = mask.convert("RGB")
+    return mask.convert("L")
 
 
 def _plain(image: Image.Image) -> Image.Image:

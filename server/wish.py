@@ -194,9 +194,13 @@ def _interval(request: ImageRequest, model: Model) -> Interval:
 def _style_weight(request: ImageRequest, model: Model, limits: Limits) -> float:
     """Return how much a style weighs. Errors: InvalidRequest, also for a style that this model has no adapter for."""
     if request.style_image is None and request.style_weight is not None:
-        raise InvalidRequest("style_weight is of a picture to take a style from; style_image is missing")
+        raise InvalidRequest(
+            "style_weight is of a picture to take a style from; style_image is missing", "style_weight"
+        )
     if request.style_image is not None and model.styles is None:
-        raise InvalidRequest(f"style_image: {model.id} has no style adapter; --style-adapter of the server names one")
+        raise InvalidRequest(
+            f"style_image: {model.id} has no style adapter; --style-adapter of the server names one", "style_image"
+        )
     return within("style_weight", decimal(_or(request.style_weight, STYLE_WEIGHT)), 0.0, limits.style_weight)
 
 
@@ -205,7 +209,7 @@ def _keep(request: ImageRequest, model: Model, images: int) -> int | None:
     if request.keep is None:
         return None
     if model.judge is None:
-        raise InvalidRequest(f"keep: {model.id} has no judge; --judge of the server names one")
+        raise InvalidRequest(f"keep: {model.id} has no judge; --judge of the server names one", "keep")
     return within("keep", request.keep, 1, images)
 
 

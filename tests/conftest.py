@@ -143,6 +143,18 @@ def model(checkpoint: Checkpoint) -> Model:
 
 
 @pytest.fixture(scope="session")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model with a style adapter and a judge, all of which its folder brings."""
+    from engines.model import load
+    from tests.support.adapters import make_styled
+    from tests.support.clips import make_judge
+
+    folder = make_styled(tmp_path_factory.mktemp("models") / "towers")
+    make_judge(folder / "judge")
+    return load(open_checkpoint(folder), Choice("openvino", "f32", threads=2))
+
+
+@pytest.fixture(scope="session")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A checkpoint that torch alone reads."""
     from tests.support.bare import bare_checkpoint

@@ -29,10 +29,11 @@ def server(model: Model) -> Iterator[Server]:
 
 
 def test_there_is_one_for_each_client() -> None:
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 9
     texts = [text for _, text in EXAMPLES]
-    for word in ("from latentd", 'latentd "', "curl -s ", "from openai", "import webuiapi", "curl -sN "):
-        assert sum(word in text for text in texts) == 1, word
+    words = {"from latentd": 1, 'latentd "': 2, "curl -s ": 1, "from openai": 2, "images.edit(": 1}
+    for word, times in {**words, "import webuiapi": 2, "img2img(": 1, "curl -sN ": 2}.items():
+        assert sum(word in text for text in texts) == times, word
 
 
 @pytest.mark.parametrize(("language", "text"), EXAMPLES, ids=range(len(EXAMPLES)))

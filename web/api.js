@@ -75,6 +75,16 @@ function parse(block) {
   return [name, data.length ? JSON.parse(data.join("\n")) : null]; // a comment line alone is a sign of life
 }
 
+/** Returns a blob's bytes in base64. */
+export function base64Of(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(blob);
+  });
+}
+
 export function blobOf(base64, type) {
   return new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))], { type });
 }

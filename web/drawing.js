@@ -1,6 +1,6 @@
 // One request: what was sent, where it stands, and what has come of it. It knows no element of the page.
 
-import { Lost, blobOf, generate } from "./api.js";
+import { Lost, base64Of, blobOf, generate } from "./api.js";
 
 const FRAMES = 16; // previews of a picture at most: as much of a film as one looks at
 
@@ -23,6 +23,7 @@ export class Drawing extends EventTarget {
       preview: null,
       frames: [],
       stored: null,
+      kept: false, // the finished picture came
     }));
   }
 
@@ -38,9 +39,8 @@ export class Drawing extends EventTarget {
   async run() {
     this.started = performance.now();
     this.#become("sending");
-    const { steps } = this.settings;
-    const request = { ...this.settings, format: "png", preview_every: Math.max(1, Math.ceil((steps ?? 25) / FRAMES)) };
     try {
+      const request = await requestOf(this.settings);
       for await (const [name, data] of generate(request, this.#abort.signal)) this.#take(name, data);
       this.#become("finished");
     } catch (error) {
@@ -100,9 +100,12 @@ export class Drawing extends EventTarget {
       this.#become("forming");
     } else if (name === "image") {
       const { prompt, negative_prompt, steps, guidance, sampler, model } = this.settings;
+      const { guidance_start, guidance_end, original, style } = this.settings;
       this.pictures[data.index].step = steps;
-      const { seed, width, height } = data;
+      this.pictures[data.index].kept = true;
+      const { seed, width, height, score } = data;
       const settings = { prompt, negative_prompt, seed, steps, guidance, sampler, width, height, model };
+      Object.assign(settings, { guidance_start, guidance_end, original, style, score });
       const blob = blobOf(data.data, `image/${data.format}`);
       const record = { ...settings, when: Date.now(), blob };
       this.dispatchEvent(new CustomEvent("picture", { detail: { index: data.index, record } }));
@@ -114,6 +117,23 @@ export class Drawing extends EventTarget {
     this.state = state;
     this.dispatchEvent(new Event("change"));
   }
+}
+
+/** Returns settings as the server takes them, pictures in base64. */
+async function requestOf({ original, style, ...settings }) {
+  const steps = settings.steps ?? 25;
+  const request = { ...settings, format: "png", preview_every: Math.max(1, Math.ceil(steps / FRAMES)) };
+  if (original) {
+    request.init_image = await base64Of(original.blob);
+    if (original.mask) request.mask = await base64Of(original.mask);
+    request.strength = original.strength;
+    request.fit = original.fit;
+  }
+  if (style) {
+    request.style_image = await base64Of(style.blob);
+    request.style_weight = style.weight;
+  }
+  return request;
 }
 
 /** Returns what went wrong as a sentence for whoever looks at the page. */

@@ -81,7 +81,10 @@ export class Drawings extends EventTarget {
       say("Cancelled.");
       this.#drop(drawing);
     } else if (drawing.state === "finished") {
-      say(`${pictures(drawing.pictures.length)} finished: ${drawing.settings.prompt}`);
+      const kept = drawing.pictures.filter((picture) => picture.kept).length;
+      say(`${pictures(kept)} finished: ${drawing.settings.prompt}`);
+      drawing.pictures.forEach((picture, index) => (card.frames[index].element.hidden = !picture.kept));
+      card.element.querySelector(".frames").dataset.number = kept;
     } else if (drawing.error.field && !(drawing.error instanceof Lost)) {
       this.dispatchEvent(new CustomEvent("refused", { detail: drawing.error }));
       this.#drop(drawing);

@@ -1,6 +1,7 @@
 // The pictures of this browser, as a grid that arrow keys walk, and in which two are picked to compare.
 
 import { at, forget, make, say, show } from "./dom.js";
+import { setIcon } from "./icons.js";
 import { open } from "./route.js";
 import { Store } from "./store.js";
 
@@ -56,14 +57,19 @@ export class Gallery extends EventTarget {
   #tile(picture) {
     const image = make("img", { alt: "", loading: "lazy", width: picture.width, height: picture.height });
     show(image, picture.blob);
-    const button = make("button", { type: "button", "aria-label": picture.prompt, title: picture.prompt }, image);
+    const settings = { type: "button", class: "tile", "aria-label": picture.prompt, title: picture.prompt };
+    const button = make("button", settings, image);
     button.dataset.id = picture.id;
     button.addEventListener("click", () => this.#chosen(picture.id));
-    return make("li", {}, button);
+    const label = { "aria-label": `Start from this one: ${picture.prompt}`, title: "Start from this one" };
+    const begin = () => this.dispatchEvent(new CustomEvent("start", { detail: picture }));
+    const start = make("button", { type: "button", class: "start icon", onclick: begin, ...label });
+    setIcon(start, "start");
+    return make("li", {}, button, start);
   }
 
   #buttons() {
-    return [...this.#grid.querySelectorAll("button")];
+    return [...this.#grid.querySelectorAll(".tile")];
   }
 
   #chosen(id) {
@@ -104,8 +110,8 @@ export class Gallery extends EventTarget {
     const buttons = this.#buttons();
     const here = buttons.indexOf(document.activeElement);
     if (here < 0) return;
-    const top = buttons[0].offsetTop;
-    const columns = buttons.findIndex((button) => button.offsetTop > top + 1);
+    const top = (button) => button.parentElement.offsetTop;
+    const columns = buttons.findIndex((button) => top(button) > top(buttons[0]) + 1);
     const row = columns < 0 ? buttons.length : columns;
     const there = {
       ArrowLeft: here - 1,

@@ -8,6 +8,7 @@ const PATHS = {
   pause: "M8 5v14M16 5v14",
   left: "M15 5l-7 7 7 7",
   right: "M9 5l7 7-7 7",
+  start: "M4 5h16v14H4zM4 16l4.5-4.5 4 4 3-3L20 17M15.5 9h.01",
   close: "M6 6l12 12M18 6L6 18",
 };
 

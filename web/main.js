@@ -5,7 +5,7 @@ import { Compare } from "./compare.js";
 import { at, make, say } from "./dom.js";
 import { Drawing, sentence } from "./drawing.js";
 import { Drawings } from "./drawings.js";
-import { Form } from "./form.js";
+import { Form } from "./form/form.js";
 import { Gallery } from "./gallery.js";
 import { fillIcons } from "./icons.js";
 import { paintLandscape } from "./noise.js";
@@ -73,6 +73,11 @@ viewer.addEventListener("reuse", ({ detail }) => {
   // The dialog gives the focus back to where it came from when it closes; then it is the prompt's.
   at("viewer").addEventListener("close", () => form.reuse(detail), { once: true });
 });
+viewer.addEventListener("start", ({ detail }) => {
+  close();
+  at("viewer").addEventListener("close", () => form.start(detail), { once: true });
+});
+gallery.addEventListener("start", ({ detail }) => form.start(detail));
 viewer.addEventListener("compare", ({ detail }) => {
   close();
   at("viewer").addEventListener("close", () => gallery.pick(detail.id), { once: true });

@@ -18,6 +18,7 @@ export function parameters(picture) {
     ["Seed", picture.seed],
     ["Size", `${picture.width}x${picture.height}`],
     ["Model", picture.model],
+    ["Denoising strength", picture.original?.strength ?? null],
     ["Version", "latentd"],
   ].filter(([, value]) => value !== null);
   return [

@@ -1,9 +1,10 @@
-// What is open is in the address, so that Back closes it: #picture-12, #compare-12-15, or nothing.
+// What is open is in the address, so that Back closes it: #picture-12, #compare-12-15, #paint, or nothing.
 
 const listeners = [];
 
 /** Returns what the address says is open: its kind and the ids in it. */
 export function route() {
+  if (location.hash === "#paint") return { kind: "paint", ids: [] };
   const match = /^#(picture|compare)-(-?\d+)(?:-(-?\d+))?$/.exec(location.hash);
   return match ? { kind: match[1], ids: match.slice(2).filter(Boolean).map(Number) } : { kind: null, ids: [] };
 }

@@ -55,7 +55,9 @@ export class Store {
 
   /** Adds a picture and the frames of its film, and lets the oldest go. Returns it with its id, and whether it is stored. */
   async add(picture, frames) {
-    const bytes = frames.reduce((sum, frame) => sum + frame.size, picture.blob.size);
+    const { original, style } = picture;
+    const blobs = [picture.blob, original?.blob, original?.mask, style?.blob, ...frames].filter(Boolean);
+    const bytes = blobs.reduce((sum, blob) => sum + blob.size, 0);
     const record = { ...picture, bytes };
     let stored = false;
     for (let tries = 0; this.lasting && !stored && tries < 3; tries++) {

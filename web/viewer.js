@@ -36,7 +36,7 @@ export class Viewer extends EventTarget {
       this.#at(Number(at("moment").value));
     });
     at("download").addEventListener("click", () => download(this.picture));
-    for (const [id, name] of [["reuse", "reuse"], ["compare-this", "compare"], ["delete", "delete"]]) {
+    for (const [id, name] of [["reuse", "reuse"], ["start-this", "start"], ["compare-this", "compare"], ["delete", "delete"]]) {
       at(id).addEventListener("click", () => this.dispatchEvent(new CustomEvent(name, { detail: this.picture })));
     }
   }
@@ -57,6 +57,14 @@ export class Viewer extends EventTarget {
     at("viewer-title").textContent = picture.prompt;
     const rows = settingsOf(picture).map(([name, words]) => make("div", {}, make("dt", {}, name), make("dd", {}, words)));
     at("viewer-settings").replaceChildren(...rows);
+    for (const source of at("viewer-sources").querySelectorAll("img")) forget(source);
+    const sources = [
+      ["It started from this picture", picture.original?.blob],
+      ["White was drawn anew", picture.original?.mask],
+      ["It took the style of this picture", picture.style?.blob],
+    ].filter(([, blob]) => blob);
+    at("viewer-sources").replaceChildren(...sources.map(([words, blob]) => small(words, blob)));
+    at("viewer-sources").hidden = sources.length === 0;
     const index = this.store.pictures.indexOf(picture);
     at("newer").disabled = index <= 0;
     at("older").disabled = index >= this.store.pictures.length - 1;
@@ -101,6 +109,12 @@ export class Viewer extends EventTarget {
     setIcon(at("play"), "play");
     at("play").setAttribute("aria-label", "Play how it formed");
   }
+}
+
+function small(words, blob) {
+  const image = make("img", { alt: words, title: words });
+  show(image, blob);
+  return make("li", {}, image);
 }
 
 /** Hands a picture to the browser's downloads, its settings put into the file. */

@@ -43,12 +43,25 @@ export function settingsOf(picture) {
     ["Leave out", picture.negative_prompt],
     ["Seed", String(picture.seed)],
     ["Steps", String(picture.steps)],
-    ["Guidance", String(round(picture.guidance))],
+    ["Guidance", String(round(picture.guidance)) + intervalWords(picture)],
     ["Sampler", samplerWords(picture.sampler)],
     ["Size", sizeWords(picture.width, picture.height)],
+    ["Started from", picture.original && originalWords(picture.original)],
+    ["Style", picture.style && `of a picture, ${Math.round(100 * picture.style.weight)}%`],
+    ["Fits words", typeof picture.score === "number" && `${round(picture.score.toFixed(2))} by the judge`],
     ["Model", picture.model],
     ["Drawn", new Date(picture.when).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })],
   ].filter(([, words]) => words);
+}
+
+function intervalWords({ guidance_start, guidance_end }) {
+  const [start, end] = [guidance_start ?? 0, guidance_end ?? 1];
+  return start > 0 || end < 1 ? `, from ${start} to ${end} of the way` : "";
+}
+
+function originalWords({ mask, strength }) {
+  const share = Math.round(100 * strength);
+  return mask ? `a picture; its painted part may change by ${share}%` : `a picture; ${share}% may change`;
 }
 
 /** Draws a seed: one of all there are. */

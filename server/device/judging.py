@@ -27,10 +27,10 @@ class Ranks(NamedTuple):
 def judge_for(model: Model, pictures: Sequence[bytes], texts: Sequence[str], limits: Limits) -> Judge:
     """Return the judge of a request that may be ranked. Errors: InvalidRequest naming the field."""
     if model.judge is None:
-        raise InvalidRequest(f"{model.id} has no judge to rank by; --judge of the server names one")
+        raise InvalidRequest(f"{model.id} has no judge to rank by; --judge of the server names one", "pictures")
     for field, values, most in (("pictures", pictures, limits.images), ("texts", texts, limits.texts)):
         if not 1 <= len(values) <= most:
-            raise InvalidRequest(f"{field} are {len(values)}; they must be 1 to {most}")
+            raise InvalidRequest(f"{field} are {len(values)}; they must be 1 to {most}", field)
     for number, text in enumerate(texts):
         checked_text(f"texts[{number}]", text, limits.prompt_characters)
     return model.judge

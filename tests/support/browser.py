@@ -181,6 +181,31 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def drag(self, selector: str, *spots: tuple[float, float]) -> None:
+        """Press the mouse in an element, move it over spots, as shares of its width and height, and let it go."""
+        self.wait(f"document.querySelector({json.dumps(selector)}).getClientRects().length")
+        box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        left, top, width, height = self.run(f"(() => {{ const r = {box}; return [r.x, r.y, r.width, r.height]; }})()")
+        where = [{"x": left + x * width, "y": top + y * height} for x, y in spots]
+        held = {"button": "left", "buttons": 1, "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", **held, **where[0])
+        for spot in where[1:]:
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", **held, **spot)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", button="left", clickCount=1, **where[-1])
+
+    def drop(self, selector: str, file: Path) -> None:
+        """Drop a file in the middle of an element."""
+        box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        x, y = self.run(f"(() => {{ const r = {box}; return [r.x + r.width / 2, r.y + r.height / 2]; }})()")
+        data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file in a file input, as its dialog does."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self.call("DOM.setFileInputFiles", files=[str(file)], objectId=found["result"]["objectId"])
+
     def fill(self, selector: str, text: str) -> None:
         """Replace what a field holds by typing."""
         self.run(f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.focus(); e.select(); }})()")
@@ -188,7 +213,16 @@ class Browser:
 
     def press(self, key: str, modifiers: int = 0) -> None:
         """Press a key; modifiers: 2 is Ctrl."""
-        code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
+        code = {
+            "Enter": 13,
+            "Escape": 27,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "Tab": 9,
+            " ": 32,
+        }
         known = {"key": key, "code": key, "windowsVirtualKeyCode": code[key], "modifiers": modifiers}
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, **known)

@@ -29,6 +29,7 @@ class Outcome:
     retry_after: float | None = None
     request_id: str | None = None
     numbered: dict[int, bytes] = field(default_factory=dict)
+    scores: list[float | None] = field(default_factory=list)  # of the pictures that a judge has looked at
     field: str | None = None  # in the door's words; None where the door names none
 
     def number(self, index: int, picture: bytes) -> None:
@@ -68,6 +69,7 @@ class GrpcSent:
             for event in self._events:
                 if isinstance(event, Image):
                     outcome.number(event.index, event.data)
+                    outcome.scores += [event.score] if event.HasField("score") else []
                 elif isinstance(event, Preview):
                     outcome.previews.append(event.jpeg)
         except ServerError as error:
@@ -84,12 +86,14 @@ class GrpcSent:
 class HttpSent:
     """`read` makes an outcome of a good answer's events or JSON, `refusal` one of a body that tells of an error."""
 
-    def __init__(self, server: Server, path: str, body: Json, deadline: float | None, door: HttpDoor) -> None:
+    def __init__(
+        self, server: Server, path: str, body: bytes, kind: str, deadline: float | None, door: HttpDoor
+    ) -> None:
         self._connection = HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE)
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": kind}
         if deadline is not None:
             headers["X-Deadline-Ms"] = f"{1e3 * deadline:.0f}"
-        self._connection.request("POST", path, json.dumps(body), headers)
+        self._connection.request("POST", path, body, headers)
         self._door = door
 
     def outcome(self) -> Outcome:
@@ -141,7 +145,11 @@ class HttpDoor(Door):
     body: Callable[[Json], Json] = lambda fields: fields
 
     def send(self, server: Server, deadline: float | None = None, **fields: Any) -> Sent:
-        return HttpSent(server, self.path, self.body(fields), deadline, self)
+        body = json.dumps(self.body(fields), default=lambda picture: base64.b64encode(picture).decode())
+        return HttpSent(server, self.path_of(fields), body.encode(), "application/json", deadline, self)
+
+    def path_of(self, fields: Json) -> str:
+        return self.path
 
     def refusal(self, body: Json, outcome: Outcome) -> None:
         error = body["error"]
@@ -154,6 +162,7 @@ class HttpDoor(Door):
         match name:
             case "image":
                 outcome.number(content["index"], base64.b64decode(content["data"]))
+                outcome.scores += [] if content["score"] is None else [content["score"]]
             case "preview":
                 outcome.previews.append(base64.b64decode(content["jpeg"]))
             case "error":
@@ -176,15 +185,26 @@ class OpenAiDoor(HttpDoor):
         outcome.code, outcome.message = self._CODES[error["code"]], error["message"]
         outcome.field = error["param"]
 
+    def send(self, server: Server, deadline: float | None = None, **fields: Any) -> Sent:
+        """Send what begins with a picture as a form, with its pictures as files."""
+        if "init_image" not in fields:
+            return super().send(server, deadline, **fields)
+        body = self.body(fields)
+        body["image"] = body.pop("init_image")
+        data, kind = form_of(body)
+        return HttpSent(server, "/v1/images/edits", data, kind, deadline, self)
+
     def answer(self, body: Json, outcome: Outcome) -> None:
         outcome.pictures = [base64.b64decode(entry["b64_json"]) for entry in body["data"]]
+        outcome.scores = [entry["score"] for entry in body["data"] if "score" in entry]
 
     def event(self, name: str, content: Json, outcome: Outcome) -> None:
         assert content["type"] == name
         match name:
-            case "image_generation.completed":
+            case "image_generation.completed" | "image_edit.completed":
                 outcome.pictures.append(base64.b64decode(content["b64_json"]))
-            case "image_generation.partial_image":
+                outcome.scores += [content["score"]] if "score" in content else []
+            case "image_generation.partial_image" | "image_edit.partial_image":
                 outcome.previews.append(base64.b64decode(content["b64_json"]))
             case "error":
                 self.refusal(content, outcome)
@@ -194,16 +214,37 @@ class A1111Door(HttpDoor):
     def refusal(self, body: Json, outcome: Outcome) -> None:
         outcome.code, outcome.message = body["error"], body["detail"]
 
+    def path_of(self, fields: Json) -> str:
+        return "/sdapi/v1/img2img" if "init_image" in fields else self.path
+
     def answer(self, body: Json, outcome: Outcome) -> None:
         outcome.pictures = [base64.b64decode(picture) for picture in body["images"]]
+        outcome.scores = json.loads(body["info"]).get("scores", [])
+
+
+def form_of(fields: Json) -> tuple[bytes, str]:
+    """A form (multipart/form-data) and its type: bytes are files, the rest is text as clients write it."""
+    parts = []
+    for name, value in fields.items():
+        head = f'--part\r\nContent-Disposition: form-data; name="{name}"'
+        if isinstance(value, bytes):
+            parts.append(f'{head}; filename="{name}.png"\r\nContent-Type: image/png\r\n\r\n'.encode() + value)
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            parts.append(f"{head}\r\n\r\n{text}".encode())
+    return b"\r\n".join([*parts, b"--part--\r\n"]), "multipart/form-data; boundary=part"
 
 
 OPENAI_NAMES = {"images": "n", "format": "output_format", "width": "size"}
+OPENAI_NAMES |= {"init_image": "image"}
 A1111_NAMES = {"images": "batch_size", "guidance": "cfg_scale", "sampler": "sampler_name"}
+A1111_NAMES |= {"strength": "denoising_strength"}
+A1111_SCRIPT = ("style_image", "style_weight", "keep", "guidance_start", "guidance_end")
 
 
 def _openai(fields: Json, **more: Any) -> Json:
-    body = {OPENAI_NAMES.get(name, name): value for name, value in fields.items() if name not in ("width", "height")}
+    names = {name: theirs for name, theirs in OPENAI_NAMES.items() if name != "init_image"}
+    body = {names.get(name, name): value for name, value in fields.items() if name not in ("width", "height")}
     if "preview_every" in body:
         body["partial_images"] = 3
         del body["preview_every"]
@@ -219,6 +260,12 @@ def _a1111(fields: Json) -> Json:
         body["override_settings"] = {"sd_model_checkpoint": body.pop("model")}
     if "format" in body:
         body["override_settings"] = {"samples_format": body.pop("format")}
+    if "init_image" in body:
+        body["init_images"] = [body.pop("init_image")]
+    if "fit" in body:
+        body["resize_mode"] = ["resize", "crop", "pad"].index(body.pop("fit"))
+    if ours := {name: body.pop(name) for name in A1111_SCRIPT if name in body}:
+        body["alwayson_scripts"] = {"latentd": {"args": [ours]}}
     return body
 
 

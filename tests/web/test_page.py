@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,41 +12,12 @@ from PIL import Image
 from server.app import Server
 from tests.support.browser import Browser
 from tests.support.held import Held, eventually
-from tests.support.relay import Relay, relaying
-
-TILES = "document.querySelectorAll('#grid li').length"
-STAGE = "document.querySelector('.drawing.stage')"
+from tests.support.relay import relaying
+from tests.web.acts import STAGE, TILES, draw, drawn, faults, ready
 
 
 def metric(server: Server, name: str, **labels: str) -> float | None:
     return server.metrics.registry.get_sample_value(f"latentd_{name}", {"model": server.service.model_id, **labels})
-
-
-def draw(browser: Browser, prompt: str) -> None:
-    """Type a prompt and press Ctrl+Enter."""
-    browser.fill("#prompt", prompt)
-    browser.press("Enter", modifiers=2)
-
-
-def drawn(browser: Browser, *prompts: str) -> None:
-    """Draw, one after the other, until all are in the gallery."""
-    for prompt in prompts:
-        before = browser.run(TILES)
-        draw(browser, prompt)
-        browser.wait(f"{TILES} === {before + 1}")
-    browser.wait(f"{STAGE}.dataset.state === 'finished'")
-
-
-def at_ease(browser: Browser) -> None:
-    """Wait until nothing moves any more: a colour on its way is neither the one nor the other."""
-    moves = "one.playState === 'running' && one.effect.getTiming().iterations === 1"  # what breathes is left to
-    browser.wait(f"!document.getAnimations().some((one) => {moves})")
-
-
-def ready(browser: Browser, where: Server | Relay) -> None:
-    """Open the page and wait until it knows the model."""
-    browser.goto(f"http://127.0.0.1:{where.port if isinstance(where, Relay) else where.http_port}/")
-    browser.wait("document.querySelector('#served').dataset.state === 'ready'")
 
 
 def test_previews_come_before_the_picture(opened: Browser, held: Held) -> None:
@@ -94,7 +64,7 @@ def test_each_of_several_knows_its_place(browser: Browser, narrow: Server, held:
     browser.wait(f"{state.replace('[2]', '[1]')}.startsWith('Next in the queue')")
     held.release()
     browser.wait(f"{TILES} === 2")
-    assert browser.run("[...document.querySelectorAll('#grid button')].map((tile) => tile.title)") == ["third", "first"]
+    assert browser.run("[...document.querySelectorAll('#grid .tile')].map((tile) => tile.title)") == ["third", "first"]
 
 
 def test_one_that_is_cancelled_frees_its_seat_within_a_step(opened: Browser, server: Server, held: Held) -> None:
@@ -225,9 +195,9 @@ def test_two_are_compared(opened: Browser) -> None:
     opened.press("ArrowRight")
     assert opened.run("document.activeElement.title") == "the blue cat"
     opened.click("#pick")
-    opened.click("#grid li:nth-child(3) button")
+    opened.click("#grid li:nth-child(3) .tile")
     assert opened.run("document.querySelectorAll('#grid [aria-pressed=true]').length") == 1
-    opened.click("#grid li:nth-child(1) button")
+    opened.click("#grid li:nth-child(1) .tile")
     opened.wait("document.querySelector('#compare').open && location.hash === '#compare-1-3'")
     rows = "[...document.querySelectorAll('#differences tr.differs')].map((row) => row.innerText.split(/\\s*\\t/))"
     assert opened.run(rows)[0] == ["Prompt", "a red apple", "third"]
@@ -323,27 +293,13 @@ def test_the_policy_stops_what_is_no_file_of_the_page(opened: Browser) -> None:
     assert opened.run("globalThis.ran") is None
 
 
-# A folder of Python's packages has it (Makefile); the page has nothing of it.
-AXE = Path(sys.prefix) / "axe/axe_playwright_python/axe.min.js"
-
-
-def faults(browser: Browser) -> list[str]:
-    assert AXE.is_file(), "make setup brings axe-core"
-    if not browser.run("Boolean(globalThis.axe)"):
-        browser.run(AXE.read_text() + "; null")
-    at_ease(browser)
-    found = browser.run("axe.run(document, { resultTypes: ['violations'] }).then((all) => all.violations)")
-    serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
-    return [f"{fault['id']}: {fault['nodes'][0]['html']} {fault['nodes'][0]['failureSummary']}" for fault in serious]
-
-
 VIEWS = {
     "empty": "null",
     "gallery": "null",
     "picking": "document.querySelector('#pick').click()",
     "viewer": "document.querySelector('#grid button').click()",
-    "compare": "(document.querySelector('#pick').click(), document.querySelectorAll('#grid button')[0].click(),"
-    "document.querySelectorAll('#grid button')[1].click())",
+    "compare": "(document.querySelector('#pick').click(), document.querySelectorAll('#grid .tile')[0].click(),"
+    "document.querySelectorAll('#grid .tile')[1].click())",
 }
 
 

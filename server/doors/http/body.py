@@ -38,7 +38,7 @@ async def read_body(request: Request, kind: type[Body], most: int) -> Body:
             return await asyncio.to_thread(kind.model_validate_json, data)
         return kind.model_validate_json(data)
     except ValidationError as error:
-        raise _refusal(error, list(kind.model_fields)) from None
+        raise refusal_of(error, list(kind.model_fields)) from None
 
 
 async def read_form(
@@ -57,7 +57,8 @@ async def read_form(
     async def body() -> AsyncGenerator[bytes]:
         yield data
 
-    parser = MultiPartParser(request.headers, body(), max_files=8, max_fields=64, max_part_size=_LARGE)
+    # A field may be a picture in base64, and is no larger than the body.
+    parser = MultiPartParser(request.headers, body(), max_files=8, max_fields=64, max_part_size=most)
     parser.spool_max_size = most + 1
     try:
         form = await parser.parse()
@@ -78,9 +79,11 @@ async def read_form(
             else:
                 pictures[bare] = await value.read()
     try:
+        if len(data) > _LARGE:
+            return await asyncio.to_thread(kind.model_validate, fields), pictures
         return kind.model_validate(fields), pictures
     except ValidationError as error:
-        raise _refusal(error, list(kind.model_fields)) from None
+        raise refusal_of(error, list(kind.model_fields)) from None
 
 
 @contextlib.asynccontextmanager
@@ -124,7 +127,7 @@ async def _read(request: Request, most: int) -> bytes:
     return bytes(data)
 
 
-def _refusal(error: ValidationError, known: Sequence[str]) -> InvalidRequest:
+def refusal_of(error: ValidationError, known: Sequence[str]) -> InvalidRequest:
     """Say what is wrong first, by name. Values are not repeated but numbers: a prompt has no place in the log."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(map(str, first["loc"]))
@@ -137,6 +140,8 @@ def _refusal(error: ValidationError, known: Sequence[str]) -> InvalidRequest:
             return MissingField(f"{field} is missing", field)
         case "json_invalid":
             return InvalidRequest(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+        case "value_error":  # of a validator of ours
+            return InvalidRequest(f"{field} {first['msg'].removeprefix('Value error, ')}", field)
     should = first["msg"].replace("Input should be", "it should be")
     if not field:
         return InvalidRequest(f"the body is {_shown(first['input'])}; {should}")
@@ -150,4 +155,4 @@ def _shown(value: object) -> str:
     return "null" if value is None else kinds.get(type(value), "something else")
 
 
-__all__ = ["form_schema_of", "read_body", "read_form", "schema_of"]
+__all__ = ["form_schema_of", "read_body", "read_form", "refusal_of", "schema_of"]

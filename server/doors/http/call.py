@@ -93,6 +93,18 @@ class Call:
                 task.cancel()
             await asyncio.gather(working, gone, return_exceptions=True)
 
+    async def in_time(self, work: Callable[..., Awaitable[Result]], *values: object) -> Result:
+        """Return what `work` makes of `values`, as long as the client waits and its deadline has not passed.
+
+        Errors: Cancelled when the client goes away; TooLate; those of `work`.
+        """
+        left = self._seconds_left()
+        try:
+            async with asyncio.timeout(None if left is None else left - (time.monotonic() - self.started)):
+                return await self.unless_gone(work(*values))
+        except TimeoutError:
+            raise TooLate("the deadline passed") from None
+
     async def _gone(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass

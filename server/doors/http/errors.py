@@ -39,12 +39,27 @@ class HttpError(LatentdError):
         self.status, self.code = status, code
 
 
+class UnknownPath(HttpError):  # noqa: N818 - as UnknownField
+    """No path of any door has that name."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(404, f"the path {path[:64]} does not exist on this server", "NOT_FOUND")
+
+
 class UnknownField(InvalidRequest):
     """No field of this door has that name."""
 
 
 class MissingField(InvalidRequest):
     """A field that must be there is not."""
+
+
+# What OpenAI calls these, beside what it calls their code.
+_OPENAI_CODES: dict[type[Exception], str] = {
+    UnknownPath: "unknown_url",
+    UnknownField: "unknown_parameter",
+    MissingField: "missing_required_parameter",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ class Refusal:
         status, kind, code = _CODES.get(error.code, _CODES["INTERNAL"])
         if isinstance(error, HttpError):
             status = error.status
-        code = {UnknownField: "unknown_parameter", MissingField: "missing_required_parameter"}.get(type(error), code)
+        code = _OPENAI_CODES.get(type(error), code)
         retry_after = error.retry_after if isinstance(error, Busy) else None
         return cls(status, error.code, str(error), error.field, retry_after, (kind, code))
 
@@ -110,4 +125,15 @@ def renamed(error: LatentdError, names: Mapping[str, str]) -> LatentdError:
     return error
 
 
-__all__ = ["A1111", "OPENAI", "PAGE", "HttpError", "MissingField", "Refusal", "UnknownField", "door_of", "renamed"]
+__all__ = [
+    "A1111",
+    "OPENAI",
+    "PAGE",
+    "HttpError",
+    "MissingField",
+    "Refusal",
+    "UnknownField",
+    "UnknownPath",
+    "door_of",
+    "renamed",
+]

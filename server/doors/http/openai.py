@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from pipeline.conditions.original import STRENGTH, steps_skipped
@@ -20,63 +18,14 @@ from server.doors.http.answers import EventStream, json_response, sse, sse_of
 from server.doors.http.body import form_schema_of, read_body, read_form, schema_of
 from server.doors.http.call import Call, answering
 from server.doors.http.errors import OPENAI, MissingField, Refusal
+from server.doors.http.generation import FILES, NAMES, Edit, Generation, image_request
 from server.errors import UnknownModel
 from server.events import Image, Preview
 from server.limits import within
-from server.request import ImageRequest
 from server.service import Accepted, Service
 from server.upload import from_transparency
 
-# What OpenAI calls the fields of ImageRequest.
-NAMES = {"width": "size", "height": "size", "images": "n", "format": "output_format", "quality": "output_compression"}
-NAMES |= {"init_image": "image"}
-FILES = ("image", "mask")
 MOST_PARTIAL = 3
-
-
-class Generation(BaseModel):
-    """A request for images as OpenAI's clients send it, and our own fields beside theirs."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    prompt: str = Field(description="What the picture shows.")
-    model: str | None = Field(None, description="The id of the model served.")
-    n: int | None = Field(None, description="How many pictures; 1 with stream.")
-    size: str | None = Field(None, description="WIDTHxHEIGHT, one of the sizes served, or auto.", examples=["auto"])
-    response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json; url is refused.")
-    output_format: str | None = Field(None, description="png, jpeg or webp.")
-    output_compression: int | None = Field(None, description="Quality of jpeg and webp, 0 to 100.")
-    background: Literal["auto", "opaque", "transparent"] | None = Field(None, description="Pictures are opaque.")
-    stream: bool | None = Field(None, description="Answer with server-sent events.")
-    partial_images: int | None = Field(None, description="Previews of the forming picture in a stream, 0 to 3.")
-    moderation: Literal["low", "auto"] | None = Field(None, description="Without meaning here.")
-    quality: Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"] | None = Field(
-        None, description="Without meaning here: steps says how finely a picture is drawn."
-    )
-    style: Literal["vivid", "natural"] | None = Field(None, description="Without meaning here.")
-    user: str | None = Field(None, description="Without meaning here.")
-    safety_identifier: str | None = Field(None, description="Without meaning here.")
-    negative_prompt: str | None = Field(None, description="Ours: what the picture should not show.")
-    steps: int | None = Field(None, description="Ours. The model's default, as of all that follow.")
-    guidance: float | None = Field(None, description="Ours: how closely to follow the prompt.")
-    sampler: str | None = Field(None, description="Ours.")
-    seed: int | None = Field(None, description="Ours: of the first picture, 0 to 4294967295; else drawn.")
-    clip_skip: int | None = Field(None, description="Ours: last layers of the text encoder to leave out.")
-    long_prompt: bool | None = Field(None, description="Ours: encode past the text encoder's length.")
-    prompt_weights: bool | None = Field(None, description="Ours: (words:1.3) weigh more.")
-    priority: int | None = Field(None, description="Ours: higher is seated first.")
-    guidance_start: float | None = Field(None, description="Ours: guide from this fraction of the steps on, 0 to 1.")
-    guidance_end: float | None = Field(None, description="Ours: guide up to this fraction of the steps, 0 to 1.")
-
-
-class Edit(Generation):
-    """A form as OpenAI's clients send it beside the files `image` and perhaps `mask`."""
-
-    model_config = ConfigDict(extra="forbid", strict=False)  # a form has text alone
-
-    input_fidelity: Literal["low", "high"] | None = Field(None, description="Without meaning here.")
-    strength: float | None = Field(None, description="Ours: how much of the picture is drawn anew, 0 to 1.")
-    fit: str | None = Field(None, description="Ours: crop, resize or pad, where the sides are others.")
 
 
 def openai(service: Service, most: int) -> APIRouter:
@@ -97,7 +46,8 @@ def openai(service: Service, most: int) -> APIRouter:
         return await json_response(known)
 
     async def generations(call: Call) -> Response:
-        return await _Generations(service, call).answer(await read_body(call.request, Generation, most))
+        body = await read_body(call.request, Generation, most)
+        return await _Generations(service, call).answer(body, style=body.style_image)
 
     async def edits(call: Call) -> Response:
         body, files = await read_form(call.request, Edit, FILES, most)
@@ -105,8 +55,9 @@ def openai(service: Service, most: int) -> APIRouter:
             raise MissingField("image is missing", "image")
         mask = files.get("mask")
         if mask is not None:
-            mask = await call.unless_gone(service.with_mask(from_transparency, mask))
-        return await _Generations(service, call, "image_edit").answer(body, image, mask)
+            mask = await call.in_time(service.with_mask, from_transparency, mask)
+        style = files.get("style_image", body.style_image)
+        return await _Generations(service, call, "image_edit").answer(body, image, mask, style)
 
     router.get("/models", summary="The model served")(answering(service, models, counted=False))
     parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -132,9 +83,11 @@ class _Generations:
     call: Call
     kind: str = "image_generation"  # as OpenAI's events name it
 
-    async def answer(self, body: Generation, image: bytes | None = None, mask: bytes | None = None) -> Response:
+    async def answer(
+        self, body: Generation, image: bytes | None = None, mask: bytes | None = None, style: bytes | None = None
+    ) -> Response:
         partial = _check(body)
-        request = replace(image_request(body), init_image=image, mask=mask)
+        request = replace(image_request(body), init_image=image, mask=mask, style_image=style)
         steps = body.steps or self.service.ready().model.spec.defaults.steps
         within("steps", steps, 1, self.service.limits.steps)  # an integer of JSON may be too large for a float
         if image is not None:
@@ -154,7 +107,7 @@ class _Generations:
                 "background": "opaque",
                 "output_format": wish.format,
                 "size": f"{wish.size[0]}x{wish.size[1]}",
-                "data": [{"b64_json": picture.data, "seed": picture.seed} for picture in pictures],
+                "data": [{"b64_json": picture.data, **_ours(picture)} for picture in pictures],
                 "usage": _usage(accepted),
             },
             size,
@@ -178,12 +131,17 @@ class _Generations:
                         jpeg,
                         {**common, "output_format": "jpeg", "partial_image_index": wanted.steps.index(step)},
                     )
-                case Image(data=data, seed=seed):
+                case Image(data=data):
                     yield await _event(
                         f"{self.kind}.completed",
                         data,
-                        {**common, "output_format": wish.format, "usage": _usage(accepted), "seed": seed},
+                        {**common, "output_format": wish.format, "usage": _usage(accepted), **_ours(event)},
                     )
+
+
+def _ours(picture: Image) -> dict[str, Any]:
+    """Return what we say of a picture beside OpenAI's words: its seed, and its score where it was judged."""
+    return {"seed": picture.seed} | ({} if picture.score is None else {"score": picture.score})
 
 
 async def _event(name: str, picture: bytes, fields: dict[str, Any]) -> bytes:
@@ -206,40 +164,6 @@ def _check(body: Generation) -> int:
     if body.stream and body.n not in (None, 1):
         raise InvalidRequest(f"n is {body.n}; a stream has one picture", "n")
     return partial
-
-
-def image_request(body: Generation) -> ImageRequest:
-    """Read a body; a size that cannot be read is refused with InvalidRequest."""
-    width = height = None
-    if body.size not in (None, "auto"):
-        match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", body.size, re.ASCII)
-        if not match:
-            raise InvalidRequest(f"size is {body.size[:64]!r}; it takes WIDTHxHEIGHT, or auto", "size")
-        width, height = int(match[1]), int(match[2])
-    # OpenAI's clients may send 100, its default, with a png, which has no quality.
-    lossless = body.output_compression == 100 and body.output_format in (None, "png")
-    return ImageRequest(
-        model=body.model,
-        prompt=body.prompt,
-        negative_prompt=body.negative_prompt,
-        width=width,
-        height=height,
-        steps=body.steps,
-        guidance=body.guidance,
-        sampler=body.sampler,
-        seed=body.seed,
-        images=body.n,
-        format=body.output_format,
-        priority=body.priority,
-        long_prompt=body.long_prompt,
-        prompt_weights=body.prompt_weights,
-        clip_skip=body.clip_skip,
-        guidance_start=body.guidance_start,
-        guidance_end=body.guidance_end,
-        strength=body.strength if isinstance(body, Edit) else None,
-        fit=body.fit if isinstance(body, Edit) else None,
-        quality=None if lossless else body.output_compression,
-    )
 
 
 @dataclass(frozen=True)

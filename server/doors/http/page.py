@@ -15,25 +15,26 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from pipeline.samplers import SAMPLERS
-from server.device.loop import Device
 from server.doors.http.answers import EventStream, json_response, sse, sse_of
 from server.doors.http.body import read_body, schema_of
 from server.doors.http.call import Call, answering
-from server.doors.http.card import Card, read_card
+from server.doors.http.described import card_of, described
 from server.doors.http.errors import PAGE, Refusal
+from server.doors.http.pictures import Picture
 from server.events import Done, Event, Image, Preview, Started, Step
 from server.job import Job
 from server.request import ImageRequest
 from server.service import Accepted, Service
-from server.wish import default_size
 
 FILES = Path(__file__).parents[3] / "web"
 _TELL_SECONDS = 1.0  # how often one who waits is told his place
 
 
 class Drawing(BaseModel):
-    """A request for pictures, in the words of ImageRequest; null or absent: the model's own default."""
+    """A request for pictures, in the words of ImageRequest; null or absent: the model's own default.
+
+    Pictures are files in base64.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -56,6 +57,13 @@ class Drawing(BaseModel):
     long_prompt: bool | None = None
     prompt_weights: bool | None = None
     clip_skip: int | None = None
+    init_image: Picture | None = None
+    mask: Picture | None = None
+    strength: float | None = None
+    fit: str | None = None
+    style_image: Picture | None = None
+    style_weight: float | None = None
+    keep: int | None = None
 
 
 def page(service: Service, most: int) -> APIRouter:
@@ -64,7 +72,7 @@ def page(service: Service, most: int) -> APIRouter:
 
     async def model(call: Call) -> Response:
         device = service.ready()
-        return await json_response(described(service, device, await asyncio.to_thread(_card, device)))
+        return await json_response(described(service, device, await asyncio.to_thread(card_of, device)))
 
     async def generate(call: Call) -> Response:
         body = await read_body(call.request, Drawing, most)
@@ -96,42 +104,6 @@ class _Files(StaticFiles):
         response = super().file_response(*args, **options)
         response.headers["cache-control"] = "no-cache"
         return response
-
-
-def _card(device: Device) -> Card:
-    return read_card(device.model.checkpoint.path)
-
-
-def described(service: Service, device: Device, card: Card) -> dict[str, Any]:
-    model, default, limits = device.model, device.model.spec.defaults, service.limits
-    width, height = default_size(model, device.sizes)
-    return {
-        "id": service.model_id,
-        "about": card.about,
-        "examples": [{"prompt": prompt} for prompt in card.prompts],
-        "sizes": device.sizes,
-        "samplers": list(SAMPLERS),
-        "defaults": {
-            "width": width,
-            "height": height,
-            "steps": default.steps,
-            "guidance": default.guidance,
-            "sampler": default.sampler,
-        },
-        "limits": {
-            "prompt_characters": limits.prompt_characters,
-            "steps": limits.steps,
-            "guidance": limits.guidance,
-            "images": limits.images,
-        },
-        "max_clip_skip": model.spec.text.skips,
-        "max_tokens": model.tokenizer.capacity,
-        "backend": model.backend.name,
-        "precision": model.backend.precision,
-        "seats": device.seats,
-        "weights_digest": model.digest,
-        "features": {"init_image": False, "mask": False, "style_image": False, "keep": False},
-    }
 
 
 async def _events(service: Service, call: Call, accepted: Accepted) -> AsyncGenerator[bytes]:
@@ -197,10 +169,10 @@ async def _sse(event: Event, job: Job) -> bytes:
             return await sse("step", {"index": index, "step": step, "steps": steps})
         case Preview(index, step, jpeg):
             return await sse("preview", {"index": index, "step": step, "jpeg": jpeg}, len(jpeg))
-        case Image(index, data, seed):
+        case Image(index, data, seed, score):
             width, height = job.wish.size
             fields = {"index": index, "seed": seed, "width": width, "height": height, "format": job.wish.format}
-            return await sse("image", {**fields, "data": data}, len(data))
+            return await sse("image", {**fields, "score": score, "data": data}, len(data))
         case Done(timings):
             parts = {f"{part}_ms": ms for part, ms in timings.parts(timings.delivered).items()}
             counts = {"steps": job.wish.steps, "evaluations": job.wish.table.evaluations}

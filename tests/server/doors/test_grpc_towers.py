@@ -7,24 +7,20 @@ import dataclasses
 import io
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from PIL import Image
 
-from engines.choice import Choice
 from engines.generate import generate
-from engines.model import Model, load
+from engines.model import Model
 from latentd import AsyncClient, Client, ServerError
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 from pipeline.arrays import Pixels
-from pipeline.checkpoint.opened import open_checkpoint
 from server.app import Server
-from tests.support.adapters import make_styled
-from tests.support.clips import make_judge, pixels_of
+from tests.support.clips import pixels_of
 from tests.support.held import Held, eventually, wrapped
 from tests.support.patience import PATIENCE
 from tests.support.serving import address, serving
@@ -36,14 +32,6 @@ def file_of(pixels: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A model with a style adapter and a judge, all of which its folder brings."""
-    folder: Path = make_styled(tmp_path_factory.mktemp("models") / "towers")
-    make_judge(folder / "judge")
-    return load(open_checkpoint(folder), Choice("openvino", "f32", threads=2))
 
 
 @pytest.fixture(scope="module")

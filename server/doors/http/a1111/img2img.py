@@ -5,8 +5,6 @@ Names, and what they are when nobody sets them, are StableDiffusionImg2ImgProces
 
 from __future__ import annotations
 
-import base64
-import binascii
 from dataclasses import replace
 
 from pydantic import Field
@@ -16,6 +14,7 @@ from pipeline.errors import InvalidRequest
 from server.doors.http.a1111 import txt2img
 from server.doors.http.a1111.txt2img import Txt2Img
 from server.doors.http.errors import MissingField
+from server.doors.http.pictures import decoded
 from server.request import ImageRequest
 
 NAMES = txt2img.NAMES | {"init_image": "init_images", "strength": "denoising_strength", "fit": "resize_mode"}
@@ -29,6 +28,7 @@ class Img2Img(Txt2Img):
     init_images: list[str] | None = Field(None, description="One picture in base64; a data: URL is taken too.")
     mask: str | None = Field(None, description="A picture in base64: white is redrawn.")
     denoising_strength: float | None = Field(None, description="0 to 1; 0.75 where nothing is said.")
+    inpainting_mask_invert: bool | int | None = Field(None, description="What is black is redrawn instead.")
     resize_mode: int | None = Field(None, description="0: stretched, 1: cut, 2: on grey, which a mask redraws.")
     # A1111 blurs a mask, fills what is under it and may enlarge it; here it is taken as it is.
     inpainting_fill: int | None = Field(None, description="Without meaning here, as all that follow.")
@@ -52,10 +52,11 @@ def image_request(body: Img2Img, model: Model, most_images: int) -> ImageRequest
     if mode not in _FITS:
         raise InvalidRequest(f"resize_mode is {mode}; it must be one of 0, 1, 2", "resize_mode")
     strength = body.denoising_strength
+    mask = _bytes("mask", body.mask) if body.mask else None
     return replace(
         txt2img.image_request(body, model, most_images),
         init_image=_bytes("init_images", body.init_images[0]),
-        mask=_bytes("mask", body.mask) if body.mask else None,
+        mask=mask,
         strength=_STRENGTH if strength is None else strength,
         fit=_FITS[mode],
     )
@@ -63,11 +64,9 @@ def image_request(body: Img2Img, model: Model, most_images: int) -> ImageRequest
 
 def _bytes(field: str, text: str) -> bytes:
     """Errors: InvalidRequest for what is no base64."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        return decoded(text)
+    except ValueError:
         raise InvalidRequest(f"{field} is not a picture in base64", field) from None
 
 

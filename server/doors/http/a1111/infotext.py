@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from engines.model import Model
 from latentd import __version__
 from server.doors.http.a1111.samplers import label_of
+from server.events import Image
+from server.request import ImageRequest
 from server.wish import Wish
 
 _VERSION = f"latentd {__version__}"
 
 
-def infotext(wish: Wish, model: Model, prompt: str, negative: str, skip: int, seed: int) -> str:
-    """Write one picture's settings (modules/processing.py, create_infotext). `skip`: layers that were left out."""
+def infotext(wish: Wish, model: Model, request: ImageRequest, seed: int) -> str:
+    """Write one picture's settings (modules/processing.py, create_infotext)."""
+    prompt, negative, skip = request.prompt or "", request.negative_prompt or "", request.clip_skip or 0
     label, scheduler = label_of(wish.sampler)
     settings = {
         "Steps": wish.steps,
@@ -25,6 +29,7 @@ def infotext(wish: Wish, model: Model, prompt: str, negative: str, skip: int, se
         "Size": f"{wish.size[0]}x{wish.size[1]}",
         "Model hash": model.digest[:10],
         "Model": model.id,
+        **({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"}),
         **({"Clip skip": skip + 1} if skip else {}),
         "Version": _VERSION,
     }
@@ -32,11 +37,12 @@ def infotext(wish: Wish, model: Model, prompt: str, negative: str, skip: int, se
     return "\n".join([*lines, ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items())])
 
 
-def info(
-    wish: Wish, model: Model, prompt: str, negative: str, skip: int, seeds: list[int], batch: int
-) -> dict[str, Any]:
-    """Return what A1111 tells about the pictures that were made (Processed.js). `batch`: pictures of an iteration."""
-    count = len(seeds)
+def info(wish: Wish, model: Model, request: ImageRequest, pictures: Sequence[Image], batch: int) -> dict[str, Any]:
+    """Return what A1111 tells about the pictures that were made (Processed.js), and their scores where a judge has
+    chosen them. `batch`: pictures of an iteration.
+    """
+    prompt, negative, skip = request.prompt or "", request.negative_prompt or "", request.clip_skip or 0
+    seeds, count = [picture.seed for picture in pictures], len(pictures)
     return {
         "prompt": prompt,
         "all_prompts": [prompt] * count,
@@ -61,15 +67,16 @@ def info(
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": None,
+        "denoising_strength": request.strength,
         "extra_generation_params": {"Schedule type": label_of(wish.sampler)[1]},
         "index_of_first_image": 0,
-        "infotexts": [infotext(wish, model, prompt, negative, skip, seed) for seed in seeds],
+        "infotexts": [infotext(wish, model, request, seed) for seed in seeds],
         "styles": [],
         "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
         "clip_skip": skip + 1,
         "is_using_inpainting_conditioning": False,
         "version": _VERSION,
+        **({} if wish.keep is None else {"scores": [picture.score for picture in pictures]}),
     }
 
 

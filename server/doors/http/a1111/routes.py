@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,7 +18,8 @@ from server.doors.http.a1111.img2img import Img2Img
 from server.doors.http.a1111.img2img import image_request as img2img_request
 from server.doors.http.a1111.infotext import info
 from server.doors.http.a1111.samplers import listed, schedules
-from server.doors.http.a1111.txt2img import NAMES, Txt2Img, image_request
+from server.doors.http.a1111.script import NAME
+from server.doors.http.a1111.txt2img import NAMES, SCRIPTS, Txt2Img, echoed, image_request
 from server.doors.http.a1111.underway import Registry, Underway
 from server.doors.http.answers import json_response
 from server.doors.http.body import read_body, schema_of
@@ -25,8 +27,9 @@ from server.doors.http.call import Call, answering
 from server.errors import Cancelled
 from server.request import ImageRequest
 from server.service import Service
+from server.upload import inverted
 
-# What we have nothing of, and clients ask for at their start.
+# What we have nothing of but ourselves, and clients ask for at their start.
 _NONE: dict[str, Any] = {
     "upscalers": [],
     "latent-upscale-modes": [],
@@ -38,8 +41,10 @@ _NONE: dict[str, Any] = {
     "sd-modules": [],
     "loras": [],
     "embeddings": {"loaded": {}, "skipped": {}},
-    "scripts": {"txt2img": [], "img2img": []},
-    "script-info": [],
+    "scripts": {"txt2img": [NAME], "img2img": [NAME]},
+    "script-info": [
+        {"name": NAME, "is_alwayson": True, "is_img2img": img2img, "args": []} for img2img in (False, True)
+    ],
     "extensions": [],
     "cmd-flags": {},
 }
@@ -55,15 +60,24 @@ def a1111(service: Service, most: int) -> APIRouter:
     registry, previews = Registry(), _Previews(service)
 
     async def txt2img(call: Call) -> Response:
-        body = await read_body(call.request, Txt2Img, most)
-        model = service.ready().model
-        return await _draw(service, registry, call, body, image_request(body, model, service.limits.images), NAMES)
+        with registry.entered(call.caller, call.id) as underway:
+            body = await read_body(call.request, Txt2Img, most)
+            model, images = service.ready().model, service.limits.images
+            if (body.model_extra or {}).get(SCRIPTS):  # with a picture, perhaps
+                request = await asyncio.to_thread(image_request, body, model, images)
+            else:
+                request = image_request(body, model, images)
+            return await _draw(service, underway, call, body, request, NAMES)
 
     async def img2img(call: Call) -> Response:
-        body = await read_body(call.request, Img2Img, most)
-        model = service.ready().model
-        request = await asyncio.to_thread(img2img_request, body, model, service.limits.images)
-        return await _draw(service, registry, call, body, request, IMG2IMG_NAMES)
+        with registry.entered(call.caller, call.id) as underway:
+            body = await read_body(call.request, Img2Img, most)
+            model, images = service.ready().model, service.limits.images
+            request = await asyncio.to_thread(img2img_request, body, model, images)
+            if request.mask is not None and body.inpainting_mask_invert:
+                mask = await call.in_time(service.with_mask, inverted, request.mask)
+                request = replace(request, mask=mask)
+            return await _draw(service, underway, call, body, request, IMG2IMG_NAMES)
 
     async def progress(call: Call) -> Response:
         skip = call.request.query_params.get("skip_current_image", "").lower() in ("true", "1")
@@ -126,35 +140,20 @@ def a1111(service: Service, most: int) -> APIRouter:
 
 
 async def _draw(
-    service: Service, registry: Registry, call: Call, body: Txt2Img, request: ImageRequest, names: Mapping[str, str]
+    service: Service, underway: Underway, call: Call, body: Txt2Img, request: ImageRequest, names: Mapping[str, str]
 ) -> Response:
     model = service.ready().model
     accepted = await call.submit(request, names, wait=False)
-    underway = Underway(accepted.job)
-    registry.enter(call.caller, underway)
+    underway.accepted(accepted.job)
     try:
         await call.unless_gone(_follow(call, underway))
     except Cancelled:
         if not underway.interrupted:
             raise
-    finally:
-        registry.leave(call.caller, underway)
     pictures = sorted(underway.pictures, key=lambda picture: picture.index)
     sent = [] if body.send_images is False else [picture.data for picture in pictures]
-    about = info(
-        accepted.job.wish,
-        model,
-        request.prompt or "",
-        request.negative_prompt or "",
-        request.clip_skip or 0,
-        [picture.seed for picture in pictures],
-        body.batch_size or 1,
-    )
-    content = {
-        "images": sent,
-        "parameters": body.model_dump(exclude_none=True, exclude={"init_images", "mask"}),
-        "info": json.dumps(about),
-    }
+    about = info(accepted.job.wish, model, request, pictures, body.batch_size or 1)
+    content = {"images": sent, "parameters": echoed(body), "info": json.dumps(about)}
     answer = await json_response(content, sum(map(len, sent)))
     call.ended(Cancelled("interrupted") if underway.interrupted else None)
     return answer

@@ -6,6 +6,7 @@ Clients send dozens of them with every request.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from engines.model import Model
 from pipeline.errors import InvalidRequest
 from server.doors.http.a1111 import options
 from server.doors.http.a1111.samplers import eta_of, sampler_of
+from server.doors.http.a1111.script import FIELD as SCRIPTS
+from server.doors.http.a1111.script import of_scripts
 from server.limits import within
 from server.request import ImageRequest
 
@@ -59,12 +62,6 @@ def _at_most_zero(value: Any) -> bool:
     return not value or (isinstance(value, int | float) and value <= 0)
 
 
-def _empty_scripts(value: Any) -> bool:
-    return not value or (
-        isinstance(value, dict) and all(isinstance(it, dict) and not it.get("args") for it in value.values())
-    )
-
-
 def _one(value: Any) -> bool:
     return value is None or value == 1
 
@@ -75,7 +72,6 @@ _NEUTRAL: dict[str, Callable[[Any], bool]] = {
     "seed_resize_from_w": _at_most_zero,
     "s_noise": _one,
     "initial_noise_multiplier": _one,
-    "alwayson_scripts": _empty_scripts,
 }
 # These say something only beside a field that is refused, or about files, which we do not write.
 _BESIDE = {
@@ -90,7 +86,9 @@ _BESIDE = {
 
 def image_request(body: Txt2Img, model: Model, most_images: int) -> ImageRequest:
     """Read a body. Errors: InvalidRequest naming what we lack and what cannot be read."""
-    for name, value in (body.model_extra or {}).items():
+    extra = dict(body.model_extra or {})
+    scripted = of_scripts(extra.pop(SCRIPTS, None))
+    for name, value in extra.items():
         if name not in _BESIDE and not _NEUTRAL.get(name, _nothing)(value):
             raise InvalidRequest(f"{name[:64]} is {_shown(value)}; this server has nothing of the kind", name[:64])
     overrides = options.of_request(body.override_settings or {}, model)
@@ -122,7 +120,22 @@ def image_request(body: Txt2Img, model: Model, most_images: int) -> ImageRequest
         long_prompt=True,
         prompt_weights=True,
         **overrides,
+        **scripted,
     )
+
+
+def echoed(body: Txt2Img) -> dict[str, Any]:
+    """Return what a request said, as its answer repeats it: without pictures, null for what JSON has no number for."""
+    pictures = {"init_images", "mask", SCRIPTS}
+    return _finite(body.model_dump(exclude_none=True, exclude=pictures))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(it) for key, it in value.items()}
+    return [_finite(it) for it in value] if isinstance(value, list) else value
 
 
 def _shown(value: Any) -> str:
@@ -133,4 +146,4 @@ def _shown(value: Any) -> str:
     )
 
 
-__all__ = ["NAMES", "Txt2Img", "image_request"]
+__all__ = ["NAMES", "SCRIPTS", "Txt2Img", "echoed", "image_request"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from server.events import Event, Image, Preview, Started, Step
@@ -10,16 +12,29 @@ from server.job import Job
 
 
 class Underway:
-    """Follows one request by its events."""
+    """Follows one request, from the first byte of its body on: its job comes when its pictures were read."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, id: str) -> None:
         self.interrupted = False
         self.pictures: list[Image] = []
+        self._id = id
+        self._job: Job | None = None
         self._steps: dict[int, int] = {}  # done, of each picture that has begun
         self._index = 0  # of the picture that was heard of last
         self._preview: bytes | None = None
         self._begun = time.monotonic()
+
+    def accepted(self, job: Job) -> None:
+        """Follow its job; who was interrupted before has it cancelled."""
+        self._job = job
+        if self.interrupted:
+            job.cancel()
+
+    def interrupt(self) -> None:
+        """End it after the step under way, or as soon as it has a job."""
+        self.interrupted = True
+        if self._job is not None:
+            self._job.cancel()
 
     def note(self, event: Event) -> None:
         match event:
@@ -30,18 +45,19 @@ class Underway:
             case Preview(_, _, jpeg):
                 self._preview = jpeg
             case Image(index):
-                self._steps[index] = self.job.wish.steps
+                if self._job is not None:
+                    self._steps[index] = self._job.wish.steps
                 self.pictures.append(event)
 
     def progress(self, jobs: int, with_image: bool) -> dict[str, Any]:
         """Tell of it as A1111 does (modules/api/api.py, progressapi). `jobs`: how many the caller has."""
-        wish, step = self.job.wish, self._steps.get(self._index, 0)
-        share = sum(self._steps.values()) / (wish.steps * wish.images)
+        wish, step = self._job and self._job.wish, self._steps.get(self._index, 0)
+        share = sum(self._steps.values()) / (wish.steps * wish.images) if wish else 0.0
         elapsed = time.monotonic() - self._begun
         return {
             "progress": share,
             "eta_relative": elapsed / share - elapsed if share else 0.0,
-            "state": _state(jobs, self.job.id, self.interrupted, self._index, step, wish.steps),
+            "state": _state(jobs, self._id, self.interrupted, self._index, step, wish.steps if wish else 0),
             "current_image": self._preview if with_image else None,
             "textinfo": None,
         }
@@ -53,13 +69,17 @@ class Registry:
     def __init__(self) -> None:
         self._callers: dict[str, list[Underway]] = {}
 
-    def enter(self, caller: str, underway: Underway) -> None:
+    @contextlib.contextmanager
+    def entered(self, caller: str, id: str) -> Iterator[Underway]:
+        """Hold a caller's request during a block."""
+        underway = Underway(id)
         self._callers.setdefault(caller, []).append(underway)
-
-    def leave(self, caller: str, underway: Underway) -> None:
-        self._callers[caller].remove(underway)
-        if not self._callers[caller]:
-            del self._callers[caller]
+        try:
+            yield underway
+        finally:
+            self._callers[caller].remove(underway)
+            if not self._callers[caller]:
+                del self._callers[caller]
 
     def progress(self, caller: str, with_image: bool) -> dict[str, Any]:
         """Tell of the caller's oldest request."""
@@ -69,10 +89,9 @@ class Registry:
         return {"progress": 0.0, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
 
     def interrupt(self, caller: str) -> None:
-        """End the caller's requests after the step under way: they are answered with the pictures that are there."""
+        """End the caller's requests: they are answered with the pictures that are there."""
         for underway in self._callers.get(caller, ()):
-            underway.interrupted = True
-            underway.job.cancel()
+            underway.interrupt()
 
 
 def _state(jobs: int, job: str, interrupted: bool, index: int, step: int, steps: int) -> dict[str, Any]:

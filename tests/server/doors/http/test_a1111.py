@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import http.client
 import json
@@ -18,10 +19,12 @@ from server.app import Server
 from server.doors.http.a1111.infotext import infotext
 from server.doors.http.a1111.samplers import label_of, listed, sampler_of
 from server.doors.http.a1111.txt2img import Txt2Img, image_request
+from server.request import ImageRequest
 from tests.support.held import Held, eventually
 from tests.support.jobs import wish
 from tests.support.patience import PATIENCE
 from tests.support.serving import nothing_left, serving
+from tests.support.uploads import colours, saved
 
 # What A1111's own schema sends when nothing was set (GET /openapi.json of 1.10, StableDiffusionProcessingTxt2Img).
 UNTOUCHED: dict[str, Any] = {
@@ -63,6 +66,26 @@ def test_unknown_fields_are_refused_unless_they_say_nothing(model: Model) -> Non
     with pytest.raises(InvalidRequest, match="^later_field is a text; ") as refused:
         read(model, later_field="x")
     assert refused.value.field == "later_field"
+
+
+def test_our_own_part_is_a_script(model: Model) -> None:
+    args = {"style_image": "YQ==", "style_weight": 0.5, "keep": 2, "guidance_start": 0.1, "guidance_end": 0.9}
+    request = read(model, alwayson_scripts={"LatentD": {"args": [args]}, "ControlNet": {"args": []}})
+    assert request.style_image == b"a"
+    assert {name: getattr(request, name) for name in args} == {**args, "style_image": b"a"}
+    assert read(model, alwayson_scripts={"latentd": {"args": []}}) == read(model)
+    for scripts, words in (
+        ({"ControlNet": {"args": [1]}}, "alwayson_scripts is of ControlNet; this server has latentd alone"),
+        ([1], "alwayson_scripts is no object; it takes latentd"),
+        ({"latentd": {"args": [1]}}, "alwayson_scripts.latentd.args takes a list of one object"),
+        ({"latentd": {"args": [{}, {}]}}, "alwayson_scripts.latentd.args takes a list of one object"),
+        ({"latentd": 1}, "alwayson_scripts.latentd.args takes a list of one object"),
+        ({"latentd": {"args": [{"kep": 1}]}}, "there is no field 'kep'; did you mean keep?; there are: style_image, "),
+        ({"latentd": {"args": [{"style_image": "#"}]}}, "style_image is not a picture in base64"),
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            read(model, alwayson_scripts=scripts)
+        assert str(refused.value).startswith(words)
 
 
 def test_override_settings(model: Model) -> None:
@@ -126,12 +149,13 @@ def test_samplers_that_there_are_not(name: str, schedule: str | None, field: str
 
 
 def test_infotext_is_what_a1111_writes(model: Model) -> None:
+    said = ImageRequest(prompt="a cat,\nred", negative_prompt="dog", clip_skip=1)
     asked = dataclasses.replace(wish(), sampler="dpmpp_2m_karras", steps=20, guidance=7.5, size=(512, 768))
-    text = infotext(asked, model, "a cat,\nred", "dog", 1, 42)
+    text = infotext(asked, model, said, 42)
     assert text == (
         "a cat,\nred\nNegative prompt: dog\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, "
         f"Seed: 42, Size: 512x768, Model hash: {model.digest[:10]}, Model: {model.id}, Clip skip: 2, "
-        f"Version: {infotext(asked, model, '', '', 0, 0).rpartition('Version: ')[2]}"
+        f"Version: {infotext(asked, model, ImageRequest(), 0).rpartition('Version: ')[2]}"
     )
 
 
@@ -149,10 +173,10 @@ class Caller:
         connection.close()
         return answer
 
-    def start(self, **body: Any) -> list[Any]:
+    def start(self, path: str = "txt2img", **body: Any) -> list[Any]:
         """Draw in a thread; the answer is in the list once it is there."""
         answers: list[Any] = []
-        threading.Thread(target=lambda: answers.append(self.ask("POST", "txt2img", body))).start()
+        threading.Thread(target=lambda: answers.append(self.ask("POST", path, body))).start()
         return answers
 
 
@@ -186,6 +210,29 @@ def test_progress_and_interrupt_reach_ones_own_requests(held_server: Server, hel
     nothing_left(held_server)
     assert len(held.runs) == runs, "no further step"
     assert one.ask("GET", "progress")["state"]["job_count"] == 0
+
+
+def test_interrupt_reaches_one_whose_picture_is_being_read(wired: Model, held: Held) -> None:
+    reading, go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        reading.set()
+        assert go.wait(PATIENCE)
+
+    held.before_moments = wait
+    picture = base64.b64encode(saved(colours())).decode()
+    with serving(wired, http_port=0) as server:
+        caller = Caller(server, "127.0.0.1")
+        answers = caller.start("img2img", prompt="a", steps=120, init_images=[picture])
+        assert reading.wait(PATIENCE)
+        assert caller.ask("GET", "progress")["state"]["job_count"] == 1
+        caller.ask("POST", "interrupt")
+        assert caller.ask("GET", "progress")["state"]["interrupted"]
+        go.set()
+        eventually(lambda: len(answers), 1)
+        assert answers[0]["images"] == [] and json.loads(answers[0]["info"])["denoising_strength"] == 0.75
+        nothing_left(server)
+        assert len(held.runs) < 45, "of 90: a few may have begun before its job was heard of"
 
 
 def test_interrupted_after_the_first_of_two(wired: Model, held: Held) -> None:

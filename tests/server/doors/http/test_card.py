@@ -17,7 +17,14 @@ def card(folder: Path, text: str | bytes) -> Card:
 def test_a_paragraph_and_prompts(tmp_path: Path) -> None:
     front = "---\nlicense: mit\nwidget:\n- text: a red apple\n- text: [no]\n- url: x\n- text: fox\n---\n"
     text = f"{front}\n# Name\n\n| a |\n\nDraws\nthings.\n\nMore.\n"
-    assert card(tmp_path, text) == Card("Draws things.", ["a red apple", "fox"])
+    (tmp_path / "concepts.json").write_text('{"things": ["fox", 3, "", "red apple"]}')
+    assert card(tmp_path, text) == Card("Draws things.", ["a red apple", "fox"], ["fox", "red apple"])
+
+
+@pytest.mark.parametrize("text", ["", "[", "3", "[]", '{"things": 3}', '{"things": [1]}', "[" * 5000])
+def test_a_list_that_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "concepts.json").write_text(text)
+    assert card(tmp_path, "Draws things.").things == []
 
 
 @pytest.mark.parametrize(
@@ -49,4 +56,4 @@ def test_long_ones_are_cut(tmp_path: Path) -> None:
 def test_the_demo_models_card_has_prompts_to_begin_with() -> None:
     known = read_card(Path(__file__).parents[4] / "demo" / "small-things")
     assert "red apple, color style" in known.prompts and len(known.prompts) >= 8
-    assert "390 things" in known.about
+    assert "390 things" in known.about and len(known.things) == 390

@@ -208,7 +208,7 @@ def test_webuiapi_asks_around(webui: webuiapi.WebUIApi, model: Model) -> None:
     webui.util_wait_for_ready(check_interval=0.01)
     assert webui.get_progress()["state"]["job_count"] == 0
     assert webui.interrupt() == {}
-    assert webui.get_scripts() == {"txt2img": [], "img2img": []} and webui.get_upscalers() == []
+    assert webui.get_scripts() == {"txt2img": ["latentd"], "img2img": ["latentd"]} and webui.get_upscalers() == []
     assert webui.get_cmd_flags() == {} and webui.get_options()["samples_format"] == "png"
     (image,) = webui.txt2img(
         prompt="a", steps=1, width=24, height=24, override_settings={"samples_format": "webp"}

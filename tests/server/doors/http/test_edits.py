@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import urllib.error
 import urllib.request
 
@@ -12,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 import webuiapi
-from PIL import Image
+from PIL import Image, ImageOps
 
 from engines.generate import generate
 from engines.model import Model
@@ -95,6 +96,33 @@ def test_webuiapi_img2img(server: Server, model: Model) -> None:
         np.testing.assert_array_equal(np.asarray(result.image.convert("RGB")), expected)
 
 
+def test_a_mask_is_inverted_and_the_strength_is_told(server: Server) -> None:
+    _, white = masks()
+    black = saved(ImageOps.invert(Image.open(io.BytesIO(white))))
+    base = {"prompt": "a", "seed": 5, "steps": 4, "denoising_strength": 0.5, "resize_mode": 1, "hr_scale": math.nan}
+    pictures = [base64.b64encode(each).decode() for each in (saved(colours()), white, black)]
+    answers = [
+        json.loads(asked(server, {**base, "init_images": pictures[:1], "mask": mask, "inpainting_mask_invert": invert}))
+        for mask, invert in ((pictures[1], 0), (pictures[2], 1))
+    ]
+    assert answers[0]["images"] == answers[1]["images"]
+    told = json.loads(answers[0]["info"])
+    assert told["denoising_strength"] == 0.5 and "Denoising strength: 0.5" in told["infotexts"][0]
+    said = answers[1]["parameters"]
+    assert said["hr_scale"] is None and said["inpainting_mask_invert"] and "mask" not in said
+
+
+def asked(server: Server, fields: dict) -> bytes:
+    """Post to img2img, and return its answer where every number is JSON's."""
+    request = urllib.request.Request(
+        f"{http(server)}/sdapi/v1/img2img", json.dumps(fields).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        data = answer.read()
+    json.loads(data, parse_constant=pytest.fail)
+    return data
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -104,7 +132,7 @@ def test_webuiapi_img2img(server: Server, model: Model) -> None:
         ({"init_images": ["YQ==", "YQ=="]}, "init_images has 2 pictures; one is taken"),
         ({"init_images": ["YQ=="], "resize_mode": 3}, "resize_mode is 3; it must be one of 0, 1, 2"),
         ({"init_images": ["YQ=="], "denoising_strength": 1.5}, "denoising_strength is 1.5; it must be 0 to 1"),
-        ({"init_images": ["YQ=="], "inpainting_mask_invert": 1}, "inpainting_mask_invert is 1; this server has "),
+        ({"init_images": ["YQ=="], "mask": "YQ==", "inpainting_mask_invert": 1}, "mask is none of PNG, JPEG and WebP"),
     ],
 )
 def test_what_img2img_refuses(server: Server, fields: dict, words: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import openai
 import pytest
 
-from server.doors.http.openai import Generation, image_request, partial_steps
+from engines.model import Model
+from server.doors.http.generation import Generation, image_request
+from server.doors.http.openai import partial_steps
+from tests.support.serving import http, serving
 
 
 @pytest.mark.parametrize(
@@ -39,3 +43,15 @@ def test_what_was_not_said_is_none() -> None:
     assert {name for name, value in vars(request).items() if value is not None} == {"prompt"}
     assert image_request(Generation(prompt="a", size="auto", output_compression=100)) == request
     assert image_request(Generation(prompt="a", output_compression=100, output_format="webp")).quality == 100
+
+
+def test_a_path_that_there_is_not(model: Model) -> None:
+    """It is the path that is missing, and no model."""
+    with (
+        serving(model, http_port=0) as server,
+        openai.OpenAI(base_url=f"{http(server)}/v1", api_key="any", max_retries=0) as client,
+        pytest.raises(openai.NotFoundError) as missing,
+    ):
+        client.post("/images/variations", cast_to=object, body={})
+    assert missing.value.code == "unknown_url"
+    assert "the path /v1/images/variations does not exist on this server" in missing.value.message

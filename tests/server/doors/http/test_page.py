@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import urllib.error
 import urllib.request
@@ -12,6 +13,7 @@ import pytest
 from engines.model import Model
 from pipeline.samplers import SAMPLERS
 from server.doors.http import page
+from server.request import ImageRequest
 from tests.support.patience import PATIENCE
 from tests.support.serving import http, serving
 
@@ -28,8 +30,32 @@ def test_the_model_as_the_page_knows_it(model: Model) -> None:
     assert told["id"] == model.id and told["weights_digest"] == model.digest and told["seats"] == 3
     assert told["sizes"] == [[default.width, default.height]] and told["samplers"] == list(SAMPLERS)
     assert told["defaults"]["steps"] == default.steps and told["limits"]["images"] == 8
-    assert told["features"] == {"init_image": False, "mask": False, "style_image": False, "keep": False}
-    assert told["examples"] == [] and told["about"] == "", "it has no card"
+    has = {"init_image": True, "mask": True, "interval": True}
+    assert told["features"] == {**has, "inpaints": False, "style_image": False, "keep": False, "rank": False}
+    assert told["examples"] == told["things"] == [] and told["about"] == "", "it has no card"
+
+
+def test_all_that_can_be_asked_for_can_be_asked_for_here() -> None:
+    known = {field.name for field in dataclasses.fields(ImageRequest)}
+    assert set(page.Drawing.model_fields) == known - {"progress"}, "which the page always shows"
+
+
+def test_what_is_no_picture_is_named(model: Model) -> None:
+    with serving(model, http_port=0) as server:
+        for body, words in (
+            ({"init_image": "#"}, "init_image is not a picture in base64"),
+            ({"init_image": "data:image/png;base64,YQ==", "style_image": 3}, "style_image is not a picture in base64"),
+            ({"init_image": "data:image/png;base64,YQ=="}, "init_image is none of PNG, JPEG and WebP"),
+            ({"init_image": "A" * (1 << 20)}, "init_image is none of PNG, JPEG and WebP"),
+            ({"mask": "YQ=="}, "mask is of a picture to begin with; init_image is missing"),
+        ):
+            request = urllib.request.Request(
+                f"{http(server)}/api/generate", json.dumps(body).encode(), {"content-type": "application/json"}
+            )
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=PATIENCE)
+            error = json.load(refused.value)["error"]
+            assert (refused.value.code, error["field"]) == (400, words.split()[0]) and words in error["message"]
 
 
 def test_files(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,29 @@
 // The form: what to draw, and how. It remembers the settings of this browser's last visit.
 
-import { at, make } from "./dom.js";
-import { setIcon } from "./icons.js";
-import { rolled, samplerWords, sizeWords } from "./words.js";
+import { at, make } from "../dom.js";
+import { setIcon } from "../icons.js";
+import { rolled, samplerWords, sizeWords } from "../words.js";
+import { Conditions } from "./conditions.js";
+import { Things } from "./things.js";
 
 const REMEMBERED = "latentd.settings";
-const FIELDS = ["prompt", "negative_prompt", "size", "images", "steps", "guidance", "sampler", "seed"];
+const FIELDS = ["prompt", "negative_prompt", "size", "images", "keep", "steps", "guidance", "guidance_start"];
+FIELDS.push("guidance_end", "sampler", "seed");
+// What else the server may find wrong, and what then gets the focus.
+const PLACES = { ...Object.fromEntries(FIELDS.map((name) => [name, name])), width: "size", height: "size" };
+Object.assign(PLACES, { strength: "strength", fit: "fit", style_weight: "style_weight", mask: "mask" });
+const PICTURES = { init_image: "original", style_image: "style" };
+const PLAIN = { images: 1, keep: "", guidance_start: 0, guidance_end: 1 };
 
 export class Form extends EventTarget {
   #model = null;
   #locked = false;
+  #conditions = new Conditions();
+  #things = new Things((prompt) => {
+    this.set({ prompt });
+    this.#remember();
+    at("prompt").focus();
+  });
 
   constructor() {
     super();
@@ -35,7 +49,7 @@ export class Form extends EventTarget {
       this.#remember();
     });
     at("defaults").addEventListener("click", () => {
-      this.set({ ...this.#model.defaults, images: 1 });
+      this.set({ ...this.#model.defaults, ...PLAIN });
       at("seed").value = "";
       this.#lock(false);
       this.#remember();
@@ -59,31 +73,52 @@ export class Form extends EventTarget {
       at(`${name}-slider`).max = name === "steps" ? Math.min(model.limits.steps, 50) : Math.min(model.limits.guidance, 15);
     }
     if (model.examples?.length) at("prompt").placeholder = `for example: ${model.examples[0].prompt}`;
-    this.set({ ...model.defaults, images: 1 });
+    at("interval").hidden = !model.features?.interval;
+    this.#things.offer(model);
+    const early = at("prompt").value; // typed before the model was known
+    this.set({ ...model.defaults, ...PLAIN });
     const remembered = read(REMEMBERED);
     // The settings of another model are no settings of this one; words are words.
     this.set(remembered.model === model.id ? remembered : pick(remembered, "prompt", "negative_prompt"));
+    if (early) this.set({ prompt: early });
     this.#lock(Boolean(remembered.locked));
+    this.#conditions.offer(model);
     document.querySelector("button.draw").disabled = false;
+    at("form").dataset.state = "ready";
   }
 
   /** Puts settings into the fields: those of a picture, or of an example. What is absent stays as it is. */
   set(settings) {
     for (const name of FIELDS) {
-      if (name === "size" && settings.width) at("size").value = `${settings.width}x${settings.height}`;
+      if (name === "keep") this.#keepable(settings.keep ?? at("keep").value);
+      else if (name === "size" && settings.width) at("size").value = `${settings.width}x${settings.height}`;
       else if (settings[name] !== undefined && settings[name] !== null) at(name).value = settings[name];
     }
     if (at("size").selectedIndex < 0) at("size").selectedIndex = 0; // a size or sampler that this model lacks
     if (at("sampler").selectedIndex < 0) at("sampler").value = this.#model.defaults.sampler;
     if (at("negative_prompt").value) at("without").open = true;
+    if (Number(at("guidance_start").value) > 0 || Number(at("guidance_end").value) < 1) at("interval").open = true;
     this.#slide();
+    this.#things.look(at("prompt").value);
+    this.#conditions.refresh();
     this.complain(null);
   }
 
-  /** Takes over the settings of a picture, its seed too, which is kept until it is unlocked. */
+  /** Takes over the settings of a picture: its seed too, which is kept until it is unlocked, and what it started from. */
   reuse(picture) {
-    this.set({ ...picture, images: 1, negative_prompt: picture.negative_prompt ?? "" });
+    const said = Object.entries(picture).filter(([, value]) => value !== null && value !== undefined);
+    this.set({ ...PLAIN, negative_prompt: "", ...Object.fromEntries(said) });
+    this.#conditions.restore(picture);
     this.#lock(true);
+    this.#remember();
+    at("prompt").focus();
+  }
+
+  /** Starts from a picture of the gallery, in its size; words that are there stay. */
+  start(picture) {
+    const { width, height } = picture;
+    this.set({ width, height, prompt: at("prompt").value.trim() ? undefined : picture.prompt });
+    this.#conditions.start(picture);
     this.#remember();
     at("prompt").focus();
   }
@@ -94,6 +129,11 @@ export class Form extends EventTarget {
     if (at("prompt").value.trim() === "") {
       this.complain("prompt", "Write what you would like to see first.");
       at("prompt").focus();
+      return;
+    }
+    const missing = this.#conditions.missing();
+    if (missing) {
+      this.complain(...missing);
       return;
     }
     if (!this.#locked) at("seed").value = rolled();
@@ -110,10 +150,14 @@ export class Form extends EventTarget {
       width,
       height,
       images: Number(at("images").value),
+      keep: number("keep"),
       steps: number("steps"),
       guidance: number("guidance"),
+      guidance_start: number("guidance_start") || null, // what is the default needs no word
+      guidance_end: number("guidance_end") === 1 ? null : number("guidance_end"),
       sampler: at("sampler").value,
       seed: number("seed"),
+      ...this.#conditions.read(),
     };
   }
 
@@ -122,8 +166,14 @@ export class Form extends EventTarget {
     for (const complaint of document.querySelectorAll("form .complaint")) complaint.textContent = "";
     for (const input of document.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
     if (!message) return;
-    const name = field === "width" || field === "height" ? "size" : field;
-    const input = FIELDS.includes(name) ? at(name) : null;
+    const picture = PICTURES[field];
+    if (picture) {
+      at(`${field}-complaint`).textContent = message;
+      at(at(`${picture}-choose`).hidden ? `${picture}-other` : `${picture}-choose`).focus();
+      return;
+    }
+    const name = PLACES[field];
+    const input = name ? at(name) : null;
     at(input ? `${name}-complaint` : "form-complaint").textContent = message;
     if (!input) return;
     input.setAttribute("aria-invalid", "true");
@@ -134,6 +184,8 @@ export class Form extends EventTarget {
   #edited(input) {
     if (input.id.endsWith("-slider")) at(input.id.replace("-slider", "")).value = input.value;
     if (input.id === "seed") this.#lock(input.value !== "");
+    if (input.id === "images") this.#keepable(at("keep").value);
+    if (input.id === "prompt") this.#things.look(input.value);
     if (input.hasAttribute("aria-invalid") || at("form-complaint").textContent) this.complain(null);
     this.#slide();
     this.#remember();
@@ -141,6 +193,17 @@ export class Form extends EventTarget {
 
   #slide() {
     for (const name of ["steps", "guidance"]) at(`${name}-slider`).value = at(name).value;
+  }
+
+  /** Offers to keep 1, 2, .. of the pictures, where the model has a judge and there are several. */
+  #keepable(chosen) {
+    const images = Number(at("images").value);
+    const numbers = Array.from({ length: Math.max(0, images - 1) }, (_, index) => String(index + 1));
+    const all = make("option", { value: "" }, "all of them");
+    at("keep").replaceChildren(all, ...numbers.map((number) => make("option", { value: number }, `the best ${number}`)));
+    at("keep").value = numbers.includes(String(chosen)) ? chosen : "";
+    at("keep-part").hidden = !this.#model?.features?.keep || images < 2;
+    if (at("keep-part").hidden) at("keep").value = "";
   }
 
   #lock(locked) {

@@ -1,0 +1,63 @@
+"""The model as the page is told of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.samplers import SAMPLERS
+from server.device.loop import Device
+from server.doors.http.card import Card, read_card
+from server.service import Service
+from server.wish import default_size
+
+
+def card_of(device: Device) -> Card:
+    """Read the card of what a device serves; it lies on a disk."""
+    return read_card(device.model.checkpoint.path)
+
+
+def described(service: Service, device: Device, card: Card) -> dict[str, Any]:
+    """Describe the model: sizes, samplers, defaults, limits, and which conditions it takes."""
+    model, default, limits = device.model, device.model.spec.defaults, service.limits
+    width, height = default_size(model, device.sizes)
+    return {
+        "id": service.model_id,
+        "about": card.about,
+        "examples": [{"prompt": prompt} for prompt in card.prompts],
+        "things": card.things,
+        "sizes": device.sizes,
+        "samplers": list(SAMPLERS),
+        "defaults": {
+            "width": width,
+            "height": height,
+            "steps": default.steps,
+            "guidance": default.guidance,
+            "sampler": default.sampler,
+        },
+        "limits": {
+            "prompt_characters": limits.prompt_characters,
+            "steps": limits.steps,
+            "guidance": limits.guidance,
+            "images": limits.images,
+            "style_weight": limits.style_weight,
+            "texts": limits.texts,
+        },
+        "max_clip_skip": model.spec.text.skips,
+        "max_tokens": model.tokenizer.capacity,
+        "backend": model.backend.name,
+        "precision": model.backend.precision,
+        "seats": device.seats,
+        "weights_digest": model.digest,
+        "features": {
+            "init_image": True,  # every checkpoint has a VAE with its encoder, and every backend runs it
+            "mask": True,
+            "inpaints": model.spec.inpaints,  # a UNet of nine channels: it draws nothing without init_image and mask
+            "interval": not model.spec.unet.guidance_width,
+            "style_image": model.styles is not None,
+            "keep": model.judge is not None,
+            "rank": model.judge is not None,
+        },
+    }
+
+
+__all__ = ["card_of", "described"]

@@ -191,6 +191,8 @@ proto:
 	.venv-proto/bin/python -m pip install --quiet grpcio-tools==1.76.0
 	.venv-proto/bin/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. \
 	    protos/latentd/v1/images.proto
+	.venv-proto/bin/python -m grpc_tools.protoc -Iprotos --python_out=server/doors/oip --pyi_out=server/doors/oip \
+	    protos/inference/inference.proto
 
 # What a machine without a clone installs: pip install 'latentd-...whl[cpu]'; without an extra it is the client alone.
 wheel: $(VENV)/.venv

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from pipeline.errors import InvalidRequest, LatentdError
 from server.doors.oip.call import Call
+from server.doors.oip.infer_request import InferRequest, Run
 from server.doors.oip.inference import inference_pb2 as pb
 from server.doors.oip.models import IMAGE, INDEX, PREVIEW, SEEDS, STEP, STEPS, VERSION
-from server.doors.oip.reading import Asked, Run
 from server.doors.oip.tensors import Tensor, add_output
 from server.errors import UNEXPECTED, Busy
 from server.events import Event, Image, Preview, Step
@@ -20,42 +21,41 @@ log = logging.getLogger("latentd.door")
 
 _FINAL = "triton_final_response"  # Triton's word, which its clients wait for: this was the request's last response
 
-Picture = tuple[int, Image]  # with its place in the whole request
 
-
-async def together(asked: Asked, call: Call, jobs: Sequence[Job]) -> pb.ModelInferResponse:
+async def together(request: InferRequest, call: Call, jobs: Sequence[Job]) -> pb.ModelInferResponse:
     """Wait for all pictures. Errors: those that a job failed with."""
-    pictures = {run.first + e.index: e async for run, e in _events(asked.runs, call, jobs) if isinstance(e, Image)}
-    images = [pictures[place] for place in range(asked.images)]
-    answer = _answer(asked)
+    pictures = {run.first + e.index: e async for run, e in _events(request.runs, call, jobs) if isinstance(e, Image)}
+    images = [pictures[place] for place in range(request.images)]
+    answer = _answer(request)
     for tensor, values in ((IMAGE, [image.data for image in images]), (SEEDS, [image.seed for image in images])):
-        if tensor.name in asked.wanted:
+        if tensor.name in request.wanted:
             add_output(answer, tensor, values)
     return answer
 
 
-async def one_by_one(asked: Asked, call: Call, jobs: Sequence[Job]) -> AsyncIterator[pb.ModelInferResponse]:
+async def one_by_one(request: InferRequest, call: Call, jobs: Sequence[Job]) -> AsyncGenerator[pb.ModelInferResponse]:
     """Yield an answer with each event whose output is wanted; the last one says so. Errors: those of a failed job."""
-    left = asked.images
-    async for run, event in _events(asked.runs, call, jobs):
-        match event:
-            case Step(index, step, steps):
-                about: dict[Tensor, int | bytes] = {STEP: step, STEPS: steps}
-            case Preview(index, step, jpeg):
-                about = {PREVIEW: jpeg, STEP: step}
-            case Image(index, data, seed):
-                about = {IMAGE: data, SEEDS: seed}
-                left -= 1
-            case _:
-                continue
-        if next(iter(about)).name in asked.wanted:  # what the answer is for; the others are only about it
-            answer = final(_answer(asked), not left)
-            for tensor, value in {**about, INDEX: run.first + index}.items():
-                if tensor.name in asked.wanted:
-                    add_output(answer, tensor, [value])
-            yield answer
-    if IMAGE.name not in asked.wanted:
-        yield final(_answer(asked), True)
+    left = request.images
+    async with contextlib.aclosing(_events(request.runs, call, jobs)) as events:
+        async for run, event in events:
+            match event:
+                case Step(index, step, steps):
+                    about: dict[Tensor, int | bytes] = {STEP: step, STEPS: steps}
+                case Preview(index, step, jpeg):
+                    about = {PREVIEW: jpeg, STEP: step}
+                case Image(index, data, seed):
+                    about = {IMAGE: data, SEEDS: seed}
+                    left -= 1
+                case _:
+                    continue
+            if next(iter(about)).name in request.wanted:  # what the answer is for; the others are only about it
+                answer = final(_answer(request), not left)
+                for tensor, value in {**about, INDEX: run.first + index}.items():
+                    if tensor.name in request.wanted:
+                        add_output(answer, tensor, [value])
+                yield answer
+    if IMAGE.name not in request.wanted:
+        yield final(_answer(request), True)
 
 
 def failure(error: Exception, message: pb.ModelInferRequest, request_id: str) -> pb.ModelStreamInferResponse:
@@ -79,11 +79,11 @@ def final(answer: pb.ModelInferResponse, last: bool) -> pb.ModelInferResponse:
     return answer
 
 
-def _answer(asked: Asked) -> pb.ModelInferResponse:
-    return pb.ModelInferResponse(model_name=asked.named.name, model_version=VERSION, id=asked.id)
+def _answer(request: InferRequest) -> pb.ModelInferResponse:
+    return pb.ModelInferResponse(model_name=request.named.name, model_version=VERSION, id=request.id)
 
 
-async def _events(runs: Sequence[Run], call: Call, jobs: Sequence[Job]) -> AsyncIterator[tuple[Run, Event]]:
+async def _events(runs: Sequence[Run], call: Call, jobs: Sequence[Job]) -> AsyncGenerator[tuple[Run, Event]]:
     """Yield the events of all jobs as they come. Errors: the first of theirs, once all are over.
 
     A job that waits for its events to be taken loses old steps and previews, as its mailbox has it.
@@ -93,8 +93,9 @@ async def _events(runs: Sequence[Run], call: Call, jobs: Sequence[Job]) -> Async
     async def forward(run: Run, job: Job) -> None:
         end = None
         try:
-            async for event in call.events(job):
-                await coming.put((run, event))
+            async with contextlib.aclosing(call.events(job)) as events:
+                async for event in events:
+                    await coming.put((run, event))
         except Exception as error:
             end = error
         await coming.put(end)

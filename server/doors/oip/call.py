@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import grpc
 
 from pipeline.errors import InvalidRequest, LatentdError
 from server.caller import caller_of
-from server.doors.oip.reading import Asked, Run
+from server.doors.oip.infer_request import InferRequest, Run
 from server.doors.oip.statistics import Statistics
 from server.doors.request_id import request_id
 from server.errors import TooLate
@@ -32,21 +32,21 @@ class Call:
         self._over = False
         self.id = request_id(ids)
 
-    async def submit(self, asked: Asked, statistics: Statistics) -> list[Accepted]:
+    async def submit(self, request: InferRequest, statistics: Statistics) -> list[Accepted]:
         """Submit a request's runs, all or none. Errors: those of Service.submit, in the protocol's words."""
         self._statistics = statistics
         caller, accepted = caller_of(self._context.peer()), []
-        for run in asked.runs:
-            times = [left for left in (self._context.time_remaining(), asked.timeout) if left is not None]
+        for run in request.runs:
+            times = [left for left in (self._context.time_remaining(), request.timeout) if left is not None]
             left = min(times) if times else None
             try:
                 accepted.append(await self._service.submit(run.request, self.id, left, self._started, caller))
             except InvalidRequest as error:
-                raise _placed(error, run, len(asked.runs)) from None
+                raise _placed(error, run, len(request.runs)) from None
             self._jobs.append(accepted[-1].job)
         return accepted
 
-    async def events(self, job: Job) -> AsyncIterator[Event]:
+    async def events(self, job: Job) -> AsyncGenerator[Event]:
         """Yield a job's events. Errors: those that it failed with.
 
         The device looks at deadlines between two steps, and a step may be long: the client hears in time all the same.

@@ -15,9 +15,9 @@ from server.caller import caller_of
 from server.doors.calls import Calls
 from server.doors.oip.answers import failure, final, one_by_one, together
 from server.doors.oip.call import Call
+from server.doors.oip.infer_request import InferRequest, infer_request
 from server.doors.oip.inference import inference_pb2 as pb
 from server.doors.oip.models import VERSION, configuration, metadata, named, names_of
-from server.doors.oip.reading import Asked, asked_of
 from server.doors.oip.statistics import Statistics
 from server.doors.oip.stream import Stream
 from server.doors.request_id import ID_KEY
@@ -65,12 +65,13 @@ class OipServicer:
         # However it ends: where the client left while the answer was on its way, this method does not hear of it.
         context.add_done_callback(lambda _: self._over(call, asyncio.CancelledError()))  # pyright: ignore[reportArgumentType]
         try:
-            asked = self._asked(message)
-            if asked.named.decoupled:
+            request = self._read(message)
+            if request.named.decoupled:
                 raise InvalidRequest(
-                    f"{asked.named.name} answers more than once: use ModelStreamInfer, or {asked.named.model}", "model"
+                    f"{request.named.name} answers more than once: use ModelStreamInfer, or {request.named.model}",
+                    "model",
                 )
-            answer = await self._together(asked, call)
+            answer = await self._together(request, call)
             call.ended()
         except BaseException as error:
             call.ended(error)
@@ -109,13 +110,13 @@ class OipServicer:
         call = self._begin(context, [message.id] if message.id else _sent_ids(context))
         live.add(call)
         try:
-            asked = self._asked(message)
-            if asked.named.decoupled:
-                async with contextlib.aclosing(self._one_by_one(asked, call)) as answers:
+            request = self._read(message)
+            if request.named.decoupled:
+                async with contextlib.aclosing(self._one_by_one(request, call)) as answers:
                     async for answer in answers:
                         yield pb.ModelStreamInferResponse(infer_response=answer)
             else:
-                yield pb.ModelStreamInferResponse(infer_response=final(await self._together(asked, call), True))
+                yield pb.ModelStreamInferResponse(infer_response=final(await self._together(request, call), True))
             call.ended()
         except Exception as error:
             call.ended(error)
@@ -130,33 +131,33 @@ class OipServicer:
             live.discard(call)
             self._over(call)
 
-    def _asked(self, message: pb.ModelInferRequest) -> Asked:
+    def _read(self, message: pb.ModelInferRequest) -> InferRequest:
         self._service.ready()
         name = named(self._service.model_id, message.model_name, message.model_version)
-        return asked_of(message, name, self._service.limits)
+        return infer_request(message, name, self._service.limits)
 
-    async def _together(self, asked: Asked, call: Call) -> pb.ModelInferResponse:
-        self._fits_one_message(asked)
-        accepted = await call.submit(asked, self._statistics[asked.named.name])
-        return await together(asked, call, [one.job for one in accepted])
+    async def _together(self, request: InferRequest, call: Call) -> pb.ModelInferResponse:
+        self._fits_one_message(request)
+        accepted = await call.submit(request, self._statistics[request.named.name])
+        return await together(request, call, [one.job for one in accepted])
 
-    async def _one_by_one(self, asked: Asked, call: Call) -> AsyncGenerator[pb.ModelInferResponse]:
-        if any(run.request.preview_every for run in asked.runs):
+    async def _one_by_one(self, request: InferRequest, call: Call) -> AsyncGenerator[pb.ModelInferResponse]:
+        if any(run.request.preview_every for run in request.runs):
             await self._service.previews()
-        accepted = await call.submit(asked, self._statistics[asked.named.name])
-        async with contextlib.aclosing(one_by_one(asked, call, [one.job for one in accepted])) as answers:
+        accepted = await call.submit(request, self._statistics[request.named.name])
+        async with contextlib.aclosing(one_by_one(request, call, [one.job for one in accepted])) as answers:
             async for answer in answers:
                 yield answer
 
-    def _fits_one_message(self, asked: Asked) -> None:
+    def _fits_one_message(self, request: InferRequest) -> None:
         device, most = self._service.ready(), self._service.limits.blocking_bytes
-        request = asked.runs[0].request
+        first = request.runs[0].request
         width, height = default_size(device.model, device.sizes)
-        size = asked.images * (request.width or width) * (request.height or height) * 3
+        size = request.images * (first.width or width) * (first.height or height) * 3
         if size > most:
             raise InvalidRequest(
                 f"prompt's length x width x height x 3 is {size} bytes, which may not fit the 4 MiB that gRPC clients "
-                f"accept (at most {most}); use ModelStreamInfer with {asked.named.model}.stream"
+                f"accept (at most {most}); use ModelStreamInfer with {request.named.model}.stream"
             )
 
     async def ServerLive(self, message: Any, context: Any) -> pb.ServerLiveResponse:  # noqa: N802

@@ -72,15 +72,15 @@ def named(model: str, name: str, version: str = "") -> Named:
 
 
 def metadata(named: Named) -> pb.ModelMetadataResponse:
-    def told(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
+    def described(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
         return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
 
     return pb.ModelMetadataResponse(
         name=named.name,
         versions=[VERSION],
         platform=PLATFORM,
-        inputs=map(told, named.inputs),
-        outputs=map(told, named.outputs),
+        inputs=map(described, named.inputs),
+        outputs=map(described, named.outputs),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import InvalidRequest
 from server.doors.oip.inference import inference_pb2 as pb
+from server.limits import within
 
 _CONTENTS = {"BYTES": "bytes_contents", "INT64": "int64_contents", "INT32": "int_contents", "FP32": "fp32_contents"}
 _CODES = {"INT64": "q", "INT32": "i", "FP32": "f"}  # of struct
@@ -36,8 +37,11 @@ class Tensor:
         return [-1 if self.length is None else self.length]
 
 
-def values_of(request: pb.ModelInferRequest, tensors: Sequence[Tensor]) -> dict[str, Values]:
-    """Read a request's inputs by name. Errors: InvalidRequest for what is none of `tensors`, or not as they say."""
+def values_of(request: pb.ModelInferRequest, tensors: Sequence[Tensor], most: int) -> dict[str, Values]:
+    """Read a request's inputs by name; what has an element for each picture has at most `most`.
+
+    Errors: InvalidRequest for what is none of `tensors`, or not as they say.
+    """
     known = {tensor.name: tensor for tensor in tensors}
     raw, values = request.raw_input_contents, {}
     if raw and len(raw) != len(request.inputs):
@@ -53,13 +57,10 @@ def values_of(request: pb.ModelInferRequest, tensors: Sequence[Tensor]) -> dict[
         if name in values:
             raise InvalidRequest(f"{name} comes twice among the inputs", name)
         _refuse_shared_memory(name, sent.parameters)
-        length = _length(sent, known[name])
+        length = _length(sent, known[name], most)
         if raw and sent.HasField("contents"):
             raise InvalidRequest(f"{name} has contents beside raw_input_contents; it must be in one of the two", name)
-        read = _raw(name, sent.datatype, raw[number]) if raw else list(getattr(sent.contents, _CONTENTS[sent.datatype]))
-        if len(read) != length:
-            raise InvalidRequest(f"{name} has {len(read)} elements; its shape is [{length}]", name)
-        values[name] = read
+        values[name] = _raw(name, sent.datatype, length, raw[number]) if raw else _typed(sent, length)
     for tensor in tensors:
         if not tensor.optional and tensor.name not in values:
             raise InvalidRequest(f"{tensor.name} is missing among the inputs", tensor.name)
@@ -103,32 +104,43 @@ def _refuse_shared_memory(name: str, parameters: Mapping[str, Any]) -> None:
         raise InvalidRequest(f"{name} is in shared memory, which this server has none of; send it in the message", name)
 
 
-def _length(sent: pb.ModelInferRequest.InferInputTensor, tensor: Tensor) -> int:
+def _length(sent: pb.ModelInferRequest.InferInputTensor, tensor: Tensor, most: int) -> int:
     """Return how many elements a tensor says it has. Errors: InvalidRequest."""
     name = tensor.name
     if sent.datatype != tensor.datatype:
         raise InvalidRequest(f"{name} has the datatype {sent.datatype[:16]!r}; it takes {tensor.datatype}", name)
-    shape = list(sent.shape)
+    shape = list(sent.shape[:8])
     if len(shape) != 1 or shape[0] < 0 or tensor.length not in (None, shape[0]):
         takes = "[n]" if tensor.length is None else f"[{tensor.length}]"
-        raise InvalidRequest(f"{name} has the shape {str(shape)[:64]}; it takes {takes}", name)
-    return shape[0]
+        raise InvalidRequest(f"{name} has the shape {shape}; it takes {takes}", name)
+    return shape[0] if tensor.length is not None else within(f"the length of {name}", shape[0], 1, most)
 
 
-def _raw(name: str, datatype: str, data: bytes) -> Values:
-    """Read raw elements. Errors: InvalidRequest where the bytes do not come out even."""
+def _typed(sent: pb.ModelInferRequest.InferInputTensor, length: int) -> Values:
+    """Return the elements that are in a tensor's contents. Errors: InvalidRequest."""
+    values = getattr(sent.contents, _CONTENTS[sent.datatype])
+    if len(values) != length:
+        raise InvalidRequest(f"{sent.name} has {len(values)} elements; its shape is [{length}]", sent.name)
+    return list(values)
+
+
+def _raw(name: str, datatype: str, length: int, data: bytes) -> Values:
+    """Read so many raw elements. Errors: InvalidRequest where the bytes do not come out even."""
     if datatype != "BYTES":
-        code = _CODES[datatype]
-        size = struct.calcsize(f"<{code}")
-        if len(data) % size:
-            raise InvalidRequest(f"{name} has {len(data)} bytes; an element of {datatype} has {size}", name)
-        return list(struct.unpack(f"<{len(data) // size}{code}", data))
+        form = f"<{length}{_CODES[datatype]}"
+        if len(data) != struct.calcsize(form):
+            raise InvalidRequest(
+                f"{name} has {len(data)} bytes; {length} of {datatype} have {struct.calcsize(form)}", name
+            )
+        return list(struct.unpack(form, data))
     elements, at = [], 0
-    while at < len(data):
-        if at + _LENGTH.size > len(data) or (end := at + _LENGTH.size + _LENGTH.unpack_from(data, at)[0]) > len(data):
-            raise InvalidRequest(f"{name} ends inside its element {len(elements)}", name)
-        elements.append(data[at + _LENGTH.size : end])
-        at = end
+    for number in range(length):
+        begin = at + _LENGTH.size
+        if begin > len(data) or (at := begin + _LENGTH.unpack_from(data, at)[0]) > len(data):
+            raise InvalidRequest(f"{name} ends before or inside its element {number}", name)
+        elements.append(data[begin:at])
+    if at < len(data):
+        raise InvalidRequest(f"{name} has {len(data) - at} bytes after its last element, {length - 1}", name)
     return elements
 
 

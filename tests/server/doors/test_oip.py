@@ -77,6 +77,13 @@ def test_typed_contents_are_read_as_raw_ones(server: Server, model: Model) -> No
     assert infer(server, message) == infer(server, apple(model.id, guidance=2.5))
 
 
+def test_typed_contents_of_another_length_than_the_shape(server: Server, model: Model) -> None:
+    message = pb.ModelInferRequest(model_name=model.id)
+    contents = pb.InferTensorContents(bytes_contents=[b"a", b"b"])
+    message.inputs.add(name="prompt", datatype="BYTES", shape=[1], contents=contents)
+    assert refusal(server, message) == ("INVALID_ARGUMENT", "prompt has 2 elements; its shape is [1]")
+
+
 def test_only_the_outputs_that_are_wanted(server: Server, model: Model) -> None:
     message = apple(model.id)
     message.outputs.add(name="seed")
@@ -150,12 +157,15 @@ PARAMETERS = (
         (with_input("steps", shape=[2]), "steps has the shape [2]; it takes [1]"),
         (with_input("prompt", shape=[-1]), "prompt has the shape [-1]; it takes [n]"),
         (with_input("prompt", shape=[]), "prompt has the shape []; it takes [n]"),
-        (with_input("prompt", shape=[2]), "prompt has 1 elements; its shape is [2]"),
-        (with_raw("steps", b"123"), "steps has 3 bytes; an element of INT32 has 4"),
-        (with_raw("steps", b""), "steps has 0 elements; its shape is [1]"),
-        (with_raw("prompt", b"\5\0\0\0abc"), "prompt ends inside its element 0"),
-        (with_raw("prompt", b"\1\0\0\0a\1\0"), "prompt ends inside its element 1"),
-        (with_raw("prompt", b"\xff\xff\xff\xffa"), "prompt ends inside its element 0"),
+        (with_input("prompt", shape=[2]), "prompt ends before or inside its element 1"),
+        (with_input("prompt", shape=[2**40]), "the length of prompt is 1099511627776; it must be 1 to 8"),
+        (with_input("prompt", shape=[1] * 99), "prompt has the shape [1, 1, 1, 1, 1, 1, 1, 1]; it takes [n]"),
+        (with_raw("steps", b"123"), "steps has 3 bytes; 1 of INT32 have 4"),
+        (with_raw("steps", b""), "steps has 0 bytes; 1 of INT32 have 4"),
+        (with_raw("prompt", b"\5\0\0\0abc"), "prompt ends before or inside its element 0"),
+        (with_raw("prompt", b"\1\0"), "prompt ends before or inside its element 0"),
+        (with_raw("prompt", b"\xff\xff\xff\xffa"), "prompt ends before or inside its element 0"),
+        (with_raw("prompt", b"\1\0\0\0a\1\0"), "prompt has 2 bytes after its last element, 0"),
         (with_raw("prompt", b"\2\0\0\0\xff\xfe"), "prompt is not UTF-8; text is"),
         (with_raw("seed", struct.pack("<q", -1)), "seed is -1; it must be 0 to 4294967295"),
         (with_raw("seed", struct.pack("<q", 2**32)), "seed is 4294967296; it must be 0 to 4294967295"),

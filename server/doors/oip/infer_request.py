@@ -40,7 +40,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferRequest:
     """Holds a message that was read."""
 
     named: Named
@@ -54,22 +54,22 @@ class Asked:
         return sum(run.request.images or 0 for run in self.runs)
 
 
-def asked_of(message: pb.ModelInferRequest, named: Named, limits: Limits) -> Asked:
+def infer_request(message: pb.ModelInferRequest, named: Named, limits: Limits) -> InferRequest:
     """Read a message. Errors: InvalidRequest for what this door alone has; the fields' limits are Wish's."""
-    values = values_of(message, named.inputs)
+    values = values_of(message, named.inputs, limits.images)
     fields, timeout = _parameters(message)
     for tensor in named.inputs:
         if tensor.length is not None and tensor.name in values:
             (fields[tensor.name],) = values[tensor.name]
     if SAMPLER.name in fields:
         (fields["sampler"],) = texts_of("sampler", [fields["sampler"]])
-    runs = list(_runs(values, {**fields, "model": named.model}, limits))
-    return Asked(named, message.id, runs, wanted_of(message, named.outputs), timeout)
+    runs = list(_runs(values, {**fields, "model": named.model}))
+    return InferRequest(named, message.id, runs, wanted_of(message, named.outputs), timeout)
 
 
-def _runs(values: dict[str, Values], fields: dict[str, Any], limits: Limits) -> Iterator[Run]:
+def _runs(values: dict[str, Values], fields: dict[str, Any]) -> Iterator[Run]:
     prompts = texts_of(PROMPT.name, values[PROMPT.name])
-    count = within("the length of prompt", len(prompts), 1, limits.images)
+    count = len(prompts)
     negatives = _as_many(NEGATIVE.name, values, count)
     if NEGATIVE.name in values:
         negatives = texts_of(NEGATIVE.name, negatives)

@@ -1,8 +1,9 @@
 """tritonclient, unmodified, as a program of its own: its descriptors and ours cannot live in one process.
 
-    python tests/peers/triton.py HOST:PORT MODEL
+    python tests/peers/triton.py HOST:PORT MODEL [DESCRIPTOR]
 
 It asks in every way that it has, asserts what needs no comparison, and prints as JSON the pictures' SHA-256.
+DESCRIPTOR is a file with our proto's, serialized: its names, numbers and types are compared with tritonclient's.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import hashlib
 import json
 import queue
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from google.protobuf import descriptor_pb2, descriptor_pool
+from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 SECONDS = 120.0
@@ -128,7 +132,38 @@ async def with_asyncio(address: str, model: str) -> dict[str, Any]:
     return {"asyncio": pictures(answers[0])}
 
 
-def main(address: str, model: str) -> None:
+def compare(descriptor: str) -> int:
+    """How many fields our proto has. Each is one of tritonclient's, with its number and type."""
+    data = Path(descriptor).read_bytes()
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(data)
+    theirs = {**service_pb2.DESCRIPTOR.message_types_by_name, **model_config_pb2.DESCRIPTOR.message_types_by_name}
+    ours = pool.FindFileByName(descriptor_pb2.FileDescriptorProto.FromString(data).name)
+    for name, kind in ours.enum_types_by_name.items():
+        known = model_config_pb2.DESCRIPTOR.enum_types_by_name[name]
+        assert {value.name: value.number for value in kind.values} == {v.name: v.number for v in known.values}, name
+    pairs = [(kind, theirs[name]) for name, kind in ours.message_types_by_name.items()]
+    count = 0
+    for kind, known in pairs:
+        for field in kind.fields:
+            other = known.fields_by_name[field.name]
+            for part in ("number", "type", "is_repeated"):
+                assert getattr(field, part) == getattr(other, part), field.full_name
+            count += 1
+        pairs += [(nested, known.nested_types_by_name[nested.name]) for nested in kind.nested_types]
+    (service,), (known,) = ours.services_by_name.values(), service_pb2.DESCRIPTOR.services_by_name.values()
+    for method in service.methods:
+        other = known.methods_by_name[method.name]
+        for part in ("client_streaming", "server_streaming"):
+            assert getattr(method, part) == getattr(other, part), method.name
+        assert method.input_type.full_name == other.input_type.full_name, method.name
+        assert method.output_type.full_name == other.output_type.full_name, method.name
+    return count
+
+
+def main(address: str, model: str, descriptor: str = "") -> None:
+    if descriptor:
+        assert compare(descriptor) > 80
     with triton.InferenceServerClient(address) as client:
         told = {**unary(client, model), **stream(client, model)}
     print(json.dumps({**told, **asyncio.run(with_asyncio(address, model))}))

@@ -17,6 +17,7 @@ from tests.support.doors import DOORS
 from tests.support.held import Held, eventually
 from tests.support.patience import PATIENCE
 from tests.support.serving import address, serving
+from tests.support.unread import Unread
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -437,6 +438,17 @@ def test_a_client_that_leaves_a_stream_leaves_all_its_requests(wired: Model, hel
         labels = {"model": wired.id, "door": "oip", "code": "CANCELLED"}
         eventually(lambda: server.metrics.registry.get_sample_value("latentd_requests_total", labels), 3)
         held.release()
+        eventually(lambda: len(device._jobs), 0)
+
+
+def test_a_stream_that_nobody_reads_is_given_up_with_its_requests(model: Model) -> None:
+    with serving(model, unread_seconds=0.01) as server, Unread(address(server)) as unread:
+        unread.begun(STREAM, apple(f"{model.id}.stream").SerializeToString())
+        labels = {"model": model.id, "door": "oip", "code": "ABORTED"}
+        eventually(lambda: server.metrics.registry.get_sample_value("latentd_requests_total", labels), 1)
+        eventually(lambda: server._door._oip.idle.is_set(), True)
+        device = server.service.device
+        assert device
         eventually(lambda: len(device._jobs), 0)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.model import Model
+from server.doors.oip.inference import inference_pb2 as pb
 from tests.support.doors import DOORS
 from tests.support.patience import PATIENCE
 from tests.support.serving import address, serving
@@ -21,10 +22,12 @@ PACKAGES = Path(sys.prefix, "tritonclient")  # `make test` puts it there
 
 
 @pytest.mark.skipif(not PACKAGES.exists(), reason="make test installs tritonclient")
-def test_tritonclient_gets_the_same_pictures_however_it_asks(model: Model) -> None:
+def test_tritonclient_gets_the_same_pictures_however_it_asks(model: Model, tmp_path: Path) -> None:
+    descriptor = tmp_path / "inference.pb"
+    descriptor.write_bytes(pb.DESCRIPTOR.serialized_pb)
     with serving(model, seats=2) as server:
         done = subprocess.run(
-            [sys.executable, ROOT / "tests/peers/triton.py", address(server), model.id],
+            [sys.executable, ROOT / "tests/peers/triton.py", address(server), model.id, descriptor],
             env={**os.environ, "PYTHONPATH": str(PACKAGES)},
             capture_output=True,
             text=True,

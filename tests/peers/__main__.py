@@ -66,7 +66,8 @@ def perf_analyzer(does: str, *options: str, status: int = 0, passes: Callable[[s
         passes or (lambda output: "Successful request count" in output and "Failed" not in output),
         {"LD_LIBRARY_PATH": ":".join(map(str, libraries))},
         status,
-        r".*(Client:|Server:|Request count|Throughput:|Avg latency|Inference count|Execution count|had error|Avg request).*",
+        r"(Client|Server|Request count|Throughput|Avg latency|Inference count|Execution count|Avg request latency):.*"
+        r"|.* had error: .*",
     )
 
 

@@ -52,6 +52,7 @@ def unary(client: triton.InferenceServerClient, model: str) -> dict[str, Any]:
     assert [(one.name, one.datatype, list(one.shape)) for one in told.outputs] == [
         ("image", "BYTES", [-1]),
         ("seed", "INT64", [-1]),
+        ("score", "FP32", [-1]),
     ]
     assert [one.name for one in told.inputs][:4] == ["prompt", "negative_prompt", "seed", "steps"]
     config = client.get_model_config(f"{model}.stream").config

@@ -117,6 +117,7 @@ class OipSent:
                 for index, picture in enumerate(values.get("image", []), values.get("index", [0])[0]):
                     outcome.number(index, picture)
                 outcome.previews += values.get("preview", [])
+                outcome.scores += values.get("score", [])
         except grpc.RpcError as error:
             failed = server_error(error, "")
             outcome.code, outcome.message = failed.code.name, failed.message

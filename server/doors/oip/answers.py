@@ -11,7 +11,7 @@ from pipeline.errors import InvalidRequest, LatentdError
 from server.doors.oip.call import Call
 from server.doors.oip.infer_request import InferRequest, Run
 from server.doors.oip.inference import inference_pb2 as pb
-from server.doors.oip.models import IMAGE, INDEX, PREVIEW, SEEDS, STEP, STEPS, VERSION
+from server.doors.oip.models import IMAGE, INDEX, PREVIEW, SCORE, SEEDS, STEP, STEPS, VERSION
 from server.doors.oip.tensors import Tensor, add_output
 from server.errors import UNEXPECTED, Busy
 from server.events import Event, Image, Preview, Step
@@ -25,10 +25,12 @@ _FINAL = "triton_final_response"  # Triton's word, which its clients wait for: t
 async def together(request: InferRequest, call: Call, jobs: Sequence[Job]) -> pb.ModelInferResponse:
     """Wait for all pictures. Errors: those that a job failed with."""
     pictures = {run.first + e.index: e async for run, e in _events(request.runs, call, jobs) if isinstance(e, Image)}
-    images = [pictures[place] for place in range(request.images)]
+    images = [pictures[place] for place in sorted(pictures)]
+    scores = [image.score for image in images if image.score is not None]
+    columns = {IMAGE: [image.data for image in images], SEEDS: [image.seed for image in images], SCORE: scores}
     answer = _answer(request)
-    for tensor, values in ((IMAGE, [image.data for image in images]), (SEEDS, [image.seed for image in images])):
-        if tensor.name in request.wanted:
+    for tensor, values in columns.items():
+        if values and tensor.name in request.wanted:
             add_output(answer, tensor, values)
     return answer
 
@@ -40,11 +42,11 @@ async def one_by_one(request: InferRequest, call: Call, jobs: Sequence[Job]) -> 
         async for run, event in events:
             match event:
                 case Step(index, step, steps):
-                    about: dict[Tensor, int | bytes] = {STEP: step, STEPS: steps}
+                    about: dict[Tensor, int | float | bytes] = {STEP: step, STEPS: steps}
                 case Preview(index, step, jpeg):
                     about = {PREVIEW: jpeg, STEP: step}
-                case Image(index, data, seed):
-                    about = {IMAGE: data, SEEDS: seed}
+                case Image(index, data, seed, score):
+                    about = {IMAGE: data, SEEDS: seed} | ({} if score is None else {SCORE: score})
                     left -= 1
                 case _:
                     continue

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 import grpc
 
-from pipeline.errors import InvalidRequest, LatentdError
+from pipeline.errors import InvalidRequest
 from server.caller import caller_of
 from server.doors.oip.infer_request import InferRequest, Run
 from server.doors.oip.statistics import Statistics
@@ -17,8 +17,6 @@ from server.errors import TooLate
 from server.events import Event
 from server.job import Job
 from server.service import Accepted, Service
-
-_CLOCKS = 0.1  # seconds: a client whose deadline passes cancels, and its clock may be a little ahead
 
 
 class Call:
@@ -67,15 +65,8 @@ class Call:
         if self._over:
             return
         self._over = True
-        code, reason = "OK", ""
-        if isinstance(error, LatentdError):
-            code, reason = error.code, str(error)
-        elif isinstance(error, Exception):
-            code, reason = "INTERNAL", repr(error)
-        elif error is not None:  # asyncio cancelled us, or closed the generator
-            left = self._context.time_remaining()
-            code = "CANCELLED" if left is None or left > _CLOCKS else "DEADLINE_EXCEEDED"
-        self._service.ended("oip", code, self._jobs[0] if self._jobs else None, self.id, self._started, reason)
+        job = self._jobs[0] if self._jobs else None
+        self._service.ended("oip", error, job, self.id, self._started, self._context.time_remaining())
         if self._statistics is not None:
             seconds = time.monotonic() - self._started
             if error is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import InvalidRequest
 from server.doors.oip.inference import inference_pb2 as pb
-from server.doors.oip.models import NEGATIVE, PROMPT, SAMPLER, SEED, Named
+from server.doors.oip.models import NEGATIVE, PROMPT, SAMPLER, SEED, STEP, Named
 from server.doors.oip.tensors import Values, finite, parameter, texts_of, values_of, wanted_of
 from server.limits import Limits, within
 from server.request import ImageRequest
@@ -25,6 +25,7 @@ _PARAMETERS: dict[str, type] = {
     "strength": float,
     "fit": str,
     "style_weight": float,
+    "keep": int,
 }
 _KINDS = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
 _TIMEOUT, _EMPTY_FINAL = "timeout", "triton_enable_empty_final_response"
@@ -51,7 +52,8 @@ class InferRequest:
 
     @property
     def images(self) -> int:
-        return sum(run.request.images or 0 for run in self.runs)
+        """Return how many pictures are delivered."""
+        return sum(run.request.keep or run.request.images or 1 for run in self.runs)
 
 
 def infer_request(message: pb.ModelInferRequest, named: Named, limits: Limits) -> InferRequest:
@@ -63,8 +65,14 @@ def infer_request(message: pb.ModelInferRequest, named: Named, limits: Limits) -
             (fields[tensor.name],) = values[tensor.name]
     if SAMPLER.name in fields:
         (fields["sampler"],) = texts_of("sampler", [fields["sampler"]])
-    runs = list(_runs(values, {**fields, "model": named.model}))
-    return InferRequest(named, message.id, runs, wanted_of(message, named.outputs), timeout)
+    wanted = wanted_of(message, named.outputs)
+    progress = None if named.decoupled and STEP.name in wanted else False
+    runs = list(_runs(values, {**fields, "model": named.model, "progress": progress}))
+    if len(runs) > 1 and "keep" in fields:
+        raise InvalidRequest(
+            f"keep is {fields['keep']}; it chooses among pictures of one prompt whose seeds follow one another", "keep"
+        )
+    return InferRequest(named, message.id, runs, wanted, timeout)
 
 
 def _runs(values: dict[str, Values], fields: dict[str, Any]) -> Iterator[Run]:

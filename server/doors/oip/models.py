@@ -33,6 +33,7 @@ _INPUTS = (
 )
 IMAGE = Tensor("image", "BYTES")  # the files
 SEEDS = Tensor("seed", "INT64")  # theirs, also where they were drawn
+SCORE = Tensor("score", "FP32")  # of those that were kept: how near to the prompt
 PREVIEW = Tensor("preview", "BYTES", 1)
 INDEX, STEP, STEPS = (Tensor(name, "INT32", 1) for name in ("index", "step", "steps"))
 
@@ -53,7 +54,7 @@ class Named:
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        return (IMAGE, SEEDS, PREVIEW, INDEX, STEP, STEPS) if self.decoupled else (IMAGE, SEEDS)
+        return (IMAGE, SEEDS, SCORE, PREVIEW, INDEX, STEP, STEPS) if self.decoupled else (IMAGE, SEEDS, SCORE)
 
 
 def names_of(model: str) -> tuple[Named, Named]:

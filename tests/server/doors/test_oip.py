@@ -140,7 +140,7 @@ def set_parameter(name: str, **value: Any) -> Any:
 KNOWN = "prompt, negative_prompt, seed, steps, guidance, sampler, width, height, init_image, mask, style_image"
 PARAMETERS = (
     "format, quality, clip_skip, long_prompt, prompt_weights, guidance_start, guidance_end, strength, fit, "
-    "style_weight, timeout"
+    "style_weight, keep, timeout"
 )
 
 
@@ -178,7 +178,7 @@ PARAMETERS = (
             lambda m: m.inputs[0].parameters["shared_memory_region"].CopyFrom(pb.InferParameter(string_param="a")),
             "prompt is in shared memory, which this server has none of; send it in the message",
         ),
-        (lambda m: m.outputs.add(name="latents"), "'latents' is no output of tiny; there are: image, seed"),
+        (lambda m: m.outputs.add(name="latents"), "'latents' is no output of tiny; there are: image, seed, score"),
         (
             lambda m: m.outputs.add(name="image").parameters["classification"].CopyFrom(pb.InferParameter()),
             "image has the parameter 'classification'; no output here has classes",
@@ -227,6 +227,14 @@ def test_an_error_among_several_prompts_says_which(server: Server, model: Model)
     oip.tensor(message, "prompt", ["a", "b", "b"])
     oip.tensor(message, "steps", [999])
     assert refusal(server, message)[1] == "element 0: steps is 999; it must be 1 to 150"
+
+
+def test_pictures_of_several_prompts_cannot_be_chosen_among(server: Server, model: Model) -> None:
+    message = pb.ModelInferRequest(model_name=model.id)
+    oip.tensor(message, "prompt", ["a", "b"])
+    message.parameters["keep"].int64_param = 1
+    told = "keep is 1; it chooses among pictures of one prompt whose seeds follow one another"
+    assert refusal(server, message) == ("INVALID_ARGUMENT", told)
 
 
 def test_what_may_not_fit_one_message_is_sent_to_the_stream(server: Server, model: Model) -> None:

@@ -32,7 +32,7 @@ flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ 
 .DEFAULT_GOAL := help
 .PHONY: need-model need-tests help demo test test-all one durations setup serve onnx engines clean-cache check proto lint types \
     format lock bench load soak kernels \
-    gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
+    peers gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
 	@echo "To draw and to serve:"
@@ -56,6 +56,7 @@ help:
 	@echo "  make test [WORKERS=2] | test-all   the tests, in so many processes (0: in one); every grid whole, for hours"
 	@echo "  make one T=tests/server/test_main.py       one file, folder or test (T='tests -k sampler -x')"
 	@echo "  make durations                     how long each file and the slowest sixty tests take: tests/durations.csv"
+	@echo "  make peers                         other people's clients of the Open Inference Protocol against the demo model"
 	@echo "  make lint | format | types         ruff alone, seconds on a fresh clone; pyright"
 	@echo "  make bench [GENAI=python] [BASE=clone] [SCRATCH=dir] [BEFORE=clone]"
 	@echo "                                     start-up, memory, throughput, doors and conditions as rows; these beside a"
@@ -86,7 +87,7 @@ need-model:
 PYTEST := $(BIN)/python -m pytest
 SHARED := -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations=20
 one: need-tests
-test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe
+test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe $(VENV)/.tritonclient
 
 test:
 	$(PYTEST) $(SHARED)
@@ -98,6 +99,10 @@ test-all:
 
 one:
 	$(PYTEST) $(T)
+
+# Minutes: other people's clients of the Open Inference Protocol, unmodified; what they said is docs/peers.md.
+peers: $(VENV)/.dev $(VENV)/.tritonclient $(VENV)/.peers
+	$(BIN)/python -m tests.peers
 
 need-tests:
 	@test -n '$(T)' || { echo 'give T=, what to run: tests/server/test_main.py' >&2; exit 2; }
@@ -117,7 +122,7 @@ format: $(VENV)/.ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe
+setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe $(VENV)/.tritonclient
 
 # MODEL and the others may also come as LATENTD_<NAME>; the program says what is missing. TensorRT for RTX has an extra.
 engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
@@ -191,6 +196,8 @@ proto:
 	.venv-proto/bin/python -m pip install --quiet grpcio-tools==1.76.0
 	.venv-proto/bin/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. \
 	    protos/latentd/v1/images.proto
+	.venv-proto/bin/python -m grpc_tools.protoc -Iprotos --python_out=server/doors/oip --pyi_out=server/doors/oip \
+	    protos/inference/inference.proto
 
 # What a machine without a clone installs: pip install 'latentd-...whl[cpu]'; without an extra it is the client alone.
 wheel: $(VENV)/.venv
@@ -242,6 +249,23 @@ $(VENV)/.triton-3.6: | $(VENV)/.dev
 # axe-core 4.12.1, which tests/web runs inside the page; the package around it drives another browser, and stays unused.
 $(VENV)/.axe: | $(VENV)/.dev
 	@$(PIP) --no-deps --target $(VENV)/axe axe-playwright-python==0.1.8
+	@touch $@
+
+# A client of the Open Inference Protocol, which the tests run in a process of its own, with an older protobuf than ours.
+$(VENV)/.tritonclient: | $(VENV)/.dev
+	@$(PIP) --no-deps --target $(VENV)/tritonclient tritonclient==2.73.0 protobuf==6.33.6 python-rapidjson==1.25 \
+	    ml_dtypes==0.5.4
+	@touch $@
+
+# The heavier ones. perf_analyzer's binary is in tritonclient's wheel of 2.51.0, and needs a library of Debian's.
+$(VENV)/.peers: tests/peers/kserve.txt | $(VENV)/.tritonclient
+	@rm -rf $(addprefix $(VENV)/,kserve perf-analyzer grpc-js buf)
+	@$(PYTHON) -m venv $(VENV)/kserve
+	@$(VENV)/kserve/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/peers/kserve.txt
+	@$(PIP) --no-deps --target $(VENV)/perf-analyzer tritonclient==2.51.0 nvidia-cuda-runtime-cu12==12.9.79
+	@cd $(VENV)/perf-analyzer && apt-get -o APT::Sandbox::User=root download -qq libb64-0d && dpkg-deb -x libb64-0d_*.deb .
+	@npm install --silent --no-save --prefix $(VENV)/grpc-js @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1
+	@$(PIP) --no-deps --target $(VENV)/buf buf-bin==1.75.0
 	@touch $@
 
 # TensorRT's Python bindings without its libraries: the tests read names and signatures from them.

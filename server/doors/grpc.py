@@ -1,4 +1,4 @@
-"""The gRPC door: latentd.v1.Images, health and reflection on one port."""
+"""The gRPC door: latentd.v1.Images, the Open Inference Protocol, health and reflection on one port."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ from server.doors.messages import (
     rank_message,
     response_message,
 )
+from server.doors.oip.door import HEALTH as OIP_HEALTH
+from server.doors.oip.door import SERVICE as OIP
+from server.doors.oip.door import OipServicer
 from server.doors.reflection import reflection_handlers
 from server.doors.request_id import ID_KEY, request_id
 from server.errors import UnknownFormat
@@ -83,16 +86,18 @@ class GrpcDoor:
         checks = Calls(replace(bounds, calls=_CHECKS, of_caller=_CHECKS_OF_CALLER), service.metrics, "checks of health")
         self._server = grpc.aio.server(options=[*OPTIONS, *connections.options(bounds.message)])
         self._health = HealthServicer()
+        self._oip = OipServicer(service, self.calls, self._health.serving)
         self._server.add_generic_rpc_handlers(
             (
                 handlers(pb.DESCRIPTOR.services_by_name["Images"], self._images, self.calls),
+                handlers(OIP, self._oip, self.calls, apart=dict.fromkeys(OIP_HEALTH, checks)),
                 handlers(
                     health_pb2.DESCRIPTOR.services_by_name["Health"],
                     self._health,
                     self.calls,
                     apart={"Check": checks, "List": checks},
                 ),
-                *reflection_handlers((SERVICE, HEALTH), self.calls),
+                *reflection_handlers((SERVICE, OIP.full_name, HEALTH), self.calls),
             )
         )
 
@@ -109,10 +114,10 @@ class GrpcDoor:
         await self._server.start()
 
     def serving(self) -> None:
-        self._health.set(health_pb2.HealthCheckResponse.SERVING, "", SERVICE)
+        self._health.set(health_pb2.HealthCheckResponse.SERVING, "", SERVICE, OIP.full_name)
 
     def not_serving(self) -> None:
-        self._health.set(health_pb2.HealthCheckResponse.NOT_SERVING, "", SERVICE)
+        self._health.set(health_pb2.HealthCheckResponse.NOT_SERVING, "", SERVICE, OIP.full_name)
 
     async def drain(self, grace: float) -> None:
         """Give requests that run `grace` seconds. Health answers meanwhile.
@@ -121,13 +126,17 @@ class GrpcDoor:
         """
         self.calls.hurry(grace / 3)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._images.idle.wait(), grace)
+            await asyncio.wait_for(self._idle(), grace)
 
     async def close(self, farewell: float) -> None:
         """Close the door. Whoever is still there has `farewell` seconds to hear why, then gRPC cancels the call."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._images.idle.wait(), farewell)
+            await asyncio.wait_for(self._idle(), farewell)
         await self._server.stop(farewell)
+
+    async def _idle(self) -> None:
+        for servicer in (self._images, self._oip):
+            await servicer.idle.wait()
 
 
 class ImagesServicer:

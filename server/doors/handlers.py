@@ -22,6 +22,7 @@ from grpc_status import rpc_status
 
 from pipeline.errors import InvalidRequest, LatentdError
 from server.doors.calls import Calls
+from server.doors.fields import MOST, has_more_fields
 from server.errors import UNEXPECTED, Busy, Stalled
 
 log = logging.getLogger("latentd.door")
@@ -30,8 +31,8 @@ log = logging.getLogger("latentd.door")
 class _Malformed:
     """Stands where a message should be."""
 
-    def __init__(self, kind: str, size: int) -> None:
-        self.error = InvalidRequest(f"the request's {size} bytes do not parse as {kind}")
+    def __init__(self, error: InvalidRequest) -> None:
+        self.error = error
 
 
 def handlers(
@@ -58,10 +59,13 @@ def handlers(
 
 def _parser(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
     def parse(data: bytes) -> Message | _Malformed:
+        if has_more_fields(data, kind.DESCRIPTOR):
+            return _Malformed(InvalidRequest(f"the request has more than {MOST} fields"))
         try:
             return kind.FromString(data)
         except DecodeError:
-            return _Malformed(kind.DESCRIPTOR.full_name, len(data))
+            name = kind.DESCRIPTOR.full_name
+            return _Malformed(InvalidRequest(f"the request's {len(data)} bytes do not parse as {name}"))
 
     return parse
 

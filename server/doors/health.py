@@ -32,6 +32,10 @@ class HealthServicer:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
+    def serving(self) -> bool:
+        """Return whether the server as a whole serves."""
+        return self._statuses.get("") == health_pb2.HealthCheckResponse.SERVING
+
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> health_pb2.HealthCheckResponse:

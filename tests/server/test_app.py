@@ -35,6 +35,7 @@ from tests.support.serving import address, serving
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE = "latentd.v1.Images"
+OIP = "inference.GRPCInferenceService"
 
 
 def settings(model: Model, **others: Any) -> Settings:
@@ -263,7 +264,7 @@ def test_reflection_lists_the_services(version: str, server: Server) -> None:
     listed, file, own, missing = map(reflection_pb2.ServerReflectionResponse.FromString, answers)
     names = [service.name for service in listed.list_services_response.service]
     reflections = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
-    assert sorted(names) == ["grpc.health.v1.Health", *reflections, SERVICE]
+    assert sorted(names) == ["grpc.health.v1.Health", *reflections, OIP, SERVICE]
     assert b"GenerateRequest" in file.file_descriptor_response.file_descriptor_proto[0]
     assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
     (described,) = own.file_descriptor_response.file_descriptor_proto
@@ -301,7 +302,9 @@ def test_whatever_reflection_offers_is_there_and_is_no_unexpected_error(
 def test_health_lists_its_services(server: Server) -> None:
     with grpc.insecure_channel(address(server)) as channel:
         listed = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest(), timeout=PATIENCE)
-    assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(("", SERVICE), 1), "SERVING"
+    assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(("", SERVICE, OIP), 1), (
+        "SERVING"
+    )
 
 
 @pytest.mark.parametrize(("name", "what"), [("max_steps", "steps"), ("max_guidance", "guidance")])

@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from typing import Any, Protocol
 
+import grpc
+
 from latentd import Client, ServerError
+from latentd.errors import server_error
 from latentd.events import Image, Preview
 from server.app import Server
+from tests.support import oip
 from tests.support.patience import PATIENCE
 from tests.support.serving import address
 
@@ -83,6 +87,49 @@ class GrpcSent:
         self._client.close()
 
 
+class OipSent:
+    """A request to `<id>`, or on a stream of its own to `<id>.stream`, whose `timeout` is the deadline then."""
+
+    def __init__(self, server: Server, fields: Json, deadline: float | None, stream: bool) -> None:
+        self._channel = grpc.insecure_channel(address(server))
+        name = server.service.model_id
+        model, self._stream = fields.pop("model", f"{name}.stream" if stream else name), stream
+        patience = PATIENCE
+        if stream:
+            fields |= {} if deadline is None else {"timeout": round(1e6 * deadline)}
+            message = iter([oip.request(model, **fields)])
+            self._call: Any = oip.method(self._channel, "ModelStreamInfer")(message, timeout=patience)
+        else:
+            method = oip.method(self._channel, "ModelInfer")
+            self._call = method.future(oip.request(model, **fields), timeout=deadline or patience)
+
+    def outcome(self) -> Outcome:
+        outcome = Outcome()
+        try:
+            for answer in self._call if self._stream else [self._call.result()]:
+                if getattr(answer, "error_message", ""):
+                    told = {name: oip.parameter(value) for name, value in answer.infer_response.parameters.items()}
+                    outcome.code, outcome.message = told["code"], answer.error_message
+                    outcome.retry_after, outcome.field = told.get("retry_after"), told.get("field")
+                    outcome.request_id = told["request_id"]
+                    continue
+                values = oip.outputs(answer.infer_response if self._stream else answer)
+                for index, picture in enumerate(values.get("image", []), values.get("index", [0])[0]):
+                    outcome.number(index, picture)
+                outcome.previews += values.get("preview", [])
+                outcome.scores += values.get("score", [])
+        except grpc.RpcError as error:
+            failed = server_error(error, "")
+            outcome.code, outcome.message = failed.code.name, failed.message
+            outcome.retry_after, outcome.request_id = failed.retry_after, failed.request_id
+        self._channel.close()
+        return outcome
+
+    def leave(self) -> None:
+        self._call.cancel()
+        self._channel.close()
+
+
 class HttpSent:
     """`read` makes an outcome of a good answer's events or JSON, `refusal` one of a body that tells of an error."""
 
@@ -137,6 +184,12 @@ class Door:
 
     def ask(self, server: Server, deadline: float | None = None, **fields: Any) -> Outcome:
         return self.send(server, deadline, **fields).outcome()
+
+
+@dataclass(frozen=True)
+class OipDoor(Door):
+    def send(self, server: Server, deadline: float | None = None, **fields: Any) -> Sent:
+        return OipSent(server, fields, deadline, self.streams)
 
 
 @dataclass(frozen=True)
@@ -235,6 +288,7 @@ def form_of(fields: Json) -> tuple[bytes, str]:
     return b"\r\n".join([*parts, b"--part--\r\n"]), "multipart/form-data; boundary=part"
 
 
+OIP_NAMES = {"images": "the length of prompt"}
 OPENAI_NAMES = {"images": "n", "format": "output_format", "width": "size"}
 OPENAI_NAMES |= {"init_image": "image"}
 A1111_NAMES = {"images": "batch_size", "guidance": "cfg_scale", "sampler": "sampler_name"}
@@ -271,6 +325,8 @@ def _a1111(fields: Json) -> Json:
 
 DOORS = [
     Door("grpc", "grpc"),
+    OipDoor("oip", "oip", OIP_NAMES, False),
+    OipDoor("oip_stream", "oip", OIP_NAMES),
     OpenAiDoor("openai", "openai", OPENAI_NAMES, False, path="/v1/images/generations", body=_openai),
     OpenAiDoor(
         *("openai_stream", "openai", OPENAI_NAMES, True, 1),

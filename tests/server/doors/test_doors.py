@@ -85,7 +85,7 @@ def test_limits(door: Door, fields: dict[str, Any], name: str, told: str, server
     if outcome.field is not None:
         assert outcome.field == door.names.get(name, name)
     else:
-        assert door.label in ("grpc", "a1111"), "they name no field but in the sentence"
+        assert door.label in ("grpc", "oip", "a1111"), "they name no field but in the sentence"
     assert outcome.request_id
 
 
@@ -206,6 +206,10 @@ def test_previews(door: Door, wired: Model, held: Held) -> None:
         fields: dict[str, Any] = {"prompt": "a red apple", "steps": 8}
         if door.streams:
             sent = door.send(server, **fields, preview_every=2)
+        elif door.label == "oip":
+            outcome = door.ask(server, **fields, preview_every=2)
+            assert outcome.message.startswith("'preview_every' is no input of ")
+            return
         elif door.label == "openai":
             outcome = door.ask(server, **fields, preview_every=2)
             assert outcome.message == "partial_images is 3; they come in a stream only: set stream"

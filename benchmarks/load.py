@@ -145,7 +145,8 @@ async def measure(whose: str, address: str, metrics: str, seconds: float, figure
         peak = rate_of(outcomes, begun, seconds, deadline)
         if not peak:
             raise SystemExit(
-                f"no picture came after the first {deadline:.1f} s of {seconds:g}: this machine is too busy"
+                f"{DEADLINE} steps, the deadline, take {deadline:.1f} s here, and no picture came after them in "
+                f"{seconds:g} s: run longer (--seconds), or when this machine is less busy"
             )
         shape = f"closed loop, {IN_LOOP} in flight, {STEPS} steps"
         note("peak", shape, "1/s", peak)

@@ -158,7 +158,7 @@ def _begin(request: ImageRequest, model: Model, steps: int) -> int:
     if request.init_image is None:
         for field in ("mask", "strength", "fit"):
             if getattr(request, field) is not None:
-                raise InvalidRequest(f"{field} is of a picture to begin with; init_image is missing", field)
+                raise InvalidRequest(f"{field} needs a picture to begin with; init_image is missing", field)
     if model.spec.inpaints and (request.init_image is None or request.mask is None):
         raise InvalidRequest(
             f"{model.id} is an inpainting model; it needs init_image and mask",
@@ -195,11 +195,12 @@ def _style_weight(request: ImageRequest, model: Model, limits: Limits) -> float:
     """Return how much a style weighs. Errors: InvalidRequest, also for a style that this model has no adapter for."""
     if request.style_image is None and request.style_weight is not None:
         raise InvalidRequest(
-            "style_weight is of a picture to take a style from; style_image is missing", "style_weight"
+            "style_weight needs a picture to take a style from; style_image is missing", "style_weight"
         )
     if request.style_image is not None and model.styles is None:
         raise InvalidRequest(
-            f"style_image: {model.id} has no style adapter; --style-adapter of the server names one", "style_image"
+            f"style_image: {model.id} has no style adapter; the server's setting --style-adapter names one",
+            "style_image",
         )
     return within("style_weight", decimal(_or(request.style_weight, STYLE_WEIGHT)), 0.0, limits.style_weight)
 
@@ -209,7 +210,7 @@ def _keep(request: ImageRequest, model: Model, images: int) -> int | None:
     if request.keep is None:
         return None
     if model.judge is None:
-        raise InvalidRequest(f"keep: {model.id} has no judge; --judge of the server names one", "keep")
+        raise InvalidRequest(f"keep: {model.id} has no judge; the server's setting --judge names one", "keep")
     return within("keep", request.keep, 1, images)
 
 

@@ -1,4 +1,4 @@
-"""The examples of docs/api.md, each run as it stands: against a server on other ports, in an empty folder."""
+"""The examples of docs/api.md and the first of docs/conditions.md, run as they stand, by a server on other ports."""
 
 from __future__ import annotations
 
@@ -57,3 +57,17 @@ def test_it_runs(language: str, text: str, server: Server, tmp_path: Path) -> No
         assert [line for line in done.stdout.splitlines() if line.startswith("event: done")]
     else:
         assert pictures and all(picture.size in ((24, 24), (64, 64)) for picture in pictures)
+
+
+def test_the_first_examples_of_conditions_run(server: Server, tmp_path: Path) -> None:
+    """In one folder, one after the other: what one draws the next begins with."""
+    text = (ROOT / "docs/conditions.md").read_text()
+    shell = re.findall(r"(?:^    \.venv/bin/latentd .*\n)+", text, re.M)[0].replace(".venv/bin/latentd", "latentd")
+    python = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)[0]
+    assert shell.count("--init penguin.png") == python.count('init_image="penguin.png"') == 1
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LATENTD_SERVER": f"127.0.0.1:{server.grpc_port}"}
+    ours = f'latentd() {{ "{sys.executable}" -m latentd "$@"; }}\n'
+    for command in (["bash", "-euc", ours + shell], [sys.executable, "-c", python]):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.png", "fox.png", "penguin.png"]

@@ -27,7 +27,7 @@ class Ranks(NamedTuple):
 def judge_for(model: Model, pictures: Sequence[bytes], texts: Sequence[str], limits: Limits) -> Judge:
     """Return the judge of a request that may be ranked. Errors: InvalidRequest naming the field."""
     if model.judge is None:
-        raise InvalidRequest(f"{model.id} has no judge to rank by; --judge of the server names one", "pictures")
+        raise InvalidRequest(f"{model.id} has no judge to rank by; the server's setting --judge names one", "pictures")
     for field, values, most in (("pictures", pictures, limits.images), ("texts", texts, limits.texts)):
         if not 1 <= len(values) <= most:
             raise InvalidRequest(f"{field} are {len(values)}; they must be 1 to {most}", field)

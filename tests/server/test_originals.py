@@ -43,7 +43,7 @@ def server(model: Model):
         ({"init_image": PICTURE[:-20]}, "init_image ends within a chunk; send the whole file"),
         ({"init_image": PICTURE, "mask": b"x"}, "mask is none of PNG, JPEG and WebP, by its first bytes"),
         ({"init_image": PICTURE, "strength": 2.0}, "strength is 2; it must be 0 to 1"),
-        ({"mask": PICTURE}, "mask is of a picture to begin with; init_image is missing"),
+        ({"mask": PICTURE}, "mask needs a picture to begin with; init_image is missing"),
         ({"guidance_start": 0.5, "guidance_end": 0.25}, "guidance_start is 0.5; it must be less than guidance_end, "),
     ],
 )

@@ -303,6 +303,13 @@ VIEWS = {
 }
 
 
+def test_a_page_of_few_pictures_does_not_scroll_beside_its_form(opened: Browser) -> None:
+    opened.resize(1440, 900)
+    taller = "(() => { const form = document.querySelector('#form'); return form.scrollHeight > form.clientHeight; })()"
+    assert opened.run("document.querySelector('#settings').open") and opened.run(taller)
+    assert opened.run("document.documentElement.scrollHeight") == 900
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_it_fits_and_axe_finds_no_serious_fault(opened: Browser, view: str) -> None:
     if view != "empty":

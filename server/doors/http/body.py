@@ -70,7 +70,9 @@ async def read_form(
     async with form_closed(form):
         for name, value in form.multi_items():
             bare = name.removesuffix("[]")
-            if isinstance(value, str):
+            if isinstance(value, str) and bare in files and name not in kind.model_fields:
+                raise InvalidRequest(f"{bare} is text; it takes a file of the form, and no URL is fetched", bare)
+            elif isinstance(value, str):
                 fields[name] = value
             elif bare not in files:
                 raise UnknownField(f"there is no file {name[:64]!r}; there are: {', '.join(files)}", name[:64])
@@ -129,7 +131,10 @@ async def _read(request: Request, most: int) -> bytes:
 
 def refusal_of(error: ValidationError, known: Sequence[str]) -> InvalidRequest:
     """Say what is wrong first, by name. Values are not repeated but numbers: a prompt has no place in the log."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    wrong = error.errors(include_url=False, include_context=False)
+    first = wrong[0]
+    if first["type"] == "missing":  # a field that nobody knows is more likely what it should have been called
+        first = next((each for each in wrong if each["type"] == "extra_forbidden"), first)
     field = ".".join(map(str, first["loc"]))
     match first["type"]:
         case "extra_forbidden":

@@ -224,7 +224,7 @@ PICTURE = file_of(pixels_of(8, 8))
         ({"style_image": b"GIF89a"}, "style_image is none of PNG, JPEG and WebP, by its first bytes"),
         ({"style_image": PICTURE, "style_weight": 2.5}, "style_weight is 2.5; it must be 0 to 2"),
         ({"style_image": PICTURE, "style_weight": float("nan")}, "style_weight is nan; it must be 0 to 2"),
-        ({"style_weight": 0.5}, "style_weight is of a picture to take a style from; style_image is missing"),
+        ({"style_weight": 0.5}, "style_weight needs a picture to take a style from; style_image is missing"),
         ({"keep": 0}, "keep is 0; it must be 1 to 1"),
         ({"images": 2, "keep": 3}, "keep is 3; it must be 1 to 2"),
     ],
@@ -255,8 +255,11 @@ def test_a_model_without_them_says_so(towers: Model, served: Server) -> None:
     bare = dataclasses.replace(towers, styles=None, judge=None)
     with serving(bare, seats=1) as server, Client(address(server)) as client:
         for fields, words in (
-            ({"style_image": PICTURE}, "style_image: towers has no style adapter; --style-adapter of the server names"),
-            ({"keep": 1}, "keep: towers has no judge; --judge of the server names one"),
+            (
+                {"style_image": PICTURE},
+                "style_image: towers has no style adapter; the server's setting --style-adapter",
+            ),
+            ({"keep": 1}, "keep: towers has no judge; the server's setting --judge names one"),
         ):
             with pytest.raises(ServerError, match=words):
                 client.generate(**{**ASKED, **fields})

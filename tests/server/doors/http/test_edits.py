@@ -74,6 +74,18 @@ def test_what_openai_edits_refuses(client: openai.OpenAI) -> None:
         assert refused.value.param == param and words in refused.value.message
 
 
+def test_a_url_for_a_file_of_a_form_is_refused(server: Server) -> None:
+    for name in ("image", "image[]", "mask"):
+        part = f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\nhttps://example.org/fox.png\r\n--x--\r\n'
+        request = urllib.request.Request(f"{http(server)}/v1/images/edits", part.encode())
+        request.add_header("Content-Type", "multipart/form-data; boundary=x")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        error, bare = json.load(refused.value)["error"], name.removesuffix("[]")
+        assert (refused.value.code, error["param"]) == (400, bare)
+        assert error["message"] == f"{bare} is text; it takes a file of the form, and no URL is fetched"
+
+
 def test_webuiapi_img2img(server: Server, model: Model) -> None:
     api = webuiapi.WebUIApi(baseurl=f"{http(server)}/sdapi/v1")
     _, white = masks()

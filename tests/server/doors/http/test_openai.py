@@ -55,3 +55,17 @@ def test_a_path_that_there_is_not(model: Model) -> None:
         client.post("/images/variations", cast_to=object, body={})
     assert missing.value.code == "unknown_url"
     assert "the path /v1/images/variations does not exist on this server" in missing.value.message
+
+
+def test_a_misspelt_field_is_told_before_the_one_that_is_missing(model: Model) -> None:
+    with (
+        serving(model, http_port=0) as server,
+        openai.OpenAI(base_url=f"{http(server)}/v1", api_key="any", max_retries=0) as client,
+    ):
+        for body, words in (
+            ({"promt": "a"}, "there is no field 'promt'; did you mean prompt?"),
+            ({"steps": 5}, "prompt is missing"),
+        ):
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.post("/images/generations", cast_to=object, body=body)
+            assert words in refused.value.message

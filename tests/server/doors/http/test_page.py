@@ -47,7 +47,7 @@ def test_what_is_no_picture_is_named(model: Model) -> None:
             ({"init_image": "data:image/png;base64,YQ==", "style_image": 3}, "style_image is not a picture in base64"),
             ({"init_image": "data:image/png;base64,YQ=="}, "init_image is none of PNG, JPEG and WebP"),
             ({"init_image": "A" * (1 << 20)}, "init_image is none of PNG, JPEG and WebP"),
-            ({"mask": "YQ=="}, "mask is of a picture to begin with; init_image is missing"),
+            ({"mask": "YQ=="}, "mask needs a picture to begin with; init_image is missing"),
         ):
             request = urllib.request.Request(
                 f"{http(server)}/api/generate", json.dumps(body).encode(), {"content-type": "application/json"}

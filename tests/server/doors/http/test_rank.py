@@ -80,4 +80,4 @@ def test_without_a_judge_it_is_refused_by_name(model: Model) -> None:
     with serving(model, http_port=0) as server:
         code, field, told = refused(server, {"pictures": BASE64, "texts": ["a"]})
     assert (code, field) == (400, "pictures")
-    assert told == f"{model.id} has no judge to rank by; --judge of the server names one"
+    assert told == f"{model.id} has no judge to rank by; the server's setting --judge names one"

@@ -6,6 +6,7 @@ replaces a file: of one stem, `apple.png`, `apple-2.png`, .., numbers go on afte
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -105,12 +106,18 @@ def places(prompts: Sequence[str], images: int, output: str, format: str, film: 
 
 
 def try_writing(path: Path) -> None:
-    """Raise the OSError that writing `path` would raise, and leave nothing behind. Makes no folder."""
-    existed = path.exists()
-    with open(path, "ab"):
-        pass
-    if not existed:
-        path.unlink()
+    """Raise the OSError that writing `path` would raise, and leave nothing behind. Makes no folder.
+
+    What is taken away again is what was made here, and no file of another run that begins at the same moment.
+    """
+    try:
+        with open(path, "xb"):
+            pass
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):  # it was another run's try, which has gone again
+            os.close(os.open(path, os.O_WRONLY))
+        return
+    path.unlink(missing_ok=True)
 
 
 def _targets(wanted: Sequence[Path], given: bool, beside: Path | None) -> Iterator[Target]:

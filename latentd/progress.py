@@ -32,7 +32,7 @@ class Tally:
     def __init__(self) -> None:
         self.total = 0
         self.state = "sent"
-        self._steps = 0
+        self._steps = self._images = 0
         self._done: dict[int, int] = {}  # of each picture that has started
 
     @property
@@ -41,12 +41,15 @@ class Tally:
 
     def add(self, event: Event) -> None:
         if isinstance(event, Queued):
-            self._steps, self.total = event.steps, event.steps * event.images
+            self._steps, self._images = event.steps, event.images
+            self.total = event.steps * event.images
             self.state = f"queued, {event.ahead} ahead" if event.ahead else "queued"
         elif isinstance(event, Started):
             self._done.setdefault(event.index, 0)
             self.state = "drawing"
         elif isinstance(event, Step | Preview):
+            if isinstance(event, Step) and event.steps:  # fewer than were asked for, of what begins with a picture
+                self._steps, self.total = event.steps, event.steps * self._images
             self._done[event.index] = max(event.step, self._done.get(event.index, 0))
         elif isinstance(event, Image):
             self._done[event.index] = self._steps  # the last Step may have been skipped for a slow reader

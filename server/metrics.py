@@ -51,7 +51,7 @@ class Metrics:
         self.reading_backlog = self._make(
             Gauge, "reading_backlog", "Pictures of requests that are being read, or wait for it"
         )
-        self.judge_backlog = self._make(Gauge, "judge_backlog", "Finished pictures that the judge has not scored yet")
+        self.judge_backlog = self._make(Gauge, "judge_backlog", "Pictures that the judge has not scored yet")
         self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")
         self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows there are")
         self.calls_open = self._make(Gauge, "calls_open", "Calls of all methods that are open")

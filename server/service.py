@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from engines.model import Model
+from engines.preview import Preview
 from pipeline.errors import InvalidRequest, LatentdError
 from server.caller import LOCAL, named
 from server.device.judging import Ranks, judge_for, ranks_of, style_of
@@ -19,7 +20,7 @@ from server.job import Job
 from server.limits import Limits
 from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics
-from server.originals import MASK, STYLE, Kind, Originals, original_kind
+from server.originals import MASK, STYLE, Kind, Originals, Stay, original_kind
 from server.request import ImageRequest
 from server.wish import Wish
 
@@ -46,6 +47,7 @@ class Service:
         self.device: Device | None = None
         self.draining = False
         self._originals = Originals(metrics)
+        self._fitting: asyncio.Task[None] | None = None  # of what previews need
 
     def ready(self) -> Device:
         """Return the device that serves. Errors: NotServing while it loads or the server drains."""
@@ -97,7 +99,7 @@ class Service:
         job = Job(request_id, wish, mailbox, arrived or now, deadline, caller)
         kinds = [original_kind(wish)] * (request.init_image is not None) + [STYLE] * (request.style_image is not None)
         if kinds:
-            device.foresee(job, self._originals.expected(kinds), first=not self._originals.at_work)
+            device.foresee(job, self._originals.expected(caller, kinds), first=not self._originals.at_work)
             try:
                 async with asyncio.timeout(seconds_left):
                     await self._read(request, job, device.model)
@@ -110,25 +112,32 @@ class Service:
         """Read the pictures of a request, and put what is read into its job's wish."""
         wish = job.wish
         if request.init_image is not None:
-            wish = replace(wish, start=await self._originals.of(request, wish, model))
+            wish = replace(wish, start=await self._originals.of(job.caller, request, wish, model))
         if (style := request.style_image) is not None:
-            wish = replace(wish, style=await self._originals.apart(STYLE, style_of, style, wish, model))
+            read = await self._originals.apart(job.caller, STYLE, style_of, style, wish, model)
+            wish = replace(wish, style=read)
         job.wish = wish
 
-    async def with_mask(self, work: Callable[[bytes], bytes], mask: bytes) -> bytes:
-        """Return what `work` makes of a client's mask, in one of the few threads that read pictures.
+    async def with_mask(self, caller: str, work: Callable[[bytes], bytes], mask: bytes) -> bytes:
+        """Return what `work` makes of a caller's mask, in one of the few threads that read pictures.
 
         Errors: Busy; NotServing; those of `work`.
         """
-        return await self._originals.apart(MASK, lambda _, mask: work(mask), mask)
+        return await self._originals.apart(caller, MASK, lambda _, mask: work(mask), mask)
 
-    async def rank(self, model: str | None, pictures: Sequence[bytes], texts: Sequence[str]) -> Ranks:
-        """Score picture files against texts, beside the steps. No other picture is begun when the client goes away.
+    async def rank(self, caller: str, model: str | None, pictures: Sequence[bytes], texts: Sequence[str]) -> Ranks:
+        """Score a caller's picture files against texts, beside the steps. None is begun when the client has gone.
 
         Errors: InvalidRequest naming the field, also where there is no judge; UnknownModel; NotServing; Busy.
         """
-        judge = judge_for(self._named(model).model, pictures, texts, self.limits)
-        return await self._originals.apart(Kind("rank", len(pictures)), ranks_of, judge, pictures, texts)
+        device = self._named(model)
+        judge = judge_for(device.model, pictures, texts, self.limits)
+
+        def ranked(stay: Stay) -> Ranks:
+            with device.judging(len(pictures)):
+                return ranks_of(stay, judge, pictures, texts)
+
+        return await self._originals.apart(caller, Kind("rank", len(pictures)), ranked)
 
     def _named(self, model: str | None) -> Device:
         """Return the device that serves a model. Errors: UnknownModel; NotServing."""
@@ -138,17 +147,28 @@ class Service:
         return device
 
     async def previews(self) -> None:
-        """Fit the map that previews need, once, off the event loop: a short request would be over before its first.
+        """Wait until previews can be made: a short request would be over before its first. See begin_previews."""
+        self.ready()
+        if (fitting := self.begin_previews()) is not None:
+            await asyncio.shield(fitting)
 
-        Where that fails the request goes on without previews, and the next one tries again.
+    def begin_previews(self) -> asyncio.Task[None] | None:
+        """Begin to fit the map that previews need, once, off the event loop; None where there is nothing to wait for.
+
+        Where that fails requests go on without previews, and the next one tries again.
         """
-        preview = self.ready().preview
-        if preview.known is None:
-            try:
-                await asyncio.to_thread(preview.map)
-            except Exception as error:
-                known = isinstance(error, LatentdError)
-                log.error("previews cannot be made%s", f": {error}" if known else "", exc_info=not known)
+        if self.device is None or self.draining or self.device.preview.known is not None:
+            return None
+        if self._fitting is None or self._fitting.done():
+            self._fitting = asyncio.create_task(self._fit(self.device.preview))
+        return self._fitting
+
+    async def _fit(self, preview: Preview) -> None:
+        try:
+            await asyncio.to_thread(preview.map)
+        except Exception as error:
+            known = isinstance(error, LatentdError)
+            log.error("previews cannot be made%s", f": {error}" if known else "", exc_info=not known)
 
     async def events(self, job: Job) -> AsyncIterator[Event]:
         """Yield a job's events up to Done, and leave the job not running, however that ends.

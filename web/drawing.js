@@ -7,6 +7,7 @@ const FRAMES = 16; // previews of a picture at most: as much of a film as one lo
 export class Drawing extends EventTarget {
   state = "held"; // sending, waiting, forming, finished, failed or cancelled
   ahead = null; // pictures of others that wait before it
+  made = null; // steps of a picture: fewer than were asked for where it starts from one
   cut = false; // the model read only the beginning of the prompt
   error = null;
   #abort = new AbortController();
@@ -58,7 +59,7 @@ export class Drawing extends EventTarget {
 
   /** Returns the share that is done, 0 to 1. */
   get share() {
-    const total = this.settings.steps * this.settings.images;
+    const total = this.#total;
     return total ? Math.min(1, this.#steps / total) : 0;
   }
 
@@ -67,9 +68,13 @@ export class Drawing extends EventTarget {
     const now = performance.now();
     if (this.#first && this.#steps > this.#first.steps) {
       const pace = (now - this.#first.at) / (this.#steps - this.#first.steps);
-      return (pace * (this.settings.steps * this.settings.images - this.#steps)) / 1000;
+      return (pace * (this.#total - this.#steps)) / 1000;
     }
     return this.#expected === null ? null : Math.max(0, this.#expected - (now - this.#since) / 1000);
+  }
+
+  get #total() {
+    return (this.made ?? this.settings.steps) * this.settings.images;
   }
 
   get #steps() {
@@ -90,6 +95,7 @@ export class Drawing extends EventTarget {
     } else if (name === "started") {
       this.#become("forming");
     } else if (name === "step") {
+      this.made = data.steps;
       this.pictures[data.index].step = data.step;
       this.#first ??= { at: performance.now(), steps: this.#steps };
       this.#become("forming");
@@ -101,7 +107,7 @@ export class Drawing extends EventTarget {
     } else if (name === "image") {
       const { prompt, negative_prompt, steps, guidance, sampler, model } = this.settings;
       const { guidance_start, guidance_end, original, style } = this.settings;
-      this.pictures[data.index].step = steps;
+      this.pictures[data.index].step = this.made ?? steps;
       this.pictures[data.index].kept = true;
       const { seed, width, height, score } = data;
       const settings = { prompt, negative_prompt, seed, steps, guidance, sampler, width, height, model };

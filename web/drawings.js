@@ -218,6 +218,6 @@ function standing(drawing) {
   if (drawing.state === "failed") return "Not drawn";
   const steps = drawing.pictures.map((picture) => picture.step);
   const least = Math.min(...steps);
-  if (least >= drawing.settings.steps) return "Finishing";
-  return `Step ${least} of ${drawing.settings.steps}${rest}`;
+  const made = drawing.made ?? drawing.settings.steps;
+  return least >= made ? "Finishing" : `Step ${least} of ${made}${rest}`;
 }

@@ -15,6 +15,8 @@ from server.batching.making import Making
 from server.batching.pace import Pace
 from server.job import Job
 
+_MOST = 256  # of requests that are not alike: with priorities and deadlines a client could think of millions
+
 
 class Alike:
     """Keeps forecasts until somebody comes, goes, sits down, steps or finishes."""
@@ -38,9 +40,14 @@ class Alike:
             self._changes = batcher.changes
             self._kept.clear()
         wish = job.wish
+        # A lane's making takes its time though nothing changes. One that nobody waits for, and cannot be made, is none.
+        if batcher.unmade is not None or not batcher.lanes[wish.lane].ready:
+            return forecast(batcher, job, pace, now, margin, making, demand)
         # What counts of it, and the margin. Who else asked meanwhile changes shares by next to nothing.
         numbers = (wish.priority, wish.images, wish.table.evaluations, wish.rows_left(), job.unencoded)
         kind = (job.caller, job.deadline is None, margin, wish.lane, wish.size, wish.format, wish.keep is None, numbers)
-        if kind not in self._kept or not all(lane.ready for lane in batcher.lanes.values()):
-            self._kept[kind] = forecast(batcher, job, pace, now, margin, making, demand)
-        return self._kept[kind]
+        if (kept := self._kept.get(kind)) is None:
+            if len(self._kept) >= _MOST:
+                self._kept.clear()
+            kept = self._kept[kind] = forecast(batcher, job, pace, now, margin, making, demand)
+        return kept

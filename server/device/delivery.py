@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -89,6 +90,15 @@ class Delivery:
         if first:
             self._ended(job)
             job.mailbox.post(Failed(error) if error else Done(job.timings))
+
+    @contextlib.contextmanager
+    def judging(self, pictures: int) -> Iterator[None]:
+        """Count pictures that are ranked during a block: the judge sees one at a time, whosesoever."""
+        self._unjudged(pictures)
+        try:
+            yield
+        finally:
+            self._unjudged(-pictures)
 
     def close(self) -> None:
         """Wait until all that was handed in has been delivered. May be called twice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -125,7 +126,9 @@ class Device:
         job.unencoded = self._turn.unencoded(job.wish)
         making, margin, jobs = self._lanes.making(now), self._jobs.margin.value(now), self._jobs
         if reading is None:
+            # Whoever cannot be let in, as his deadline is before that, has asked for no more than until then.
             seconds = device_seconds(pictures_of(job), self._pace)
+            seconds = seconds if job.deadline is None else min(seconds, job.deadline - now)
             jobs.demand.note(job.caller, job.wish.priority, seconds, now)
         try:
             return self._admission.check(
@@ -135,6 +138,10 @@ class Device:
             lane.wanted = True
             self._changed.notify()
             raise
+
+    def judging(self, pictures: int) -> contextlib.AbstractContextManager[None]:
+        """See Delivery.judging."""
+        return self._delivery.judging(pictures)
 
     @property
     def makes_lane(self) -> bool:

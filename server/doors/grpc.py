@@ -200,7 +200,8 @@ class ImagesServicer:
     ) -> pb.RankResponse:
         call = self._call(context)
         try:
-            ranks = await self._service.rank(message.model or None, message.pictures, message.texts)
+            caller = caller_of(context.peer())
+            ranks = await self._service.rank(caller, message.model or None, message.pictures, message.texts)
             call.ended()
         except BaseException as error:
             call.ended(error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from latentd.errors import retry_delay
 from latentd.events import Done, Gathering, Preview, Queued, Started, Step
 from latentd.events import Image as Sent
 from latentd.film import LAST_MS, Film
-from latentd.names import file_format, places, slug, try_writing
+from latentd.names import Target, file_format, places, slug, try_writing
 from latentd.picture import Picture
 from latentd.progress import Tally, title
 from latentd.terminal import half_blocks
@@ -174,6 +176,23 @@ def test_try_writing_leaves_everything_as_it_was(tmp_path: Path) -> None:
         try_writing(kept / "new.png")
 
 
+def test_runs_that_begin_at_the_same_moment_take_no_files_from_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "pear.png"
+    begin = threading.Barrier(8)
+
+    def run(_: int) -> list[Path]:
+        begin.wait()
+        names = []
+        for _ in range(25):
+            try_writing(path)
+            names.append(Target(path, path).claim()[0])
+        return names
+
+    with ThreadPoolExecutor(8) as pool:
+        names = [name for mine in pool.map(run, range(8)) for name in mine]
+    assert len({*names}) == 200 and {*names} == {*tmp_path.iterdir()}
+
+
 def test_film_shows_the_previews_in_order_and_then_the_picture() -> None:
     film = Film()
     for step in (3, 1, 2):  # and of another size than the picture
@@ -211,6 +230,10 @@ def test_tally_counts_steps_even_when_some_were_skipped() -> None:
     assert (tally.done, tally.state) == (10, "drawing")
     tally.add(Sent(index=1))
     assert (tally.done, tally.state) == (20, "done")
+    fewer = Tally()  # of ten steps a strength of 0.8 makes eight
+    for event in (Queued(steps=10, images=1), Step(index=0, step=8, steps=8)):
+        fewer.add(event)
+    assert fewer.done == fewer.total == 8
 
 
 def test_title_is_one_short_line() -> None:

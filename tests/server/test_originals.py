@@ -17,7 +17,7 @@ from server.batching.pace import Median
 from server.errors import Busy, NotServing, TooLate
 from server.limits import Limits
 from server.metrics import Metrics
-from server.originals import _WAITING, Kind, Originals, Stay
+from server.originals import _AT_ONCE, _WAITING, Kind, Originals, Stay
 from server.request import ImageRequest
 from server.settings import Settings
 from server.wish import Wish
@@ -28,6 +28,7 @@ from tests.support.serving import address, serving
 from tests.support.uploads import colours, saved
 
 PICTURE = saved(colours())
+A, B, C = "a", "b", "c"  # callers
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +84,10 @@ def test_a_bounded_number_waits(model: Model) -> None:
 
     async def fill() -> None:
         originals = Originals(Metrics("m"))
-        reading = [asyncio.create_task(originals.of(request, wish, slow)) for _ in range(_WAITING)]
+        reading = [asyncio.create_task(originals.of(A, request, wish, slow)) for _ in range(_WAITING)]
         await asyncio.to_thread(entered.acquire)
         with pytest.raises(Busy, match=f"^{_WAITING} requests wait for their pictures to be read"):
-            await originals.of(request, wish, slow)
+            await originals.of(A, request, wish, slow)
         for task in reading[2:]:
             task.cancel()
         await asyncio.wait(reading[2:])
@@ -94,7 +95,7 @@ def test_a_bounded_number_waits(model: Model) -> None:
         done = await asyncio.gather(*reading, return_exceptions=True)
         assert sum(isinstance(each, asyncio.CancelledError) for each in done) == _WAITING - 2
         assert len(read) == 2, "of who went away while it waited nothing is read"
-        assert (await originals.of(request, wish, slow)).moments.shape[0] == 2 * model.spec.vae.latent_channels
+        assert (await originals.of(A, request, wish, slow)).moments.shape[0] == 2 * model.spec.vae.latent_channels
         originals.close()
 
     asyncio.run(fill())
@@ -147,17 +148,54 @@ def test_work_ends_when_its_client_has_gone(model: Model) -> None:
 
     async def leave() -> None:
         originals = Originals(Metrics("m"))
-        working = asyncio.create_task(originals.apart(Kind("many", 8), work, 8))
+        working = asyncio.create_task(originals.apart(A, Kind("many", 8), work, 8))
         await asyncio.to_thread(entered.wait, PATIENCE)
         working.cancel()
         with pytest.raises(asyncio.CancelledError):
             await working
         go_on.set()
         assert await asyncio.to_thread(ended.wait, PATIENCE)
-        assert done == [0] and originals.expected([Kind("many")]).takes == 0, "what was not finished tells no pace"
+        assert done == [0] and originals.expected(A, [Kind("many")]).takes == 0, "what was not finished tells no pace"
         originals.close()
 
     asyncio.run(leave())
+
+
+def test_callers_take_turns_and_none_keeps_the_others_out() -> None:
+    """However many pictures one sends: another waits for one of them and for those that are begun."""
+    begun, go_on, order = threading.Semaphore(0), threading.Event(), list[str]()
+
+    def read(stay: Stay, name: str) -> None:
+        begun.release()
+        assert go_on.wait(PATIENCE)
+        order.append(name)
+
+    async def compete() -> None:
+        originals = Originals(Metrics("m"))
+        originals._took["x"] = Median([1.0])
+
+        def send(caller: str, name: str) -> asyncio.Task[None]:
+            return asyncio.create_task(originals.apart(caller, Kind("x"), read, name))
+
+        reading = [send(A, f"a{number}") for number in range(_WAITING)]
+        for _ in range(_AT_ONCE):
+            await asyncio.to_thread(begun.acquire)
+        with pytest.raises(Busy, match=f"^{_WAITING} requests wait for their pictures to be read; at most {_WAITING} "):
+            await send(A, "one more")
+        assert originals.expected(A, [Kind("x")]) == (_WAITING / 2, 1.0)
+        assert originals.expected(B, [Kind("x")]) == ((_AT_ONCE + 1) / 2, 1.0)
+        reading += [send(caller, f"{caller}{number}") for number in range(2) for caller in (B, C)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match=f"^{_WAITING + 4} .* may, and beyond them {_WAITING // 3} of a caller$"):
+            await send(A, "one more")
+        reading[-1].cancel()
+        await asyncio.wait(reading[-1:])
+        go_on.set()
+        await asyncio.gather(*reading, return_exceptions=True)
+        assert {*order[: _AT_ONCE + 6]} >= {"b0", "b1", "c0"} and len(order) == _WAITING + 3
+        originals.close()
+
+    asyncio.run(compete())
 
 
 def test_what_waits_to_be_read_is_counted_with_what_it_took_before() -> None:
@@ -166,12 +204,12 @@ def test_what_waits_to_be_read_is_counted_with_what_it_took_before() -> None:
 
     async def count() -> None:
         originals = Originals(metrics)
-        await originals.apart(two, lambda stay: None)
+        await originals.apart(A, two, lambda stay: None)
         originals._took["x"] = Median([1.5])
-        assert originals.expected([Kind("x"), two]) == (0.0, 4.5) and not originals.at_work
-        reading = [asyncio.create_task(originals.apart(two, lambda stay: go_on.wait(PATIENCE))) for _ in range(3)]
+        assert originals.expected(A, [Kind("x"), two]) == (0.0, 4.5) and not originals.at_work
+        reading = [asyncio.create_task(originals.apart(A, two, lambda stay: go_on.wait(PATIENCE))) for _ in range(3)]
         await asyncio.sleep(0)
-        assert originals.expected([Kind("new")]) == (4.5, 0.0), "two threads read"
+        assert originals.expected(A, [Kind("new")]) == (4.5, 0.0), "two threads read"
         assert originals.at_work and gauge(metrics) == 3
         go_on.set()
         await asyncio.gather(*reading)

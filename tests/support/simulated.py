@@ -92,7 +92,8 @@ class Simulated:
         job.caller = caller
         job.arrived, job.unencoded = self.now, 1
         job.deadline = None if seconds is None else self.now + seconds
-        self.demand.note(caller, priority, device_seconds(pictures_of(job), self.pace), self.now)
+        asks = min(device_seconds(pictures_of(job), self.pace), math.inf if seconds is None else seconds)
+        self.demand.note(caller, priority, asks, self.now)
         try:
             margin = self.margin.value(self.now)
             job.expected = self.admission.check(

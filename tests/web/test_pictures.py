@@ -275,3 +275,43 @@ def test_it_fits_and_axe_finds_no_serious_fault(browser: Browser, styled: Server
             dialog = "document.querySelector('dialog[open]')"
             assert browser.run(f"!{dialog} || {dialog}.scrollWidth <= {dialog}.clientWidth")
             assert faults(browser) == []
+
+
+def test_of_files_that_are_read_at_once_the_last_counts(opened: Browser) -> None:
+    """Though the first takes longer: it is none that somebody wants any more."""
+    width = opened.run("""(async () => {
+        const { Source } = await import("/static/form/source.js");
+        const source = new Source("original", "init_image");
+        const read = createImageBitmap;
+        const picture = (side) => {
+            const canvas = new OffscreenCanvas(side, side);
+            canvas.getContext("2d").fillRect(0, 0, side, side);
+            return canvas.convertToBlob({ type: "image/png" });
+        };
+        let go;
+        const gate = new Promise((resolve) => (go = resolve));
+        globalThis.createImageBitmap = async (blob) => (await gate, read(blob));
+        const first = source.take(await picture(8));
+        globalThis.createImageBitmap = read;
+        await source.take(await picture(16));
+        go();
+        await first;
+        return source.picture.width;
+    })()""")
+    assert width == 16
+
+
+def test_what_is_done_is_a_share_of_the_steps_that_are_made(opened: Browser) -> None:
+    """Of five that were asked for four are made where a picture is started from."""
+    share = opened.run("""(async () => {
+        const { Drawing } = await import("/static/drawing.js");
+        const events = [["queued", { steps: 5, ahead: 0 }], ["step", { index: 0, step: 4, steps: 4 }]];
+        const text = events.map(([name, data]) => `event: ${name}\\ndata: ${JSON.stringify(data)}\\n\\n`).join("");
+        const theirs = fetch;
+        globalThis.fetch = async () => new Response(text);
+        const drawing = new Drawing({ prompt: "a", images: 1, steps: 5 });
+        await drawing.run();
+        globalThis.fetch = theirs;
+        return drawing.share;
+    })()""")
+    assert share == 1

@@ -8,6 +8,7 @@ export class Source extends EventTarget {
   #name;
   #field;
   #longest;
+  #turn = 0; // counts what was put here, or chosen: of files that are read at once the last counts
 
   /** `name` begins the ids of its elements, `field` is the server's name, and the file input's id. */
   constructor(name, field, longest) {
@@ -53,16 +54,19 @@ export class Source extends EventTarget {
   async take(file) {
     const complaint = at(`${this.#field}-complaint`);
     complaint.textContent = "";
+    const turn = ++this.#turn;
     try {
-      this.put(await pictureOf(file, this.#longest));
+      const picture = await pictureOf(file, this.#longest);
+      if (turn === this.#turn) this.put(picture);
     } catch (error) {
       if (!(error instanceof NoPicture)) throw error;
-      complaint.textContent = error.message;
+      if (turn === this.#turn) complaint.textContent = error.message;
     }
   }
 
   /** Puts a picture in its place; null takes it away. */
   put(picture) {
+    this.#turn++;
     this.picture = picture;
     at(`${this.#name}-chosen`).hidden = !picture;
     at(`${this.#name}-choose`).hidden = Boolean(picture);

@@ -78,6 +78,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             await self._call.unless_gone(self._send(send))
+            await send({"type": "http.response.body", "body": b""})  # after which the client counts as gone
             self._call.ended()
         except Cancelled as gone:
             self._call.ended(gone)
@@ -93,7 +94,7 @@ class EventStream(Response):
         except Exception as error:
             event = self._failure(self._call.refused(error))
             await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": b"", "more_body": True})  # once all before it is taken
 
 
 __all__ = ["EventStream", "encoded", "json_response", "sse", "sse_of"]

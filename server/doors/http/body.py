@@ -135,7 +135,7 @@ def refusal_of(error: ValidationError, known: Sequence[str]) -> InvalidRequest:
     first = wrong[0]
     if first["type"] == "missing":  # a field that nobody knows is more likely what it should have been called
         first = next((each for each in wrong if each["type"] == "extra_forbidden"), first)
-    field = ".".join(map(str, first["loc"]))
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
     match first["type"]:
         case "extra_forbidden":
             return UnknownField(

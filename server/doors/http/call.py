@@ -44,17 +44,21 @@ class Call:
 
         Errors: those of Service.submit, and InvalidRequest for a deadline that is no number.
         """
-        left = self._seconds_left()
-        if request.preview_every and wait:
-            await self._service.previews()
+        if request.preview_every and wait and self._service.begin_previews() is not None:
+            await self.in_time(self._service.previews)
         try:
+            left = self._seconds_left()
             left = None if left is None else left - (time.monotonic() - self.started)
-            submitting = self._service.submit(request, self.id, left, self.started, self.caller)
+            submitting = self._submit(request, left)
             # Pictures are read and encoded first, which nobody should wait for who has gone.
             read = request.init_image or request.style_image
-            accepted = await (self.unless_gone(submitting) if read else submitting)
+            return await (self.unless_gone(submitting) if read else submitting)
         except LatentdError as error:
             raise renamed(error, names or {}) from None
+
+    async def _submit(self, request: ImageRequest, left: float | None) -> Accepted:
+        """Submit, and know the job before anybody else does: whoever goes meanwhile leaves none behind."""
+        accepted = await self._service.submit(request, self.id, left, self.started, self.caller)
         self._job = accepted.job
         return accepted
 
@@ -85,7 +89,7 @@ class Call:
         gone = asyncio.ensure_future(self._gone())
         try:
             await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
+            if gone.done():  # also where that ended the work: to a connection that is gone everything is sent at once
                 raise Cancelled("the client went away")
             return working.result()
         finally:

@@ -119,9 +119,16 @@ def door_of(path: str) -> str:
 def renamed(error: LatentdError, names: Mapping[str, str]) -> LatentdError:
     """Say an error in a door's words. `names`: what the door calls the fields of ImageRequest, where it differs."""
     name = names.get(error.field or "")
-    if name and error.args:
-        error.args = (re.sub(rf"^{error.field}(?= (is|has|ends|cannot)\b)", name, error.args[0]), *error.args[1:])
+    if not error.args:
+        return error
+    sentence = error.args[0]
+    if name:
+        sentence = re.sub(rf"^{error.field}(?= (is|has|ends|cannot)\b)", name, sentence)
         error.field = name
+    for ours, theirs in names.items():
+        if "_" in ours:  # no word of a sentence, but another field that it names
+            sentence = re.sub(rf"\b{ours}\b", theirs, sentence)
+    error.args = (sentence, *error.args[1:])
     return error
 
 

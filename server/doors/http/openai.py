@@ -55,7 +55,7 @@ def openai(service: Service, most: int) -> APIRouter:
             raise MissingField("image is missing", "image")
         mask = files.get("mask")
         if mask is not None:
-            mask = await call.in_time(service.with_mask, from_transparency, mask)
+            mask = await call.in_time(service.with_mask, call.caller, from_transparency, mask)
         style = files.get("style_image", body.style_image)
         return await _Generations(service, call, "image_edit").answer(body, image, mask, style)
 

@@ -175,7 +175,7 @@ async def _sse(event: Event, job: Job) -> bytes:
             return await sse("image", {**fields, "score": score, "data": data}, len(data))
         case Done(timings):
             parts = {f"{part}_ms": ms for part, ms in timings.parts(timings.delivered).items()}
-            counts = {"steps": job.wish.steps, "evaluations": job.wish.table.evaluations}
+            counts = {"steps": job.wish.table.steps, "evaluations": job.wish.table.evaluations}
             return await sse("done", {"timings": {**parts, "seats_shared": timings.seats_shared, **counts}})
         case _:
             raise AssertionError(event)

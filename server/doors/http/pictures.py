@@ -14,11 +14,14 @@ def decoded(text: object) -> bytes:
     if not isinstance(text, str):
         raise ValueError(type(text).__name__)
     if text.startswith("data:"):
-        text = text.partition(",")[2]
+        _, comma, text = text.partition(",")
+        if not comma:
+            raise ValueError("data:")
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
+    except binascii.Error:
+        # In lines, as MIME and the command base64 write it; A1111 takes that too.
+        return base64.b64decode(text.encode("ascii").translate(None, b" \t\r\n"), validate=True)
 
 
 def _validated(value: object) -> bytes:

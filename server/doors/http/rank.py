@@ -29,7 +29,7 @@ def rank(service: Service, most: int) -> APIRouter:
 
     async def ranked(call: Call) -> Response:
         body = await read_body(call.request, Ranking, most)
-        ranks = await call.in_time(service.rank, body.model, body.pictures, body.texts)
+        ranks = await call.in_time(service.rank, call.caller, body.model, body.pictures, body.texts)
         answer = await json_response({"scores": ranks.scores.tolist(), "texts_cut": ranks.cut})
         call.ended()
         return answer

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from server.batching.alike import Alike
+from server.batching.alike import _MOST, Alike
 from server.batching.batcher import Batcher
 from server.batching.forecast import Forecast
+from server.batching.making import Making
 from server.batching.pace import Pace
 from server.job import Job
 from server.wish import LaneKey
@@ -78,7 +79,31 @@ def test_it_is_played_again_when_somebody_sits_down_and_when_a_picture_is_decode
 
 
 def test_while_a_lane_is_made_nothing_is_kept() -> None:
-    """Its time goes by though nothing changes."""
+    """Its time goes by though nothing changes. A lane that nobody waits for, one that cannot be made, is no reason."""
     alike, batcher = Alike(), full()
     batcher.open(LONG)
+    assert asks(alike, batcher) is asks(alike, batcher)
+    batcher.add(idle_job(wish(LONG, 10)))
     assert asks(alike, batcher) is not asks(alike, batcher)
+
+
+def test_who_comes_again_when_a_lane_is_made_is_told_of_no_making() -> None:
+    """He was refused for it, so that nothing has changed since, and was told to come again."""
+    alike, batcher = Alike(), Batcher([LANE], 2)
+    batcher.open(LONG)
+    job = idle_job(wish(LONG, 10))
+
+    def ready() -> float:
+        making = Making({LONG: 60.0}, LONG)
+        return alike.forecast(batcher, job, Pace({LANE: 0.1, LONG: 0.1}), 0.0, 1.0, making, None).lane_ready
+
+    assert ready() == 60.0
+    batcher.lanes[LONG].ready = True
+    assert ready() == 0.0
+
+
+def test_of_requests_that_are_not_alike_a_bounded_number_is_kept() -> None:
+    alike, batcher = Alike(), full()
+    for priority in range(3 * _MOST):
+        asks(alike, batcher, idle_job(wish(LANE, 10, priority=-priority)))
+    assert 0 < len(alike._kept) <= _MOST

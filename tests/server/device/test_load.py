@@ -11,7 +11,7 @@ import pytest
 from engines.model import Model
 from server.batching.pace import Median
 from server.device import turn
-from server.errors import Busy
+from server.errors import Busy, TooLate
 from server.events import Done
 from tests.support.held import Held
 from tests.support.jobs import Running, box_of, running
@@ -91,3 +91,18 @@ def test_pictures_of_one_step_are_limited_by_the_decoder(wired: Model, held: Hel
                 at_work.submit(prompt="a cat", steps=1, images=8)
         assert 7 <= admitted <= 9
         held.release()
+
+
+def test_who_asks_for_more_than_there_is_until_his_deadline_has_asked_for_no_more_than_that(
+    wired: Model, held: Held
+) -> None:
+    """Else one request that can never be let in would keep half of the device free of promises for a minute."""
+    with running(wired, ready=held.hold) as at_work:
+        paced(at_work, 100.0)
+        sits = at_work.submit(**PLAIN)
+        with pytest.raises(TooLate, match="^the request takes about 800.00 s by itself; its deadline is in 2.00 s$"):
+            within(at_work, 2.0, caller="other")
+        shares = {caller: share for caller, _, share in at_work.device._jobs.demand.shares(time.monotonic())}
+        assert 0 < shares["other"] <= 2.0 / 5
+        held.release()
+        assert isinstance(box_of(sits).end(), Done)

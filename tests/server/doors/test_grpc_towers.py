@@ -186,12 +186,14 @@ def test_no_picture_is_ranked_for_who_has_gone(towers: Model, served: Server, mo
     with grpc.insecure_channel(address(served)) as channel:
         call = ImagesStub(channel).Rank.future(request)  # pyright: ignore
         assert looks.wait(PATIENCE)
+        own = {"model": towers.id}
+        assert served.metrics.registry.get_sample_value("latentd_judge_backlog", own) == 8
+        assert served.service.ready()._pace.unjudged == 8, "in the forecast of who has pictures judged"
         call.cancel()
-    own = {"model": towers.id}
     eventually(lambda: served.metrics.registry.get_sample_value("latentd_calls_open", own), 0)
     go.set()
     eventually(lambda: served.service.reads, False)
-    assert len(seen) == 1
+    assert len(seen) == 1 and served.service.ready()._pace.unjudged == 0
 
 
 def test_ranks_are_the_judges_scores(towers: Model, served: Server) -> None:

@@ -57,8 +57,9 @@ def of_request(overrides: Mapping[str, Any], model: Model) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     rest = dict(overrides)
     if (layers := rest.pop(CLIP_SKIP, None)) is not None:
-        if not isinstance(layers, int) or layers < 1:
-            raise InvalidRequest(f"{CLIP_SKIP} is {str(layers)[:64]}; it takes a whole number, 1 or more", CLIP_SKIP)
+        most = model.spec.text.skips + 1
+        if not isinstance(layers, int) or not 1 <= layers <= most:
+            raise InvalidRequest(f"{CLIP_SKIP} is {str(layers)[:64]}; it takes a whole number, 1 to {most}", CLIP_SKIP)
         fields["clip_skip"] = layers - 1
     if (format := rest.pop(FORMAT, None)) is not None:
         if not isinstance(format, str) or format not in _FORMATS:

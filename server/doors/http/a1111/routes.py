@@ -57,7 +57,7 @@ class Options(RootModel[dict[str, Any]]):
 def a1111(service: Service, most: int) -> APIRouter:
     """Make the routes. `most`: bytes of a body."""
     router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
-    registry, previews = Registry(), _Previews(service)
+    registry = Registry()
 
     async def txt2img(call: Call) -> Response:
         with registry.entered(call.caller, call.id) as underway:
@@ -75,14 +75,14 @@ def a1111(service: Service, most: int) -> APIRouter:
             model, images = service.ready().model, service.limits.images
             request = await asyncio.to_thread(img2img_request, body, model, images)
             if request.mask is not None and body.inpainting_mask_invert:
-                mask = await call.in_time(service.with_mask, inverted, request.mask)
+                mask = await call.in_time(service.with_mask, call.caller, inverted, request.mask)
                 request = replace(request, mask=mask)
             return await _draw(service, underway, call, body, request, IMG2IMG_NAMES)
 
     async def progress(call: Call) -> Response:
         skip = call.request.query_params.get("skip_current_image", "").lower() in ("true", "1")
-        if not skip and service.device is not None:
-            previews.begin()
+        if not skip:
+            service.begin_previews()  # until somebody looks for them they would cost those who never do
         return await json_response(registry.progress(call.caller, not skip))
 
     async def interrupt(call: Call) -> Response:
@@ -157,18 +157,6 @@ async def _draw(
     answer = await json_response(content, sum(map(len, sent)))
     call.ended(Cancelled("interrupted") if underway.interrupted else None)
     return answer
-
-
-class _Previews:
-    """Has what previews need made once somebody looks for them: until then they would cost those who never do."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._making: asyncio.Task[None] | None = None
-
-    def begin(self) -> None:
-        if self._making is None:
-            self._making = asyncio.create_task(self._service.previews())
 
 
 async def _follow(call: Call, underway: Underway) -> None:

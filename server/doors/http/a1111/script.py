@@ -40,9 +40,14 @@ def of_scripts(scripts: Any) -> dict[str, Any]:
     if others:
         listed = ", ".join(name[:64] for name in others[:8])
         raise InvalidRequest(f"{FIELD} is of {listed}; this server has {NAME} alone", FIELD)
-    ours = next((script for name, script in scripts.items() if name.lower() == NAME), None)
-    if not _does_something(ours):
+    written = [script for name, script in scripts.items() if name.lower() == NAME and _does_something(script)]
+    if not written:
         return {}
+    if len(written) > 1:
+        raise InvalidRequest(
+            f"{FIELD} has {NAME} {len(written)} times, in small and capital letters; it takes one", FIELD
+        )
+    (ours,) = written
     args = ours.get("args") if isinstance(ours, dict) else None
     if not isinstance(args, list) or len(args) != 1 or not isinstance(args[0], dict):
         raise InvalidRequest(f"{FIELD}.{NAME}.args takes a list of one object", FIELD)

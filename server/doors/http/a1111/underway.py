@@ -46,18 +46,18 @@ class Underway:
                 self._preview = jpeg
             case Image(index):
                 if self._job is not None:
-                    self._steps[index] = self._job.wish.steps
+                    self._steps[index] = self._job.wish.table.steps
                 self.pictures.append(event)
 
     def progress(self, jobs: int, with_image: bool) -> dict[str, Any]:
         """Tell of it as A1111 does (modules/api/api.py, progressapi). `jobs`: how many the caller has."""
         wish, step = self._job and self._job.wish, self._steps.get(self._index, 0)
-        share = sum(self._steps.values()) / (wish.steps * wish.images) if wish else 0.0
+        share = sum(self._steps.values()) / (wish.table.steps * wish.images) if wish else 0.0
         elapsed = time.monotonic() - self._begun
         return {
             "progress": share,
             "eta_relative": elapsed / share - elapsed if share else 0.0,
-            "state": _state(jobs, self._id, self.interrupted, self._index, step, wish.steps if wish else 0),
+            "state": _state(jobs, self._id, self.interrupted, self._index, step, wish.table.steps if wish else 0),
             "current_image": self._preview if with_image else None,
             "textinfo": None,
         }

@@ -19,9 +19,11 @@ from server.app import Server
 from server.doors.http.a1111.infotext import infotext
 from server.doors.http.a1111.samplers import label_of, listed, sampler_of
 from server.doors.http.a1111.txt2img import Txt2Img, image_request
+from server.doors.http.a1111.underway import Underway
+from server.events import Image, Step
 from server.request import ImageRequest
 from tests.support.held import Held, eventually
-from tests.support.jobs import wish
+from tests.support.jobs import idle_job, wish
 from tests.support.patience import PATIENCE
 from tests.support.serving import nothing_left, serving
 from tests.support.uploads import colours, saved
@@ -79,6 +81,7 @@ def test_our_own_part_is_a_script(model: Model) -> None:
         ([1], "alwayson_scripts is no object; it takes latentd"),
         ({"latentd": {"args": [1]}}, "alwayson_scripts.latentd.args takes a list of one object"),
         ({"latentd": {"args": [{}, {}]}}, "alwayson_scripts.latentd.args takes a list of one object"),
+        ({"latentd": {"args": [{}]}, "Latentd": {"args": [{"keep": 9}]}}, "alwayson_scripts has latentd 2 times, "),
         ({"latentd": 1}, "alwayson_scripts.latentd.args takes a list of one object"),
         ({"latentd": {"args": [{"kep": 1}]}}, "there is no field 'kep'; did you mean keep?; there are: style_image, "),
         ({"latentd": {"args": [{"style_image": "#"}]}}, "style_image is not a picture in base64"),
@@ -102,6 +105,7 @@ def test_override_settings(model: Model) -> None:
     for settings, field in (
         ({"sd_model_checkpoint": "other"}, "sd_model_checkpoint"),
         ({"CLIP_stop_at_last_layers": 0}, "CLIP_stop_at_last_layers"),
+        ({"CLIP_stop_at_last_layers": 99}, "CLIP_stop_at_last_layers"),
         ({"samples_format": "avif"}, "samples_format"),
         ({"samples_format": ["png"]}, "samples_format"),
         ({"sd_vae": "x"}, "sd_vae"),
@@ -257,3 +261,33 @@ def test_interrupted_after_the_first_of_two(wired: Model, held: Held) -> None:
         held.release()
         eventually(lambda: len(answers), 1)
         assert len(answers[0]["images"]) == 1 and json.loads(answers[0]["info"])["all_seeds"] == [5]
+
+
+def test_progress_counts_the_steps_that_are_made() -> None:
+    """Of four half are made where half of a picture may change."""
+    underway = Underway("id")
+    underway.accepted(idle_job(dataclasses.replace(wish(evaluations=2), steps=4)))
+    for step in (1, 2):
+        underway.note(Step(0, step, 2))
+        told = underway.progress(1, with_image=False)
+        assert told["progress"] == step / 2 and told["state"]["sampling_steps"] == 2
+    underway.note(Image(0, b"file", 7))
+    assert underway.progress(1, with_image=False)["progress"] == 1
+
+
+def test_previews_that_could_not_be_made_are_tried_again(wired: Model, held: Held) -> None:
+    tries: list[None] = []
+
+    def fail_once() -> None:
+        tries.append(None)
+        if len(tries) == 1:
+            raise RuntimeError("for once")
+
+    held.before_moments = fail_once
+    with serving(wired, http_port=0) as server:
+        caller, device = Caller(server, "127.0.0.1"), server.service.ready()
+        eventually(lambda: (caller.ask("GET", "progress"), device.preview.known is not None)[1], True)
+        server.service.draining = True
+        device.preview._map = None
+        begun = len(tries)
+        assert caller.ask("GET", "progress")["progress"] == 0 and len(tries) == begun, "of a server that drains"

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from engines.generate import generate
 from engines.model import Model
 from server.app import Server
+from server.doors.http import pictures
 from server.upload import original_of
 from tests.support.jobs import decoded
 from tests.support.serving import http
@@ -65,6 +66,7 @@ def test_what_openai_edits_refuses(client: openai.OpenAI) -> None:
         ({"image": [picture, picture]}, "image", "image is sent more than once; one picture is taken"),
         ({"image": b"GIF89a"}, "image", "image is none of PNG, JPEG and WebP, by its first bytes"),
         ({"image": picture, "mask": b"x"}, "mask", "mask is none of PNG, JPEG and WebP, by its first bytes"),
+        ({"image": picture, "mask": saved(colours(8, 8))}, "mask", "mask has 8x8 pixels, image 40x30; they must be"),
         ({"image": picture, "extra_body": {"strength": 2}}, "strength", "strength is 2; it must be 0 to 1"),
         ({"image": picture, "extra_body": {"strenght": 1}}, "strenght", "there is no field 'strenght'"),
         ({"image": picture, "extra_body": {"steps": 10**400}}, "steps", f"steps is 1{'0' * 63}; it must be 1 to 150"),
@@ -167,3 +169,20 @@ def test_a_body_of_very_many_values_is_refused_before_it_is_read(server: Server)
             urllib.request.urlopen(request)
         told = refused.value.read().decode()
         assert refused.value.code == 400 and "the body has 20001 commas and colons; at most 20000 are read" in told
+
+
+PADDED = base64.b64encode(b"a picture").decode()
+
+
+@pytest.mark.parametrize("text", [PADDED, f"data:image/png;base64,{PADDED}", f" {PADDED[:5]}\r\n{PADDED[5:]}\n"])
+def test_a_picture_in_base64_may_be_in_lines_or_a_url(text: str) -> None:
+    assert pictures.decoded(text) == b"a picture"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["YQ", PADDED.replace("w", "-"), "a\u00e4==", f"data:{PADDED}#", f"data:a,data:a,{PADDED}", None, 7],
+)
+def test_what_is_no_base64(text: object) -> None:
+    with pytest.raises(ValueError):
+        assert pictures.decoded(text) is None

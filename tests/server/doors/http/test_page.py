@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,6 +15,7 @@ from engines.model import Model
 from pipeline.samplers import SAMPLERS
 from server.doors.http import page
 from server.request import ImageRequest
+from tests.support.held import Held
 from tests.support.patience import PATIENCE
 from tests.support.serving import http, serving
 
@@ -74,3 +76,18 @@ def test_files(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             with pytest.raises(urllib.error.HTTPError) as missing:
                 fetch(f"{http(server)}/static/{path}")
             assert missing.value.code == 404
+
+
+def test_a_deadline_that_passes_while_the_first_previews_are_prepared(wired: Model, held: Held) -> None:
+    """Its client hears of it then, and not when all is prepared."""
+    go = threading.Event()
+    held.before_moments = lambda: (go.wait(PATIENCE), None)[1]
+    with serving(wired, http_port=0) as server:
+        headers = {"content-type": "application/json", "x-deadline-ms": "50"}
+        body = json.dumps({"prompt": "a", "preview_every": 1}).encode()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(
+                urllib.request.Request(f"{http(server)}/api/generate", body, headers), timeout=PATIENCE
+            )
+        go.set()
+        assert (refused.value.code, json.load(refused.value)["error"]["message"]) == (504, "the deadline passed")

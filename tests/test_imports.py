@@ -75,7 +75,7 @@ ROOMS = (
     "server.app", "server",
     "latentd.__main__",
     "training.errors", "training.recipe", "training.draws", "training.processes", "training.files", "training.figures",
-    "training.average", "training.state", "training.sheet", "training.vocabulary", "training.networks", "training.loop",
+    "training.average", "training.ops", "training.state", "training.sheet", "training.vocabulary", "training.networks", "training.loop",
     "training.data", "training.batches", "training.draw", "training.phases", "training.assemble", "training.evaluate",
     "training.run", "training.command", "training",
     "demo",

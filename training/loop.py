@@ -32,8 +32,16 @@ class Phase(Protocol):
     """One network, or several that are trained together, and what it is that they learn."""
 
     name: str
-    recipe: Any  # PhaseRecipe
-    net: nn.Module
+
+    @property
+    def recipe(self) -> PhaseRecipe:
+        """Return how it is trained."""
+        ...
+
+    @property
+    def net(self) -> nn.Module:
+        """Return what is trained."""
+        ...
 
     def read(self, step: int) -> Any:
         """Return this process's share of a step's batch, on the host; called in a thread, one step ahead."""
@@ -64,12 +72,12 @@ def train(phase: Phase, folder: Path, processes: Processes) -> None:
 
     Errors: TrainingError, also for a loss that is no number, and then the last checkpoint stays; Interrupted.
     """
-    recipe: PhaseRecipe = phase.recipe
+    recipe = phase.recipe
     if (folder / WEIGHTS).exists():
         phase.net.load_state_dict(read_tensors(folder / WEIGHTS)[0], strict=True)
         return
     parameters = [parameter for parameter in phase.net.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.99), fused=True)
     average = Average(phase.net, recipe.average) if recipe.average else None
     begin = 0
     if (folder / STATE).exists():

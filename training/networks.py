@@ -13,6 +13,7 @@ from model.vae import VaeDecoder, VaeEncoder
 from pipeline.networks import TextSpec, UnetSpec, VaeSpec, VisionSpec
 from pipeline.schedule import ScheduleSpec
 from training.draws import numbers
+from training.ops import TRAINING
 from training.recipe import Recipe
 
 _EPS, _ACTIVATION = 1e-5, "quick_gelu"
@@ -67,12 +68,12 @@ def seeded(recipe: Recipe, name: str) -> None:
 
 def new_text(recipe: Recipe) -> ClipText:
     seeded(recipe, "text")
-    return _as_clip(ClipText(text_spec(recipe)))
+    return _as_clip(ClipText(text_spec(recipe), TRAINING))
 
 
 def new_vision(recipe: Recipe) -> ClipVision:
     seeded(recipe, "vision")
-    net = _as_clip(ClipVision(vision_spec(recipe)))
+    net = _as_clip(ClipVision(vision_spec(recipe), TRAINING))
     nn.init.normal_(net.vision_model.embeddings.class_embedding, std=recipe.vision.width**-0.5)
     return net
 
@@ -87,11 +88,11 @@ def _as_clip(net: _Net) -> _Net:
 
 def new_vae(recipe: Recipe) -> tuple[VaeEncoder, VaeDecoder]:
     seeded(recipe, "vae")
-    return VaeEncoder(vae_spec(recipe)), VaeDecoder(vae_spec(recipe))
+    return VaeEncoder(vae_spec(recipe), TRAINING), VaeDecoder(vae_spec(recipe), TRAINING)
 
 
 def new_unet(recipe: Recipe) -> Unet:
     seeded(recipe, "unet")
-    net = Unet(unet_spec(recipe))
+    net = Unet(unet_spec(recipe), TRAINING)
     nn.init.zeros_(net.conv_out.weight)  # the first prediction is nothing, rather than noise (Ho et al. 2020, source)
     return net

@@ -15,6 +15,7 @@ from training.draws import numbers, permuted
 from training.errors import TrainingError
 from training.recipe import DataRecipe
 
+_UNUSUAL = 0.1  # of scenes of one thing: the share that is small, and the share that is tilted
 _HELD = "held out"  # the purpose that no phase has
 Pair = tuple[str, str]  # a thing and a style
 
@@ -64,7 +65,7 @@ class DrawnPictures:
             others = [t for t in self._of_style[style] if t != thing]
             scene = _composed(random, thing, others[random.integers(len(others))], style, recipe.plain)
         else:
-            scene = _single(random, thing, style, 0.14, recipe.plain)
+            scene = _single(random, thing, style, _UNUSUAL, recipe.plain)
         return self._sample(scene, random)
 
     def _sample(self, scene: Scene, random: np.random.Generator) -> Sample:
@@ -92,7 +93,7 @@ def _ground(random: np.random.Generator, plain: float) -> tuple[str, tuple[int, 
 
 def _single(random: np.random.Generator, thing: str, style: str, unusual: float, plain: float) -> Scene:
     """Choose a scene of one thing; in the share `unusual` it is small, and as often tilted."""
-    size, tilt = random.uniform(0.74, 0.97), random.uniform(-9, 9)
+    size, tilt = random.uniform(0.78, 0.97), random.uniform(-8, 8)
     kind = random.random()
     if kind < unusual:
         size = random.uniform(0.4, SMALL - 0.02)

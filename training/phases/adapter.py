@@ -16,6 +16,7 @@ from training.batches import Context, pixels_of
 from training.draw import Drawing, draw
 from training.draws import generator
 from training.networks import SCHEDULE, seeded, unet_spec
+from training.ops import TRAINING
 from training.phases.contrastive import as_seen
 from training.phases.denoiser import Noising, encoded
 from training.sheet import pictures_of, sheet
@@ -108,7 +109,7 @@ class Adapter:
 
 def styled_unet(context: Context, unet: Unet, tokens: int) -> Unet:
     """Return a frozen copy of the UNet with the second attention, which begins as the one to the text."""
-    styled = Unet(unet_spec(context.recipe, tokens)).to(context.device)
+    styled = Unet(unet_spec(context.recipe, tokens), TRAINING).to(context.device)
     weights = unet.state_dict()
     for path, _ in styled.spec.text_layers:
         for kind in "kv":

@@ -40,7 +40,7 @@ class DataRecipe:
     composed: float = _limited(0.25, 0, 1)  # of drawn pictures: the share with two or three things
     unstyled: float = _limited(0.08, 0, 1)  # of captions: the share that names no style
     held_pairs: float = _limited(0.05, 0, 0.5)  # of (thing, style) pairs: the share that training never sees
-    vocabulary: int = _limited(3072, 514, 49408)  # entries of the tokenizer
+    vocabulary: int = _limited(2560, 514, 49408)  # entries of the tokenizer
 
 
 @dataclass(frozen=True)

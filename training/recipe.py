@@ -103,7 +103,7 @@ class AutoencoderRecipe(PhaseRecipe):
 @dataclass(frozen=True)
 class DenoiserRecipe(PhaseRecipe):
     caption_dropout: float = _limited(0.1, 0, 1)
-    bank: int = _limited(0, 0, 100_000_000)  # pictures encoded ahead and read again and again; 0: each is drawn afresh
+    bank: int = _limited(0, 0, 100_000_000)  # pictures encoded ahead; 0: each drawn afresh, a folder's each once
 
 
 @dataclass(frozen=True)

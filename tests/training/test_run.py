@@ -136,6 +136,15 @@ def test_every_figure_is_kept(run: Path) -> None:
     assert all(name in card for name in (*PHASES, "held-out PSNR", tiny().digest))
 
 
+def test_a_checkpoint_can_be_judged_again(run: Path, tmp_path: Path) -> None:
+    from training.command import judged, shown
+
+    again = judged(run / "tiny", tiny(), run, tmp_path / "again", lambda line: None)
+    assert again == json.loads((run / "evaluation/evaluation.json").read_text())
+    shown(tiny(), tmp_path / "shown.png")
+    assert (tmp_path / "shown.png").stat().st_size > 10_000
+
+
 def test_a_run_that_is_done_trains_nothing_more(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")}
     again = Run(tiny(), run, Processes(), lambda line: None)

@@ -29,6 +29,7 @@ class DrawnPictures:
         if len(things) < 4 or not recipe.styles:
             raise TrainingError(f"there are {len(things)} things and {len(recipe.styles)} styles; it takes 4 and 1")
         self.side, self.things, self.styles = recipe.side, tuple(things), recipe.styles
+        self.count: int | None = None
         self._glyphs, self._recipe, self._seed = glyphs, recipe, seed
         self.held_pairs = held_pairs(self.things, self.styles, recipe.held_pairs)
         every = [(thing, style) for thing in self.things for style in self.styles]

@@ -35,9 +35,7 @@ class FolderPictures:
         held = max(1, len(paths) // 20)
         every = [Sample(read_picture(path, side), captions[path], captions[path]) for path in paths]
         self._held, self._seen = every[:held], every[held:]
-
-    def __len__(self) -> int:
-        return len(self._held) + len(self._seen)
+        self.count: int | None = len(self._seen)
 
     def texts(self) -> list[str]:
         return [sample.caption for sample in (*self._held, *self._seen)]

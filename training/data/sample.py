@@ -24,6 +24,7 @@ class Pictures(Protocol):
     side: int
     things: tuple[str, ...]  # of drawn pictures; () where nobody knows what is to be seen
     styles: tuple[str, ...]
+    count: int | None  # of different pictures to learn from; None: there is no end of them
 
     def texts(self) -> list[str]:
         """Return texts with every word that a caption may have; the tokenizer is made of them."""

@@ -47,13 +47,15 @@ class Denoiser:
         self.net = nn.ModuleDict({"text": self.text, "unet": self.unet}).to(context.device)
         self.encoder, self.decoder = vae
         self.scale, self.noising = scale, Noising(context.device)
+        # A folder's pictures are always the same, so that each needs to be encoded once.
+        self._banked = self.recipe.bank or context.pictures.count or 0
         self._bank: Bank | None = None  # filled when the first batch is read
 
     def read(self, step: int) -> tuple[Tensor, Tensor]:
         """Return pictures, or latents where there is a bank, and tokens."""
-        if self.recipe.bank:
+        if self._banked:
             if self._bank is None:
-                self._bank = Bank(self.context, self.encoder, self.scale, self.recipe.bank)
+                self._bank = Bank(self.context, self.encoder, self.scale, self._banked)
             latents, captions = self._bank.read(self.name, step, self.recipe.batch)
         else:
             samples = self.context.samples(self.name, step, self.recipe.batch)
@@ -69,7 +71,7 @@ class Denoiser:
     def losses(self, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
         latents, ids = (part.to(self.context.device) for part in batch)
         context = self.context
-        if not self.recipe.bank:
+        if not self._banked:
             latents = encoded(self.encoder, latents, self.scale)
         random = generator(context.recipe.seed, self.name, step)
         shape = (self.recipe.batch, *latents.shape[1:])

@@ -233,13 +233,13 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path)
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_two_minutes_beat_an_untrained_model(tmp_path: Path) -> None:
-    """By the classifier of the run, 60 of 100 and more are right; of an untrained model 1 in 8 by chance."""
+    """By the classifier of the run, two prompts in five and more are right; an untrained model has one in eight."""
     recipe = TINY.with_name("two-minutes.yaml")
     command = [sys.executable, "-m", "training", "run", str(recipe), "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     figures = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
     assert figures["classifier, real, one thing: top1"] > 0.9
-    assert figures["one thing: top1"] > 0.6 and figures["one thing: style"] > 0.8
+    assert figures["one thing: top1"] > 0.4 and figures["one thing: style"] > 0.7
     assert figures["eight seeds: mean pairwise PSNR, dB"] < 20
 
 

@@ -55,7 +55,7 @@ help:
 	@echo "  make train RECIPE=file.yaml [OUT=dir] [PROCESSES=1]"
 	@echo "                                     your own model from captioned pictures; the same words resume"
 	@echo "  make demo-data [OUT=dir]           draw the things of the demo model from two fonts of Debian packages"
-	@echo "  make demo-model                    train the demo model from nothing, for hours"
+	@echo "  make demo-model                    train a demo model from nothing on them, for hours"
 	@echo
 	@echo "To change latentd (CONTRIBUTING.md):"
 	@echo "  make setup [TORCH_INDEX=url]       everything a developer needs, into $(VENV)"
@@ -86,16 +86,17 @@ serve: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx
 onnx: need-model $(VENV)/.export
 	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out) $(call given,PREDICTION,prediction)
 
-# Training: the pictures, a model by a recipe, and the embedded one. torchrun starts several processes.
+# Training: the pictures, a model by a recipe, and the demo model's recipe. torchrun starts several processes. What is
+# trained has an architecture whose graphs do not ship, so that serving it takes the export extra, which brings torch.
 SHIPPED := training/recipes/small-things.yaml
-TRAIN := $(BIN)/$(if $(PROCESSES),torchrun --nproc-per-node '$(PROCESSES)',python) -m training run
-demo-data: $(VENV)/.train
+TRAIN := $(BIN)/$(if $(PROCESSES),torchrun --standalone --nproc-per-node '$(PROCESSES)',python) -m training run
+demo-data: $(VENV)/.export
 	@$(BIN)/python -m training data $(call given,OUT,out)
 
-train: need-recipe $(VENV)/.train
+train: need-recipe $(VENV)/.export
 	@$(TRAIN) '$(RECIPE)' $(call given,OUT,out)
 
-demo-model: $(VENV)/.train
+demo-model: $(VENV)/.export
 	@test -f runs/data/small-things/things.json || $(BIN)/python -m training data
 	@$(TRAIN) $(SHIPPED) $(call given,OUT,out)
 
@@ -251,12 +252,6 @@ $(VENV)/.export: pyproject.toml constraints.txt | $(VENV)/.venv
 	@$(LOCKED) --editable '.[cpu,export]'
 	@touch $@
 
-$(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/.venv
-	@echo 'installing the train extra into $(VENV) (torch)'
-	@$(if $(TORCH_INDEX),$(LOCKED) torch --index-url '$(TORCH_INDEX)')
-	@$(LOCKED) --editable '.[cpu,train]'
-	@touch $@ $(VENV)/.cpu
-
 $(VENV)/.rtx: pyproject.toml constraints.txt | $(VENV)/.venv
 	@echo 'installing the rtx extra into $(VENV) (TensorRT for RTX, with torch and onnx for the export)'
 	@$(if $(TORCH_INDEX),$(LOCKED) torch --index-url '$(TORCH_INDEX)')
@@ -267,7 +262,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.venv
 	@echo 'installing what developers and tests need into $(VENV)'
 	@$(if $(TORCH_INDEX),$(LOCKED) torch --index-url '$(TORCH_INDEX)')
 	@$(LOCKED) --editable '.[dev]'
-	@touch $@ $(VENV)/.cpu $(VENV)/.export $(VENV)/.train $(VENV)/.rtx $(VENV)/.ruff
+	@touch $@ $(VENV)/.cpu $(VENV)/.export $(VENV)/.rtx $(VENV)/.ruff
 
 # The older compiler that the kernels support too (torch 2.11 brings it), beside the one that is installed.
 $(VENV)/.triton-3.6: | $(VENV)/.dev

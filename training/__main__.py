@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what is on the disk", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

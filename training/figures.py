@@ -23,20 +23,21 @@ class Figures:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path, self.rows = path, [row for row in read_figures(path) if row["step"] <= step] if step else []
-        self._write()
+        self.write()
 
     def add(self, row: Mapping[str, float]) -> None:
         """Append a row. Errors: TrainingError."""
         self.rows.append(dict(row))
         if len(self.rows) == 1:
-            return self._write()
+            return self.write()
         try:
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerow(_cells(row))
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error}") from None
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Replace the file by one with every row, which is then on the disk. Errors: TrainingError."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerows([list(self.rows[0]), *map(_cells, self.rows)] if self.rows else [])

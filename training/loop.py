@@ -84,7 +84,9 @@ def train(phase: Phase, folder: Path, processes: Processes) -> None:
         begin = load_state(folder / STATE, phase.net, optimizer, average)
     processes.wait()
     figures = Figures(folder / "figures.csv", begin) if processes.first else None
-    started, names = time.monotonic(), []
+    # Read before signals are held back: it may encode a bank for an hour, which Ctrl-C ends at once, and which resumes.
+    first = phase.read(begin)
+    started, names, stop = time.monotonic(), [], 0.0
 
     def report(step: int) -> None:
         """Draw the curves and a sheet, with the averaged weights."""
@@ -99,7 +101,7 @@ def train(phase: Phase, folder: Path, processes: Processes) -> None:
         mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=sys.stderr.isatty(),
     )  # fmt: skip
     with bar, ThreadPoolExecutor(1) as ahead, _Signals() as signals:
-        coming = ahead.submit(phase.read, begin)
+        coming = ahead.submit(lambda: first)
         for step in range(begin, recipe.steps):
             batch = coming.result()
             if step + 1 < recipe.steps:
@@ -134,6 +136,7 @@ def train(phase: Phase, folder: Path, processes: Processes) -> None:
                 row = {"step": done, "seconds": seconds, "rate": rate_at(recipe, step), "gradient": float(length)}
                 figures.add({**row, **named})
             if figures is not None and (done % recipe.save_every == 0 or stop) and done < recipe.steps:
+                figures.write()  # whole on the disk before the state that goes on from there
                 save_state(folder / STATE, done, phase.net, optimizer, average)
             if figures is not None and (done % recipe.sheet_every == 0 or done == recipe.steps):
                 report(done)
@@ -148,6 +151,8 @@ def train(phase: Phase, folder: Path, processes: Processes) -> None:
         write_tensors(folder / WEIGHTS, phase.net.state_dict())
         (folder / STATE).unlink(missing_ok=True)
     processes.wait()
+    if stop:
+        raise Interrupted(f"{phase.name} is done; the same command goes on with what comes next")
 
 
 def _sheet(phase: Phase, average: Average | None) -> Image.Image | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import time
@@ -34,18 +35,28 @@ _RECIPE, _TOOK, _SCALED = "recipe.json", "took.json", "scaled.safetensors"
 _Phase = TypeVar("_Phase", bound=Phase)
 
 
+def _check_shares(recipe: Recipe, processes: Processes) -> None:
+    """Compare every batch with the number of processes now, and not hours later. Errors: TrainingError."""
+    for phase in dataclasses.fields(recipe.phases):
+        try:
+            processes.share(getattr(recipe.phases, phase.name).batch)
+        except TrainingError as error:
+            raise TrainingError(f"phases.{phase.name}: {error}") from None
+
+
 class Run:
     """Holds a run's folder, which no other process may have meanwhile."""
 
     def __init__(self, recipe: Recipe, folder: Path, processes: Processes, say: Callable[[str], None]) -> None:
-        """Open the data and write the tokenizer. Errors: TrainingError, also for a folder of another recipe."""
+        """Open the data and write the tokenizer. Errors: TrainingError, also for the folder of another recipe or data."""
         self.recipe, self.folder, self.processes = recipe, folder, processes
         self.say = say if processes.first else lambda line: None
         torch.set_num_threads(recipe.threads)
         if recipe.device == "cuda" and not torch.cuda.is_available():
             raise TrainingError("device is cuda; torch sees no NVIDIA GPU here")
-        self._lock = self._claimed() if processes.first else None
+        _check_shares(recipe, processes)
         pictures = open_pictures(recipe)
+        self._lock = self._claimed(pictures.digest) if processes.first else None
         self._tokenizer = tokenizer_files(pictures.texts(), recipe.data.vocabulary, recipe.text.tokens)
         if processes.first:
             for name, data in self._tokenizer.items():
@@ -54,7 +65,7 @@ class Run:
         captions = Captions(folder, text_spec(recipe))
         self.context = Context(recipe, folder, pictures, captions, processes, torch.device(recipe.device))
 
-    def _claimed(self) -> IO[str]:
+    def _claimed(self, pictures: str) -> IO[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = (self.folder / ".lock").open("w")
         try:
@@ -62,11 +73,17 @@ class Run:
         except OSError:
             raise TrainingError(f"another process trains in {self.folder}") from None
         place = self.folder / _RECIPE
-        if place.exists() and json.loads(place.read_text(encoding="utf-8")).get("digest") != self.recipe.digest:
-            raise TrainingError(
-                f"{self.folder} was begun with another recipe; give OUT= another folder, or delete that one"
-            )
-        write_json(place, {"name": self.recipe.name, "digest": self.recipe.digest})
+        begun = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+        for key, now, what in (
+            ("digest", self.recipe.digest, "another recipe"),
+            ("pictures", pictures, f"other pictures or captions than {self.recipe.data.folder or 'the recipe'} has now"),
+        ):
+            if begun.get(key, now) != now:
+                lock.close()
+                raise TrainingError(
+                    f"{self.folder} was begun with {what}; give OUT= another folder, or delete that one"
+                )
+        write_json(place, {"name": self.recipe.name, "digest": self.recipe.digest, "pictures": pictures})
         return lock
 
     def everything(self) -> Path:

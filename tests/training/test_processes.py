@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.gradients import gradients
+from tests.support.training import tiny
 from training.errors import TrainingError
 from training.files import read_tensors
 from training.processes import Processes
+from training.run import Run
 
 ROOT = Path(__file__).parents[2]
 PHASES = ("contrastive", "autoencoder", "denoiser", "adapter", "classifier")
@@ -39,7 +41,10 @@ def test_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     assert worst < 1e-4, worst
 
 
-def test_a_batch_without_equal_shares_is_refused() -> None:
+def test_a_batch_without_equal_shares_is_refused(tmp_path: Path) -> None:
     assert [list(Processes(rank, 2).share(4)) for rank in (0, 1)] == [[0, 1], [2, 3]]
     with pytest.raises(TrainingError, match="a batch of 5 has no 2 equal shares; give batch a multiple of it"):
         Processes(0, 2).share(5)
+    with pytest.raises(TrainingError, match="phases.contrastive: a batch of 16 has no 3 equal shares"):
+        Run(tiny(), tmp_path / "run", Processes(0, 3), lambda line: None)
+    assert not (tmp_path / "run").exists(), "said before anything is written"

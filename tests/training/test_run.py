@@ -6,7 +6,6 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -212,6 +211,37 @@ def test_a_signal_ends_it_between_two_steps_with_its_state_on_the_disk(tmp_path:
         assert torch.equal(value, resumed.net.state_dict()[name])
 
 
+def test_a_signal_in_the_last_step_is_not_lost(tmp_path: Path) -> None:
+    from tests.support.training import context_of
+    from training.loop import WEIGHTS, Interrupted, train
+    from training.phases.contrastive import Contrastive
+
+    class Stopped(Contrastive):
+        def losses(self, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().losses(batch, step)
+
+    with pytest.raises(Interrupted, match="contrastive is done; the same command goes on with what comes next"):
+        train(Stopped(context_of(tmp_path, tiny(steps=2))), tmp_path, Processes())
+    assert (tmp_path / WEIGHTS).exists()
+
+
+def test_the_first_batch_may_take_long_and_can_be_interrupted(tmp_path: Path) -> None:
+    """A bank is encoded when the first batch is read: an hour, in which Ctrl-C must not wait for a step."""
+    from tests.support.training import context_of
+    from training.loop import train
+    from training.phases.contrastive import Contrastive
+
+    class Interrupting(Contrastive):
+        def read(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().read(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupting(context_of(tmp_path, tiny())), tmp_path, Processes())
+
+
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     from tests.support.training import context_of
     from training.loop import train
@@ -264,4 +294,6 @@ def test_a_folder_of_pictures_becomes_a_checkpoint(tmp_path: Path) -> None:
     assert open_checkpoint(checkpoint).spec.defaults.width == 16
     figures = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())
     assert "one thing: top1" not in figures and math.isfinite(figures["CLIP score of drawn pictures"])
-    shutil.rmtree(tmp_path / "run")
+    (folder / "3.txt").write_text("another colour")
+    with pytest.raises(TrainingError, match="was begun with other pictures or captions than .*; give OUT= another"):
+        Run(read_recipe(tmp_path / "recipe.yaml"), tmp_path / "run", Processes(), lambda line: None)

@@ -13,7 +13,7 @@ from training.recipe import Recipe
 
 
 def card(recipe: Recipe, pictures: Pictures, figures: dict[str, Any], took: dict[str, float], size: int) -> str:
-    """Return the card in Markdown. `took`: steps and hours of each phase."""
+    """Return the card in Markdown. `took`: hours of each phase."""
     data, evaluate = recipe.data, recipe.evaluate
     what = (
         f"{len(pictures.things)} things in the styles {', '.join(pictures.styles)}" if pictures.things else "pictures"
@@ -24,8 +24,12 @@ def card(recipe: Recipe, pictures: Pictures, figures: dict[str, Any], took: dict
     wrong = figures.get("one thing: wrong") or []
     missed = f"\nPrompts of one thing that came out wrong: {'; '.join(wrong)}.\n" if wrong else ""
     made = LICENCES if data.kind == "drawn" else ""
-    sight = ""
+    sight, judged = "", "CLIP scores are those of `judge/`, which learnt from the same pictures."
     if isinstance(pictures, DrawnPictures):
+        judged = (
+            "By a classifier that was trained apart, on prompts that do not depend on the run; its share of right answers "
+            f"on real drawings stands there too. {judged}"
+        )
         sight = (
             f"Pictures were drawn while it was trained: place, size, tilt and ground vary, {data.composed:.0%} of them "
             f"have two or three things. {len(pictures.held_pairs)} pairs of thing and style were never shown to it; "
@@ -53,7 +57,7 @@ tokens, {data.vocabulary:,} BPE entries |
 
 ## Measured
 
-By a classifier trained apart, on prompts that do not depend on the run; its own accuracy on real drawings comes first.
+{judged}
 
 | figure | |
 |---|---|

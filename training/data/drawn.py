@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 
@@ -35,6 +36,13 @@ class DrawnPictures:
         every = [(thing, style) for thing in self.things for style in self.styles]
         self.pairs = [pair for pair in every if pair not in self.held_pairs]
         self._of_style = {style: [t for t, s in self.pairs if s == style] for style in self.styles}
+
+    @property
+    def digest(self) -> str:
+        seal = hashlib.sha256("\0".join(self.things).encode())
+        for name, glyph in sorted(self._glyphs.items(), key=lambda one: one[0]):
+            seal.update("\0".join(name).encode() + glyph.levels[0].tobytes())
+        return seal.hexdigest()[:16]
 
     def texts(self) -> list[str]:
         named = [text for thing in self.things for text in (one(thing), one(f"small {thing}"), plural(thing))]

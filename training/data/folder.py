@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from pathlib import Path
@@ -36,6 +37,13 @@ class FolderPictures:
         every = [Sample(read_picture(path, side), captions[path], captions[path]) for path in paths]
         self._held, self._seen = every[:held], every[held:]
         self.count: int | None = len(self._seen)
+
+    @property
+    def digest(self) -> str:
+        seal = hashlib.sha256()
+        for sample in (*self._held, *self._seen):
+            seal.update(sample.caption.encode() + b"\0" + sample.pixels.tobytes())
+        return seal.hexdigest()[:16]
 
     def texts(self) -> list[str]:
         return [sample.caption for sample in (*self._held, *self._seen)]

@@ -26,6 +26,11 @@ class Pictures(Protocol):
     styles: tuple[str, ...]
     count: int | None  # of different pictures to learn from; None: there is no end of them
 
+    @property
+    def digest(self) -> str:
+        """Return 16 hex digits that differ where pictures or captions do."""
+        ...
+
     def texts(self) -> list[str]:
         """Return texts with every word that a caption may have; the tokenizer is made of them."""
         ...

@@ -57,7 +57,8 @@ def test_each_phase_learns_and_leaves_its_figures(run: Path, phase: str) -> None
     losses = [row["loss"] for row in rows]
     assert all(map(math.isfinite, losses))
     # The adapter's few steps show nothing beside the noise of a batch's noise levels; that it moves is tested below.
-    assert losses[-1] < losses[0] or phase == "adapter"
+    half = len(losses) // 2
+    assert sum(losses[-half:]) < sum(losses[:half]) or phase == "adapter"
     assert (run / phase / "curves.png").exists() and not (run / phase / "state.safetensors").exists()
     assert list((run / phase).glob("sheet-*.png")) or phase in ("contrastive", "classifier")
 
@@ -169,7 +170,7 @@ def test_a_kill_changes_no_curve(run: Path, tmp_path: Path, turn: int) -> None:
     """Killed without a word at a random moment, and run again: the figures of an unbroken run, to 1e-6."""
     command = [sys.executable, "-m", "training", "run", str(TINY), "--out", str(tmp_path)]
     chance = random.Random(turn)
-    phase, rows = chance.choice(PHASES), chance.randint(2, 3)
+    phase, rows = chance.choice(PHASES), chance.randint(1, 3)
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
         while child.poll() is None and len(read_figures(tmp_path / phase / "figures.csv")) < rows:
             time.sleep(0.01)
@@ -200,8 +201,8 @@ def test_a_signal_ends_it_between_two_steps_with_its_state_on_the_disk(tmp_path:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().losses(batch, step)
 
-    recipe, folder = tiny(log_every=1, save_every=1000), tmp_path / "contrastive"
-    with pytest.raises(Interrupted, match="contrastive stopped after 5 of 40 steps; the same command resumes"):
+    recipe, folder = tiny(steps=9, log_every=1, save_every=1000), tmp_path / "contrastive"
+    with pytest.raises(Interrupted, match="contrastive stopped after 5 of 9 steps; the same command resumes"):
         train(Stopped(context_of(tmp_path, recipe)), folder, Processes())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     resumed, whole = Contrastive(context_of(tmp_path, recipe)), Contrastive(context_of(tmp_path, recipe))
@@ -252,12 +253,12 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path)
             losses = super().losses(batch, step)
             return {**losses, "loss": losses["loss"] * float("nan")} if step == 5 else losses
 
-    recipe = tiny(save_every=2)
+    recipe = tiny(steps=9, save_every=2)
     with pytest.raises(TrainingError, match=r"contrastive: step 6 has the figures .*nan.* the last checkpoint"):
         train(Broken(context_of(tmp_path, recipe)), tmp_path / "contrastive", Processes())
     assert (tmp_path / "contrastive/state.safetensors").exists()
     train(Contrastive(context_of(tmp_path, recipe)), tmp_path / "contrastive", Processes())
-    assert read_figures(tmp_path / "contrastive/figures.csv")[-1]["step"] == 40
+    assert read_figures(tmp_path / "contrastive/figures.csv")[-1]["step"] == 9
 
 
 @pytest.mark.exhaustive
@@ -285,7 +286,7 @@ def test_a_folder_of_pictures_becomes_a_checkpoint(tmp_path: Path) -> None:
         (folder / f"{i}.txt").write_text(f"colour number {i}")
     text = TINY.read_text().replace("kind: shapes, side: 16, vocabulary: 900, composed: 0.2, held_pairs: 0.1",
                                     f"kind: folder, folder: {folder}, side: 16, vocabulary: 900")  # fmt: skip
-    for steps in (40, 60):
+    for steps in (20, 30):
         text = text.replace(f"steps: {steps},", "steps: 3,")
     (tmp_path / "recipe.yaml").write_text(text)
     whole = Run(read_recipe(tmp_path / "recipe.yaml"), tmp_path / "run", Processes(), lambda line: None)

@@ -48,7 +48,7 @@ class Run:
     """Holds a run's folder, which no other process may have meanwhile."""
 
     def __init__(self, recipe: Recipe, folder: Path, processes: Processes, say: Callable[[str], None]) -> None:
-        """Open the data and write the tokenizer. Errors: TrainingError, also for the folder of another recipe or data."""
+        """Open the data and write the tokenizer. Errors: TrainingError, also for a folder of another recipe."""
         self.recipe, self.folder, self.processes = recipe, folder, processes
         self.say = say if processes.first else lambda line: None
         torch.set_num_threads(recipe.threads)
@@ -76,7 +76,7 @@ class Run:
         begun = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
         for key, now, what in (
             ("digest", self.recipe.digest, "another recipe"),
-            ("pictures", pictures, f"other pictures or captions than {self.recipe.data.folder or 'the recipe'} has now"),
+            ("pictures", pictures, f"other pictures or captions than {self.recipe.data.folder or 'shapes'} has now"),
         ):
             if begun.get(key, now) != now:
                 lock.close()

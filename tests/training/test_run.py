@@ -102,7 +102,7 @@ def test_judge_and_encoder_are_transformers_own(run: Path) -> None:
 
     judge, encoder = run / "tiny/judge", run / "tiny/image_encoder"
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    theirs, info = CLIPModel.from_pretrained(judge, output_loading_info=True)
+    theirs, info = CLIPModel.from_pretrained(judge, output_loading_info=True)  # type: ignore[misc]
     assert not info["missing_keys"] and not info["unexpected_keys"]
     clip = open_judge(judge, lambda remark: None)
     ours = load_vision(clip.spec, clip.weights)(pixels)

@@ -27,8 +27,8 @@ def card(recipe: Recipe, pictures: Pictures, figures: dict[str, Any], took: dict
     sight, judged = "", "CLIP scores are those of `judge/`, which learnt from the same pictures."
     if isinstance(pictures, DrawnPictures):
         judged = (
-            "By a classifier that was trained apart, on prompts that do not depend on the run; its share of right answers "
-            f"on real drawings stands there too. {judged}"
+            "By a classifier that was trained apart, on prompts that do not depend on the run; its share of right "
+            f"answers on real drawings stands there too. {judged}"
         )
         sight = (
             f"Pictures were drawn while it was trained: place, size, tilt and ground vary, {data.composed:.0%} of them "

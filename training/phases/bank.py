@@ -1,7 +1,7 @@
 """A bank of latents: pictures that are drawn and encoded once, ahead, and read again and again in another order.
 
-Encoding costs 12 CPU milliseconds a picture, and the denoiser's step 19, at the demo model's shape. A bank of a few hundred
-thousand pictures is read a few times only, each time with other noise.
+Encoding costs 12 CPU milliseconds a picture, and the denoiser's step 19, at the demo model's shape. A bank of a
+few hundred thousand pictures is read a few times only, each time with other noise.
 """
 
 from __future__ import annotations

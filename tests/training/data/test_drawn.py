@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from training.data.caption import captions, one, plural
 from training.data.drawn import DrawnPictures, held_pairs
@@ -118,9 +119,7 @@ def test_ink_on_black_is_white() -> None:
     assert picture.max() > 200 and ground_of(_unit(picture)) == "black"
 
 
-def _unit(picture: np.ndarray) -> object:
-    import torch
-
+def _unit(picture: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(picture.transpose(2, 0, 1).astype(np.float32)) / 127.5 - 1
 
 

@@ -262,16 +262,18 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(900)
-def test_two_minutes_beat_an_untrained_model(tmp_path: Path) -> None:
-    """By the classifier of the run, two prompts in five and more are right; an untrained model has one in eight."""
-    recipe = TINY.with_name("two-minutes.yaml")
+@pytest.mark.timeout(1800)
+def test_shapes_are_learnt(tmp_path: Path) -> None:
+    """By the classifier of the run, what is drawn beats a guess, which names one of eight shapes and one of two styles.
+
+    The recipe has not been run to its end yet: these are no measured margins, but the least that learning means.
+    """
+    recipe = TINY.with_name("shapes.yaml")
     command = [sys.executable, "-m", "training", "run", str(recipe), "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     figures = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
-    assert figures["classifier, real, one thing: top1"] > 0.9
-    assert figures["one thing: top1"] > 0.4 and figures["one thing: style"] > 0.7
-    assert figures["eight seeds: mean pairwise PSNR, dB"] < 20
+    assert figures["classifier, real, one thing: top1"] > 1 / 8
+    assert figures["one thing: top1"] > 1 / 8 and figures["one thing: style"] > 1 / 2
 
 
 def test_a_folder_of_pictures_becomes_a_checkpoint(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path)
 def test_shapes_are_learnt(tmp_path: Path) -> None:
     """By the classifier of the run; a guess names one of eight shapes, and one of two styles.
 
-    The one run so far (227 CPU seconds) had, in this order: 0.93, 0.93, 1.0, 18.2, 0.94, and 0.76 between 0.27 and 0.88.
+    The one run so far (227 CPU seconds) had, in this order: 0.93, 0.93, 1.0, 18.2, 0.94, and 0.76 with 0.27 for others.
     The margins are wide, as another CPU rounds otherwise.
     """
     recipe = TINY.with_name("shapes.yaml")

@@ -19,8 +19,8 @@ SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS H
     METRICS_PORT SEATS SIZES CHUNKS STYLE_ADAPTER STYLE_ENCODER JUDGE QUEUE_JOBS QUEUE_SECONDS PRIORITY_CALLERS MAX_PROMPT MAX_STEPS \
     MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE \
     MAX_CALLS MAX_CALLS_CALLER MAX_CONNECTIONS MAX_STREAMS UNREAD_SECONDS IDLE_SECONDS CONFIG GRACE WATCHDOG LOG_FORMAT
-OTHERS := ARCH BASE BEFORE CHECK GENAI HOURS LIMIT OUT PYTHON ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T TORCH_INDEX TURNS VENV \
-    WHEELS WORKERS
+OTHERS := ARCH BASE BEFORE CHECK GENAI HOURS LIMIT OUT PROCESSES PYTHON RECIPE ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T \
+    TORCH_INDEX TURNS VENV WHEELS WORKERS
 on_the_command_line := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(SETTINGS) $(OTHERS) $(addprefix LATENTD_,$(SETTINGS) CACHE CACHE_GB),$(on_the_command_line))
 $(if $(unknown),$(error no word of make takes $(unknown); there are: $(sort $(SETTINGS) $(OTHERS))))
@@ -30,8 +30,8 @@ settings_given := $(if $(filter environment,$(origin HOST)),$(filter-out HOST,$(
 flags = $(foreach name,$(1),$(call given,$(name),$(shell echo $(name) | tr A-Z_ a-z-)))
 
 .DEFAULT_GOAL := help
-.PHONY: need-model need-tests help demo test test-all one durations setup serve onnx engines clean-cache check proto lint types \
-    format lock bench load soak kernels \
+.PHONY: need-model need-recipe need-tests help demo demo-data demo-model train test test-all one durations setup serve onnx \
+    engines clean-cache check proto lint types format lock bench load soak kernels \
     peers gpu-first gpu-check gpu-wheels trt-check clean graphs wheel
 
 help:
@@ -50,6 +50,12 @@ help:
 	@echo "  make clean-cache                   empty LATENTD_CACHE of what no live process uses"
 	@echo "  make wheel                         client, server, graphs and demo model as one wheel, in dist/"
 	@echo "  make gpu-first [OUT=dir]           is anything wrong on this NVIDIA GPU? 150 seconds at most (torch, triton)"
+	@echo
+	@echo "To train (docs/training.md):"
+	@echo "  make train RECIPE=file.yaml [OUT=dir] [PROCESSES=1]"
+	@echo "                                     your own model from captioned pictures; the same words resume"
+	@echo "  make demo-data [OUT=dir]           draw the things of the demo model from two fonts of Debian packages"
+	@echo "  make demo-model                    train a demo model from nothing on them, for hours"
 	@echo
 	@echo "To change latentd (CONTRIBUTING.md):"
 	@echo "  make setup [TORCH_INDEX=url]       everything a developer needs, into $(VENV)"
@@ -79,6 +85,23 @@ serve: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx
 
 onnx: need-model $(VENV)/.export
 	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out) $(call given,PREDICTION,prediction)
+
+# Training: the pictures, a model by a recipe, and the demo model's recipe. torchrun starts several processes. What is
+# trained has an architecture whose graphs do not ship, so that serving it takes the export extra, which brings torch.
+SHIPPED := training/recipes/small-things.yaml
+TRAIN := $(BIN)/$(if $(PROCESSES),torchrun --standalone --nproc-per-node '$(PROCESSES)',python) -m training run
+demo-data: $(VENV)/.export
+	@$(BIN)/python -m training data $(call given,OUT,out)
+
+train: need-recipe $(VENV)/.export
+	@$(TRAIN) '$(RECIPE)' $(call given,OUT,out)
+
+demo-model: $(VENV)/.export
+	@test -f runs/data/small-things/things.json || $(BIN)/python -m training data
+	@$(TRAIN) $(SHIPPED) $(call given,OUT,out)
+
+need-recipe:
+	@test -n '$(RECIPE)' || { echo 'give RECIPE=, a YAML file such as training/recipes/own-pictures.yaml' >&2; exit 2; }
 
 need-model:
 	@test -n '$(MODEL)' || { echo 'give MODEL=, the checkpoint: a folder, or a .safetensors file' >&2; exit 2; }

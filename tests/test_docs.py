@@ -24,7 +24,8 @@ FILES = [name for name in LISTED.stdout.splitlines() if (ROOT / name).is_file()]
 FOLDERS = {folder.as_posix() for name in FILES for folder in PurePosixPath(name).parents} - {"."}
 NAMES = {PurePosixPath(folder).name for folder in FOLDERS}  # of folders: what begins with another is not ours
 PAGES = [name for name in FILES if re.fullmatch(r"[^/]+\.md|docs/.+\.md|graphs/README\.md", name)]
-PRODUCT = ("latentd", "pipeline", "graphs", "model", "kernels", "export", "engines", "server", "demo", "benchmarks")
+PRODUCT = ("latentd", "pipeline", "graphs", "model", "kernels", "export", "engines", "server", "training", "demo")
+PRODUCT += ("benchmarks",)
 CODE = [name for name in FILES if name.endswith(".py") and name.startswith(tuple(f"{room}/" for room in PRODUCT))]
 WORDS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.M))
 

@@ -37,6 +37,7 @@ FOREIGN = {
     "pipeline": {"numpy", "tokenizers"},
     "graphs": set(),
     "model": {"torch", "safetensors"},
+    "training": {"torch", "numpy", "PIL", "tqdm", "yaml", "tokenizers", "safetensors"},
     "server": {"grpc", "grpc_health", "grpc_reflection", "grpc_status"}
     | {"google", "numpy", "PIL", "prometheus_client", "yaml", "uvicorn", "h11"}
     | {"fastapi", "starlette", "pydantic"},
@@ -72,7 +73,13 @@ ROOMS = (
     "server.metrics", "server.wish", "server.job", "server.batching", "server.originals", "server.device",
     "server.service", "server.doors",
     "server.app", "server",
-    "latentd.__main__", "training", "demo",
+    "latentd.__main__",
+    "training.errors", "training.recipe", "training.draws", "training.processes", "training.files", "training.figures",
+    "training.ops", "training.average",
+    "training.state", "training.sheet", "training.vocabulary", "training.networks", "training.loop",
+    "training.data", "training.batches", "training.draw", "training.phases", "training.assemble", "training.evaluate",
+    "training.run", "training.command", "training",
+    "demo",
     "benchmarks.memory", "benchmarks.health", "benchmarks.untouched", "benchmarks.random_checkpoint",
     "benchmarks.rows", "benchmarks.genai", "benchmarks.doors",
     "benchmarks.trend", "benchmarks.plots",
@@ -85,7 +92,19 @@ ROOMS = (
 # fmt: on
 NOBODYS_NAMES = ("scheduler", "manager", "util", "helper")
 # Folders whose names and docstrings are held to WORDLESS and CLAUSES.
-WORDED = ["latentd", "pipeline", "graphs", "model", "kernels", "export", "engines", "server", "demo", "benchmarks"]
+WORDED = [
+    "latentd",
+    "pipeline",
+    "graphs",
+    "model",
+    "kernels",
+    "export",
+    "engines",
+    "server",
+    "training",
+    "demo",
+    "benchmarks",
+]
 # Participles, which name no thing: what was told, and to whom?
 WORDLESS = {"told", "own", "found", "made", "asked"}
 # A docstring that begins so names neither what it does nor what it is about.

@@ -1,0 +1,90 @@
+"""Pictures with captions from a folder, and what is said of those that cannot be learnt from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.data.folder import FolderPictures
+from training.errors import TrainingError
+
+
+def filled(folder: Path, count: int = 6, listed: bool = False) -> Path:
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (30 + i, 40), (40 * i, 0, 0)).save(folder / f"{i}.png")
+        if not listed:
+            (folder / f"{i}.txt").write_text(f"red {i}\n")
+    if listed:
+        rows = [json.dumps({"file_name": f"{i}.png", "text": f"red {i}"}) for i in range(count)]
+        (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_each_pass_reads_every_picture_but_those_held_out(tmp_path: Path, listed: bool) -> None:
+    pictures = FolderPictures(filled(tmp_path, listed=listed), 16, seed=1)
+    held = {pictures.held("a", i).caption for i in range(6)}
+    passes = [[pictures.sample("denoiser", i).caption for i in range(5 * n, 5 * n + 5)] for n in range(3)]
+    assert len(held) == 1 and all(set(one) | held == {f"red {i}" for i in range(6)} for one in passes)
+    assert passes[0] != passes[1] or passes[1] != passes[2]
+    sample = pictures.sample("denoiser", 0)
+    assert sample.pixels.shape == (16, 16, 3)
+    assert sample.pixels[8, 8].tolist() == [40 * int(sample.caption[-1]), 0, 0]
+
+
+def test_a_transparent_picture_stands_on_white(tmp_path: Path) -> None:
+    filled(tmp_path, 4)
+    for i in range(4):
+        Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / f"{i}.png")
+    assert (FolderPictures(tmp_path, 8, 0).sample("a", 0).pixels == 255).all()
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    def refusal(folder: Path) -> str:
+        with pytest.raises(TrainingError) as error:
+            FolderPictures(folder, 16, 0)
+        return str(error.value)
+
+    assert "none is no folder" in refusal(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "has no pictures (.png, .jpg" in refusal(tmp_path / "empty")
+    assert "has 2 pictures (.png, .jpg, .jpeg, .webp, .bmp); training needs at least 4" in refusal(
+        filled(tmp_path / "two", 2)
+    )
+    bad = filled(tmp_path / "bad")
+    (bad / "3.png").write_bytes((bad / "3.png").read_bytes()[:50])
+    assert "3.png cannot be decoded as a picture" in refusal(bad)
+    uncaptioned = filled(tmp_path / "uncaptioned")
+    (uncaptioned / "2.txt").unlink()
+    assert "2.png has no caption: neither 2.txt nor metadata.jsonl is there" in refusal(uncaptioned)
+    (uncaptioned / "2.txt").write_text(" \n")
+    assert "2.png has an empty caption" in refusal(uncaptioned)
+    listed = filled(tmp_path / "listed", listed=True)
+    place = listed / "metadata.jsonl"
+    place.write_text(place.read_text() + '\n{"file_name": "9.png", "text": "gone"}')
+    assert "9.png is missing, though metadata.jsonl names it" in refusal(listed)
+    place.write_text('{"file_name": "../9.png", "text": "up"}')
+    assert "line 1: '../9.png' lies outside the folder" in refusal(listed)
+    place.write_text('{"file": "0.png"}')
+    assert 'line 1: it must be {"file_name": "..", "text": ".."}' in refusal(listed)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    filled(tmp_path, 4)
+    Image.new("1", (9000, 9000)).save(tmp_path / "0.png")
+    with pytest.raises(TrainingError, match="9000x9000 pixels; the most is 64000000"):
+        FolderPictures(tmp_path, 16, 0)
+
+
+def test_pixels_are_the_middle_square(tmp_path: Path) -> None:
+    filled(tmp_path, 4)
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 200
+    for i in range(4):
+        Image.fromarray(wide).save(tmp_path / f"{i}.png")
+    assert (FolderPictures(tmp_path, 10, 0).sample("a", 0).pixels == 200).all()

@@ -1,0 +1,77 @@
+"""The model's card: what it is, how it was made, and every figure that was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from training.data.drawn import DrawnPictures
+from training.data.fonts import LICENCES
+from training.data.sample import Pictures
+from training.files import write
+from training.recipe import Recipe
+
+
+def card(recipe: Recipe, pictures: Pictures, figures: dict[str, Any], took: dict[str, float], size: int) -> str:
+    """Return the card in Markdown. `took`: hours of each phase."""
+    data, evaluate = recipe.data, recipe.evaluate
+    what = (
+        f"{len(pictures.things)} things in the styles {', '.join(pictures.styles)}" if pictures.things else "pictures"
+    )
+    widget = "\n".join(f"  - text: {prompt}" for prompt in evaluate.sheet[:10])
+    numbers = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items() if isinstance(value, float))
+    phases = "\n".join(f"| {name} | {hours:.2f} h |" for name, hours in took.items())
+    wrong = figures.get("one thing: wrong") or []
+    missed = f"\nPrompts of one thing that came out wrong: {'; '.join(wrong)}.\n" if wrong else ""
+    made = LICENCES if data.kind == "drawn" else ""
+    sight, judged = "", "CLIP scores are those of `judge/`, which learnt from the same pictures."
+    if isinstance(pictures, DrawnPictures):
+        judged = (
+            "By a classifier that was trained apart, on prompts that do not depend on the run; its share of right "
+            f"answers on real drawings stands there too. {judged}"
+        )
+        sight = (
+            f"Pictures were drawn while it was trained: place, size, tilt and ground vary, {data.composed:.0%} of them "
+            f"have two or three things. {len(pictures.held_pairs)} pairs of thing and style were never shown to it; "
+            f"concepts.json lists things and pairs.\n"
+        )
+    return f"""---
+widget:
+{widget}
+---
+# {recipe.name}
+
+Draws {what}, in {data.side} x {data.side} pixels. Trained from nothing by latentd (docs/training.md there).
+Its recipe has the digest {recipe.digest}.
+
+{sight}
+| | |
+|---|---|
+| layout | diffusers, `StableDiffusionPipeline`; {"fp16" if recipe.half else "fp32"} safetensors, {size / 1e6:.1f} MB |
+| text encoder | CLIP text model, {recipe.text.layers} layers, width {recipe.text.width}, {recipe.text.tokens} \
+tokens, {data.vocabulary:,} BPE entries |
+| UNet | {", ".join(map(str, recipe.unet.channels))} channels, v-prediction |
+| VAE | AutoencoderKL, {", ".join(map(str, recipe.vae.channels))} channels |
+| beside them | `ip_adapter/` and `image_encoder/` for styles from pictures, `judge/` (a CLIP model) |
+| good defaults | `{evaluate.sampler}`, {evaluate.steps} steps, guidance {evaluate.guidance:g} |
+
+## Measured
+
+{judged}
+
+| figure | |
+|---|---|
+{numbers}
+{missed}
+## How long it took
+
+| phase | {"GPU" if recipe.device == "cuda" else f"{recipe.threads} CPU threads"} |
+|---|---|
+{phases}
+
+{made}The vocabulary is a subset of CLIP's byte pairs (MIT, OpenAI).
+"""
+
+
+def write_card(folder: Path, text: str) -> None:
+    write(folder / "README.md", text.encode())

@@ -10,7 +10,16 @@ from pydantic import PlainValidator, WithJsonSchema
 
 
 def decoded(text: object) -> bytes:
-    """Decode a picture file. Errors: ValueError for what is no base64."""
+    """Decode a picture file. Errors: ValueError with the rest of a sentence that begins with the field."""
+    if isinstance(text, str) and text[:8].lower().startswith(("http://", "https://")):
+        raise ValueError("is a URL, and none is fetched: it takes a picture in base64")
+    try:
+        return _decoded(text)
+    except ValueError:
+        raise ValueError("is not a picture in base64") from None
+
+
+def _decoded(text: object) -> bytes:
     if not isinstance(text, str):
         raise ValueError(type(text).__name__)
     if text.startswith("data:"):
@@ -24,17 +33,10 @@ def decoded(text: object) -> bytes:
         return base64.b64decode(text.encode("ascii").translate(None, b" \t\r\n"), validate=True)
 
 
-def _validated(value: object) -> bytes:
-    try:
-        return decoded(value)
-    except ValueError:
-        raise ValueError("is not a picture in base64") from None  # the rest of a sentence that begins with the field
-
-
 # A field of a body; a large body is read beside the event loop, and this with it.
 Picture = Annotated[
     bytes,
-    PlainValidator(_validated),
+    PlainValidator(decoded),
     WithJsonSchema({"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"}),
 ]
 

@@ -66,8 +66,8 @@ def _bytes(field: str, text: str) -> bytes:
     """Errors: InvalidRequest for what is no base64."""
     try:
         return decoded(text)
-    except ValueError:
-        raise InvalidRequest(f"{field} is not a picture in base64", field) from None
+    except ValueError as error:
+        raise InvalidRequest(f"{field} {error}", field) from None
 
 
 __all__ = ["NAMES", "Img2Img", "image_request"]

@@ -142,6 +142,10 @@ def asked(server: Server, fields: dict) -> bytes:
     [
         ({}, "init_images is missing"),
         ({"init_images": ["#"]}, "init_images is not a picture in base64"),
+        (
+            {"init_images": ["https://example.com/a.png"]},
+            "init_images is a URL, and none is fetched: it takes a picture in base64",
+        ),
         ({"init_images": ["YQ=="]}, "init_images is none of PNG, JPEG and WebP, by its first bytes"),
         ({"init_images": ["YQ==", "YQ=="]}, "init_images has 2 pictures; one is taken"),
         ({"init_images": ["YQ=="], "resize_mode": 3}, "resize_mode is 3; it must be one of 0, 1, 2"),

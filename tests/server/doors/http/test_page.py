@@ -46,6 +46,10 @@ def test_what_is_no_picture_is_named(model: Model) -> None:
     with serving(model, http_port=0) as server:
         for body, words in (
             ({"init_image": "#"}, "init_image is not a picture in base64"),
+            (
+                {"mask": "HTTP://example.com/a.png"},
+                "mask is a URL, and none is fetched: it takes a picture in base64",
+            ),
             ({"init_image": "data:image/png;base64,YQ==", "style_image": 3}, "style_image is not a picture in base64"),
             ({"init_image": "data:image/png;base64,YQ=="}, "init_image is none of PNG, JPEG and WebP"),
             ({"init_image": "A" * (1 << 20)}, "init_image is none of PNG, JPEG and WebP"),

@@ -41,14 +41,24 @@ function settle() {
   at("welcome").hidden = !drawings.empty || store.pictures.length > 0;
 }
 
-async function remove(ids, question, yes) {
+let asked = null; // what was asked last
+
+/** Asks, and returns whether the answer was yes. */
+async function confirmed(question, yes) {
   at("confirm-question").textContent = question;
   at("confirm-yes").textContent = yes;
   const dialog = at("confirm");
+  const mine = (asked = {});
   dialog.returnValue = "no";
   dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  if (dialog.returnValue !== "yes") return;
+  // A dialog says that it closed a moment later; by then it may be open again, with another question.
+  do await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  while (mine === asked && dialog.open);
+  return mine === asked && dialog.returnValue === "yes";
+}
+
+async function remove(ids, question, yes) {
+  if (!(await confirmed(question, yes))) return;
   close();
   await store.remove(ids);
   drawings.gone(ids);

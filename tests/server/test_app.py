@@ -39,7 +39,7 @@ OIP = "inference.GRPCInferenceService"
 
 
 def settings(model: Model, **others: Any) -> Settings:
-    return Settings(**{"model": model.checkpoint.path, "grpc_port": 0, "metrics_port": 0, **others})
+    return Settings(**{"model": model.checkpoint.path, "http_port": None, "grpc_port": 0, "metrics_port": 0, **others})
 
 
 def in_time(coroutine: Coroutine[Any, Any, None]) -> None:

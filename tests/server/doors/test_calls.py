@@ -109,7 +109,9 @@ def test_calls_that_nobody_reads_do_not_hold_the_grace(
     message = pb.GenerateRequest(prompt="a cat", steps=1).SerializeToString()
 
     async def life() -> None:
-        server = Server(Settings(model=wired.checkpoint.path, grpc_port=0, metrics_port=0, unread_seconds=0))
+        server = Server(
+            Settings(model=wired.checkpoint.path, http_port=None, grpc_port=0, metrics_port=0, unread_seconds=0)
+        )
         await server.open()
         try:
             await server.load(lambda _: wired)

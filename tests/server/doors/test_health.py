@@ -25,7 +25,7 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 def test_a_watcher_that_never_reads_holds_up_neither_the_others_nor_the_end(model: Model) -> None:
     async def life() -> None:
-        server = Server(Settings(model=model.checkpoint.path, grpc_port=0, metrics_port=0))
+        server = Server(Settings(model=model.checkpoint.path, http_port=None, grpc_port=0, metrics_port=0))
         await server.open()
         try:
             with await asyncio.to_thread(Unread, address(server)) as unread:

@@ -44,6 +44,7 @@ export class Store {
   database = null;
   pictures = [];
   #films = new Map(); // of what could not be stored
+  #adding = Promise.resolve(); // the last picture that was handed in
 
   get lasting() {
     return this.database !== null;
@@ -54,7 +55,14 @@ export class Store {
   }
 
   /** Adds a picture and the frames of its film, and lets the oldest go. Returns it with its id, and whether it is stored. */
-  async add(picture, frames) {
+  add(picture, frames) {
+    // One after the other: the gallery is in the order in which pictures came, however long each takes to be stored.
+    const adding = this.#adding.then(() => this.#add(picture, frames));
+    this.#adding = adding.catch(() => {});
+    return adding;
+  }
+
+  async #add(picture, frames) {
     const { original, style } = picture;
     const blobs = [picture.blob, original?.blob, original?.mask, style?.blob, ...frames].filter(Boolean);
     const bytes = blobs.reduce((sum, blob) => sum + blob.size, 0);

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from server.batching.queue import Line, Queue
-from server.batching.share import Party, Seated, Share
+from server.batching.seated import Party, Seated
+from server.batching.share import Share
 from server.caller import LOCAL
 from server.job import Job, Picture
 from server.wish import LaneKey
@@ -263,7 +264,7 @@ class Batcher:
         ]
         if not seated:
             return None
-        key, seats = self._share.next(seated, row, step)
+        key, seats = self._share.next(seated, row, step, waiting=self.waiting_count)
         self._turn += 1
         self.changes += 1
         for seat in seats:

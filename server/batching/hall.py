@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from server.batching.pace import Pace
 from server.batching.parties import Away, PlayedLane, PlayedParty, divided
-from server.batching.share import Party
+from server.batching.seated import Party
 from server.job import Job
 from server.wish import LaneKey, Size
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
 
-from server.batching.share import Party
+from server.batching.seated import Party
 from server.job import Job
 
 _NEARLY = 1e-9

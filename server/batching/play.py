@@ -27,7 +27,7 @@ from server.batching.making import Making, lanes_ready
 from server.batching.pace import Pace
 from server.batching.parties import Away, PlayedLane, PlayedParty, Waiting
 from server.batching.rest import Seats
-from server.batching.share import Party
+from server.batching.seated import Party
 from server.job import Job, Picture
 
 _CHANGES = 64  # of who sits, that are played one by one: what comes later than that is uncertain anyway

@@ -1,41 +1,33 @@
 """The callers' shares of the device, in virtual time: which seats step next.
 
-Start-time fair queueing (Goyal, Vin, Cheng 1996), of row evaluations instead of packets. A party is what one caller has
-at one level of priority; whoever has had least comes first. One that begins to sit starts level with the least of the
-others, so being away saves up nothing, and a caller alone gets everything.
+Between callers: start-time fair queueing (Goyal, Vin, Cheng 1996), of row evaluations instead of packets. A party is
+what one caller has at one level of priority; whoever has had least comes first. One that begins to sit starts level
+with the least of the others, so being away saves up nothing, and a caller alone gets everything.
+
+Between the jobs of a caller: the one with the least left steps first, and with it as many more as gain by sharing a
+step (joined.py). Where one has a deadline all of them step.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from server.job import Picture
+from server.batching.joined import by_turn, by_work, joined
+from server.batching.seated import Party, Seated
+from server.job import Job
 from server.wish import LaneKey
 
 _LOOKS = 16  # steps, of which nobody rides in one: what a step without riders takes is measured anew
+# A step of all that a party has is measured anew as well: after so many steps for each job that such a step holds up.
 _LEAST = 1e-9  # seconds of a row: else nobody would ever have had anything
 _FREE = 0.05  # of a step: who makes it longer by less than this rides for nothing
 
 _Who = TypeVar("_Who", bound=Hashable)
-
-
-class Party(NamedTuple):
-    """Names what shares are between."""
-
-    level: int  # of priority
-    caller: str
-
-
-class Seated(NamedTuple):
-    """Holds a picture where it sits, and whose it is."""
-
-    lane: LaneKey
-    seat: int
-    picture: Picture
-    party: Party
 
 
 class Share:
@@ -45,19 +37,24 @@ class Share:
         self._had: dict[Party, float] = {}
         self._lanes: dict[tuple[Party, LaneKey], float] = {}
         self._steps = 0
+        self._most: defaultdict[LaneKey, int] = defaultdict(int)  # rows of a step so far
+        self._whole = 0  # steps until a party steps all that it has
 
     def next(
         self,
         seated: Sequence[Seated],
         row: Callable[[LaneKey], float],
         step: Callable[[LaneKey, int], float],
+        *,
+        waiting: int = 0,
     ) -> tuple[LaneKey, list[int]]:
         """Choose a lane and its seats that step now, and charge them; somebody sits.
 
         Of the highest level the party that has had least steps, and in its lane those who have had no more than it
-        will have had: each as many pictures as bring it level, who stepped longest ago first. So a caller with one
+        will have had: each as many pictures as bring it level, of the jobs whose turn it is. So a caller with one
         picture and one with eight have a step each of two rows. A party's lanes take turns. Others in the lane ride
-        along where that costs nothing. `row`: seconds of a row of a lane; `step`: of a step of so many.
+        along where that costs nothing. `row`: seconds of a row of a lane; `step`: of a step of so many; `waiting`:
+        pictures without a seat.
         """
         top = max(party.level for *_, party in seated)
         entitled = [one for one in seated if one.party.level == top]
@@ -71,29 +68,64 @@ class Share:
             turns[party] = min(had, turns.get(party, had))
         first = min(costs, key=lambda party: (self._had[party], costs[party]))
         lane = min((one.lane for one in entitled if one.party == first), key=lambda lane: self._lanes[first, lane])
-        price, quantum, rows = max(row(lane), _LEAST), min(costs.values()), 0
+        price, quantum = max(row(lane), _LEAST), min(costs.values())
         level, slack = self._had[first] + quantum, min(price, quantum) / 2  # seconds are sums, and these are not exact
-        chosen: list[int] = []
-        rest: list[Seated] = []
-        here = {party for party in costs if self._lanes.get((party, lane), math.inf) <= turns[party] + slack}
-        for one in sorted((one for one in seated if one.lane == lane), key=lambda one: one.picture.turn):
-            party, mine = one.party, one.picture.rows
-            if party in here and self._had[party] < level - slack:
-                self._had[party] += mine * price
-                self._lanes[party, lane] += mine * price
-                chosen.append(one.seat)
-                rows += mine
-            else:
-                rest.append(one)
+        chosen: list[Seated] = []
+        self._whole -= 1
+        in_lane = [one for one in seated if one.lane == lane]
+        for party in costs:
+            here = self._lanes.get((party, lane), math.inf) <= turns[party] + slack
+            if here and (short := level - slack - self._had[party]) > 0:
+                theirs = [one for one in in_lane if one.party == party]
+                mine = self._joined(lane, theirs, short / price, step, waiting=waiting)
+                spent = price * sum(one.picture.rows for one in mine)
+                self._had[party] += spent
+                self._lanes[party, lane] += spent
+                chosen += mine
+        rows = sum(one.picture.rows for one in chosen)
         self._steps += 1
-        if self._steps % _LOOKS == 0:
-            return lane, sorted(chosen)
-        most = (1 + _FREE) * step(lane, rows)
-        for one in sorted(rest, key=lambda one: -one.party.level):
-            if step(lane, rows + one.picture.rows) <= most:
-                rows += one.picture.rows
-                chosen.append(one.seat)
-        return lane, sorted(chosen)
+        self._most[lane] = max(self._most[lane], rows)
+        seats = {one.seat for one in chosen}
+        if self._steps % _LOOKS:
+            most = (1 + _FREE) * step(lane, rows)
+            for one in sorted(in_lane, key=lambda one: (-one.party.level, one.picture.turn)):
+                if one.seat not in seats and step(lane, rows + one.picture.rows) <= most:
+                    rows += one.picture.rows
+                    seats.add(one.seat)
+        return lane, sorted(seats)
+
+    def _joined(
+        self,
+        lane: LaneKey,
+        theirs: list[Seated],
+        rows: float,
+        step: Callable[[LaneKey, int], float],
+        *,
+        waiting: int,
+    ) -> list[Seated]:
+        """Return which of a party's pictures in a lane step now, with as many rows as bring it level or a few more.
+
+        All of its jobs have their turns while one has a deadline, which a forecast promised that has all of them step
+        (play.py). What a step of many rows takes is not known before there was one.
+        """
+        if any(one.picture.job.deadline is not None for one in theirs):
+            return _first(by_turn(theirs), rows)
+        jobs: dict[Job, list[Seated]] = {}
+        for one in _first(by_work(theirs, self._steps), rows):
+            jobs.setdefault(one.picture.job, []).append(one)
+        of_jobs = [sum(one.picture.rows for one in job) for job in jobs.values()]
+        if self._whole < 0 or sum(of_jobs) > self._most[lane]:
+            self._whole = _LOOKS * len(jobs)
+            number = len(jobs)
+        else:
+            number = joined(of_jobs, functools.partial(step, lane), waiting)
+        return list(itertools.chain.from_iterable(list(jobs.values())[:number]))
+
+
+def _first(seated: list[Seated], rows: float) -> list[Seated]:
+    """Return the first pictures with so many rows or a few more."""
+    before = itertools.accumulate((one.picture.rows for one in seated), initial=0)
+    return [one for one, had in zip(seated, before, strict=False) if had < rows]
 
 
 def _kept(had: dict[_Who, float], present: dict[_Who, Hashable]) -> dict[_Who, float]:

@@ -6,7 +6,7 @@ import pytest
 
 from server.batching.demand import _CALLERS, _SECONDS, Demand
 from server.batching.parties import Away
-from server.batching.share import Party
+from server.batching.seated import Party
 
 
 def test_a_steady_demand_is_its_share_of_the_device() -> None:

@@ -130,6 +130,13 @@ class Here(Delivery):
         self._preview(picture, step, prediction)
 
 
+class Flat(Pace):
+    """Knows that all may step together, however long these steps really take."""
+
+    def step(self, lane: LaneKey, rows: int) -> float:
+        return 1.0
+
+
 class Stage:
     """All that a turn needs."""
 
@@ -140,7 +147,7 @@ class Stage:
         self._metrics = metrics = Metrics("m")
         self.batcher = Batcher(lanes, seats)
         self._lanes = Lanes(model, seats, EVALUATIONS, metrics, lambda: None)
-        self._pace = Pace({lane: self._lanes.warm(lane) for lane in lanes})
+        self._pace = Flat({lane: self._lanes.warm(lane) for lane in lanes})
         self.jobs = Jobs(self.batcher, self._pace, metrics, EVALUATIONS)
         delivery = Here(1, Fitted(), self._pace, metrics, self.jobs.forget)
         self.decoding = Decoding(model.backend, delivery, self._pace, metrics)

@@ -1,0 +1,50 @@
+"""Which of a caller's jobs share a step.
+
+A job that joins a step makes it longer for those that are in it already. It saves what a step of its own would have
+taken beside that, and whoever comes after it has that time. So the next one joins if what it adds, times the jobs that
+it holds up, is less than what it saves, times itself and those behind it: the sum of all waits becomes shorter. Where a
+step of many rows takes as long as one of few (a GPU that is not full), all join; where each row takes its time (a CPU),
+the job with the least left goes first (Schrage 1968), and of equal ones who came first. In one step of four the job
+that came first does, however much it has left: no stream of short ones keeps it from ending.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from server.batching.seated import Seated
+from server.job import Job
+
+_OLDEST = 4  # steps, in one of which the job that came first has its turn
+
+
+def by_turn(seated: Iterable[Seated]) -> list[Seated]:
+    """Return pictures in the order in which they stepped last, the longest ago first."""
+    return sorted(seated, key=lambda one: one.picture.turn)
+
+
+def by_work(seated: Sequence[Seated], steps: int) -> list[Seated]:
+    """Return pictures by what their jobs have left, the least first, then those of the job that came first.
+
+    `steps`: of the device so far; now and then who came first is first.
+    """
+    left: Counter[Job] = Counter()
+    for one in seated:
+        left[one.picture.job] += one.picture.job.wish.rows_left(one.picture.reached)
+    weighs = steps % _OLDEST > 0
+    return sorted(by_turn(seated), key=lambda one: (weighs * left[one.picture.job], one.picture.job.arrived))
+
+
+def joined(rows: Sequence[int], step: Callable[[int], float], waiting: int = 0) -> int:
+    """Return how many jobs step together, of those with so many rows each, in their order; one at least.
+
+    `step`: seconds of a step of so many rows; `waiting`: who comes behind all of them.
+    """
+    whole = rows[0]
+    for together, mine in enumerate(rows[1:], 1):
+        added = step(whole + mine) - step(whole)
+        if together * added >= (len(rows) - together + waiting) * (step(mine) - added):
+            return together
+        whole += mine
+    return len(rows)

@@ -1,0 +1,159 @@
+"""Which jobs of a caller share a step: chosen by hand, and in a server whose time is a number."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import random
+from collections.abc import Callable
+
+import pytest
+
+from server.batching.joined import joined
+from server.batching.seated import Party, Seated
+from server.batching.share import Share
+from server.job import Job, Picture
+from tests.support.jobs import idle_job, wish
+from tests.support.simulated import LANE, Simulated
+
+
+def each_its_time(rows: int) -> float:
+    return float(rows)
+
+
+def as_one(rows: int) -> float:
+    return 10.0
+
+
+def half_free(rows: int) -> float:
+    """A step of one job takes 12, of two 14, of eight 26."""
+    return 10.0 + rows
+
+
+@pytest.mark.parametrize(
+    ("step", "jobs", "together"),
+    [
+        (each_its_time, 8, 1),
+        (as_one, 8, 8),
+        (half_free, 1, 1),
+        (half_free, 2, 2),  # one is held up by 2, the other saves 10
+        (half_free, 8, 7),  # seven would be held up by 2 each, and the last one saves 10: 14 > 10
+    ],
+)
+def test_who_saves_more_than_it_holds_up_joins(step: Callable[[int], float], jobs: int, together: int) -> None:
+    assert joined([2] * jobs, step) == together
+
+
+def test_the_more_wait_the_more_a_shared_step_counts() -> None:
+    """A step of two jobs takes 1.9 times as long as one of one job, as of eight on two cores 7.3 times."""
+    assert [joined([2] * 8, lambda rows: 0.2 + 0.9 * rows, waiting) for waiting in (0, 10, 100)] == [1, 2, 8]
+
+
+class Seats:
+    """One caller's pictures, in the order in which they came."""
+
+    def __init__(self, step: Callable[[int], float] = each_its_time) -> None:
+        self.share, self.seated, self.seconds = Share(), list[Seated](), step
+
+    def sit(self, evaluations: int, images: int = 1, deadline: float | None = None) -> Job:
+        job = idle_job(wish(LANE, evaluations, images=images))
+        job.arrived, job.deadline = float(len(self.seated)), deadline
+        for index in range(images):
+            self.seated.append(Seated(LANE, len(self.seated), Picture(job, index), Party(0, "a")))
+        return job
+
+    def step(self) -> list[int]:
+        _, seats = self.share.next(self.seated, lambda lane: 1.0, lambda lane, rows: self.seconds(rows))
+        for seat in seats:
+            self.seated[seat].picture.reached += 1
+        return seats
+
+
+def test_the_job_with_the_least_left_steps_alone_once_it_is_known_that_sharing_gains_nothing() -> None:
+    seats = Seats()
+    for evaluations in (9, 4, 9):
+        seats.sit(evaluations)
+    assert seats.step() == [0, 1, 2], "nobody knows yet"
+    assert [seats.step() for _ in range(3)] == [[1]] * 3
+    del seats.seated[1]
+    seats.seated = [one._replace(seat=i) for i, one in enumerate(seats.seated)]
+    assert [seats.step() for _ in range(8)] == [[0]] * 8, "of equal ones who came first"
+
+
+def test_pictures_of_one_job_step_together() -> None:
+    seats = Seats()
+    seats.sit(4, images=3)
+    seats.sit(20)
+    seats.step()
+    assert [seats.step() for _ in range(3)] == [[0, 1, 2]] * 3
+
+
+def test_all_step_while_one_has_a_deadline() -> None:
+    """A forecast promised its end that has all of them step."""
+    seats = Seats()
+    seats.sit(4)
+    seats.sit(50, deadline=1e9)
+    assert [seats.step() for _ in range(3)] == [[0, 1]] * 3
+
+
+def test_who_came_first_has_a_step_of_four_however_many_shorter_ones_come() -> None:
+    seats = Seats()
+    for evaluations in (900, 400, 300):
+        seats.sit(evaluations)
+    seats.step()
+    assert collections.Counter(seat for _ in range(40) for seat in seats.step()) == {2: 30, 0: 10}
+
+
+def test_a_device_that_takes_as_long_for_all_steps_all() -> None:
+    seats = Seats(as_one)
+    for _ in range(5):
+        seats.sit(100)
+    assert [seats.step() for _ in range(50)] == [[0, 1, 2, 3, 4]] * 50
+
+
+def test_a_step_of_all_is_measured_anew_now_and_then() -> None:
+    seats = Seats()
+    for _ in range(4):
+        seats.sit(1000)
+    assert sum(len(seats.step()) == 4 for _ in range(4 * 16 * 5)) == 5
+
+
+def ends(server: Simulated, steps: list[int], whens: list[float]) -> list[float]:
+    """Seconds that each of these jobs took."""
+    jobs: list[Job | None] = []
+    arrivals: list = [
+        (when, lambda n=n: jobs.append(server.submit(n, None))) for when, n in zip(whens, steps, strict=True)
+    ]
+    server.run(arrivals, 1e4)
+    delivered = {job: when for when, job in server.delivered}
+    return [delivered[job] - job.arrived for job in jobs if job]
+
+
+def one_at_a_time(server: Simulated, steps: list[int], whens: list[float]) -> list[float]:
+    free, took = 0.0, []
+    for when, n in zip(whens, steps, strict=True):
+        free = max(free, when) + 2 * n * server.row + server.encode + server.decode
+        took.append(free + server.file - when)
+    return took
+
+
+@pytest.mark.parametrize("load", [0.5, 0.7, 0.9])
+def test_equal_jobs_end_as_early_as_one_at_a_time_where_sharing_gains_nothing(load: float) -> None:
+    """Both p99 and mean, within a step or two; a server that steps all together has 1.3 to 1.9 times that p99."""
+    server = Simulated(shaken=0.0)
+    draw = random.Random(5)
+    whens = list(itertools.accumulate(draw.expovariate(load * server.capacity) for _ in range(300)))
+    took = sorted(ends(server, [12] * 300, whens))
+    alone = sorted(one_at_a_time(server, [12] * 300, whens))
+    assert took[296] <= 1.1 * alone[296] and sum(took) <= 1.1 * sum(alone)
+
+
+def test_short_jobs_do_not_wait_for_long_ones_and_long_ones_end() -> None:
+    server = Simulated(shaken=0.0)
+    draw = random.Random(6)
+    steps = [draw.choice((4, 50)) for _ in range(300)]
+    whens = list(itertools.accumulate(draw.expovariate(0.7 * server.capacity * 12 / 27) for _ in steps))
+    took, alone = ends(server, steps, whens), one_at_a_time(server, steps, whens)
+    short = [sorted(t for t, n in zip(times, steps, strict=True) if n == 4)[-3] for times in (took, alone)]
+    assert short[0] <= 0.6 * short[1]
+    assert len(took) == 300

@@ -38,6 +38,18 @@ class Context:
         rows = self.processes.share(len(whole))
         return whole[rows.start : rows.stop].to(self.device)
 
+    def autocast(self, wanted: bool) -> torch.autocast:
+        """Compute in bfloat16 in what follows, if a recipe wants it and the device multiplies it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted and multiplies_bfloat16(self.device))
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has instructions for it.
+
+    Without them a product of 1024 x 1024 numbers takes 48 times as long as in float32 (torch 2.13, AMD Zen 1).
+    """
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
 
 class Captions:
     """Turns captions to tokens; a caption is tokenised once."""

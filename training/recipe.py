@@ -88,7 +88,7 @@ class PhaseRecipe:
     decay: float = _limited(0.01, 0, 1)  # of weights, AdamW's
     average: float = _limited(0.998, 0, 0.99999)  # of the weights that are kept, a step; 0: none
     clip: float = _limited(1.0, 0, 1e6)  # longest gradient
-    bfloat16: bool = False  # autocast
+    bfloat16: bool = False  # autocast, where the device has instructions for it; else float32
     save_every: int = _limited(500, 1, 100_000_000)  # steps from one checkpoint to the next
     sheet_every: int = _limited(2000, 1, 100_000_000)
     log_every: int = _limited(20, 1, 1_000_000)

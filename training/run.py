@@ -15,7 +15,7 @@ import torch
 from model.vae import VaeDecoder, VaeEncoder
 from training.assemble.card import card, write_card
 from training.assemble.checkpoint import Trained, assemble
-from training.batches import Captions, Context
+from training.batches import Captions, Context, multiplies_bfloat16
 from training.data.opened import open_pictures
 from training.errors import TrainingError
 from training.evaluate.report import evaluate
@@ -64,6 +64,9 @@ class Run:
         processes.wait()
         captions = Captions(folder, text_spec(recipe))
         self.context = Context(recipe, folder, pictures, captions, processes, torch.device(recipe.device))
+        phases = (getattr(recipe.phases, phase.name) for phase in dataclasses.fields(recipe.phases))
+        if any(phase.bfloat16 for phase in phases) and not multiplies_bfloat16(self.context.device):
+            self.say("this processor does not multiply bfloat16: every phase computes in float32")
 
     def _claimed(self, pictures: str) -> IO[str]:
         self.folder.mkdir(parents=True, exist_ok=True)

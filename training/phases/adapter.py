@@ -84,7 +84,7 @@ class Adapter:
         noise = self.context.share(torch.randn(shape, generator=random))
         t = self.context.share(torch.randint(SCHEDULE.train_steps, (self.recipe.batch,), generator=random))
         mixture, velocity = self.noising(latents, noise, t)
-        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+        with self.context.autocast(self.recipe.bfloat16):
             style = self.projection(embeddings)
             weight = torch.ones(len(ids), device=ids.device)
             predicted = self.unet(mixture, t.float(), seen, style=style, style_weight=weight).float()

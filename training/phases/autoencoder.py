@@ -30,7 +30,7 @@ class Autoencoder:
 
     def losses(self, batch: Tensor, step: int) -> dict[str, Tensor]:
         pixels, recipe = batch.to(self.context.device), self.recipe
-        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+        with self.context.autocast(recipe.bfloat16):
             mean, logvar = self.encoder.distribution(pixels)
             mean, logvar = mean.float(), logvar.float()
             whole = (recipe.batch, *mean.shape[1:])

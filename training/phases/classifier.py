@@ -84,7 +84,7 @@ class Classifier:
         loud = torch.rand(self.recipe.batch, 1, 1, 1, generator=random) * _NOISIEST
         noise = self.context.share(loud * torch.randn(whole, generator=random))
         device = self.context.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+        with self.context.autocast(self.recipe.bfloat16):
             of_things, of_styles = self.net(pixels.to(device) + noise)
         of_things = of_things.float()
         things = F.cross_entropy(of_things, shares.to(device))

@@ -80,7 +80,7 @@ class Contrastive:
 
     def losses(self, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
         pixels, ids = (part.to(self.context.device) for part in batch)
-        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+        with self.context.autocast(self.recipe.bfloat16):
             pictures = self.net.of_pictures(pixels)
             texts = self.net.of_texts(ids, self.context.captions.ends(ids))
         pictures, texts = pictures.float(), texts.float()

@@ -78,7 +78,7 @@ class Denoiser:
         noise = context.share(torch.randn(shape, generator=random))
         t = context.share(torch.randint(SCHEDULE.train_steps, (self.recipe.batch,), generator=random))
         mixture, velocity = self.noising(latents, noise, t)
-        with torch.autocast(context.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+        with context.autocast(self.recipe.bfloat16):
             predicted = self.unet(mixture, t.float(), self.text(ids)[0]).float()
         each = (predicted - velocity).square().mean(dim=(1, 2, 3))
         late = t > SCHEDULE.train_steps // 2

@@ -17,6 +17,8 @@ from engines.machine.cores import available_cores
 from engines.model import Beside, Model, load, on_gpu
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint
+from server.access.keys import Keys
+from server.access.policy import Policy
 from server.address import is_loopback, joined
 from server.batching.admission import Admission
 from server.descriptors import Descriptors, connections, raise_limit
@@ -45,6 +47,7 @@ class Server:
         self.settings = settings
         name = model_id(settings.model)
         self.metrics = Metrics(name)
+        self.policy = Policy(settings.keys and Keys(settings.keys), self.metrics.call_refused)
         limits = Limits(
             settings.max_prompt,
             settings.max_steps,

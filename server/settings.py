@@ -190,6 +190,9 @@ class Settings:
     idle_seconds: float = _setting(
         60.0, _number(0, 86400, whole=False), "seconds after which a connection without a call is ended; 0 keeps it"
     )
+    keys: Path | None = _setting(
+        None, _PATH, "a YAML file of keys (latentd keys new NAME); every call then needs one, but for health"
+    )
     log_format: str = _setting("text", _choice("text", "json"), "of the log on stderr")
 
 

@@ -1,5 +1,7 @@
 """`python -m latentd "a red apple" -o apple.png`: the command line. `latentd serve [MODEL]`: the server.
 
+`latentd keys new NAME` draws a key for a server.
+
 Exit codes: 0 done, 1 a picture failed or a package is missing, 2 bad usage, 130 Ctrl-C, 141 the reader of stdout left.
 """
 
@@ -18,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if words[:1] == ["serve"]:  # the prompt "serve" is `latentd -- serve`
             return _serve(words[1:])
+        if words[:1] == ["keys"]:
+            return _keys(words[1:])
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs what ServerError says in a sentence
         from latentd.command import run  # here, so that Ctrl-C during the imports is caught too
 
@@ -48,20 +52,40 @@ def main(argv: list[str] | None = None) -> int:
 
 def _serve(argv: list[str]) -> int:
     """Run the server that this package came with; nothing of it is imported for anything else."""
+    if not _has_server("serve"):
+        return 1
+    from server.__main__ import main as serve
+
+    return serve(argv, f"{_program()} serve")
+
+
+def _keys(argv: list[str]) -> int:
+    """Run the command that draws keys, which are the server's."""
+    if not _has_server("keys"):
+        return 1
+    from server.access.command import main as keys
+
+    return keys(argv, f"{_program()} keys")
+
+
+def _has_server(word: str) -> bool:
+    """Return whether the server came with this package, and make it importable; stderr says if not."""
     here = Path(__file__).resolve().parent
     rooms = here / "rooms", here.parent  # as a wheel has them (setup.py), and as a clone
     folder = next((each for each in rooms if (each / "server" / "__main__.py").is_file()), None)
     if folder is None:
         print(
-            "latentd serve needs the server, and only the client is installed: install latentd's wheel or a clone with "
-            "the extra cpu (pip install 'latentd-VERSION-py3-none-any.whl[cpu]')",
+            f"latentd {word} needs the server, and only the client is installed: install latentd's wheel or a clone "
+            "with the extra cpu (pip install 'latentd-VERSION-py3-none-any.whl[cpu]')",
             file=sys.stderr,
         )
-        return 1
+        return False
     sys.path.insert(0, str(folder))  # first: `server` is a common name
-    from server.__main__ import main as serve
+    return True
 
-    return serve(argv, "latentd serve" if Path(sys.argv[0]).name == "latentd" else "python -m latentd serve")
+
+def _program() -> str:
+    return "latentd" if Path(sys.argv[0]).name == "latentd" else "python -m latentd"
 
 
 if __name__ == "__main__":

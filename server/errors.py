@@ -19,6 +19,22 @@ class Busy(LatentdError):
         self.retry_after = retry_after
 
 
+class OverRate(Busy):
+    """A key asks more often than it may."""
+
+
+class Unauthenticated(LatentdError):
+    """The call brings no key that counts."""
+
+    code = "UNAUTHENTICATED"
+
+
+class Forbidden(LatentdError):
+    """The caller is known, and may not do this."""
+
+    code = "PERMISSION_DENIED"
+
+
 class NotMade(Busy):
     """The engine that the request needs is not there in time; it is made all the same, so that asking again helps."""
 

@@ -55,7 +55,9 @@ class Metrics:
         self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")
         self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows there are")
         self.calls_open = self._make(Gauge, "calls_open", "Calls of all methods that are open")
-        self._calls_refused = self._make(Counter, "calls_refused_total", "Calls refused because of their number", "why")
+        self._calls_refused = self._make(
+            Counter, "calls_refused_total", "Calls refused: their number, rate or key", "why"
+        )
         self.calls_unread_total = self._make(Counter, "calls_unread_total", "Calls given up, for nobody read them")
         self.descriptors_scarce = self._make(Gauge, "descriptors_scarce", "1 while calls are refused for want of them")
         self._connections_ended = self._make(

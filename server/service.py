@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from engines.model import Model
 from engines.preview import Preview
 from pipeline.errors import InvalidRequest, LatentdError
+from server.access.key import Key
 from server.caller import LOCAL, named
 from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.device.loop import Device
@@ -38,9 +39,19 @@ class Accepted:
 
 
 class Service:
-    """Serves one model to any number of doors. `device` is None until it is loaded."""
+    """Serves one model to any number of doors. `device` is None until it is loaded.
 
-    def __init__(self, model_id: str, limits: Limits, metrics: Metrics) -> None:
+    `key_of`: the key that a caller came with, None where it came without.
+    """
+
+    def __init__(
+        self,
+        model_id: str,
+        limits: Limits,
+        metrics: Metrics,
+        key_of: Callable[[str], Key | None] = lambda caller: None,
+    ) -> None:
+        self._key_of = key_of
         self.model_id = model_id
         self.limits = limits
         self.metrics = metrics
@@ -88,15 +99,11 @@ class Service:
         now = time.monotonic()
         device = self._named(request.model)
         wish = Wish.of(request, device.model, device.sizes, self.limits)
-        if wish.priority > 0 and not named(caller, self.limits.priority_callers):
-            raise InvalidRequest(
-                f"priority is {wish.priority}; it must be at most 0, as the server's setting priority_callers does not "
-                f"name {caller}",
-                "priority",
-            )
+        key = self._key_of(caller)
+        self._check_priority(wish.priority, caller, key)
         deadline = None if seconds_left is None else now + seconds_left
         mailbox = Mailbox(asyncio.get_running_loop(), progress=request.progress is not False)
-        job = Job(request_id, wish, mailbox, arrived or now, deadline, caller)
+        job = Job(request_id, wish, mailbox, arrived or now, deadline, caller, 1.0 if key is None else key.weight)
         kinds = [original_kind(wish)] * (request.init_image is not None) + [STYLE] * (request.style_image is not None)
         if kinds:
             device.foresee(job, self._originals.expected(caller, kinds), first=not self._originals.at_work)
@@ -107,6 +114,21 @@ class Service:
                 raise TooLate("the deadline passed before the pictures were read") from None
             job.timings.read = time.monotonic()
         return Accepted(job, device.submit(job))
+
+    def _check_priority(self, priority: int, caller: str, key: Key | None) -> None:
+        """Errors: InvalidRequest for a priority that a caller may not ask for."""
+        if key is not None:
+            if priority > key.priority:
+                raise InvalidRequest(
+                    f"priority is {priority}; it must be at most {key.priority}, which is what {caller} may ask for",
+                    "priority",
+                )
+        elif priority > 0 and not named(caller, self.limits.priority_callers):
+            raise InvalidRequest(
+                f"priority is {priority}; it must be at most 0, as the server's setting priority_callers does not name "
+                f"{caller}",
+                "priority",
+            )
 
     async def _read(self, request: ImageRequest, job: Job, model: Model) -> None:
         """Read the pictures of a request, and put what is read into its job's wish."""
@@ -210,6 +232,9 @@ class Service:
         if job is not None:
             wish, timings = job.wish, job.timings
             details = (
+                f" caller={job.caller}" if self._key_of(job.caller) else ""
+            )  # an address is no business of a log's
+            details += (
                 f" size={wish.size[0]}x{wish.size[1]} images={wish.images} steps={wish.steps}"
                 f" guidance={wish.guidance:g} sampler={wish.sampler} seed={wish.seed}"
                 f" {' '.join(f'{part}_ms={ms:.0f}' for part, ms in timings.parts(now).items())}"

@@ -88,6 +88,16 @@ def _port_or_off(text: str) -> int | None:
     return None if text.lower() in ("off", "false") else _PORT[0](text)  # type: ignore[return-value]
 
 
+def _on_off(text: str) -> bool:
+    """Read on or off, as YAML has them too. Errors: ValueError."""
+    if text.lower() not in ("on", "true", "1", "yes", "off", "false", "0", "no"):
+        raise ValueError
+    return text.lower() in ("on", "true", "1", "yes")
+
+
+_ON_OFF: tuple[Callable[[str], Any], str] = (_on_off, "on or off")
+
+
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
     if not all(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name) for name in names):
@@ -125,7 +135,7 @@ class Settings:
         _choice(*ATTENTIONS),
         "of backend tensorrt's plans (experimental): TensorRT's own, or our kernels inside",
     )
-    host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback reach you unauthenticated")
+    host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback take --keys or --insecure")
     http_port: int | None = _setting(
         8000, (_port_or_off, _PORT[1] + ", or off"), "the page and the HTTP APIs; 0 takes a free one and prints it"
     )
@@ -190,6 +200,20 @@ class Settings:
     idle_seconds: float = _setting(
         60.0, _number(0, 86400, whole=False), "seconds after which a connection without a call is ended; 0 keeps it"
     )
+    insecure: bool = _setting(False, _ON_OFF, "listen beyond loopback without keys")
+    tls_cert: Path | None = _setting(
+        None, _PATH, "a certificate with its chain, in PEM; with tls_key, every port but health_port speaks TLS"
+    )
+    tls_key: Path | None = _setting(None, _PATH, "its key, in PEM, not encrypted; both are read anew when they change")
+    tls_client_ca: Path | None = _setting(
+        None, _PATH, "authorities in PEM; clients without a certificate of one of them are turned away (mutual TLS)"
+    )
+    health_port: int | None = _setting(
+        None, (_port_or_off, _PORT[1] + ", or off"), "gRPC's health alone, without TLS and keys, for probes"
+    )
+    keys: Path | None = _setting(
+        None, _PATH, "a YAML file of keys (latentd keys new NAME); every call then needs one, but for health"
+    )
     log_format: str = _setting("text", _choice("text", "json"), "of the log on stderr")
 
 
@@ -221,7 +245,7 @@ def read_settings(
 
 
 def _help(f: dataclasses.Field[Any]) -> str:
-    default = "" if f.default in ("", (), None) else f"; default {_shown(f.default)}"
+    default = "" if f.default in ("", (), None, False) else f"; default {_shown(f.default)}"
     return f"{f.metadata['kind'].help} [{f.metadata['kind'].takes}{default}]"
 
 

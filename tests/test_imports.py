@@ -69,7 +69,7 @@ ROOMS = (
     "export",
     "server.errors", "server.limits", "server.events", "server.request", "server.address", "server.caller",
     "server.descriptors", "server.flags", "server.container", "server.upload",
-    "server.logs", "server.mailbox", "server.settings",
+    "server.logs", "server.mailbox", "server.settings", "server.access",
     "server.metrics", "server.wish", "server.job", "server.batching", "server.originals", "server.device",
     "server.service", "server.doors",
     "server.app", "server",

@@ -2,7 +2,8 @@
 
 Between callers: start-time fair queueing (Goyal, Vin, Cheng 1996), of row evaluations instead of packets. A party is
 what one caller has at one level of priority; whoever has had least comes first. One that begins to sit starts level
-with the least of the others, so being away saves up nothing, and a caller alone gets everything.
+with the least of the others, so being away saves up nothing, and a caller alone gets everything. A caller of weight 2
+is charged half of what it has, and so has twice as much.
 
 Between the jobs of a caller: the one with the least left steps first, and with it as many more as gain by sharing a
 step (joined.py). Where one has a deadline all of them step.
@@ -77,8 +78,8 @@ class Share:
             here = self._lanes.get((party, lane), math.inf) <= turns[party] + slack
             if here and (short := level - slack - self._had[party]) > 0:
                 theirs = [one for one in in_lane if one.party == party]
-                mine = self._joined(lane, theirs, short / price, step, waiting=waiting)
-                spent = price * sum(one.picture.rows for one in mine)
+                mine = self._joined(lane, theirs, short / price * theirs[0].picture.job.weight, step, waiting=waiting)
+                spent = price * sum(one.picture.rows / one.picture.job.weight for one in mine)
                 self._had[party] += spent
                 self._lanes[party, lane] += spent
                 chosen += mine

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 import grpc
 
 from pipeline.errors import InvalidRequest
-from server.caller import caller_of
+from server.doors.calls import current_caller
 from server.doors.oip.infer_request import InferRequest, Run
 from server.doors.oip.statistics import Statistics
 from server.doors.request_id import request_id
@@ -33,7 +33,7 @@ class Call:
     async def submit(self, request: InferRequest, statistics: Statistics) -> list[Accepted]:
         """Submit a request's runs, all or none. Errors: those of Service.submit, in the protocol's words."""
         self._statistics = statistics
-        caller, accepted = caller_of(self._context.peer()), []
+        caller, accepted = current_caller(), []
         for run in request.runs:
             times = [left for left in (self._context.time_remaining(), request.timeout) if left is not None]
             left = min(times) if times else None

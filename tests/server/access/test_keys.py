@@ -1,0 +1,134 @@
+"""The file of keys: what it may hold, when it is read anew, and what is told of what is wrong with it."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server.access.command import main
+from server.access.key import Key, KeyFileError, digest_of, new_token
+from server.access.keys import Keys, read_keys
+from tests.support.keys import entry, token, write_keys
+
+ALL = {"priority": 1, "weight": 2.5, "calls": 8, "rate": 60, "admin": True, "expires": date(2031, 1, 31)}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.yaml"
+
+
+def test_every_field_is_read(file: Path) -> None:
+    keys = Keys(write_keys(file, entry("studio", **ALL), entry("night", revoked=True)))
+    studio, night = keys.current
+    assert studio == Key("studio", digest_of(token("studio")) or "", 1, 2.5, 8, 60, True, date(2031, 1, 31))
+    assert night.revoked and (night.weight, night.priority, night.calls, night.rate) == (1.0, 0, None, None)
+    assert keys.of(token("studio")) == studio and keys.of(token("night")) == night
+    assert keys.of(new_token()) is None and keys.of("") is None and keys.of(studio.digest) is None
+    assert keys.called("key:studio") == studio and keys.called("studio") is None
+
+
+def test_a_word_that_somebody_chose_is_no_key() -> None:
+    assert digest_of("secret") is None and digest_of(new_token()[:-1]) is None
+    assert len({new_token() for _ in range(100)}) == 100
+
+
+def test_a_key_counts_to_the_end_of_its_last_day() -> None:
+    key = Key("a", "0" * 64, expires=date(2027, 1, 31))
+    assert not key.lapsed(datetime(2027, 1, 31, 23, 59, tzinfo=UTC)) and key.lapsed(datetime(2027, 2, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"name": "Studio"}, "entry 1: name is something else than what it takes"),
+        ({"digest": "sha256:abc"}, "entry 1 (a): digest is something else than what it takes: sha256: and 64 hex"),
+        ({"digest": "latentd_secret"}, "digest is something else"),
+        ({"digest": None}, "entry 1 (a) lacks digest; it takes sha256: and 64 hex digits"),
+        ({"token": "latentd_secret"}, "entry 1 (a) has an unknown field 'token'"),
+        ({"wieght": 2}, "has an unknown field 'wieght'; did you mean weight?; there are: name, digest, "),
+        ({"weight": 0}, "entry 1 (a): weight is something else than what it takes: a number from 0.01 to 100"),
+        ({"weight": float("nan")}, "weight is"),
+        ({"calls": True}, "calls is"),
+        ({"calls": 0}, "calls is"),
+        ({"rate": "fast"}, "rate is something else than what it takes: requests a minute"),
+        ({"rate": 0}, "rate is"),
+        ({"priority": 1.5}, "priority is"),
+        ({"admin": 1}, "admin is"),
+        ({"expires": "tomorrow"}, "expires is something else than what it takes: a date"),
+        ({"expires": datetime(2027, 1, 1)}, "expires is"),
+        ({"revoked": "no"}, "revoked is"),
+    ],
+)
+def test_what_is_wrong_is_told_by_name_and_never_by_value(file: Path, fields: dict[str, Any], told: str) -> None:
+    write_keys(file, {**entry("a"), **fields})
+    with pytest.raises(KeyFileError) as refused:
+        Keys(file)
+    assert told in str(refused.value) and str(file) in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "must have one field, keys, with a list in it"),
+        ("keys: latentd_secret", "must have one field"),
+        ("keys: []\nnames: []", "must have one field"),
+        ("keys: [latentd_secret]", "entry 1 is no mapping"),
+        ("keys: [{name: a}]", "entry 1 (a) lacks digest"),
+        ("keys:\n  - 'latentd_secret", "cannot be read as YAML in line"),
+        ("keys: [!!python/object:os.system {}]", "cannot be read as YAML"),
+        ("keys: \ud800".encode("utf-16", "surrogatepass").decode("latin-1"), "cannot be read as YAML"),
+        ("#" * (1 << 20) + "\nkeys: []", "has more than 1048576 bytes"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(file: Path, text: str, told: str) -> None:
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(KeyFileError) as refused:
+        read_keys(file)
+    assert told in str(refused.value) and "secret" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_refused(file: Path) -> None:
+    with pytest.raises(KeyFileError, match="cannot be read: No such file"):
+        Keys(file)
+
+
+def test_names_and_tokens_are_there_once(file: Path) -> None:
+    with pytest.raises(KeyFileError, match="has the name of a more than once"):
+        Keys(write_keys(file, entry("a"), {**entry("b"), "name": "a"}))
+    with pytest.raises(KeyFileError, match="has the digest of b more than once"):
+        Keys(write_keys(file, entry("a"), {**entry("a"), "name": "b"}))
+
+
+def test_a_file_that_changes_counts_at_once_and_a_broken_one_changes_nothing(file: Path, caplog) -> None:
+    keys = Keys(write_keys(file, entry("a")))
+    write_keys(file, entry("a"), entry("b"))
+    assert keys.of(token("b")) is not None
+    for spoil in (lambda: file.write_text("keys: ["), file.unlink):
+        spoil()
+        caplog.clear()
+        assert keys.of(token("b")) is not None and keys.of(token("a")) is not None
+        assert [record.levelname for record in caplog.records] == ["ERROR"], "once"
+    write_keys(file, entry("a", revoked=True))
+    key = keys.of(token("a"))
+    assert key is not None and key.revoked and keys.of(token("b")) is None
+
+
+def test_the_command_prints_a_token_and_what_the_file_takes(file: Path, capsys) -> None:
+    assert main(["new", "studio"]) == 0
+    out, error = capsys.readouterr()
+    entries = yaml.safe_load("keys:\n" + error.split("`keys:`\n", 1)[1])
+    file.write_text(yaml.safe_dump(entries))
+    key = Keys(file).of(out.strip())
+    assert key is not None and key.name == "studio" and out.strip() not in error
+
+
+@pytest.mark.parametrize("argv", [[], ["new"], ["old", "a"], ["new", "a", "b"], ["new", "Not A Name"]])
+def test_the_command_refuses(argv: list[str], capsys) -> None:
+    assert main(argv) == 2
+    assert capsys.readouterr().out == ""

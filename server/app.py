@@ -30,12 +30,14 @@ from server.limits import Limits
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings, SettingsError
+from server.tracing.chosen import tracing_of
 
 log = logging.getLogger("latentd.server")
 
 FAREWELL = 0.5  # seconds for what is still on the wire at the end
 _MOST_HTTP = 1024  # connections; a browser has six
 _FOR_EVER = 10**9  # seconds
+_TRACES = 2.0  # seconds that the collector of traces has to take the last of them
 
 
 class Server:
@@ -53,6 +55,7 @@ class Server:
             settings.priority_callers,
         )
         self.service = Service(name, limits, self.metrics)
+        self.service.tracing = tracing_of(settings, self.metrics)
         calls = CallBounds(
             settings.max_calls, settings.max_calls_caller, settings.unread_seconds or math.inf, settings.max_message
         )
@@ -177,6 +180,8 @@ class Server:
             await asyncio.to_thread(device.stop)
         for watching in self._watching:
             watching.cancel()
+        if self.service.tracing is not None:
+            await asyncio.to_thread(self.service.tracing.close, FAREWELL if not grace else _TRACES)
         await self._scrapes.close()
 
 

@@ -61,6 +61,8 @@ class Metrics:
         self._connections_ended = self._make(
             Counter, "connections_ended_total", "HTTP connections ended because of their bounds", "door", "why"
         )
+        self.spans_sent_total = self._make(Counter, "spans_sent_total", "Spans that the collector of traces took")
+        self._spans_dropped = self._make(Counter, "spans_dropped_total", "Spans that it did not get", "why")
         self._engine_info = self._make(Gauge, "engine_info", "Always 1", "backend", "precision", "weights")
 
     def _make(self, kind: type, name: str, text: str, *labels: str, **options: Any) -> Any:
@@ -83,6 +85,9 @@ class Metrics:
 
     def connection_ended(self, door: str, why: str) -> None:
         self._connections_ended.labels(self._model, door, why).inc()
+
+    def spans_dropped(self, why: str, count: int) -> None:
+        self._spans_dropped.labels(self._model, why).inc(count)
 
     def engine(self, model: Model) -> None:
         self._engine_info.labels(self._model, model.backend.name, model.backend.precision, model.digest[:12]).set(1)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from engines.model import Model
 from engines.preview import Preview
@@ -22,7 +23,11 @@ from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics
 from server.originals import MASK, STYLE, Kind, Originals, Stay, original_kind
 from server.request import ImageRequest
+from server.tracing.traced_id import trace_of
 from server.wish import Wish
+
+if TYPE_CHECKING:  # it needs OpenTelemetry, which is not asked for unless traces are
+    from server.tracing.tracing import Tracing
 
 log = logging.getLogger("latentd.request")
 
@@ -46,6 +51,7 @@ class Service:
         self.metrics = metrics
         self.device: Device | None = None
         self.draining = False
+        self.tracing: Tracing | None = None  # None: requests are not traced
         self._originals = Originals(metrics)
         self._fitting: asyncio.Task[None] | None = None  # of what previews need
 
@@ -97,6 +103,9 @@ class Service:
         deadline = None if seconds_left is None else now + seconds_left
         mailbox = Mailbox(asyncio.get_running_loop(), progress=request.progress is not False)
         job = Job(request_id, wish, mailbox, arrived or now, deadline, caller)
+        trace = trace_of(request_id)
+        if trace and trace.recorded:
+            job.timings.evaluations = []
         kinds = [original_kind(wish)] * (request.init_image is not None) + [STYLE] * (request.style_image is not None)
         if kinds:
             device.foresee(job, self._originals.expected(caller, kinds), first=not self._originals.at_work)
@@ -106,7 +115,10 @@ class Service:
             except TimeoutError:
                 raise TooLate("the deadline passed before the pictures were read") from None
             job.timings.read = time.monotonic()
-        return Accepted(job, device.submit(job))
+        ahead = device.submit(job)
+        if trace:
+            trace.jobs.append(job)
+        return Accepted(job, ahead)
 
     async def _read(self, request: ImageRequest, job: Job, model: Model) -> None:
         """Read the pictures of a request, and put what is read into its job's wish."""
@@ -226,6 +238,8 @@ class Service:
             f" reason={reason!r}" if reason else "",
             extra={"request": request_id},
         )
+        if trace := trace_of(request_id):
+            trace.end(code, reason, now)
         if job is not None:
             job.cancel()  # of no effect on a job that is done
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from engines.choice import Choice
 from engines.machine.cores import available_cores
+from engines.machine.memory import available_memory
 from engines.model import Beside, Model, load, on_gpu
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint
@@ -47,6 +48,7 @@ class Server:
         self.settings = settings
         name = model_id(settings.model)
         self.metrics = Metrics(name)
+        self.metrics.memory_limit_bytes.set(available_memory() or math.inf)
         limits = Limits(
             settings.max_prompt,
             settings.max_steps,
@@ -103,7 +105,9 @@ class Server:
         device = await asyncio.to_thread(_device, settings, self.metrics, make, died)
         device.start()
         self.service.device = device
-        self._watching.append(asyncio.create_task(watch(device, settings.watchdog)))
+        self._watching.append(
+            asyncio.create_task(watch(device, settings.watchdog, stalled=self.metrics.stalled_seconds.set))
+        )
         self._tell()
         model = device.model
         log.info(
@@ -136,6 +140,7 @@ class Server:
         """Have health say whether requests are taken."""
         ready = self.service.device is not None and not self.service.draining and not self._door.calls.closed
         (self._door.serving if ready else self._door.not_serving)()
+        self.metrics.ready.set(ready)
 
     @property
     def failed(self) -> bool:

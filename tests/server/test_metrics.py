@@ -18,6 +18,10 @@ NAMES = {
     "request_seconds": {"code"},
     "queue_seconds": set(),
     "queue_depth": set(),
+    "queue_wait_seconds": set(),
+    "ready": set(),
+    "stalled_seconds": set(),
+    "memory_limit_bytes": set(),
     "rows_live": set(),
     "rows_capacity": set(),
     "step_seconds": set(),
@@ -88,4 +92,7 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         assert sample(server, "queue_seconds_count", **own) == 2
         assert sample(server, "preview_first_seconds_count", **own) == 1
         assert sample(server, "rows_capacity", **own) == 6 and sample(server, "rows_live", **own) == 0
+        assert sample(server, "ready", **own) == 1 and sample(server, "stalled_seconds", **own) == 0
+        assert re.search(r"^process_resident_memory_bytes \S+$", told, re.M)
+        assert 10**8 < sample(server, "memory_limit_bytes", **own) < 10**14
         assert sample(server, "engine_info", backend="openvino", precision="f32", weights=model.digest[:12], **own) == 1

@@ -35,9 +35,9 @@ class Outbox(SpanExporter):
         self._quiet_until = 0.0  # monotonic seconds
         self._over = False
         self._why = _Why()
-        theirs = logging.getLogger(
-            "opentelemetry.exporter"
-        )  # it logs every try; here is logged when it begins and ends
+        for why in ("full", "collector", "shutdown"):
+            metrics.spans_dropped(why, 0)  # a series from the start: the first loss is a rise too
+        theirs = logging.getLogger("opentelemetry.exporter")  # every try would be a line
         theirs.handlers, theirs.propagate = [self._why], False
 
     def take(self, count: int) -> bool:

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import Tracer
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, format_trace_id, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
 from server.job import Job
@@ -53,7 +52,8 @@ class Trace:
         self._tracer, self._outbox, self._prompts = tracer, outbox, prompts
         self._since = time.time_ns() - time.monotonic_ns()  # 1970 to the monotonic clock's zero
         self._span: Span = tracer.start_span(name, parent, SpanKind.SERVER, attributes, start_time=self._epoch(started))
-        self.id = format_trace_id(self._span.get_span_context().trace_id)
+        context = self._span.get_span_context()
+        self.id = format_trace_id(context.trace_id) if context.is_valid else ""  # "": OTEL_SDK_DISABLED
         self._rpc = "rpc.method" in attributes
         self.jobs: list[Job] = []  # that were admitted for the request
 

@@ -19,7 +19,7 @@ class TracedId(str):
 
     @property
     def trace_id(self) -> str:
-        """Return the trace's id, 32 hexadecimal digits."""
+        """Return the trace's id, 32 hexadecimal digits; "" where the SDK is switched off."""
         return self.trace.id
 
 

@@ -6,6 +6,7 @@ tracer to begin spans of its own with.
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import Tracer, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -49,6 +50,9 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(self._outbox, max_queue_size=ROOM))
         self._tracer = self._provider.get_tracer("latentd", __version__)
         self._propagator = TraceContextTextMapPropagator()
+        logging.getLogger("opentelemetry.trace").setLevel(
+            logging.CRITICAL
+        )  # else headers stand in the log as they came
 
     def begin(
         self,
@@ -62,7 +66,6 @@ class Tracing:
 
         `started`: monotonic seconds. `sent`: headers or metadata, in which a caller may have said what it belongs to.
         """
-        assert isinstance(self._tracer, Tracer)
         traced = TracedId(request_id)
         about = {**attributes, "latentd.request_id": request_id}
         parent = self._parent(sent)

@@ -160,7 +160,7 @@ def test_many_steps_are_few_events(server: Server, collector: Collector) -> None
     assert events[-1]["step"] == 40
 
 
-@pytest.mark.parametrize("name", [name for name in ASKERS if "Infer" not in name])
+@every_door
 def test_a_refusal_is_an_error_and_not_the_server_s_fault(name: str, server: Server, collector: Collector) -> None:
     id = f"refused-{list(ASKERS).index(name)}"
     try:
@@ -192,6 +192,18 @@ def test_a_fault_says_where(name: str, wired: Model, held: Held, collector: Coll
     assert status == {"POST /v1/images/generations": 500, "POST /api/generate": 200}.get(name), "a stream had begun"
     failed = [name for name, span in parts.items() if span.status.code == Status.STATUS_CODE_ERROR]
     assert failed == [list(parts)[-1]] and "denoise" in parts and "file" not in parts
+
+
+def test_the_standard_s_switch_turns_it_off(
+    model: Model, collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    with serving(model, otlp=collector.url) as server:
+        images(server, [("x-request-id", "off")], prompt="a", steps=1)
+    assert not [span for span in collector.spans if values(span.attributes).get("latentd.request_id") == "off"]
+    (line,) = [record for record in caplog.records if getattr(record, "request", None) == "off"]
+    assert line.request.trace_id == ""
 
 
 def test_who_leaves_is_no_fault(wired: Model, held: Held, collector: Collector) -> None:
@@ -235,6 +247,17 @@ def test_a_parent_that_cannot_be_read_is_none(sent: Sent, server: Server, collec
     images(server, [("x-request-id", id), *sent], prompt="a", steps=1)
     door, _ = collector.trace(id)
     assert door.parent_span_id == b"" and door.trace_id.hex() != TRACE
+
+
+@pytest.mark.parametrize("state", ["a b;", "x" * 7000, ",".join(f"k{n}=v" for n in range(80))])
+def test_a_state_that_cannot_be_read_is_left_out_and_not_logged(
+    state: str, server: Server, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    id = f"state-{len(state)}"
+    images(server, [("x-request-id", id), ("traceparent", SAMPLED), ("tracestate", state)], prompt="a", steps=1)
+    door, _ = collector.trace(id)
+    assert door.parent_span_id.hex() == PARENT and door.trace_state == ""
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
 def test_of_two_parents_that_differ_none_is_taken(server: Server, collector: Collector) -> None:

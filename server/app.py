@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from engines.choice import Choice
 from engines.machine.cores import available_cores
+from engines.machine.memory import available_memory
 from engines.model import Beside, Model, load, on_gpu
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint
@@ -33,12 +34,14 @@ from server.limits import Limits
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings, SettingsError
+from server.tracing.chosen import tracing_of
 
 log = logging.getLogger("latentd.server")
 
 FAREWELL = 0.5  # seconds for what is still on the wire at the end
 _MOST_HTTP = 1024  # connections; a browser has six
 _FOR_EVER = 10**9  # seconds
+_TRACES = 2.0  # seconds that the collector of traces has to take the last of them
 
 
 class Server:
@@ -49,6 +52,7 @@ class Server:
         name = model_id(settings.model)
         self.metrics = Metrics(name)
         self.gate = gate = Gate(settings, self.metrics.call_refused)
+        self.metrics.memory_limit_bytes.set(available_memory() or math.inf)
         limits = Limits(
             settings.max_prompt,
             settings.max_steps,
@@ -57,6 +61,7 @@ class Server:
             settings.priority_callers,
         )
         self.service = Service(name, limits, self.metrics, gate.policy.key_of)
+        self.service.tracing = tracing_of(settings, self.metrics)
         calls = CallBounds(
             settings.max_calls, settings.max_calls_caller, settings.unread_seconds or math.inf, settings.max_message
         )
@@ -111,7 +116,9 @@ class Server:
         device = await asyncio.to_thread(_device, settings, self.metrics, make, died)
         device.start()
         self.service.device = device
-        self._watching.append(asyncio.create_task(watch(device, settings.watchdog)))
+        self._watching.append(
+            asyncio.create_task(watch(device, settings.watchdog, stalled=self.metrics.stalled_seconds.set))
+        )
         self._tell()
         model = device.model
         log.info(
@@ -147,6 +154,7 @@ class Server:
         """Have health say whether requests are taken."""
         ready = self.service.device is not None and not self.service.draining and not self._door.calls.closed
         (self._door.serving if ready else self._door.not_serving)()
+        self.metrics.ready.set(ready)
 
     @property
     def failed(self) -> bool:
@@ -192,6 +200,8 @@ class Server:
             await asyncio.to_thread(device.stop)
         for watching in self._watching:
             watching.cancel()
+        if self.service.tracing is not None:
+            await asyncio.to_thread(self.service.tracing.close, FAREWELL if not grace else _TRACES)
         await self._scrapes.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pipeline.errors import LatentdError
 
@@ -34,6 +35,15 @@ class Image:
     score: float | None = None  # how near to the prompt, where that was judged
 
 
+class Evaluation(NamedTuple):
+    """Tells of one evaluation of one picture."""
+
+    ended: float  # monotonic seconds
+    picture: int
+    step: int  # done by then
+    seats: int  # that were evaluated together
+
+
 @dataclass
 class Timings:
     """Holds when a job came from one part of its way to the next, in monotonic seconds; 0 is not yet.
@@ -52,6 +62,7 @@ class Timings:
     written: float = 0.0  # the picture's file was there
     delivered: float = 0.0  # the door had its end
     seats: list[int] = field(default_factory=list)  # live seats at each evaluation of each picture
+    evaluations: list[Evaluation] | None = None  # the same, with when; None: nobody traces the request
 
     def __post_init__(self) -> None:
         self.read = self.read or self.arrived

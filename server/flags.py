@@ -23,6 +23,7 @@ GROUPS = {
         *("max_calls", "max_calls_caller", "max_connections", "max_streams", "unread_seconds", "idle_seconds"),
     ),
     "the process": ("config", "grace", "watchdog", "log_format"),
+    "traces": ("otlp", "trace_ratio", "trace_prompts"),
 }
 _EPILOG = """\
 Every flag is also an environment variable LATENTD_<NAME> (LATENTD_GRPC_PORT) and a key of the YAML file (grpc_port).

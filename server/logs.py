@@ -13,7 +13,7 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         line = super().formatMessage(record)
-        return f"{line} request={request}" if (request := getattr(record, "request", None)) else line
+        return "".join([line, *(f" {name}={value}" for name, value in _ids(record).items())])
 
 
 class _Json(logging.Formatter):
@@ -24,11 +24,17 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if request := getattr(record, "request", None):
-            entry["request"] = request
+        entry |= _ids(record)
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry)
+
+
+def _ids(record: logging.LogRecord) -> dict[str, str]:
+    """Return the ids that a line carries: its request's, and its trace's where it has one."""
+    request = getattr(record, "request", None)
+    trace = getattr(request, "trace_id", None)
+    return ({"request": request} if request else {}) | ({"trace_id": trace} if trace else {})
 
 
 def start_logging(format: str) -> None:

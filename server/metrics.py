@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, make_asgi_app
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    make_asgi_app,
+)
 
 from engines.model import Model
 
@@ -19,6 +27,8 @@ class Metrics:
         disable_created_metrics()  # a second series a metric, which nobody asks for
         self.registry = CollectorRegistry()
         self._model = model_id
+        ProcessCollector(registry=self.registry)  # of any process, by the names that they have everywhere
+        self.ready = self._make(Gauge, "ready", "1 while health says SERVING")
         self._requests = self._make(Counter, "requests_total", "Requests ended", "door", "code")
         self._request_seconds = self._make(
             Histogram, "request_seconds", "Request to last event", "code", buckets=_SECONDS
@@ -37,6 +47,9 @@ class Metrics:
         self.nan_images_total = self._make(Counter, "nan_images_total", "Pictures that came out as NaN")
         self._cancelled = self._make(Counter, "cancelled_total", "Jobs cancelled or expired", "where")
         self.queue_depth = self._make(Gauge, "queue_depth", "Pictures that wait for a seat")
+        self.queue_wait_seconds = self._make(
+            Gauge, "queue_wait_seconds", "Forecast of the time until every request that waits now has a seat"
+        )
         self._given_up = self._make(
             Counter, "given_up_total", "Jobs that could not meet their deadlines any more", "where"
         )
@@ -63,6 +76,10 @@ class Metrics:
         self._connections_ended = self._make(
             Counter, "connections_ended_total", "HTTP connections ended because of their bounds", "door", "why"
         )
+        self.stalled_seconds = self._make(Gauge, "stalled_seconds", "Time that the device has had work and done none")
+        self.memory_limit_bytes = self._make(Gauge, "memory_limit_bytes", "Memory that the process may use")
+        self.spans_sent_total = self._make(Counter, "spans_sent_total", "Spans that the collector of traces took")
+        self._spans_dropped = self._make(Counter, "spans_dropped_total", "Spans that it did not get", "why")
         self._engine_info = self._make(Gauge, "engine_info", "Always 1", "backend", "precision", "weights")
 
     def _make(self, kind: type, name: str, text: str, *labels: str, **options: Any) -> Any:
@@ -85,6 +102,9 @@ class Metrics:
 
     def connection_ended(self, door: str, why: str) -> None:
         self._connections_ended.labels(self._model, door, why).inc()
+
+    def spans_dropped(self, why: str, count: int) -> None:
+        self._spans_dropped.labels(self._model, why).inc(count)
 
     def engine(self, model: Model) -> None:
         self._engine_info.labels(self._model, model.backend.name, model.backend.precision, model.digest[:12]).set(1)

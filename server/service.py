@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from engines.model import Model
 from engines.preview import Preview
@@ -23,7 +24,11 @@ from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics
 from server.originals import MASK, STYLE, Kind, Originals, Stay, original_kind
 from server.request import ImageRequest
+from server.tracing.traced_id import trace_of
 from server.wish import Wish
+
+if TYPE_CHECKING:  # it needs OpenTelemetry, which is not asked for unless traces are
+    from server.tracing.tracing import Tracing
 
 log = logging.getLogger("latentd.request")
 
@@ -57,8 +62,10 @@ class Service:
         self.metrics = metrics
         self.device: Device | None = None
         self.draining = False
+        self.tracing: Tracing | None = None  # None: requests are not traced
         self._originals = Originals(metrics)
         self._fitting: asyncio.Task[None] | None = None  # of what previews need
+        metrics.queue_wait_seconds.set_function(lambda: 0.0 if self.device is None else self.device.queue_wait())
 
     def ready(self) -> Device:
         """Return the device that serves. Errors: NotServing while it loads or the server drains."""
@@ -104,6 +111,9 @@ class Service:
         deadline = None if seconds_left is None else now + seconds_left
         mailbox = Mailbox(asyncio.get_running_loop(), progress=request.progress is not False)
         job = Job(request_id, wish, mailbox, arrived or now, deadline, caller, 1.0 if key is None else key.weight)
+        trace = trace_of(request_id)
+        if trace and trace.recorded:
+            job.timings.evaluations = []
         kinds = [original_kind(wish)] * (request.init_image is not None) + [STYLE] * (request.style_image is not None)
         if kinds:
             device.foresee(job, self._originals.expected(caller, kinds), first=not self._originals.at_work)
@@ -113,7 +123,10 @@ class Service:
             except TimeoutError:
                 raise TooLate("the deadline passed before the pictures were read") from None
             job.timings.read = time.monotonic()
-        return Accepted(job, device.submit(job))
+        ahead = device.submit(job)
+        if trace:
+            trace.jobs.append(job)
+        return Accepted(job, ahead)
 
     def _check_priority(self, priority: int, caller: str, key: Key | None) -> None:
         """Errors: InvalidRequest for a priority that a caller may not ask for."""
@@ -251,6 +264,8 @@ class Service:
             f" reason={reason!r}" if reason else "",
             extra={"request": request_id},
         )
+        if trace := trace_of(request_id):
+            trace.end(code, reason, now)
         if job is not None:
             job.cancel()  # of no effect on a job that is done
 

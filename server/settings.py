@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -81,6 +82,18 @@ def _path(text: str) -> Path:
 _PATH: tuple[Callable[[str], Any], str] = (_path, "a path")
 _HOST: tuple[Callable[[str], Any], str] = (lambda text: text.strip("[]"), "an address")
 _PORT = _number(0, 65535)
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    # A password on a command line is everybody's on the machine; OTEL_EXPORTER_OTLP_HEADERS has a place for one.
+    known = parts.scheme in ("http", "https") and parts.hostname and parts.username is None and parts.password is None
+    if not known or parts.query or parts.fragment or parts.port == 0 or re.search(r"[\s\x00-\x1f\x7f]", text):
+        raise ValueError
+    return text
+
+
+_URL: tuple[Callable[[str], Any], str] = (_url, "a URL as http://localhost:4318")
 
 
 def _port_or_off(text: str) -> int | None:
@@ -214,6 +227,11 @@ class Settings:
     keys: Path | None = _setting(
         None, _PATH, "a YAML file of keys (latentd keys new NAME); every call then needs one, but for health"
     )
+    otlp: str | None = _setting(
+        None, _URL, "where a collector takes traces, OTLP over HTTP (the extra `traces`); without it there are none"
+    )
+    trace_ratio: float = _setting(1.0, _number(0, 1, whole=False), "of the requests whose caller did not decide")
+    trace_prompts: bool = _setting(False, _ON_OFF, "whether traces tell prompts; logs never do")
     log_format: str = _setting("text", _choice("text", "json"), "of the log on stderr")
 
 
@@ -254,7 +272,7 @@ def _parse(kind: _Kind, where: str, value: Any) -> Any:
     try:
         return kind.parse(text)
     except ValueError:
-        local = " on this machine: nothing is downloaded" if "://" in text else ""
+        local = " on this machine: nothing is downloaded" if "://" in text and kind.parse is _path else ""
         raise SettingsError(f"{where} is {text!r}; it takes {kind.takes}{local}") from None
     except RuntimeError:  # of Path.expanduser
         raise SettingsError(f"{where} is {text!r}, and whose home folder that is nobody knows here") from None

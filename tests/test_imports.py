@@ -40,7 +40,8 @@ FOREIGN = {
     "training": {"torch", "numpy", "PIL", "tqdm", "yaml", "tokenizers", "safetensors"},
     "server": {"grpc", "grpc_health", "grpc_reflection", "grpc_status"}
     | {"google", "numpy", "PIL", "prometheus_client", "yaml", "uvicorn", "h11"}
-    | {"fastapi", "starlette", "pydantic"},
+    | {"fastapi", "starlette", "pydantic"}
+    | {"opentelemetry"},
 }
 # In engines/, where each of these may be imported.
 ENGINES_OWN = {
@@ -71,7 +72,7 @@ ROOMS = (
     "server.descriptors", "server.flags", "server.container", "server.upload",
     "server.logs", "server.mailbox", "server.settings", "server.access",
     "server.metrics", "server.wish", "server.job", "server.batching", "server.originals", "server.device",
-    "server.service", "server.doors",
+    "server.tracing", "server.service", "server.doors",
     "server.app", "server",
     "latentd.__main__",
     "training.errors", "training.recipe", "training.draws", "training.processes", "training.files", "training.figures",
@@ -198,6 +199,7 @@ def test_only_doors_know_the_wire() -> None:
     wires = {
         "server/doors": ("latentd.v1", "grpc", "google"),  # and grpc_health, grpc_status..
         "server/doors/http": ("fastapi", "starlette", "pydantic"),
+        "server/tracing": ("opentelemetry",),
     }
     for room, wire in wires.items():
         known = {path for path in FILES if path.parts[0] == "server" and any(n.startswith(wire) for n in dotted(path))}

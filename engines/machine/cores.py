@@ -20,11 +20,11 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup"), process: Path = Path(
     hierarchies are looked for beside the places that `process` (a folder of /proc) says.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for folder in _folders(cgroup, process) if (quota := _quota(folder)) is not None]
+    quotas = [quota for folder in cgroup_folders(cgroup, process) if (quota := _quota(folder)) is not None]
     return max(1, min([affinity, *quotas]))
 
 
-def _folders(cgroup: Path, process: Path) -> Iterator[Path]:
+def cgroup_folders(cgroup: Path, process: Path) -> Iterator[Path]:
     """Yield the folders of this process's cgroups, its own first, up to each hierarchy's mount; some may not exist."""
     unified, cpu = _places(process)
     mounts = [(cgroup, "/", unified), (cgroup / "cpu", "/", cpu)]

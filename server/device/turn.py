@@ -24,7 +24,7 @@ from server.device.jobs import Jobs
 from server.device.lanes import Lanes, refusal
 from server.device.seating import Seating
 from server.errors import Cancelled, PictureFailed, TooLate
-from server.events import Started, Step
+from server.events import Evaluation, Started, Step
 from server.job import Job, Picture
 from server.metrics import Metrics
 from server.wish import LaneKey, Wish
@@ -147,7 +147,7 @@ class Turn:
         self.pulse += 1
         for seat, picture in tenants.items():
             picture.stepped += took
-            self._after_step(key, seat, picture, len(seats), preview=seat in previewed)
+            self._after_step(key, seat, picture, len(seats), start + took, preview=seat in previewed)
         now = time.monotonic()
         self._pace.stepped(key, rows, now - start, now)  # what the clients are told is part of it
 
@@ -180,11 +180,15 @@ class Turn:
             job.mailbox.post(Started(picture.index))
         return encoded > 0
 
-    def _after_step(self, lane: LaneKey, seat: int, picture: Picture, live: int, *, preview: bool) -> None:
+    def _after_step(
+        self, lane: LaneKey, seat: int, picture: Picture, live: int, ended: float, *, preview: bool
+    ) -> None:
         job, wish, stepper = picture.job, picture.job.wish, self._lanes[lane]
         picture.reached = stepper.reached(seat)
         job.timings.seats.append(live)
         done = wish.table.steps_after(picture.reached)
+        if job.timings.evaluations is not None:
+            job.timings.evaluations.append(Evaluation(ended, picture.index, done, live))
         if done > wish.table.steps_after(picture.reached - 1):  # a step may take two evaluations
             job.mailbox.post(Step(picture.index, done, wish.table.steps))
         if preview:

@@ -35,6 +35,7 @@ from server.doors.oip.door import SERVICE as OIP
 from server.doors.oip.door import OipServicer
 from server.doors.reflection import reflection_handlers
 from server.doors.request_id import ID_KEY, request_id
+from server.doors.rpc import traced
 from server.errors import UnknownFormat
 from server.job import Job
 from server.request import ImageRequest
@@ -159,10 +160,10 @@ class ImagesServicer:
         self.idle = asyncio.Event()  # no request is under way
         self.idle.set()
 
-    def _call(self, context: grpc.aio.ServicerContext) -> _Call:
+    def _call(self, method: str, context: grpc.aio.ServicerContext) -> _Call:
         self._live += 1
         self.idle.clear()
-        call = _Call(self._service, context)
+        call = _Call(self._service, f"{SERVICE}/{method}", context)
         # The stub asks for an instance of a class that does not exist.
         context.add_done_callback(lambda _: self._over(call))  # pyright: ignore[reportArgumentType]
         return call
@@ -177,7 +178,7 @@ class ImagesServicer:
     async def Generate(  # noqa: N802
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateEvent | bytes]:
-        call = self._call(context)
+        call = self._call("Generate", context)
         try:
             request = image_request(message)
             if request.preview_every:
@@ -194,7 +195,7 @@ class ImagesServicer:
     async def GenerateBlocking(  # noqa: N802
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> bytes:
-        call = self._call(context)
+        call = self._call("GenerateBlocking", context)
         try:
             request = replace(image_request(message), preview_every=None, progress=False)
             self._fits_one_message(request)
@@ -209,7 +210,7 @@ class ImagesServicer:
     async def Rank(  # noqa: N802
         self, message: pb.RankRequest, context: grpc.aio.ServicerContext
     ) -> pb.RankResponse:
-        call = self._call(context)
+        call = self._call("Rank", context)
         try:
             model = message.model or None
             ranks = await self._service.rank(current_caller(), model, message.pictures, message.texts)
@@ -239,12 +240,13 @@ class ImagesServicer:
 class _Call:
     """Holds one call's id, clock and end."""
 
-    def __init__(self, service: Service, context: grpc.aio.ServicerContext) -> None:
+    def __init__(self, service: Service, method: str, context: grpc.aio.ServicerContext) -> None:
         self._service, self._context = service, context
         self._started = time.monotonic()
         self._job: Job | None = None
         self._reported = False
         self.id = request_id(str(value) for key, value in context.invocation_metadata() or () if key == ID_KEY)
+        self.id = traced(service, self.id, method, context, self._started)
         context.set_trailing_metadata(((ID_KEY, self.id),))
 
     async def submit(self, request: ImageRequest) -> Accepted:

@@ -38,6 +38,16 @@ def test_text_has_the_requests_id_on_the_line_itself(capsys: pytest.CaptureFixtu
     assert lines[3].startswith("Traceback") and lines[-1] == "ValueError: inner"
 
 
+def test_a_line_names_its_request_s_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    class Traced(str):
+        trace_id = "4bf9"
+
+    for format, told in (("text", " request=abc trace_id=4bf9"), ("json", '"request": "abc", "trace_id": "4bf9"}')):
+        logs.start_logging(format)
+        logging.getLogger("latentd.test").info("hello", extra={"request": Traced("abc")})
+        assert capsys.readouterr().err.rstrip().endswith(told)
+
+
 def test_json_is_a_line_an_event(capsys: pytest.CaptureFixture[str]) -> None:
     logs.start_logging("json")
     say()

@@ -18,6 +18,10 @@ NAMES = {
     "request_seconds": {"code"},
     "queue_seconds": set(),
     "queue_depth": set(),
+    "queue_wait_seconds": set(),
+    "ready": set(),
+    "stalled_seconds": set(),
+    "memory_limit_bytes": set(),
     "rows_live": set(),
     "rows_capacity": set(),
     "step_seconds": set(),
@@ -40,6 +44,8 @@ NAMES = {
     "calls_unread_total": set(),
     "descriptors_scarce": set(),
     "connections_ended_total": {"door", "why"},
+    "spans_sent_total": set(),
+    "spans_dropped_total": {"why"},
     "engine_info": {"backend", "precision", "weights"},
 }
 
@@ -67,6 +73,7 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         server.metrics.given_up("seat")
         server.metrics.connection_ended("metrics", "late")
         server.metrics.call_refused("caller")
+        server.metrics.spans_dropped("full", 1)
         told = scrape(server)
         for name, labels in NAMES.items():
             own = [line for line in told.splitlines() if re.match(rf"latentd_{name}(_bucket|_sum|_count)?\{{", line)]
@@ -85,4 +92,7 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         assert sample(server, "queue_seconds_count", **own) == 2
         assert sample(server, "preview_first_seconds_count", **own) == 1
         assert sample(server, "rows_capacity", **own) == 6 and sample(server, "rows_live", **own) == 0
+        assert sample(server, "ready", **own) == 1 and sample(server, "stalled_seconds", **own) == 0
+        assert re.search(r"^process_resident_memory_bytes \S+$", told, re.M)
+        assert 10**8 < sample(server, "memory_limit_bytes", **own) < 10**14
         assert sample(server, "engine_info", backend="openvino", precision="f32", weights=model.digest[:12], **own) == 1

@@ -52,6 +52,11 @@ def test_an_empty_variable_and_an_empty_file_say_nothing(file: Path) -> None:
         (["--grpc-port", "65536"], {}, "--grpc-port is '65536'; it takes an integer from 0 to 65535"),
         (["--grace", "nan"], {}, "--grace is 'nan'; it takes a number from 0 to 86400"),
         (["--sizes", "512"], {}, "--sizes is '512'; it takes sizes as 512x512,768x512"),
+        (["--otlp", "localhost:4318"], {}, "--otlp is 'localhost:4318'; it takes a URL as http://localhost:4318"),
+        (["--otlp", "http://a:99999"], {}, "--otlp is 'http://a:99999'; it takes a URL as http://localhost:4318"),
+        (["--otlp", "http://me:secret@a"], {}, "--otlp is 'http://me:secret@a'; it takes a URL as "),
+        (["--trace-ratio", "1.5"], {}, "--trace-ratio is '1.5'; it takes a number from 0 to 1"),
+        (["--trace-prompts", "perhaps"], {}, "--trace-prompts is 'perhaps'; it takes on or off"),
         ([], {"LATENTD_BACKEND": "cuda"}, "LATENTD_BACKEND is 'cuda'; it takes one of auto, "),
         ([], {"LATENTD_PIXELS": "best"}, "LATENTD_PIXELS is 'best'; it takes one of auto, exact, fast"),
     ],
@@ -101,6 +106,13 @@ def test_a_url_is_no_path(name: str) -> None:
     words = "it takes a path on this machine: nothing is downloaded"
     with pytest.raises(SettingsError, match=f"^--{name} is 'https://example.org/a.safetensors'; {words}$"):
         read_settings([f"--{name}", "https://example.org/a.safetensors"], {})
+
+
+def test_a_switch_is_what_yaml_makes_of_it(file: Path) -> None:
+    file.write_text("trace_prompts: on\notlp: https://collector.example.org/otlp")
+    settings = read_settings(["--config", str(file)], {})
+    assert settings.trace_prompts is True and settings.otlp == "https://collector.example.org/otlp"
+    assert read_settings(["--trace-prompts", "off", "--config", str(file)], {}).trace_prompts is False
 
 
 def test_sizes_are_kept_in_order_and_once() -> None:

@@ -75,6 +75,7 @@ class EventStream(Response):
         self._call, self._events, self._failure = call, events, failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._call.begun = self.status_code
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             await self._call.unless_gone(self._send(send))

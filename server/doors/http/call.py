@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.errors import InvalidRequest, LatentdError
-from server.doors.http.errors import Refusal, door_of, renamed
+from server.doors.http.errors import Refusal, door_of, renamed, status_of
 from server.errors import Cancelled, TooLate
 from server.events import Done, Event, Image
 from server.job import Job
 from server.request import ImageRequest
 from server.service import Accepted, Service, collect
+from server.tracing.traced_id import trace_of
 
 DEADLINE = "x-deadline-ms"
 _MOST_MS = 10**12  # about thirty years
@@ -25,17 +26,20 @@ Result = TypeVar("Result")
 
 
 class Call:
-    """Holds one call on its way. Whatever ends it, its job does not run any longer."""
+    """Holds one call on its way. Whatever ends it, its job does not run any longer. `counted`: see `answering`."""
 
-    def __init__(self, service: Service, request: Request) -> None:
+    def __init__(self, service: Service, request: Request, *, counted: bool = True) -> None:
         self.started = time.monotonic()
         self.id: str = request.state.request_id
+        if counted and service.tracing is not None:
+            self.id = service.tracing.begin(*_server_span(self.id, request, self.started))
         self.door = door_of(request.url.path)
         self.caller: str = request.state.caller
         self.request = request
         self._service = service
         self._job: Job | None = None
         self._reported = False
+        self.begun: int | None = None  # the status of an answer that has begun, and can have no other
 
     async def submit(
         self, request: ImageRequest, names: Mapping[str, str] | None = None, *, wait: bool = True
@@ -118,6 +122,8 @@ class Call:
         if self._reported:
             return
         self._reported = True
+        if trace := trace_of(self.id):
+            trace.set("http.response.status_code", self.begun or (200 if error is None else status_of(error)))
         self._service.ended(self.door, error, self._job, self.id, self.started)
 
     def refused(self, error: Exception) -> Refusal:
@@ -134,6 +140,19 @@ class Call:
         return int(sent[:16]) / 1e3
 
 
+def _server_span(id: str, request: Request, started: float) -> tuple[Any, ...]:
+    """Return what Tracing.begin takes of a request. Paths are names here: what is counted has none with a parameter."""
+    method, path = request.method, request.url.path
+    about = {
+        "http.request.method": method,
+        "http.route": path,
+        "url.path": path,
+        "url.scheme": request.url.scheme,
+        "client.address": request.state.caller,
+    }
+    return id, f"{method} {path}", started, request.headers.items(), about
+
+
 def answering(
     service: Service, behaviour: Callable[[Call], Awaitable[Response]], *, counted: bool = True
 ) -> Callable[..., Awaitable[Response]]:
@@ -143,7 +162,7 @@ def answering(
     """
 
     async def endpoint(request: Request) -> Response:
-        call = Call(service, request)
+        call = Call(service, request, counted=counted)
         try:
             return await behaviour(call)
         except Exception as error:

@@ -81,12 +81,10 @@ class Refusal:
         if not isinstance(error, LatentdError):
             log.error("unexpected error", exc_info=error, extra={"request": request_id})
             error = LatentdError(UNEXPECTED)
-        status, kind, code = _CODES.get(error.code, _CODES["INTERNAL"])
-        if isinstance(error, HttpError):
-            status = error.status
+        _, kind, code = _CODES.get(error.code, _CODES["INTERNAL"])
         code = _OPENAI_CODES.get(type(error), code)
         retry_after = error.retry_after if isinstance(error, Busy) else None
-        return cls(status, error.code, str(error), error.field, retry_after, (kind, code))
+        return cls(status_of(error), error.code, str(error), error.field, retry_after, (kind, code))
 
     def body(self, door: str, request_id: str) -> dict[str, Any]:
         """Return the body as the clients of `door` expect it."""
@@ -117,6 +115,18 @@ class Refusal:
 
     def content(self, door: str, request_id: str) -> bytes:
         return json.dumps(self.body(door, request_id)).encode()
+
+
+def status_of(error: BaseException) -> int:
+    """Return the status that an error is answered with, or would be if its client were still there."""
+    match error:
+        case HttpError():
+            return error.status
+        case LatentdError():
+            return _CODES.get(error.code, _CODES["INTERNAL"])[0]
+        case Exception():
+            return _CODES["INTERNAL"][0]
+    return _CODES["CANCELLED"][0]
 
 
 def door_of(path: str) -> str:
@@ -151,4 +161,5 @@ __all__ = [
     "UnknownPath",
     "door_of",
     "renamed",
+    "status_of",
 ]

@@ -13,6 +13,7 @@ from server.doors.calls import current_caller
 from server.doors.oip.infer_request import InferRequest, Run
 from server.doors.oip.statistics import Statistics
 from server.doors.request_id import request_id
+from server.doors.rpc import traced
 from server.errors import TooLate
 from server.events import Event
 from server.job import Job
@@ -22,13 +23,13 @@ from server.service import Accepted, Service
 class Call:
     """Holds one call. Whatever ends it, its jobs do not run any longer. `ids`: its client's names for it."""
 
-    def __init__(self, service: Service, context: grpc.aio.ServicerContext, ids: list[str]) -> None:
+    def __init__(self, service: Service, method: str, context: grpc.aio.ServicerContext, ids: list[str]) -> None:
         self._service, self._context = service, context
         self._started = time.monotonic()
         self._jobs: list[Job] = []
         self._statistics: Statistics | None = None
         self._over = False
-        self.id = request_id(ids)
+        self.id = traced(service, request_id(ids), method, context, self._started)
 
     async def submit(self, request: InferRequest, statistics: Statistics) -> list[Accepted]:
         """Submit a request's runs, all or none. Errors: those of Service.submit, in the protocol's words."""

@@ -43,8 +43,8 @@ class OipServicer:
         self.idle = asyncio.Event()  # no request is under way
         self.idle.set()
 
-    def _begin(self, context: grpc.aio.ServicerContext, ids: list[str]) -> Call:
-        call = Call(self._service, context, ids)
+    def _begin(self, method: str, context: grpc.aio.ServicerContext, ids: list[str]) -> Call:
+        call = Call(self._service, f"{SERVICE.full_name}/{method}", context, ids)
         self._live.add(call)
         self.idle.clear()
         return call
@@ -58,7 +58,7 @@ class OipServicer:
     async def ModelInfer(  # noqa: N802
         self, message: pb.ModelInferRequest, context: grpc.aio.ServicerContext
     ) -> pb.ModelInferResponse:
-        call = self._begin(context, _sent_ids(context) or [message.id])
+        call = self._begin("ModelInfer", context, _sent_ids(context) or [message.id])
         context.set_trailing_metadata(((ID_KEY, call.id),))
         # However it ends: where the client left while the answer was on its way, this method does not hear of it.
         context.add_done_callback(lambda _: self._over(call, asyncio.CancelledError()))  # pyright: ignore[reportArgumentType]
@@ -86,7 +86,7 @@ class OipServicer:
                 self._over(call, error)
 
         def refuse(message: pb.ModelInferRequest, error: LatentdError) -> pb.ModelStreamInferResponse:
-            call = self._begin(context, [message.id] if message.id else _sent_ids(context))
+            call = self._begin("ModelStreamInfer", context, [message.id] if message.id else _sent_ids(context))
             self._over(call, error)
             return failure(error, message, call.id)
 
@@ -110,7 +110,7 @@ class OipServicer:
         self, message: pb.ModelInferRequest, context: grpc.aio.ServicerContext, live: set[Call]
     ) -> AsyncGenerator[pb.ModelStreamInferResponse]:
         """Yield what a request on a stream is answered with; an error is a response too."""
-        call = self._begin(context, [message.id] if message.id else _sent_ids(context))
+        call = self._begin("ModelStreamInfer", context, [message.id] if message.id else _sent_ids(context))
         live.add(call)
         try:
             request = self._read(message)

@@ -50,6 +50,14 @@ def looks(monkeypatch: pytest.MonkeyPatch, ticks: list[tuple[bool, int]], full_s
     return device.given_up
 
 
+def test_how_long_it_has_been_idle_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, told = Ticking([(True, 1), (True, 1), (True, 1), (True, 2), (True, 2), (False, 2)]), []
+    monkeypatch.setattr(watchdog.asyncio, "sleep", device.sleep)
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(watch(device, 9.0, stalled=told.append))  # type: ignore[arg-type]
+    assert told == [0.0, 1.0, 2.0, 0.0, 1.0, 0.0]
+
+
 def test_three_ticks_without_a_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looks(monkeypatch, [(True, 7), (True, 8)] + [(True, 8)] * 3) == ["nothing for 3 s"]
     assert looks(monkeypatch, [(True, 7), (True, 8)] + [(True, 8)] * 2) == []

@@ -37,6 +37,9 @@ class Metrics:
         self.nan_images_total = self._make(Counter, "nan_images_total", "Pictures that came out as NaN")
         self._cancelled = self._make(Counter, "cancelled_total", "Jobs cancelled or expired", "where")
         self.queue_depth = self._make(Gauge, "queue_depth", "Pictures that wait for a seat")
+        self.queue_wait_seconds = self._make(
+            Gauge, "queue_wait_seconds", "Forecast of the time until every request that waits now has a seat"
+        )
         self._given_up = self._make(
             Counter, "given_up_total", "Jobs that could not meet their deadlines any more", "where"
         )

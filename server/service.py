@@ -48,6 +48,7 @@ class Service:
         self.draining = False
         self._originals = Originals(metrics)
         self._fitting: asyncio.Task[None] | None = None  # of what previews need
+        metrics.queue_wait_seconds.set_function(lambda: 0.0 if self.device is None else self.device.queue_wait())
 
     def ready(self) -> Device:
         """Return the device that serves. Errors: NotServing while it loads or the server drains."""

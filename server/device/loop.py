@@ -15,6 +15,7 @@ from server.batching.admission import Admission, Reading
 from server.batching.batcher import Batcher
 from server.batching.forecast import Forecast, device_seconds, pictures_of
 from server.batching.pace import Pace
+from server.batching.play import Play
 from server.device.decoding import Decoding
 from server.device.delivery import Delivery
 from server.device.jobs import Jobs
@@ -101,6 +102,15 @@ class Device:
             job.wake = self._wake
             self._changed.notify()
         return ahead
+
+    def queue_wait(self) -> float:
+        """Forecast the seconds until every request that waits now has a seat; 0 where none waits."""
+        with self._changed:
+            if not (waiting := self._batcher.waiting):
+                return 0.0
+            now = time.monotonic()
+            played = Play(self._batcher, self._pace, waiting, self._lanes.making(now), now=now, everybody=True).played
+        return max(played.seated.get(picture.job, 0.0) for picture in waiting)
 
     def foresee(self, job: Job, reading: Reading, *, first: bool) -> None:
         """Refuse a job now that would be refused once its pictures are read. Errors: those of `submit`.

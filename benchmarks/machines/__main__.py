@@ -60,25 +60,24 @@ def main() -> int:
     options = parser.parse_args()
     rows = Rows("machines-cpu", ("openvino", "grpcio"), keep=not options.dry)
     good = True
-    with fleet(options.model.resolve(), 2) as machines:
-        with balanced([(m.host, m.grpc) for m in machines], [(m.host, m.http) for m in machines]) as balancer:
-            balancer.wait(2)
-            shape = f"2 servers of {options.model.name}, {options.callers} callers, {options.steps} steps"
-            with unary_load(balancer.address, balancer.http, options.callers, steps=options.steps) as ends:
-                streams: list[End] = []
-                seconds: list[float] = []
-                for turn in range(options.kills):
-                    some, took = killed(machines, balancer, turn)
-                    streams, seconds = streams + some, seconds + took
-            good &= _unary(rows, f"{options.kills} kills", shape, ends)
-            if streams:
-                print(Counter((end.code, end.sentence) for end in streams))
-                good &= {end.code for end in streams} <= _MEANT and max(seconds) < 1
-                rows.add("kill: a stream on that server, until its end", shape, "s", seconds)
-                rows.add("kill: the same, the slowest", shape, "s", [max(seconds)])
-            with unary_load(balancer.address, balancer.http, options.callers, steps=options.steps) as ends:
-                statuses = [status for _ in range(options.rolling) for status in restarted(machines, balancer)]
-            good &= _unary(rows, f"{options.rolling} rolling restarts", shape, ends) and not any(statuses)
+    with fleet(options.model.resolve(), 2) as machines, balanced(machines) as balancer:
+        balancer.wait(2)
+        shape = f"2 servers of {options.model.name}, {options.callers} callers, {options.steps} steps"
+        with unary_load(balancer.address, balancer.http, options.callers, steps=options.steps) as ends:
+            streams: list[End] = []
+            seconds: list[float] = []
+            for turn in range(options.kills):
+                some, took = killed(machines, balancer, turn)
+                streams, seconds = streams + some, seconds + took
+        good &= _unary(rows, f"{options.kills} kills", shape, ends)
+        if streams:
+            print(Counter((end.code, end.sentence) for end in streams))
+            good &= {end.code for end in streams} <= _MEANT and max(seconds) < 1
+            rows.add("kill: a stream on that server, until its end", shape, "s", seconds)
+            rows.add("kill: the same, the slowest", shape, "s", [max(seconds)])
+        with unary_load(balancer.address, balancer.http, options.callers, steps=options.steps) as ends:
+            statuses = [status for _ in range(options.rolling) for status in restarted(machines, balancer)]
+        good &= _unary(rows, f"{options.rolling} rolling restarts", shape, ends) and not any(statuses)
     return 0 if good else 1
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -66,8 +67,8 @@ def fleet(model: Path, count: int, *flags: str) -> Iterator[list[Machine]]:
     # No other process of this machine listens on, or connects from, an address that has our number in it.
     machines = [Machine(model, f"127.{second + 1}.{third + 1}.{n + 1}", *flags) for n in range(count)]
     try:
-        for machine in machines:
-            machine.start()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Machine.start, machines))
         yield machines
     finally:
         for machine in machines:

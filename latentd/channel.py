@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import re
 
@@ -12,7 +13,29 @@ DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 LARGEST_MESSAGE = 64 * 2**20  # bytes; gRPC's own 4 MiB would refuse a 2048x2048 PNG
 KEEPALIVE_MS = 20_000  # notices a dead peer or a NAT that forgot the connection while a request waits
 
-_OPTIONS = [
+# A server that loads, drains or is gone may have a neighbour at the same address, which answers the next attempt. gRPC
+# makes one only while nothing of an answer has come, so that no stream begins twice; a request changes nothing on a
+# server, and one with a seed has the same pixels wherever it is made. A full server (RESOURCE_EXHAUSTED) is not asked
+# again: it says itself when to. Where servers fail more than they answer, it stops trying.
+_RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{"service": "latentd.v1.Images"}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.5},
+}
+
+_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.service_config", json.dumps(_RETRIES)),
+    ("grpc.per_rpc_retry_buffer_size", 16 * 2**20),  # a request with its pictures; what is longer is sent once
     ("grpc.max_receive_message_length", LARGEST_MESSAGE),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -43,6 +66,6 @@ def is_local(address: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.") or address.startswith("unix")
 
 
-def channel_options(address: str) -> list[tuple[str, int]]:
+def channel_options(address: str) -> list[tuple[str, int | str]]:
     """Return gRPC channel options; http_proxy from the environment never stands before a server on this machine."""
     return [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if is_local(address) else list(_OPTIONS)

@@ -81,6 +81,8 @@ def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
         return f"no latentd server answers at {address}{_hint(address)}"
     if code is grpc.StatusCode.UNAVAILABLE and (not said or any(words in said for words in _LOST)):
         return f"the connection to {address} was lost"
+    if code is grpc.StatusCode.INTERNAL and "rst_stream" in said:  # a balancer's word for a server that is gone
+        return f"the server behind {address} was lost"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and said in _LATE:
         return "the timeout passed before the request was done"
     if code is grpc.StatusCode.UNIMPLEMENTED and (said.startswith("unknown service") or said == "method not found!"):

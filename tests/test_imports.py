@@ -86,6 +86,7 @@ ROOMS = (
     "benchmarks.trend", "benchmarks.plots",
     "benchmarks.serving", "benchmarks.loading", "benchmarks.load", "benchmarks.fairness",
     "benchmarks.attack", "benchmarks.conditions",
+    "benchmarks.machines.fleet", "benchmarks.machines",
     "benchmarks.gpu.frame", "benchmarks.gpu.subjects",
     "benchmarks.gpu.sections",
     "benchmarks.gpu.warm", "benchmarks",

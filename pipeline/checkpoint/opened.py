@@ -56,8 +56,8 @@ class Checkpoint:
 
 
 def model_id(model: Path) -> str:
-    """Return the folder's name, or the file's without its ending."""
-    return model.stem if is_single_file(model) else model.resolve().name
+    """Return the folder's name, or the file's without its ending; a link's is its own, so that it can give a name."""
+    return model.stem if is_single_file(model) else Path(os.path.abspath(model)).name
 
 
 def open_checkpoint(model: Path, prediction: str = "auto") -> Checkpoint:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,14 @@ from server.metrics import Metrics
 log = logging.getLogger("latentd.door")
 
 _caller: ContextVar[str] = ContextVar("caller")  # whose call this task answers
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether gRPC logs more than that a client left while its answer was on the way, with a traceback."""
+    return not (record.exc_info and record.exc_info[0] and record.exc_info[0].__name__ == "ExecuteBatchError")
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+
 _RETRY = 1.0  # seconds after which a call that was refused is worth another try
 _PACE = 32 << 10  # bytes a second: who takes a picture slower than over an old telephone line has left
 
@@ -51,7 +59,10 @@ class Calls:
         self._wait = bounds.wait
         self._open: Counter[str] = Counter()  # by caller
         self._sending: dict[asyncio.Timeout, int] = {}  # messages that wait for their reader, with their bytes
-        self._ending: set[asyncio.Task[None]] = set()  # calls that were given up, until gRPC lets go of them
+        self._ending: set[asyncio.Task[None]] = set()  # calls that are answered or given up, until gRPC lets go of them
+        self._answers = 0  # of unary calls, that are being sent and have not been given up
+        self.answered = asyncio.Event()  # there is none
+        self.answered.set()
         self.closed: str | None = None
 
     def entered(
@@ -114,14 +125,48 @@ class Calls:
 
         The `first` has headers before it. They need no window, and after them gRPC takes a status, at any time.
         """
-        size, start = len(message) if isinstance(message, bytes) else message.ByteSize(), time.monotonic()
+        async with self._in_time(len(message) if isinstance(message, bytes) else message.ByteSize()):
+            if first:
+                await context.send_initial_metadata(())
+            await context.write(message)
+
+    def answer(self, context: grpc.aio.ServicerContext, answer: bytes, stack: contextlib.ExitStack) -> bytes:
+        """Return a unary call's answer, for gRPC to send with headers and status as one; time that meanwhile.
+
+        Sent apart, a server that is killed between them leaves a call whose answer has begun, and which no balancer may
+        ask of another server. The call counts until gRPC lets go of it, so `stack`, in which it is, is taken over.
+        """
+        over = asyncio.Event()
+        context.add_done_callback(lambda _: over.set())  # pyright: ignore[reportArgumentType] - as of grpc.py's
+        self._answers += 1
+        self.answered.clear()
+        self._end(self._sent(context, len(answer), over, stack.pop_all()))
+        return answer
+
+    async def _sent(
+        self, context: grpc.aio.ServicerContext, size: int, over: asyncio.Event, counted: contextlib.ExitStack
+    ) -> None:
+        with counted:
+            try:
+                async with self._in_time(size):
+                    await over.wait()
+            except Stalled as error:
+                self._unread(context, error)
+            finally:
+                self._answers -= 1
+                if not self._answers:
+                    self.answered.set()
+            await over.wait()
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, size: int) -> AsyncIterator[None]:
+        """Bound the time in which a message of so many bytes is sent. Errors: Stalled."""
+        start = time.monotonic()
         try:
             async with asyncio.timeout(self._wait + size / _PACE) as timeout:
                 self._sending[timeout] = size
                 try:
-                    if first:
-                        await context.send_initial_metadata(())
-                    await context.write(message)
+                    yield
                 finally:
                     del self._sending[timeout]
         except TimeoutError:
@@ -144,15 +189,21 @@ class Calls:
 
         Its status can only be sent after the message that the client does not take, so nobody else waits for that.
         """
-        self._metrics.calls_unread_total.inc()
-        log.warning("%s: %s", caller_of(context.peer()), error)
+        self._unread(context, error)
         left = stack.pop_all()
 
         async def end() -> None:
             with left, contextlib.suppress(grpc.aio.BaseError):
                 await context.abort(getattr(grpc.StatusCode, error.code), str(error))
 
-        ending = asyncio.get_running_loop().create_task(end())
+        self._end(end())
+
+    def _unread(self, context: grpc.aio.ServicerContext, error: Stalled) -> None:
+        self._metrics.calls_unread_total.inc()
+        log.warning("%s: %s", caller_of(context.peer()), error)
+
+    def _end(self, end: Coroutine[Any, Any, None]) -> None:
+        ending = asyncio.get_running_loop().create_task(end)
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 

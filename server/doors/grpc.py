@@ -45,6 +45,7 @@ from server.wish import default_size
 log = logging.getLogger("latentd.door")
 
 SERVICE, HEALTH = "latentd.v1.Images", "grpc.health.v1.Health"
+LIVE = "live"  # in health, what serves from the first answer to the last: for a probe that may end the process
 
 OPTIONS = [
     # gRPC's default lets a second server share the port and steal half of the requests, silently.
@@ -123,6 +124,7 @@ class GrpcDoor:
 
     async def start(self) -> None:
         self.not_serving()
+        self._health.set(health_pb2.HealthCheckResponse.SERVING, LIVE)
         await self._server.start()
 
     def serving(self) -> None:
@@ -149,6 +151,7 @@ class GrpcDoor:
     async def _idle(self) -> None:
         for servicer in (self._images, self._oip):
             await servicer.idle.wait()
+        await self.calls.answered.wait()  # by then no request is let in that could be answered after this
 
 
 class ImagesServicer:
@@ -161,9 +164,9 @@ class ImagesServicer:
         self.idle.set()
 
     def _call(self, method: str, context: grpc.aio.ServicerContext) -> _Call:
+        call = _Call(self._service, f"{SERVICE}/{method}", context)
         self._live += 1
         self.idle.clear()
-        call = _Call(self._service, f"{SERVICE}/{method}", context)
         # The stub asks for an instance of a class that does not exist.
         context.add_done_callback(lambda _: self._over(call))  # pyright: ignore[reportArgumentType]
         return call
@@ -171,6 +174,9 @@ class ImagesServicer:
     def _over(self, call: _Call) -> None:
         """End a call, however it ended: where the client left while a message was on its way, no method hears of it."""
         call.ended(asyncio.CancelledError())
+        if call.over:
+            return
+        call.over = True
         self._live -= 1
         if not self._live:
             self.idle.set()
@@ -205,6 +211,8 @@ class ImagesServicer:
         except BaseException as error:
             call.ended(error)
             raise
+        finally:
+            self._over(call)  # what is left is the answer's way (Calls.answer)
         return response_message(self._service.model_id, accepted, images, done)
 
     async def Rank(  # noqa: N802
@@ -218,6 +226,8 @@ class ImagesServicer:
         except BaseException as error:
             call.ended(error)
             raise
+        finally:
+            self._over(call)
         return rank_message(ranks)
 
     async def ListModels(  # noqa: N802
@@ -245,6 +255,7 @@ class _Call:
         self._started = time.monotonic()
         self._job: Job | None = None
         self._reported = False
+        self.over = False  # and not counted any more
         self.id = request_id(str(value) for key, value in context.invocation_metadata() or () if key == ID_KEY)
         self.id = traced(service, self.id, method, context, self._started)
         context.set_trailing_metadata(((ID_KEY, self.id),))

@@ -55,9 +55,13 @@ def handlers(
         behaviour = getattr(servicer, method.name, None)
         if behaviour is None or behaviour.__module__.endswith("_pb2_grpc"):  # generated: raises NotImplementedError
             continue
-        # All alike on the wire, and only so a call is counted before its message comes, and its answer is timed.
-        by_method[method.name] = grpc.stream_stream_rpc_method_handler(
-            _guard(behaviour, method, apart.get(method.name, calls), keyed and method.name not in apart),
+        # What comes is a stream, which is the same on the wire: only so a call is counted before its message is there.
+        streams = method.server_streaming
+        kind = grpc.stream_stream_rpc_method_handler if streams else grpc.stream_unary_rpc_method_handler
+        by_method[method.name] = kind(
+            (_streamed if streams else _answered)(
+                behaviour, method, apart.get(method.name, calls), keyed and method.name not in apart
+            ),
             request_deserializer=_parser(GetMessageClass(method.input_type)),
             response_serializer=_written,
         )
@@ -88,23 +92,44 @@ async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield request
 
 
-def _guard(behaviour: Callable[..., Any], method: Any, calls: Calls, keyed: bool) -> Callable[..., Any]:
+def _streamed(behaviour: Callable[..., Any], method: Any, calls: Calls, keyed: bool) -> Callable[..., Any]:
     async def guarded(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(calls.entered(context, keyed=keyed))
-                request = _checked(requests) if method.client_streaming else await _only(calls, context)
-                if method.server_streaming:
-                    await _stream(behaviour(request, context), calls, context)
-                else:
-                    await calls.write(context, await behaviour(request, context), first=True)
-            except Stalled as error:
-                calls.give_up(context, error, stack)
-                raise asyncio.CancelledError from None  # gRPC then sends no status by itself
+                request = await _request(requests, method, calls, context)
+                await _stream(behaviour(request, context), calls, context)
             except Exception as error:
-                await abort(context, error)
+                await _failed(error, calls, context, stack)
 
     return guarded
+
+
+def _answered(behaviour: Callable[..., Any], method: Any, calls: Calls, keyed: bool) -> Callable[..., Any]:
+    async def guarded(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> bytes | None:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(calls.entered(context, keyed=keyed))
+                request = await _request(requests, method, calls, context)
+                return calls.answer(context, _written(await behaviour(request, context)), stack)
+            except Exception as error:
+                await _failed(error, calls, context, stack)
+
+    return guarded
+
+
+async def _failed(
+    error: Exception, calls: Calls, context: grpc.aio.ServicerContext, stack: contextlib.ExitStack
+) -> None:
+    """End a call that an error ended."""
+    if isinstance(error, Stalled):
+        calls.give_up(context, error, stack)
+        raise asyncio.CancelledError from None  # gRPC then sends no status by itself
+    await abort(context, error)
+
+
+async def _request(requests: AsyncIterator[Any], method: Any, calls: Calls, context: grpc.aio.ServicerContext) -> Any:
+    return _checked(requests) if method.client_streaming else await _only(calls, context)
 
 
 async def _only(calls: Calls, context: grpc.aio.ServicerContext) -> Message:

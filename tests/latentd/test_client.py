@@ -17,6 +17,8 @@ from tests.support.clients import both
 from tests.support.fake import FakeServer
 from tests.support.patience import PATIENCE
 
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(300_000)  # no picture: the stand-in does not look
+
 
 @both
 def test_generate_returns_the_pictures(call: Any, server: FakeServer) -> None:
@@ -92,6 +94,23 @@ def test_a_full_queue_says_when_to_come_back(call: Any, server: FakeServer) -> N
         call(server.address, "generate", "full house")
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert caught.value.retry_after == 2.5
+
+
+@both
+def test_who_has_not_begun_to_answer_is_asked_again(call: Any, server: FakeServer) -> None:
+    assert call(server.address, "generate", "away for now", seed=7, init_image=PNG)
+    first, *others = server.images.requests
+    assert others == [first, first] and len(first.init_image) > 2**18, "beyond what gRPC keeps by itself"
+
+
+@both
+@pytest.mark.parametrize(
+    ("prompt", "sentence"), [("lost halfway", "the device failed"), ("full house", "the queue is full")]
+)
+def test_who_has_begun_or_is_full_is_asked_once(call: Any, prompt: str, sentence: str, server: FakeServer) -> None:
+    with pytest.raises(ServerError, match=sentence):
+        call(server.address, "generate", prompt)
+    assert len(server.images.requests) == 1
 
 
 @both

@@ -76,6 +76,7 @@ def test_health_follows_loading_and_serving(model: Model) -> None:
             await asyncio.to_thread(loading.wait, PATIENCE)
             for service in ("", SERVICE):
                 assert await health(server, service) == NOT_SERVING
+            assert await health(server, "live") == SERVING
             for refused in (client.generate("a cat"), client.models()):
                 with pytest.raises(ServerError, match="tiny is loading; health says SERVING when it is done") as told:
                     await refused
@@ -302,9 +303,9 @@ def test_whatever_reflection_offers_is_there_and_is_no_unexpected_error(
 def test_health_lists_its_services(server: Server) -> None:
     with grpc.insecure_channel(address(server)) as channel:
         listed = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest(), timeout=PATIENCE)
-    assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(("", SERVICE, OIP), 1), (
-        "SERVING"
-    )
+    assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(
+        ("", SERVICE, OIP, "live"), 1
+    ), "SERVING"
 
 
 @pytest.mark.parametrize(("name", "what"), [("max_steps", "steps"), ("max_guidance", "guidance")])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from engines.model import Model
 from latentd import Client, ServerError
 from server.app import Server
-from tests.support.held import eventually
-from tests.support.serving import address, serving
+from tests.support.held import Held, eventually
+from tests.support.serving import address, quick, serving
 
 NAMES = {
     "requests_total": {"door", "code"},
@@ -96,3 +97,27 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         assert re.search(r"^process_resident_memory_bytes \S+$", told, re.M)
         assert 10**8 < sample(server, "memory_limit_bytes", **own) < 10**14
         assert sample(server, "engine_info", backend="openvino", precision="f32", weights=model.digest[:12], **own) == 1
+
+
+def test_the_predicted_wait_is_until_the_last_one_sits(wired: Model, held: Held) -> None:
+    """Nothing where nobody waits, else what those who sit and wait take; servers are added by it (deploy/)."""
+    with serving(wired, seats=1) as server, ThreadPoolExecutor() as pool, Client(address(server)) as client:
+        quick(server, row=0.5)
+        own = {"model": wired.id}
+        held.hold()
+        try:
+            asked = [pool.submit(client.generate, "a red apple", steps=8)]
+            held.begun()
+            assert sample(server, "queue_wait_seconds", **own) == 0
+            asked.append(pool.submit(client.generate, "a red apple", steps=8))
+            eventually(lambda: sample(server, "queue_depth", **own), 1)
+            one = sample(server, "queue_wait_seconds", **own)
+            asked.append(pool.submit(client.generate, "a red apple", steps=8))
+            eventually(lambda: sample(server, "queue_depth", **own), 2)
+            two = sample(server, "queue_wait_seconds", **own)
+        finally:
+            held.release()
+        assert all(picture.result() for picture in asked)
+        eventually(lambda: sample(server, "queue_wait_seconds", **own), 0)
+    row = 0.5  # seconds; guided, a step has two
+    assert one == pytest.approx(8 * 2 * row, abs=2 * row) and two == pytest.approx(2 * one, abs=2 * row)

@@ -5,6 +5,8 @@ The first word of the prompt says how it behaves:
     meet      waits until two such requests are there at once, so that it ends only when they are concurrent
     refuse    INVALID_ARGUMENT in the server's own words
     full      RESOURCE_EXHAUSTED with RetryInfo of 2.5 s
+    away      UNAVAILABLE to the first two attempts, as of a server that loads or drains
+    lost      UNAVAILABLE after Queued
     nan       of two pictures the second fails: INTERNAL after the first
 Anything else is drawn.
 """
@@ -64,6 +66,8 @@ class FakeImages(ImagesServicer):
             return
         if word == "refuse":
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "steps 999 is outside 1..150")
+        if word == "away" and len(self.requests) < 3:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "this server is draining; ask another one")
         if word == "full":
             context.set_trailing_metadata((("grpc-status-details-bin", retry_status(2, 500_000_000)),))
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full")
@@ -82,6 +86,8 @@ class FakeImages(ImagesServicer):
                 prompt_cut=word == "long",
             )
         )
+        if word == "lost":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the device failed")
         if word == "hold":
             self.held.set()
             gone.wait(30)

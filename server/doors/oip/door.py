@@ -60,8 +60,6 @@ class OipServicer:
     ) -> pb.ModelInferResponse:
         call = self._begin("ModelInfer", context, _sent_ids(context) or [message.id])
         context.set_trailing_metadata(((ID_KEY, call.id),))
-        # However it ends: where the client left while the answer was on its way, this method does not hear of it.
-        context.add_done_callback(lambda _: self._over(call, asyncio.CancelledError()))  # pyright: ignore[reportArgumentType]
         try:
             request = self._read(message)
             if request.named.decoupled:
@@ -70,9 +68,9 @@ class OipServicer:
                     "model",
                 )
             answer = await self._together(request, call)
-            call.ended()
+            self._over(call)
         except BaseException as error:
-            call.ended(error)
+            self._over(call, error)
             raise
         return answer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -18,6 +18,7 @@ from server.access.policy import Policy
 from server.app import Server
 from server.doors.calls import CallBounds, Calls
 from server.doors.grpc import ConnectionBounds
+from server.doors.handlers import handlers
 from server.errors import Stalled
 from server.metrics import Metrics
 from server.settings import Settings
@@ -26,6 +27,12 @@ from tests.support.held import Held, eventually
 from tests.support.patience import PATIENCE
 from tests.support.serving import address, metric, serving
 from tests.support.unread import GOAWAY, HEADERS, Unread
+
+
+class Asked(NamedTuple):
+    """grpc.HandlerCallDetails, of a method."""
+
+    method: str
 
 
 @contextlib.contextmanager
@@ -200,3 +207,17 @@ def test_a_connection_too_many_is_closed_and_another_is_taken_when_one_has_gone(
             return True
 
         eventually(taken, True)
+
+
+def test_a_unary_answer_goes_out_as_one() -> None:
+    """Headers, message and status apart would be an answer that has begun: who is killed then leaves a call lost."""
+
+    class Servicer:
+        async def Generate(self, request: Any, context: Any) -> None: ...  # noqa: N802
+
+        async def Rank(self, request: Any, context: Any) -> None: ...  # noqa: N802
+
+    generic = handlers(pb.DESCRIPTOR.services_by_name["Images"], Servicer(), Calls(CallBounds(), Metrics("m")))
+    found = {name: generic.service(Asked(f"/latentd.v1.Images/{name}")) for name in ("Generate", "Rank")}  # type: ignore[arg-type]
+    assert found["Generate"] and found["Generate"].response_streaming
+    assert found["Rank"] and not found["Rank"].response_streaming and found["Rank"].stream_unary

@@ -74,4 +74,5 @@ def test_a_service_that_is_not_here_is_refused_in_words(service: str, server: Se
     message = health_pb2.HealthCheckRequest(service=service).SerializeToString()
     code, sentence = wire.refusal(address(server), wire.CHECK, message)
     assert code == "NOT_FOUND"
-    assert sentence == f"service is {service[:64]!r}; there are: latentd.v1.Images, inference.GRPCInferenceService"
+    names = "latentd.v1.Images, inference.GRPCInferenceService, live"
+    assert sentence == f"service is {service[:64]!r}; there are: {names}"

@@ -27,6 +27,7 @@ class Job:
     arrived: float  # monotonic seconds
     deadline: float | None = None  # monotonic seconds
     caller: str = LOCAL  # whose it is (server/caller.py)
+    model: str = ""  # the id of the one that draws it
     unencoded: int = 0  # chunks of its prompts that nobody remembered when it came
     expected: float | None = None  # seconds from its arrival to its end, as forecast when it was admitted
     cancelled: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,6 +13,7 @@ from engines.model import Model
 from engines.preview import Preview
 from pipeline.errors import InvalidRequest, LatentdError
 from server.caller import LOCAL, named
+from server.device.holds import Holds
 from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.device.loop import Device
 from server.errors import NotServing, TooLate, UnknownModel
@@ -35,17 +37,23 @@ class Accepted:
 
     job: Job
     ahead: int  # pictures that wait before it
+    model: Model  # that draws it
 
 
 class Service:
-    """Serves one model to any number of doors. `device` is None until it is loaded."""
+    """Serves one model to any number of doors. `device` is None until it is loaded.
+
+    Another one may take over: then `before` is that of the model before, until nobody has anything to do with it.
+    """
 
     def __init__(self, model_id: str, limits: Limits, metrics: Metrics) -> None:
         self.model_id = model_id
         self.limits = limits
         self.metrics = metrics
         self.device: Device | None = None
+        self.before: Device | None = None
         self.draining = False
+        self.holds = Holds()
         self._originals = Originals(metrics)
         self._fitting: asyncio.Task[None] | None = None  # of what previews need
 
@@ -56,6 +64,27 @@ class Service:
         if self.draining:
             raise NotServing("this server is draining; ask another one")
         return self.device
+
+    @property
+    def devices(self) -> list[Device]:
+        """List the devices that are here: the one that serves, and the one before."""
+        return [device for device in (self.device, self.before) if device is not None]
+
+    def holding(self, model: str | None = None) -> contextlib.AbstractContextManager[Device]:
+        """Give a request the device that serves a model; whatever takes over meanwhile, it stays during the block.
+
+        A door whose request waits for anything before its last `submit` holds it from before that wait on, so that all
+        of the request is one model's. Errors: UnknownModel; NotServing.
+        """
+        return self.holds.of(self._named(model))
+
+    def succeed(self, device: Device) -> None:
+        """Have another device, which is started, take over: who asks from now on asks for its model."""
+        assert self.before is None
+        self.before, self.device = self.device, device
+        self.model_id, self.metrics = device.model.id, device.metrics
+        self._fitting = None
+        self._originals.forget()
 
     def dismiss(self, why: str) -> None:
         """End every request whose pictures are read or wait for it, saying `why`; queued ones are the device's."""
@@ -77,16 +106,21 @@ class Service:
         seconds_left: float | None,
         arrived: float | None = None,
         caller: str = LOCAL,
+        device: Device | None = None,
     ) -> Accepted:
         """Check, admit and queue. `arrived`: when the door heard of it, monotonic seconds; None: just now.
 
-        `caller`: whose it is, as server/caller.py names it; callers share the device.
+        `caller`: whose it is, as server/caller.py names it; callers share the device. `device`: the one that the door
+        is holding for it; None: the one that serves its model now.
         A picture to begin with is read and encoded first, unless the request would not be done in time with that and
         what waits for it; a request without one is queued before this first waits.
         Errors: any LatentdError, each with its code.
         """
         now = time.monotonic()
-        device = self._named(request.model)
+        if device is None:
+            with self.holding(request.model) as held:
+                return await self.submit(request, request_id, seconds_left, arrived or now, caller, held)
+        self.ready()
         wish = Wish.of(request, device.model, device.sizes, self.limits)
         if wish.priority > 0 and not named(caller, self.limits.priority_callers):
             raise InvalidRequest(
@@ -96,7 +130,7 @@ class Service:
             )
         deadline = None if seconds_left is None else now + seconds_left
         mailbox = Mailbox(asyncio.get_running_loop(), progress=request.progress is not False)
-        job = Job(request_id, wish, mailbox, arrived or now, deadline, caller)
+        job = Job(request_id, wish, mailbox, arrived or now, deadline, caller, model=device.model.id)
         kinds = [original_kind(wish)] * (request.init_image is not None) + [STYLE] * (request.style_image is not None)
         if kinds:
             device.foresee(job, self._originals.expected(caller, kinds), first=not self._originals.at_work)
@@ -106,7 +140,7 @@ class Service:
             except TimeoutError:
                 raise TooLate("the deadline passed before the pictures were read") from None
             job.timings.read = time.monotonic()
-        return Accepted(job, device.submit(job))
+        return Accepted(job, device.submit(job), device.model)
 
     async def _read(self, request: ImageRequest, job: Job, model: Model) -> None:
         """Read the pictures of a request, and put what is read into its job's wish."""
@@ -130,14 +164,14 @@ class Service:
 
         Errors: InvalidRequest naming the field, also where there is no judge; UnknownModel; NotServing; Busy.
         """
-        device = self._named(model)
-        judge = judge_for(device.model, pictures, texts, self.limits)
+        with self.holding(model) as device:
+            judge = judge_for(device.model, pictures, texts, self.limits)
 
-        def ranked(stay: Stay) -> Ranks:
-            with device.judging(len(pictures)):
-                return ranks_of(stay, judge, pictures, texts)
+            def ranked(stay: Stay) -> Ranks:
+                with device.judging(len(pictures)):
+                    return ranks_of(stay, judge, pictures, texts)
 
-        return await self._originals.apart(caller, Kind("rank", len(pictures)), ranked)
+            return await self._originals.apart(caller, Kind("rank", len(pictures)), ranked)
 
     def _named(self, model: str | None) -> Device:
         """Return the device that serves a model. Errors: UnknownModel; NotServing."""
@@ -146,18 +180,21 @@ class Service:
             raise UnknownModel(f"model is {model[:64]!r}; this server has {self.model_id}")
         return device
 
-    async def previews(self) -> None:
+    async def previews(self, device: Device | None = None) -> None:
         """Wait until previews can be made: a short request would be over before its first. See begin_previews."""
         self.ready()
-        if (fitting := self.begin_previews()) is not None:
+        if (fitting := self.begin_previews(device)) is not None:
             await asyncio.shield(fitting)
 
-    def begin_previews(self) -> asyncio.Task[None] | None:
+    def begin_previews(self, device: Device | None = None) -> asyncio.Task[None] | None:
         """Begin to fit the map that previews need, once, off the event loop; None where there is nothing to wait for.
 
-        Where that fails requests go on without previews, and the next one tries again.
+        Where that fails requests go on without previews, and the next one tries again. `device`: the one that a door is
+        holding; with the one before nothing is begun any more.
         """
         if self.device is None or self.draining or self.device.preview.known is not None:
+            return None
+        if device not in (None, self.device):
             return None
         if self._fitting is None or self._fitting.done():
             self._fitting = asyncio.create_task(self._fit(self.device.preview))
@@ -205,7 +242,7 @@ class Service:
         code, reason = _code(error, left)
         now = time.monotonic()
         took = now - started
-        self.metrics.request(door, code, took)
+        self.metrics.request(door, code, took, "" if job is None else job.model)
         details = ""
         if job is not None:
             wish, timings = job.wish, job.timings

@@ -72,6 +72,10 @@ def _setting(default: Any, reads: tuple[Callable[[str], Any], str], help: str) -
     return field(default=default, metadata={"kind": _Kind(*reads, help)})
 
 
+# YAML reads both words as truth values.
+_ONS = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
+
+
 def _path(text: str) -> Path:
     if "://" in text:
         raise ValueError
@@ -79,6 +83,7 @@ def _path(text: str) -> Path:
 
 
 _PATH: tuple[Callable[[str], Any], str] = (_path, "a path")
+_ON: tuple[Callable[[str], Any], str] = (lambda text: _ONS[text.lower()], "on or off")
 _HOST: tuple[Callable[[str], Any], str] = (lambda text: text.strip("[]"), "an address")
 _PORT = _number(0, 65535)
 
@@ -193,6 +198,10 @@ class Settings:
     keys: Path | None = _setting(
         None, _PATH, "a YAML file of keys (latentd keys new NAME); every call then needs one, but for health"
     )
+    admin: bool = _setting(
+        False, _ON, "whether operators may swap the served model; it takes keys, one with admin: true, and admin_models"
+    )
+    admin_models: Path | None = _setting(None, _PATH, "the folder of the models that may be swapped to, and no others")
     log_format: str = _setting("text", _choice("text", "json"), "of the log on stderr")
 
 
@@ -232,7 +241,7 @@ def _parse(kind: _Kind, where: str, value: Any) -> Any:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     try:
         return kind.parse(text)
-    except ValueError:
+    except (ValueError, KeyError):
         local = " on this machine: nothing is downloaded" if "://" in text else ""
         raise SettingsError(f"{where} is {text!r}; it takes {kind.takes}{local}") from None
     except RuntimeError:  # of Path.expanduser

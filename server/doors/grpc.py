@@ -16,6 +16,9 @@ from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest, LatentdError
 from server.address import joined, refuse_taken
 from server.caller import caller_of
+from server.device.loop import Device
+from server.doors.admin import SERVICE as ADMIN
+from server.doors.admin import AdminServicer
 from server.doors.calls import CallBounds, Calls
 from server.doors.handlers import handlers
 from server.doors.health import HealthServicer
@@ -80,13 +83,20 @@ class ConnectionBounds:
 class GrpcDoor:
     """Listens from `open` on, answers health from `start` on, takes requests once the service is ready."""
 
-    def __init__(self, service: Service, bounds: CallBounds, connections: ConnectionBounds) -> None:
+    def __init__(
+        self,
+        service: Service,
+        bounds: CallBounds,
+        connections: ConnectionBounds,
+        admin: AdminServicer | None = None,
+    ) -> None:
         self._images = ImagesServicer(service)
         self.calls = Calls(bounds, service.metrics)
         checks = Calls(replace(bounds, calls=_CHECKS, of_caller=_CHECKS_OF_CALLER), service.metrics, "checks of health")
         self._server = grpc.aio.server(options=[*OPTIONS, *connections.options(bounds.message)])
         self._health = HealthServicer()
         self._oip = OipServicer(service, self.calls, self._health.serving)
+        listed = (SERVICE, OIP.full_name, HEALTH, *([ADMIN.full_name] if admin else []))
         self._server.add_generic_rpc_handlers(
             (
                 handlers(pb.DESCRIPTOR.services_by_name["Images"], self._images, self.calls),
@@ -97,7 +107,8 @@ class GrpcDoor:
                     self.calls,
                     apart={"Check": checks, "List": checks},
                 ),
-                *reflection_handlers((SERVICE, OIP.full_name, HEALTH), self.calls),
+                *reflection_handlers(listed, self.calls),
+                *([handlers(ADMIN, admin, self.calls)] if admin else []),
             )
         )
 
@@ -169,10 +180,11 @@ class ImagesServicer:
         call = self._call(context)
         try:
             request = image_request(message)
-            if request.preview_every:
-                await self._service.previews()
-            accepted = await call.submit(request)
-            yield pb.GenerateEvent(queued=queued_message(self._service.model_id, accepted))
+            with self._service.holding(request.model) as device:
+                if request.preview_every:
+                    await self._service.previews(device)
+                accepted = await call.submit(request, device)
+            yield pb.GenerateEvent(queued=queued_message(accepted))
             async for event in self._service.events(accepted.job):
                 yield event_message(event, accepted.job)
             call.ended()
@@ -193,7 +205,7 @@ class ImagesServicer:
         except BaseException as error:
             call.ended(error)
             raise
-        return response_message(self._service.model_id, accepted, images, done)
+        return response_message(accepted, images, done)
 
     async def Rank(  # noqa: N802
         self, message: pb.RankRequest, context: grpc.aio.ServicerContext
@@ -236,11 +248,11 @@ class _Call:
         self.id = request_id(str(value) for key, value in context.invocation_metadata() or () if key == ID_KEY)
         context.set_trailing_metadata(((ID_KEY, self.id),))
 
-    async def submit(self, request: ImageRequest) -> Accepted:
-        """Submit the call's request. Errors: those of Service.submit."""
+    async def submit(self, request: ImageRequest, device: Device | None = None) -> Accepted:
+        """Submit the call's request. `device`, and errors: those of Service.submit."""
         try:
             caller, left = caller_of(self._context.peer()), self._context.time_remaining()
-            accepted = await self._service.submit(request, self.id, left, self._started, caller)
+            accepted = await self._service.submit(request, self.id, left, self._started, caller, device)
         except UnknownFormat:  # here a format is a number
             raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}") from None
         self._job = accepted.job

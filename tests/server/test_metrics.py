@@ -40,6 +40,7 @@ NAMES = {
     "calls_unread_total": set(),
     "descriptors_scarce": set(),
     "connections_ended_total": {"door", "why"},
+    "swaps_total": {"outcome"},
     "engine_info": {"backend", "precision", "weights"},
 }
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from pipeline.conditions.original import STRENGTH, steps_skipped
 from pipeline.errors import InvalidRequest
+from server.device.loop import Device
 from server.doors.http.answers import EventStream, json_response, sse, sse_of
 from server.doors.http.body import form_schema_of, read_body, read_form, schema_of
 from server.doors.http.call import Call, answering
@@ -22,6 +23,7 @@ from server.doors.http.generation import FILES, NAMES, Edit, Generation, image_r
 from server.errors import UnknownModel
 from server.events import Image, Preview
 from server.limits import within
+from server.request import ImageRequest
 from server.service import Accepted, Service
 from server.upload import from_transparency
 
@@ -88,14 +90,18 @@ class _Generations:
     ) -> Response:
         partial = _check(body)
         request = replace(image_request(body), init_image=image, mask=mask, style_image=style)
-        steps = body.steps or self.service.ready().model.spec.defaults.steps
+        with self.service.holding(request.model) as device:
+            return await self._answer(body, request, partial, device)
+
+    async def _answer(self, body: Generation, request: ImageRequest, partial: int, device: Device) -> Response:
+        steps = body.steps or device.model.spec.defaults.steps
         within("steps", steps, 1, self.service.limits.steps)  # an integer of JSON may be too large for a float
-        if image is not None:
+        if request.init_image is not None:
             strength = STRENGTH if request.strength is None else within("strength", request.strength, 0.0, 1.0)
             steps -= steps_skipped(steps, strength)
         wanted = partial_steps(steps, partial)
         request = replace(request, preview_every=wanted.every if partial else 0, progress=False)
-        accepted = await self.call.submit(request, NAMES)
+        accepted = await self.call.submit(request, NAMES, device=device)
         if body.stream:
             return EventStream(self.call, self._events(accepted, wanted), _failure)
         pictures, _ = await self.call.pictures()

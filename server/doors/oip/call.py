@@ -10,6 +10,7 @@ import grpc
 
 from pipeline.errors import InvalidRequest
 from server.caller import caller_of
+from server.device.loop import Device
 from server.doors.oip.infer_request import InferRequest, Run
 from server.doors.oip.statistics import Statistics
 from server.doors.request_id import request_id
@@ -30,15 +31,19 @@ class Call:
         self._over = False
         self.id = request_id(ids)
 
-    async def submit(self, request: InferRequest, statistics: Statistics) -> list[Accepted]:
-        """Submit a request's runs, all or none. Errors: those of Service.submit, in the protocol's words."""
+    async def submit(self, request: InferRequest, statistics: Statistics, device: Device) -> list[Accepted]:
+        """Submit a request's runs to a device that is held, all or none.
+
+        Errors: those of Service.submit, in the protocol's words.
+        """
         self._statistics = statistics
         caller, accepted = caller_of(self._context.peer()), []
         for run in request.runs:
             times = [left for left in (self._context.time_remaining(), request.timeout) if left is not None]
             left = min(times) if times else None
             try:
-                accepted.append(await self._service.submit(run.request, self.id, left, self._started, caller))
+                one = await self._service.submit(run.request, self.id, left, self._started, caller, device)
+                accepted.append(one)
             except InvalidRequest as error:
                 raise _placed(error, run, len(request.runs)) from None
             self._jobs.append(accepted[-1].job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ class OipServicer:
 
     def __init__(self, service: Service, calls: Calls, ready: Callable[[], bool]) -> None:
         self._service, self._calls, self._ready = service, calls, ready
-        self._statistics = {name.name: Statistics() for name in names_of(service.model_id)}
+        self._statistics: defaultdict[str, Statistics] = defaultdict(Statistics)  # by name, of every model served
         self._live: set[Call] = set()
         self.idle = asyncio.Event()  # no request is under way
         self.idle.set()
@@ -138,13 +139,15 @@ class OipServicer:
 
     async def _together(self, request: InferRequest, call: Call) -> pb.ModelInferResponse:
         self._fits_one_message(request)
-        accepted = await call.submit(request, self._statistics[request.named.name])
+        with self._service.holding(request.named.model) as device:
+            accepted = await call.submit(request, self._statistics[request.named.name], device)
         return await together(request, call, [one.job for one in accepted])
 
     async def _one_by_one(self, request: InferRequest, call: Call) -> AsyncGenerator[pb.ModelInferResponse]:
-        if any(run.request.preview_every for run in request.runs):
-            await self._service.previews()
-        accepted = await call.submit(request, self._statistics[request.named.name])
+        with self._service.holding(request.named.model) as device:
+            if any(run.request.preview_every for run in request.runs):
+                await self._service.previews(device)
+            accepted = await call.submit(request, self._statistics[request.named.name], device)
         async with contextlib.aclosing(one_by_one(request, call, [one.job for one in accepted])) as answers:
             async for answer in answers:
                 yield answer

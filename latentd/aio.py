@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import grpc
 import grpc.aio
 
+from latentd.access import Access, shown
 from latentd.channel import channel_options, server_address
 from latentd.errors import ServerError, closed_error, server_error
 from latentd.events import Event, Gathering, event_of
@@ -24,8 +25,9 @@ class AsyncClient:
     Cancelling the task that waits for a call cancels the call on the server.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, **access: Unpack[Access]) -> None:
         self.address = server_address(address)
+        self._shown = shown(access)
         self._channel: grpc.aio.Channel | None = None
         self._closed = False
 
@@ -75,7 +77,10 @@ class AsyncClient:
         """Score each picture against each text; see Client.rank."""
         request, timeout = build_ranking(pictures, texts, model), check_timeout(timeout)
         try:
-            return [list(row.texts) for row in (await self._images().Rank(request, timeout=timeout)).pictures]
+            return [
+                list(row.texts)
+                for row in (await self._images().Rank(request, timeout=timeout, metadata=self._shown.metadata)).pictures
+            ]
         except grpc.RpcError as error:
             raise server_error(error, self.address) from None
 
@@ -83,12 +88,18 @@ class AsyncClient:
         """Return the models served, with their sizes, samplers, defaults and limits."""
         timeout = check_timeout(timeout)
         try:
-            return list((await self._images().ListModels(pb.ListModelsRequest(), timeout=timeout)).models)
+            return list(
+                (
+                    await self._images().ListModels(
+                        pb.ListModelsRequest(), timeout=timeout, metadata=self._shown.metadata
+                    )
+                ).models
+            )
         except grpc.RpcError as error:
             raise server_error(error, self.address) from None
 
     async def _events(self, request: pb.GenerateRequest, timeout: float | None) -> AsyncGenerator[Event, None]:
-        call = self._images().Generate(request, timeout=timeout)
+        call = self._images().Generate(request, timeout=timeout, metadata=self._shown.metadata)
         try:
             async for message in call:
                 if (event := event_of(message)) is not None:
@@ -103,5 +114,9 @@ class AsyncClient:
             raise closed_error()
         # Not in __init__: a channel belongs to the event loop that runs when it is made.
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self.address, options=channel_options(self.address))
+            tls, options = self._shown.channel, channel_options(self.address)
+            if tls is None:
+                self._channel = grpc.aio.insecure_channel(self.address, options=options)
+            else:
+                self._channel = grpc.aio.secure_channel(self.address, tls, options=options)
         return ImagesStub(self._channel)

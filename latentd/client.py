@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import grpc
 
+from latentd.access import Access, shown
 from latentd.channel import channel_options, server_address
 from latentd.errors import ServerError, closed_error, server_error
 from latentd.events import Event, Gathering, event_of
@@ -21,12 +22,18 @@ class Client:
     """Holds a connection to one server, made on the first call; threads may share it.
 
     address: `host:port`, or a host whose server has port 8001; without it $LATENTD_SERVER, else 127.0.0.1:8001.
+    access: key, tls, tls_ca, tls_client_cert, tls_client_key; latentd.access.Access says what each means.
     Every call raises ServerError when the server refuses, fails or does not answer, and when this client is closed.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, **access: Unpack[Access]) -> None:
         self.address = server_address(address)
-        self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
+        self._shown = shown(access)
+        tls, options = self._shown.channel, channel_options(self.address)
+        if tls is None:
+            self._channel = grpc.insecure_channel(self.address, options=options)
+        else:
+            self._channel = grpc.secure_channel(self.address, tls, options=options)
         self._stub: Any = ImagesStub(self._channel)
         self._closed = False
 
@@ -89,7 +96,10 @@ class Client:
         """
         request, timeout = build_ranking(pictures, texts, model), check_timeout(timeout)
         try:
-            return [list(row.texts) for row in self._images().Rank(request, timeout=timeout).pictures]
+            return [
+                list(row.texts)
+                for row in self._images().Rank(request, timeout=timeout, metadata=self._shown.metadata).pictures
+            ]
         except grpc.RpcError as error:
             raise server_error(error, self.address) from None
 
@@ -97,12 +107,14 @@ class Client:
         """Return the models served, with their sizes, samplers, defaults and limits."""
         timeout = check_timeout(timeout)
         try:
-            return list(self._images().ListModels(pb.ListModelsRequest(), timeout=timeout).models)
+            return list(
+                self._images().ListModels(pb.ListModelsRequest(), timeout=timeout, metadata=self._shown.metadata).models
+            )
         except grpc.RpcError as error:
             raise server_error(error, self.address) from None
 
     def _events(self, request: pb.GenerateRequest, timeout: float | None) -> Generator[Event, None, None]:
-        call = self._images().Generate(request, timeout=timeout)
+        call = self._images().Generate(request, timeout=timeout, metadata=self._shown.metadata)
         try:
             for message in call:
                 if (event := event_of(message)) is not None:

@@ -33,7 +33,14 @@ def run(argv: Sequence[str]) -> int:
     for sentence in strangers(os.environ):
         _complain(sentence)
     try:
-        client = AsyncClient(options.server)
+        client = AsyncClient(
+            options.server,
+            key=options.key,
+            tls=options.tls,
+            tls_ca=options.tls_ca,
+            tls_client_cert=options.tls_client_cert,
+            tls_client_key=options.tls_client_key,
+        )
     except ValueError as error:
         _usage(str(error))
     if options.list_models:

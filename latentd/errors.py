@@ -73,6 +73,8 @@ def server_error(error: Any, address: str) -> ServerError:
 
 def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
     said = details.lower()
+    if code is grpc.StatusCode.UNAVAILABLE and "handshake failed" in said:
+        return f"no TLS with {address}: {_refused_for(said)}"
     if code is grpc.StatusCode.UNAVAILABLE and any(words in said for words in _NO_ANSWER):
         return f"no latentd server answers at {address}{_hint(address)}"
     if code is grpc.StatusCode.UNAVAILABLE and (not said or any(words in said for words in _LOST)):
@@ -82,6 +84,17 @@ def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
     if code is grpc.StatusCode.UNIMPLEMENTED and (said.startswith("unknown service") or said == "method not found!"):
         return f"the server at {address} is not a latentd server"
     return details or f"the server at {address} ended the call with {code.name}"
+
+
+def _refused_for(said: str) -> str:
+    """Say why a handshake failed, of what gRPC's C core says."""
+    if "certificate_verify_failed" in said or "certificate verify failed" in said:
+        return "the server's certificate is none that tls_ca, or a public authority, vouches for"
+    if "wrong_version_number" in said:
+        return "the server does not encrypt there"
+    if "hostname" in said or "peer name" in said:
+        return "the server's certificate is for another name"
+    return "the handshake failed; the server may want a client's certificate (tls_client_cert)"
 
 
 def closed_error() -> ServerError:

@@ -25,7 +25,8 @@ examples:
 A file that -o or --film names is replaced if it is there, and the line about it says so. A name made from the prompt
 or with a number (apple-1.png) never replaces a file: numbers go on after those that are there.
 
-`%(prog)s serve [MODEL]` runs a server (serve --help); the prompt "serve" is %(prog)s -- serve.
+`%(prog)s serve [MODEL]` runs a server (serve --help), `%(prog)s keys new NAME` draws a key for one; the prompt
+"serve" is %(prog)s -- serve.
 
 Every option is also an environment variable: --steps is LATENTD_STEPS, --list-models is LATENTD_LIST_MODELS=1;
 a flag wins over the variable. What is not said is left to the model's own defaults; --list-models shows them.
@@ -112,6 +113,16 @@ def _parser() -> _Parser:
         default=DEFAULT_ADDRESS,
         help=f"where it listens (default: {DEFAULT_ADDRESS})",
     )
+    add(
+        "--key",
+        metavar="KEY|@FILE",
+        help="where the server wants a key: @ and a file that has it; LATENTD_KEY may have it too, while what stands "
+        "on a command line is seen by all who use this machine",
+    )
+    add("--tls", action=on_off, default=False, help="encrypt; the server's certificate is a public authority's")
+    add("--tls-ca", metavar="PATH", help="the same, with the authorities of this file, in PEM")
+    add("--tls-client-cert", metavar="PATH", help="this client's certificate, in PEM, where the server wants one")
+    add("--tls-client-key", metavar="PATH", help="and its key")
     add("--model", type=model_id, metavar="ID", default="", help="which model, if the server has several")
     add(
         "--priority",

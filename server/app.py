@@ -18,9 +18,8 @@ from engines.machine.cores import available_cores
 from engines.model import Model
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id
-from server.access.keys import Keys
-from server.access.policy import Policy
-from server.address import is_loopback, joined
+from server.access.gate import Gate
+from server.address import joined
 from server.descriptors import Descriptors, connections, raise_limit
 from server.device.loop import Device
 from server.device.watchdog import watch
@@ -29,6 +28,8 @@ from server.doors.asgi import AsgiServer, Bounds
 from server.doors.calls import CallBounds
 from server.doors.grpc import ConnectionBounds, GrpcDoor
 from server.doors.http.door import HttpDoor
+from server.doors.keyed import keyed
+from server.doors.probes import ProbeDoor
 from server.limits import Limits
 from server.metrics import Metrics
 from server.models.folder import Folder
@@ -51,7 +52,7 @@ class Server:
         self.settings = settings
         name = model_id(settings.model)
         self.metrics = Metrics(name)
-        self.policy = Policy(settings.keys and Keys(settings.keys), self.metrics.call_refused)
+        self.gate = gate = Gate(settings, self.metrics.call_refused)
         limits = Limits(
             settings.max_prompt,
             settings.max_steps,
@@ -59,7 +60,7 @@ class Server:
             settings.max_images,
             settings.priority_callers,
         )
-        self.service = Service(name, limits, self.metrics)
+        self.service = Service(name, limits, self.metrics, gate.policy.key_of)
         calls = CallBounds(
             settings.max_calls, settings.max_calls_caller, settings.unread_seconds or math.inf, settings.max_message
         )
@@ -78,14 +79,17 @@ class Server:
             self.succession = Succession(
                 self.service, Folder(settings.admin_models), self._another, self._watch, self._let_go
             )
-        admin = self.succession and AdminServicer(self.service, self.succession, self.policy)
-        self._door = GrpcDoor(self.service, calls, bounds, admin)
+        admin = self.succession and AdminServicer(self.service, self.succession, gate.policy)
+        self._door = GrpcDoor(self.service, calls, bounds, gate.policy, admin)
+        self._probes = ProbeDoor(self._door)
+        web = _http_bounds(settings, pages)
         self._http = HttpDoor(
-            self.service, self._door.calls, settings.max_message, settings.allow_host, _http_bounds(settings, pages)
+            self.service, self._door.calls, settings.max_message, settings.allow_host, web, gate.policy
         )
         self._descriptors = Descriptors(descriptors, self._scarce)
         ended = functools.partial(self.metrics.connection_ended, "metrics")
-        self._scrapes = AsgiServer(self.metrics.app, "metrics", Bounds(connections=scrapers), ended)
+        scrapes = keyed(self.metrics.app, gate.policy)
+        self._scrapes = AsgiServer(scrapes, "metrics", Bounds(connections=scrapers), ended, gate.certificates)
         self._died = asyncio.Event()
         self._watching: list[asyncio.Task[None]] = []
         self._watched: dict[Device, asyncio.Task[None]] = {}
@@ -94,23 +98,26 @@ class Server:
         self.grpc_port = 0
         self.http_port: int | None = None  # None: no HTTP
         self.metrics_port: int | None = None  # None: no metrics
+        self.health_port: int | None = None  # None: health is on the gRPC port alone
 
     async def open(self) -> None:
         """Bind, and answer health with NOT_SERVING: a taken port is an error before the seconds that a load takes."""
-        settings = self.settings
-        self.grpc_port = self._door.open(settings.host, settings.grpc_port)
+        settings, certificates = self.settings, self.gate.certificates
+        self.grpc_port = self._door.open(settings.host, settings.grpc_port, certificates)
+        if settings.health_port is not None:
+            self.health_port = self._probes.open(settings.host, settings.health_port)
         if settings.metrics_port is not None:
             self.metrics_port = self._scrapes.open(settings.host, settings.metrics_port)
         if settings.http_port is not None:
-            self.http_port = self._http.open(settings.host, settings.http_port)
+            self.http_port = self._http.open(settings.host, settings.http_port, certificates)
         await self._door.start()
+        await self._probes.start()
         if self.metrics_port is not None:
             await self._scrapes.start()
         if self.http_port is not None:
             await self._http.start()
         self._watching.append(asyncio.create_task(self._descriptors.watch()))
-        if not is_loopback(settings.host):
-            log.warning("listening on %s without authentication: anyone who reaches it may use it", settings.host)
+        self.gate.warn()
 
     async def load(self, make: Callable[[Settings], Model]) -> None:
         """Load the model and make its lanes: engines, buffers, one warm step of each size. Then health says SERVING."""
@@ -155,10 +162,13 @@ class Server:
     def addresses(self) -> list[str]:
         """List where the doors are, in words."""
         host, doors = self.settings.host, [f"gRPC {joined(self.settings.host, self.grpc_port)}"]
+        web = "http" if self.gate.certificates is None else "https"
         if self.http_port is not None:
-            doors.insert(0, f"page http://{joined(host, self.http_port)}/")
+            doors.insert(0, f"page {web}://{joined(host, self.http_port)}/")
         if self.metrics_port is not None:
-            doors.append(f"metrics http://{joined(host, self.metrics_port)}/metrics")
+            doors.append(f"metrics {web}://{joined(host, self.metrics_port)}/metrics")
+        if self.health_port is not None:
+            doors.append(f"health {joined(host, self.health_port)}")
         return doors
 
     def _scarce(self, why: str | None) -> None:
@@ -215,6 +225,7 @@ class Server:
             device.dismiss(why)
         farewell = farewell if grace else 0.0
         await asyncio.gather(self._door.close(farewell), self._http.close(farewell))
+        await self._probes.close()
         self.service.close()
         for device in devices:
             await asyncio.to_thread(device.stop)

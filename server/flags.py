@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from latentd import __version__
 from latentd.variables import meant
@@ -16,7 +16,7 @@ GROUPS = {
     ),
     "what it has beside": ("style_adapter", "style_encoder", "judge"),
     "where it listens": ("host", "http_port", "grpc_port", "metrics_port", "allow_host"),
-    "who may come": ("keys",),
+    "who may come": ("keys", "insecure", "tls_cert", "tls_key", "tls_client_ca", "health_port"),
     "what operators may do": ("admin", "admin_models"),
     "how much at once": ("seats", "sizes", "chunks", "queue_jobs", "queue_seconds", "priority_callers"),
     "what a request may ask for": ("max_prompt", "max_steps", "max_guidance", "max_images", "max_message"),
@@ -61,7 +61,8 @@ def read_flags(argv: Sequence[str], settings: Sequence[tuple[str, str, str]], pr
         for name in names:
             if name in known:
                 takes, help = known[name]
-                group.add_argument(flag(name), metavar=_placeholder(takes), help=help.replace("%", "%%"))
+                bare: dict[str, Any] = {"nargs": "?", "const": "on"} if takes == "on or off" else {}
+                group.add_argument(flag(name), metavar=_placeholder(takes), help=help.replace("%", "%%"), **bare)
     options, extra = parser.parse_known_args(argv)
     if extra:
         flags = [text.partition("=")[0] for text in extra if text.startswith("-")]
@@ -84,6 +85,7 @@ def flag(name: str) -> str:
 
 def _placeholder(takes: str) -> str:
     kinds = {
+        "on or off": "on|off",
         "an integer": "N",
         "a number": "X",
         "a path": "PATH",

@@ -26,7 +26,8 @@ class Job:
     mailbox: Mailbox
     arrived: float  # monotonic seconds
     deadline: float | None = None  # monotonic seconds
-    caller: str = LOCAL  # whose it is (server/caller.py)
+    caller: str = LOCAL  # whose it is (server/caller.py), or whose key it came with (server/access/key.py)
+    weight: float = 1.0  # of its caller, beside others of its level (server/batching/share.py)
     model: str = ""  # the id of the one that draws it
     unencoded: int = 0  # chunks of its prompts that nobody remembered when it came
     expected: float | None = None  # seconds from its arrival to its end, as forecast when it was admitted

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from engines.model import Model
-from engines.preview import Preview
 from pipeline.errors import InvalidRequest, LatentdError
+from server.access.key import Key
 from server.caller import LOCAL, named
+from server.device.fitting import Fitting
 from server.device.holds import Holds
 from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.device.loop import Device
@@ -44,9 +45,17 @@ class Service:
     """Serves one model to any number of doors. `device` is None until it is loaded.
 
     Another one may take over: then `before` is that of the model before, until nobody has anything to do with it.
+    `key_of`: the key that a caller came with, None where it came without.
     """
 
-    def __init__(self, model_id: str, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        limits: Limits,
+        metrics: Metrics,
+        key_of: Callable[[str], Key | None] = lambda caller: None,
+    ) -> None:
+        self._key_of = key_of
         self.model_id = model_id
         self.limits = limits
         self.metrics = metrics
@@ -55,7 +64,7 @@ class Service:
         self.draining = False
         self.holds = Holds()
         self._originals = Originals(metrics)
-        self._fitting: asyncio.Task[None] | None = None  # of what previews need
+        self._fitting = Fitting()
 
     def ready(self) -> Device:
         """Return the device that serves. Errors: NotServing while it loads or the server drains."""
@@ -67,23 +76,22 @@ class Service:
 
     @property
     def devices(self) -> list[Device]:
-        """List the devices that are here: the one that serves, and the one before."""
-        return [device for device in (self.device, self.before) if device is not None]
+        """List the device that serves and the one before, as far as they are here."""
+        return [device for device in (self.device, self.before) if device]
 
     def holding(self, model: str | None = None) -> contextlib.AbstractContextManager[Device]:
-        """Give a request the device that serves a model; whatever takes over meanwhile, it stays during the block.
+        """Give a request the device that serves a model; it stays during the block, whatever takes over meanwhile.
 
-        A door whose request waits for anything before its last `submit` holds it from before that wait on, so that all
-        of the request is one model's. Errors: UnknownModel; NotServing.
+        A door whose request waits for anything before its last `submit` holds it all the while, so that all of the
+        request is one model's. Errors: UnknownModel; NotServing.
         """
         return self.holds.of(self._named(model))
 
     def succeed(self, device: Device) -> None:
         """Have another device, which is started, take over: who asks from now on asks for its model."""
-        assert self.before is None
         self.before, self.device = self.device, device
         self.model_id, self.metrics = device.model.id, device.metrics
-        self._fitting = None
+        self._fitting.forget()
         self._originals.forget()
 
     def dismiss(self, why: str) -> None:
@@ -122,15 +130,12 @@ class Service:
                 return await self.submit(request, request_id, seconds_left, arrived or now, caller, held)
         self.ready()
         wish = Wish.of(request, device.model, device.sizes, self.limits)
-        if wish.priority > 0 and not named(caller, self.limits.priority_callers):
-            raise InvalidRequest(
-                f"priority is {wish.priority}; it must be at most 0, as the server's setting priority_callers does not "
-                f"name {caller}",
-                "priority",
-            )
+        key = self._key_of(caller)
+        self._check_priority(wish.priority, caller, key)
         deadline = None if seconds_left is None else now + seconds_left
         mailbox = Mailbox(asyncio.get_running_loop(), progress=request.progress is not False)
-        job = Job(request_id, wish, mailbox, arrived or now, deadline, caller, model=device.model.id)
+        weight = 1.0 if key is None else key.weight
+        job = Job(request_id, wish, mailbox, arrived or now, deadline, caller, weight, device.model.id)
         kinds = [original_kind(wish)] * (request.init_image is not None) + [STYLE] * (request.style_image is not None)
         if kinds:
             device.foresee(job, self._originals.expected(caller, kinds), first=not self._originals.at_work)
@@ -141,6 +146,21 @@ class Service:
                 raise TooLate("the deadline passed before the pictures were read") from None
             job.timings.read = time.monotonic()
         return Accepted(job, device.submit(job), device.model)
+
+    def _check_priority(self, priority: int, caller: str, key: Key | None) -> None:
+        """Errors: InvalidRequest for a priority that a caller may not ask for."""
+        if key is not None:
+            if priority > key.priority:
+                sentence = (
+                    f"priority is {priority}; it must be at most {key.priority}, which is what {caller} may ask for"
+                )
+                raise InvalidRequest(sentence, "priority")
+        elif priority > 0 and not named(caller, self.limits.priority_callers):
+            raise InvalidRequest(
+                f"priority is {priority}; it must be at most 0, as the server's setting priority_callers does not name "
+                f"{caller}",
+                "priority",
+            )
 
     async def _read(self, request: ImageRequest, job: Job, model: Model) -> None:
         """Read the pictures of a request, and put what is read into its job's wish."""
@@ -187,25 +207,10 @@ class Service:
             await asyncio.shield(fitting)
 
     def begin_previews(self, device: Device | None = None) -> asyncio.Task[None] | None:
-        """Begin to fit the map that previews need, once, off the event loop; None where there is nothing to wait for.
-
-        Where that fails requests go on without previews, and the next one tries again. `device`: the one that a door is
-        holding; with the one before nothing is begun any more.
-        """
-        if self.device is None or self.draining or self.device.preview.known is not None:
+        """Begin to fit the map that previews need; None: nothing to wait for. Where it fails there are no previews."""
+        if self.device is None or self.draining or device not in (None, self.device):
             return None
-        if device not in (None, self.device):
-            return None
-        if self._fitting is None or self._fitting.done():
-            self._fitting = asyncio.create_task(self._fit(self.device.preview))
-        return self._fitting
-
-    async def _fit(self, preview: Preview) -> None:
-        try:
-            await asyncio.to_thread(preview.map)
-        except Exception as error:
-            known = isinstance(error, LatentdError)
-            log.error("previews cannot be made%s", f": {error}" if known else "", exc_info=not known)
+        return self._fitting.begin(self.device.preview)
 
     async def events(self, job: Job) -> AsyncIterator[Event]:
         """Yield a job's events up to Done, and leave the job not running, however that ends.

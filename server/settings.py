@@ -72,10 +72,6 @@ def _setting(default: Any, reads: tuple[Callable[[str], Any], str], help: str) -
     return field(default=default, metadata={"kind": _Kind(*reads, help)})
 
 
-# YAML reads both words as truth values.
-_ONS = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
-
-
 def _path(text: str) -> Path:
     if "://" in text:
         raise ValueError
@@ -83,7 +79,6 @@ def _path(text: str) -> Path:
 
 
 _PATH: tuple[Callable[[str], Any], str] = (_path, "a path")
-_ON: tuple[Callable[[str], Any], str] = (lambda text: _ONS[text.lower()], "on or off")
 _HOST: tuple[Callable[[str], Any], str] = (lambda text: text.strip("[]"), "an address")
 _PORT = _number(0, 65535)
 
@@ -91,6 +86,16 @@ _PORT = _number(0, 65535)
 def _port_or_off(text: str) -> int | None:
     """Read a port; None is off, which YAML reads as False."""
     return None if text.lower() in ("off", "false") else _PORT[0](text)  # type: ignore[return-value]
+
+
+def _on_off(text: str) -> bool:
+    """Read on or off, as YAML has them too. Errors: ValueError."""
+    if text.lower() not in ("on", "true", "1", "yes", "off", "false", "0", "no"):
+        raise ValueError
+    return text.lower() in ("on", "true", "1", "yes")
+
+
+_ON_OFF: tuple[Callable[[str], Any], str] = (_on_off, "on or off")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -130,7 +135,7 @@ class Settings:
         _choice(*ATTENTIONS),
         "of backend tensorrt's plans (experimental): TensorRT's own, or our kernels inside",
     )
-    host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback reach you unauthenticated")
+    host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback take --keys or --insecure")
     http_port: int | None = _setting(
         8000, (_port_or_off, _PORT[1] + ", or off"), "the page and the HTTP APIs; 0 takes a free one and prints it"
     )
@@ -195,11 +200,24 @@ class Settings:
     idle_seconds: float = _setting(
         60.0, _number(0, 86400, whole=False), "seconds after which a connection without a call is ended; 0 keeps it"
     )
+    insecure: bool = _setting(False, _ON_OFF, "listen beyond loopback without keys")
+    tls_cert: Path | None = _setting(
+        None, _PATH, "a certificate with its chain, in PEM; with tls_key, every port but health_port speaks TLS"
+    )
+    tls_key: Path | None = _setting(None, _PATH, "its key, in PEM, not encrypted; both are read anew when they change")
+    tls_client_ca: Path | None = _setting(
+        None, _PATH, "authorities in PEM; clients without a certificate of one of them are turned away (mutual TLS)"
+    )
+    health_port: int | None = _setting(
+        None, (_port_or_off, _PORT[1] + ", or off"), "gRPC's health alone, without TLS and keys, for probes"
+    )
     keys: Path | None = _setting(
         None, _PATH, "a YAML file of keys (latentd keys new NAME); every call then needs one, but for health"
     )
     admin: bool = _setting(
-        False, _ON, "whether operators may swap the served model; it takes keys, one with admin: true, and admin_models"
+        False,
+        _ON_OFF,
+        "let operators swap the served model; it takes admin_models, and keys of which one has admin: true",
     )
     admin_models: Path | None = _setting(None, _PATH, "the folder of the models that may be swapped to, and no others")
     log_format: str = _setting("text", _choice("text", "json"), "of the log on stderr")
@@ -233,7 +251,7 @@ def read_settings(
 
 
 def _help(f: dataclasses.Field[Any]) -> str:
-    default = "" if f.default in ("", (), None) else f"; default {_shown(f.default)}"
+    default = "" if f.default in ("", (), None, False) else f"; default {_shown(f.default)}"
     return f"{f.metadata['kind'].help} [{f.metadata['kind'].takes}{default}]"
 
 
@@ -241,7 +259,7 @@ def _parse(kind: _Kind, where: str, value: Any) -> Any:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     try:
         return kind.parse(text)
-    except (ValueError, KeyError):
+    except ValueError:
         local = " on this machine: nothing is downloaded" if "://" in text else ""
         raise SettingsError(f"{where} is {text!r}; it takes {kind.takes}{local}") from None
     except RuntimeError:  # of Path.expanduser

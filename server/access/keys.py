@@ -27,13 +27,13 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen = _state(path)
+        self._seen = state_of(path)
         self._keys = read_keys(path)
 
     @property
     def current(self) -> tuple[Key, ...]:
         """Return the keys, as the file has them now."""
-        if (state := _state(self.path)) != self._seen:
+        if (state := state_of(self.path)) != self._seen:
             self._seen = state
             try:
                 self._keys = read_keys(self.path)
@@ -86,7 +86,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     return tuple(keys)
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
+def state_of(path: Path) -> tuple[int, ...] | None:
     """Return what changes when a file does, None where there is none; links are followed."""
     try:
         now = os.stat(path)
@@ -95,4 +95,4 @@ def _state(path: Path) -> tuple[int, ...] | None:
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
 
-__all__ = ["Keys", "read_keys"]
+__all__ = ["Keys", "read_keys", "state_of"]

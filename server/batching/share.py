@@ -2,7 +2,8 @@
 
 Start-time fair queueing (Goyal, Vin, Cheng 1996), of row evaluations instead of packets. A party is what one caller has
 at one level of priority; whoever has had least comes first. One that begins to sit starts level with the least of the
-others, so being away saves up nothing, and a caller alone gets everything.
+others, so being away saves up nothing, and a caller alone gets everything. A caller of weight 2 is charged half of what
+it has, and so has twice as much.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ class Share:
         for one in sorted((one for one in seated if one.lane == lane), key=lambda one: one.picture.turn):
             party, mine = one.party, one.picture.rows
             if party in here and self._had[party] < level - slack:
-                self._had[party] += mine * price
-                self._lanes[party, lane] += mine * price
+                charge = mine * price / one.picture.job.weight
+                self._had[party] += charge
+                self._lanes[party, lane] += charge
                 chosen.append(one.seat)
                 rows += mine
             else:

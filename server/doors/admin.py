@@ -10,7 +10,7 @@ import grpc
 
 from latentd.v1 import admin_pb2 as pb
 from server.access.policy import Policy
-from server.caller import caller_of
+from server.doors.calls import current_caller
 from server.models.succession import Progress, Succession
 from server.service import Service
 
@@ -23,15 +23,10 @@ class AdminServicer:
     def __init__(self, service: Service, succession: Succession, policy: Policy) -> None:
         self._service, self._succession, self._policy = service, succession, policy
 
-    def _check(self, context: grpc.aio.ServicerContext) -> None:
-        """Errors: Unauthenticated; Forbidden; OverRate."""
-        sent = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
-        self._policy.check_admin(self._policy.caller(sent, caller_of(context.peer())))
-
     async def Swap(  # noqa: N802
         self, request: pb.SwapRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.SwapStage]:
-        self._check(context)
+        self._policy.check_admin(current_caller())
         async with contextlib.aclosing(self._succession.swap(request.model, request.prediction or "auto")) as stages:
             async for progress in stages:
                 yield _stage(progress)
@@ -39,7 +34,7 @@ class AdminServicer:
     async def State(  # noqa: N802
         self, request: pb.StateRequest, context: grpc.aio.ServicerContext
     ) -> pb.StateResponse:
-        self._check(context)
+        self._policy.check_admin(current_caller())
         model, names = self._service.ready().model, await asyncio.to_thread(lambda: self._succession.names)
         state = pb.StateResponse(model=model.id, weights_digest=model.digest, models=names)
         if (underway := self._succession.underway) is not None:

@@ -14,6 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.errors import LatentdError
+from server.access.certificates import Certificates
 from server.address import ABSENT, joined, refuse_taken
 
 _FAREWELL = 0.5  # seconds for an app to notice that its connection is gone
@@ -33,11 +34,16 @@ class AsgiServer:
     """Listens from `open` on, answers from `start` on.
 
     `door` names the port's flag: "metrics". `ended` is called with "full", "late" or "unread" for each connection that
-    is ended because of its bounds.
+    is ended because of its bounds. With `certificates` it speaks TLS alone.
     """
 
     def __init__(
-        self, app: Any, door: str, bounds: Bounds | None = None, ended: Callable[[str], object] = lambda why: None
+        self,
+        app: Any,
+        door: str,
+        bounds: Bounds | None = None,
+        ended: Callable[[str], object] = lambda why: None,
+        certificates: Certificates | None = None,
     ) -> None:
         self._door, bounds = door, bounds or Bounds()
         self._sockets: list[socket.socket] = []
@@ -54,6 +60,7 @@ class AsgiServer:
             server_header=False,
             date_header=False,  # uvicorn.Server.serve keeps it, ten times a second; it also takes the signals
             timeout_keep_alive=bounds.idle,
+            ssl_context_factory=None if certificates is None else lambda config, default: certificates.context,
         )
         config.load()
         self._server = uvicorn.Server(config)

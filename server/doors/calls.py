@@ -12,18 +12,21 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
+from server.access.policy import Policy
 from server.caller import caller_of
 from server.errors import Busy, Stalled
 from server.metrics import Metrics
 
 log = logging.getLogger("latentd.door")
 
+_caller: ContextVar[str] = ContextVar("caller")  # whose call this task answers
 _RETRY = 1.0  # seconds after which a call that was refused is worth another try
 _PACE = 32 << 10  # bytes a second: who takes a picture slower than over an old telephone line has left
 
@@ -39,20 +42,36 @@ class CallBounds:
 class Calls:
     """Counts the calls that are open, until gRPC has let go of them, and waits for their clients, but not for ever.
 
-    `noun` names them to who is refused. While `closed` says why, nobody is let in.
+    `noun` names them to who is refused. While `closed` says why, nobody is let in. `policy` names callers, and bounds
+    the calls of each.
     """
 
-    def __init__(self, bounds: CallBounds, metrics: Metrics, noun: str = "calls") -> None:
-        self._bounds, self._metrics, self._noun = bounds, metrics, noun
+    def __init__(self, bounds: CallBounds, metrics: Metrics, policy: Policy, noun: str = "calls") -> None:
+        self._bounds, self._metrics, self._noun, self._policy = bounds, metrics, noun, policy
         self._wait = bounds.wait
         self._open: Counter[str] = Counter()  # by caller
         self._sending: dict[asyncio.Timeout, int] = {}  # messages that wait for their reader, with their bytes
         self._ending: set[asyncio.Task[None]] = set()  # calls that were given up, until gRPC lets go of them
         self.closed: str | None = None
 
-    def entered(self, context: grpc.aio.ServicerContext) -> contextlib.AbstractContextManager[None]:
-        """Count a call during a block. Errors: Busy."""
-        return self.of(caller_of(context.peer()))
+    def entered(
+        self, context: grpc.aio.ServicerContext, *, keyed: bool = True
+    ) -> contextlib.AbstractContextManager[None]:
+        """Let a call in and count it during a block, in which `current_caller` tells whose it is.
+
+        `keyed`: it needs a key where the policy asks for one. Errors: Unauthenticated; Busy.
+        """
+        caller = self.again(context) if keyed else caller_of(context.peer())
+        _caller.set(caller)
+        return self.of(caller)
+
+    def again(self, context: grpc.aio.ServicerContext) -> str:
+        """Ask the policy for a request of a call, a further one on a stream too; returns its caller.
+
+        Errors: Unauthenticated; Busy.
+        """
+        sent = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
+        return self._policy.caller(sent, caller_of(context.peer()))
 
     @contextlib.contextmanager
     def of(self, caller: str) -> Iterator[None]:
@@ -74,10 +93,8 @@ class Calls:
             self._refuse("descriptors", self.closed)
         if open_now >= bounds.calls:
             self._refuse("calls", f"{open_now} {self._noun} are open; at most {bounds.calls} may be")
-        if (callers := self._open[caller]) >= bounds.of_caller:
-            self._refuse(
-                "caller", f"{callers} {self._noun} of {caller} are open; at most {bounds.of_caller} of a caller may be"
-            )
+        if (callers := self._open[caller]) >= (most := self._policy.calls_of(caller, bounds.of_caller)):
+            self._refuse("caller", f"{callers} {self._noun} of {caller} are open; at most {most} of a caller may be")
 
     def _refuse(self, why: str, sentence: str) -> None:
         self._metrics.call_refused(why)
@@ -138,3 +155,8 @@ class Calls:
         ending = asyncio.get_running_loop().create_task(end())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
+
+
+def current_caller() -> str:
+    """Name the caller of the call that this task answers. Errors: LookupError outside of any."""
+    return _caller.get()

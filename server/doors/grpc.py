@@ -14,12 +14,14 @@ from grpc_health.v1 import health_pb2
 
 from latentd.v1 import images_pb2 as pb
 from pipeline.errors import InvalidRequest, LatentdError
+from server.access.certificates import Certificates
+from server.access.policy import Policy
 from server.address import joined, refuse_taken
-from server.caller import caller_of
 from server.device.loop import Device
 from server.doors.admin import SERVICE as ADMIN
 from server.doors.admin import AdminServicer
-from server.doors.calls import CallBounds, Calls
+from server.doors.calls import CallBounds, Calls, current_caller
+from server.doors.credentials import server_credentials
 from server.doors.handlers import handlers
 from server.doors.health import HealthServicer
 from server.doors.messages import (
@@ -88,14 +90,16 @@ class GrpcDoor:
         service: Service,
         bounds: CallBounds,
         connections: ConnectionBounds,
+        policy: Policy | None = None,
         admin: AdminServicer | None = None,
     ) -> None:
         self._images = ImagesServicer(service)
-        self.calls = Calls(bounds, service.metrics)
-        checks = Calls(replace(bounds, calls=_CHECKS, of_caller=_CHECKS_OF_CALLER), service.metrics, "checks of health")
+        self.calls = Calls(bounds, service.metrics, policy or Policy())
+        few = replace(bounds, calls=_CHECKS, of_caller=_CHECKS_OF_CALLER)
+        self.checks = checks = Calls(few, service.metrics, Policy(), "checks of health")
         self._server = grpc.aio.server(options=[*OPTIONS, *connections.options(bounds.message)])
-        self._health = HealthServicer()
-        self._oip = OipServicer(service, self.calls, self._health.serving)
+        self.health = HealthServicer()
+        self._oip = OipServicer(service, self.calls, self.health.serving)
         listed = (SERVICE, OIP.full_name, HEALTH, *([ADMIN.full_name] if admin else []))
         self._server.add_generic_rpc_handlers(
             (
@@ -103,19 +107,25 @@ class GrpcDoor:
                 handlers(OIP, self._oip, self.calls, apart=dict.fromkeys(OIP_HEALTH, checks)),
                 handlers(
                     health_pb2.DESCRIPTOR.services_by_name["Health"],
-                    self._health,
+                    self.health,
                     self.calls,
                     apart={"Check": checks, "List": checks},
+                    keyed=False,
                 ),
                 *reflection_handlers(listed, self.calls),
                 *([handlers(ADMIN, admin, self.calls)] if admin else []),
             )
         )
 
-    def open(self, host: str, port: int) -> int:
-        """Bind; returns the port. Errors: LatentdError when it is taken, by another latentd too."""
+    def open(self, host: str, port: int, certificates: Certificates | None = None) -> int:
+        """Bind, with TLS if there are `certificates`; returns the port.
+
+        Errors: LatentdError when it is taken, by another latentd too.
+        """
         refuse_taken("grpc", host, port)
         try:
+            if certificates is not None:
+                return self._server.add_secure_port(joined(host, port), server_credentials(certificates))
             return self._server.add_insecure_port(joined(host, port))
         except RuntimeError as error:
             raise LatentdError(f"grpc port {joined(host, port)} cannot be opened: {error}") from None
@@ -125,10 +135,10 @@ class GrpcDoor:
         await self._server.start()
 
     def serving(self) -> None:
-        self._health.set(health_pb2.HealthCheckResponse.SERVING, "", SERVICE, OIP.full_name)
+        self.health.set(health_pb2.HealthCheckResponse.SERVING, "", SERVICE, OIP.full_name)
 
     def not_serving(self) -> None:
-        self._health.set(health_pb2.HealthCheckResponse.NOT_SERVING, "", SERVICE, OIP.full_name)
+        self.health.set(health_pb2.HealthCheckResponse.NOT_SERVING, "", SERVICE, OIP.full_name)
 
     async def drain(self, grace: float) -> None:
         """Give requests that run `grace` seconds. Health answers meanwhile.
@@ -212,8 +222,8 @@ class ImagesServicer:
     ) -> pb.RankResponse:
         call = self._call(context)
         try:
-            caller = caller_of(context.peer())
-            ranks = await self._service.rank(caller, message.model or None, message.pictures, message.texts)
+            model = message.model or None
+            ranks = await self._service.rank(current_caller(), model, message.pictures, message.texts)
             call.ended()
         except BaseException as error:
             call.ended(error)
@@ -251,7 +261,8 @@ class _Call:
     async def submit(self, request: ImageRequest, device: Device | None = None) -> Accepted:
         """Submit the call's request. `device`, and errors: those of Service.submit."""
         try:
-            caller, left = caller_of(self._context.peer()), self._context.time_remaining()
+            left = self._context.time_remaining()
+            caller = current_caller()
             accepted = await self._service.submit(request, self.id, left, self._started, caller, device)
         except UnknownFormat:  # here a format is a number
             raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}") from None

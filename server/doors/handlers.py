@@ -36,13 +36,20 @@ class _Malformed:
 
 
 def handlers(
-    service: Any, servicer: object, calls: Calls, *, name: str = "", apart: Mapping[str, Calls] | None = None
+    service: Any,
+    servicer: object,
+    calls: Calls,
+    *,
+    name: str = "",
+    apart: Mapping[str, Calls] | None = None,
+    keyed: bool = True,
 ) -> grpc.GenericRpcHandler:
     """Handle all methods of `service`, a ServiceDescriptor, that `servicer` has; the rest stay UNIMPLEMENTED.
 
-    `calls` counts them, but for those methods that are counted `apart`. `name`: the service's full name for clients,
-    where it is another than the descriptor's.
+    `calls` counts them, but for those methods that are counted `apart`: health, which needs no key. Nor does any
+    without `keyed`. `name`: the service's full name for clients, where it is another than the descriptor's.
     """
+    apart = apart or {}
     by_method = {}
     for method in service.methods:
         behaviour = getattr(servicer, method.name, None)
@@ -50,7 +57,7 @@ def handlers(
             continue
         # All alike on the wire, and only so a call is counted before its message comes, and its answer is timed.
         by_method[method.name] = grpc.stream_stream_rpc_method_handler(
-            _guard(behaviour, method, (apart or {}).get(method.name, calls)),
+            _guard(behaviour, method, apart.get(method.name, calls), keyed and method.name not in apart),
             request_deserializer=_parser(GetMessageClass(method.input_type)),
             response_serializer=_written,
         )
@@ -81,11 +88,11 @@ async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield request
 
 
-def _guard(behaviour: Callable[..., Any], method: Any, calls: Calls) -> Callable[..., Any]:
+def _guard(behaviour: Callable[..., Any], method: Any, calls: Calls, keyed: bool) -> Callable[..., Any]:
     async def guarded(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(calls.entered(context))
+                stack.enter_context(calls.entered(context, keyed=keyed))
                 request = _checked(requests) if method.client_streaming else await _only(calls, context)
                 if method.server_streaming:
                     await _stream(behaviour(request, context), calls, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -53,11 +54,12 @@ def test_the_server_may_do_little() -> None:
 def test_what_it_tells_the_server_are_settings() -> None:
     environment: dict[str, str] = SERVICES["latentd"]["environment"]
     unset = read_settings([], {name: filled(value) for name, value in environment.items()})
-    assert unset == read_settings([], {}), "a variable that nobody set changes nothing"
-    chosen = {"LATENTD_MODEL": "/models/a", "LATENTD_SEATS": "3", "LATENTD_SIZES": "64x64"}
+    plain = dataclasses.replace(read_settings([], {}), insecure=True)  # nobody else reaches what it publishes
+    assert unset == plain, "a variable that nobody set changes nothing"
+    chosen = {"LATENTD_MODEL": "/models/a", "LATENTD_SEATS": "3", "LATENTD_SIZES": "64x64", "LATENTD_INSECURE": "off"}
     assert chosen.keys() == environment.keys() and read_settings([], chosen).seats == 3
     ports = {port.rpartition(":")[2] for port in SERVICES["latentd"]["ports"]}
-    assert {str(value) for name, value in vars(unset).items() if name.endswith("_port")} <= ports
+    assert {str(value) for name, value in vars(unset).items() if name.endswith("_port") and value} <= ports
     grace = float(SERVICES["latentd"]["stop_grace_period"].removesuffix("s"))
     assert grace > unset.grace, "it ends by itself before it is killed"
 

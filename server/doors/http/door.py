@@ -7,6 +7,8 @@ import contextlib
 import functools
 from collections.abc import Iterable
 
+from server.access.certificates import Certificates
+from server.access.policy import Policy
 from server.doors.asgi import AsgiServer, Bounds
 from server.doors.calls import Calls
 from server.doors.http.guard import App, Guard, Receive, Scope, Send
@@ -17,21 +19,23 @@ class HttpDoor:
     """Listens from `open` on, answers from `start` on, takes requests once the service is ready.
 
     `calls`: those of all doors. `most`: bytes of a request's body. `allowed`: names beside the server's own that
-    requests may come for.
+    requests may come for. `policy` says whose a request is.
     """
 
-    def __init__(self, service: Service, calls: Calls, most: int, allowed: Iterable[str], bounds: Bounds) -> None:
-        self._service, self._calls, self._bounds = service, calls, bounds
+    def __init__(
+        self, service: Service, calls: Calls, most: int, allowed: Iterable[str], bounds: Bounds, policy: Policy
+    ) -> None:
+        self._service, self._calls, self._bounds, self._policy = service, calls, bounds, policy
         self._most, self._allowed = most, tuple(allowed)
         self._app: asyncio.Task[App] | None = None
         self._guard: Guard | None = None
         self._server: AsgiServer | None = None
 
-    def open(self, host: str, port: int) -> int:
-        """Bind; returns the port. Errors: LatentdError when it is taken."""
-        self._guard = Guard(self._answer, host, self._allowed, self._calls.of)
+    def open(self, host: str, port: int, certificates: Certificates | None = None) -> int:
+        """Bind, with TLS if there are `certificates`; returns the port. Errors: LatentdError when it is taken."""
+        self._guard = Guard(self._answer, host, self._allowed, self._calls.of, self._policy)
         ended = functools.partial(self._service.metrics.connection_ended, "http")
-        self._server = AsgiServer(self._guard, "http", self._bounds, ended)
+        self._server = AsgiServer(self._guard, "http", self._bounds, ended, certificates)
         return self._server.open(host, port)
 
     async def start(self) -> None:

@@ -20,6 +20,8 @@ _PATHS = {"/v1/": OPENAI, "/sdapi/": A1111}  # everything else is the page's
 
 # A gRPC code's status (google.rpc.Code), and OpenAI's type and code for it.
 _CODES: dict[str, tuple[int, str, str]] = {
+    "UNAUTHENTICATED": (401, "invalid_request_error", "invalid_api_key"),
+    "PERMISSION_DENIED": (403, "invalid_request_error", "insufficient_permissions"),
     "INVALID_ARGUMENT": (400, "invalid_request_error", "invalid_value"),
     "FAILED_PRECONDITION": (400, "invalid_request_error", "failed_precondition"),
     "NOT_FOUND": (404, "invalid_request_error", "model_not_found"),
@@ -106,6 +108,12 @@ class Refusal:
     def headers(self) -> list[tuple[bytes, bytes]]:
         retry = [] if self.retry_after is None else [(b"retry-after", b"%d" % math.ceil(self.retry_after))]
         return [(b"content-type", b"application/json"), *retry]
+
+    def challenge(self, door: str) -> list[tuple[bytes, bytes]]:
+        """Return the header that says which credentials are wanted; a browser would ask for Basic's by itself."""
+        if self.code != "UNAUTHENTICATED":
+            return []
+        return [(b"www-authenticate", b'Basic realm="latentd"' if door == A1111 else b'Bearer realm="latentd"')]
 
     def content(self, door: str, request_id: str) -> bytes:
         return json.dumps(self.body(door, request_id)).encode()

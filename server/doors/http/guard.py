@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from server.access.policy import Policy
 from server.address import is_loopback
 from server.caller import caller_of
 from server.doors.http.errors import HttpError, Refusal, door_of
@@ -37,6 +38,7 @@ _HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
 ]
 _OPEN = ("/healthz", "/readyz")  # probes call them by whatever name
+_KEYLESS, _FILES = ("/", *_OPEN), "/static/"  # the page's own files are no secret, and ask for the key
 
 
 class Guard:
@@ -44,7 +46,7 @@ class Guard:
 
     `host`: what it listens on. `allowed`: names that a user has given it. Both, loopback's names and any address may be
     asked for. An address needs no check: what makes another site's page reach us under a name of its own (DNS
-    rebinding) is a name. `admitted` counts a caller's call during a block, or raises.
+    rebinding) is a name. `admitted` counts a caller's call during a block, or raises. `policy` says whose a call is.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class Guard:
         host: str = "127.0.0.1",
         allowed: Iterable[str] = (),
         admitted: Callable[[str], contextlib.AbstractContextManager[None]] = lambda caller: contextlib.nullcontext(),
+        policy: Policy | None = None,
     ) -> None:
-        self._app, self._admitted = app, admitted
+        self._app, self._admitted, self._policy = app, admitted, policy or Policy()
         self._allowed = {name.lower() for name in allowed}
         self._hosts = {"localhost", host.lower(), *self._allowed}
         if not is_loopback(host):
@@ -85,13 +88,18 @@ class Guard:
             if scope["path"] in _OPEN:  # answered beside a full house
                 await self._app(scope, receive, answer)
             else:
+                if scope["path"] not in _KEYLESS and not scope["path"].startswith(_FILES):
+                    caller = self._policy.caller(_values(scope, "authorization"), caller)
+                    scope["state"]["caller"] = caller
                 with self._admitted(caller):
                     await self._app(scope, receive, answer)
         except Exception as error:
             refusal = Refusal.of(error, id)
             if not begun:
-                await answer({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers()})
-                body = refusal.content(door_of(scope["path"]), id)
+                door = door_of(scope["path"])
+                headers = [*refusal.headers(), *refusal.challenge(door)]
+                await answer({"type": "http.response.start", "status": refusal.status, "headers": headers})
+                body = refusal.content(door, id)
                 await answer({"type": "http.response.body", "body": body})
             else:
                 raise

@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator
 import grpc
 
 from pipeline.errors import InvalidRequest
-from server.caller import caller_of
 from server.device.loop import Device
+from server.doors.calls import current_caller
 from server.doors.oip.infer_request import InferRequest, Run
 from server.doors.oip.statistics import Statistics
 from server.doors.request_id import request_id
@@ -37,7 +37,7 @@ class Call:
         Errors: those of Service.submit, in the protocol's words.
         """
         self._statistics = statistics
-        caller, accepted = caller_of(self._context.peer()), []
+        caller, accepted = current_caller(), []
         for run in request.runs:
             times = [left for left in (self._context.time_remaining(), request.timeout) if left is not None]
             left = min(times) if times else None

@@ -11,9 +11,8 @@ from typing import Any
 import grpc
 
 from latentd import __version__
-from pipeline.errors import InvalidRequest
-from server.caller import caller_of
-from server.doors.calls import Calls
+from pipeline.errors import InvalidRequest, LatentdError
+from server.doors.calls import Calls, current_caller
 from server.doors.oip.answers import failure, final, one_by_one, together
 from server.doors.oip.call import Call
 from server.doors.oip.infer_request import InferRequest, infer_request
@@ -22,7 +21,6 @@ from server.doors.oip.models import VERSION, configuration, metadata, named, nam
 from server.doors.oip.statistics import Statistics
 from server.doors.oip.stream import Stream
 from server.doors.request_id import ID_KEY
-from server.errors import Busy
 from server.service import Service
 from server.wish import default_size
 
@@ -88,14 +86,19 @@ class OipServicer:
             for call in list(live):
                 self._over(call, error)
 
-        def refuse(message: pb.ModelInferRequest, error: Busy) -> pb.ModelStreamInferResponse:
+        def refuse(message: pb.ModelInferRequest, error: LatentdError) -> pb.ModelStreamInferResponse:
             call = self._begin(context, [message.id] if message.id else _sent_ids(context))
             self._over(call, error)
             return failure(error, message, call.id)
 
         context.add_done_callback(lambda _: end(asyncio.CancelledError()))  # pyright: ignore[reportArgumentType]
-        caller = caller_of(context.peer())
-        stream = Stream(lambda message: self._responses(message, context, live), refuse, lambda: self._calls.of(caller))
+        caller = current_caller()
+        stream = Stream(
+            lambda message: self._responses(message, context, live),
+            refuse,
+            lambda: self._calls.of(caller),
+            lambda: self._calls.again(context),
+        )
         async with contextlib.aclosing(stream.responses(requests)) as responses:
             try:
                 async for response in responses:

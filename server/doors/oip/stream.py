@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
+from pipeline.errors import LatentdError
 from server.doors.oip.inference import inference_pb2 as pb
-from server.errors import Busy
+from server.errors import Busy, Unauthenticated
 
 Response = pb.ModelStreamInferResponse
 Slot = Callable[[], contextlib.AbstractContextManager[None]]
@@ -17,16 +18,18 @@ class Stream:
     """Holds the requests of one stream that are under way.
 
     `answer` yields a request's responses, `refuse` makes that of one which finds no place. The stream itself counts as
-    one call, and so has a place for one request; each further one at a time takes a `slot`.
+    one call, and so has a place for one request; each further one at a time takes a `slot`. `again` asks whether a
+    further one may come at all: a key may have been revoked, or ask too often.
     """
 
     def __init__(
         self,
         answer: Callable[[pb.ModelInferRequest], AsyncGenerator[Response]],
-        refuse: Callable[[pb.ModelInferRequest, Busy], Response],
+        refuse: Callable[[pb.ModelInferRequest, LatentdError], Response],
         slot: Slot,
+        again: Callable[[], object],
     ) -> None:
-        self._answer, self._refuse, self._slot = answer, refuse, slot
+        self._answer, self._refuse, self._slot, self._again = answer, refuse, slot, again
         self._running: set[asyncio.Task[None]] = set()
         # What comes next, and what is set once it was taken. An exception ends the stream, None as well.
         self._next: asyncio.Queue[tuple[Response | Exception | None, asyncio.Event]] = asyncio.Queue(1)
@@ -50,14 +53,17 @@ class Stream:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
-        end = None
+        end, first = None, True
         try:
             async for request in requests:
                 with contextlib.ExitStack() as stack:
                     try:
+                        if not first:
+                            self._again()
+                        first = False
                         if self._running:
                             stack.enter_context(self._slot())
-                    except Busy as error:
+                    except (Busy, Unauthenticated) as error:
                         await self._send(self._refuse(request, error))  # who sends too many waits with the next
                         continue
                     task = asyncio.create_task(self._run(request, stack.pop_all()))

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from engines.model import Model
 from latentd import Client, ServerError
 from latentd.v1 import images_pb2 as pb
+from server.access.policy import Policy
 from server.app import Server
 from server.doors.calls import CallBounds, Calls
 from server.doors.grpc import ConnectionBounds
@@ -144,7 +145,7 @@ class Stuck:
 
 def test_who_is_being_sent_to_when_it_hurries_has_that_long_and_no_longer() -> None:
     async def run() -> None:
-        calls, context = Calls(CallBounds(wait=1000.0), Metrics("m")), Stuck()
+        calls, context = Calls(CallBounds(wait=1000.0), Metrics("m"), Policy()), Stuck()
         message = pb.ListModelsResponse()
         sending = [asyncio.ensure_future(calls.write(context, message, first=True)) for _ in range(3)]  # type: ignore[arg-type]
         await asyncio.sleep(0)
@@ -164,7 +165,7 @@ def test_who_is_being_sent_to_when_it_hurries_has_that_long_and_no_longer() -> N
 
 def test_a_large_message_has_longer() -> None:
     async def run() -> None:
-        calls, context = Calls(CallBounds(wait=1.0), Metrics("m")), Stuck()
+        calls, context = Calls(CallBounds(wait=1.0), Metrics("m"), Policy()), Stuck()
         message = pb.GenerateEvent(image=pb.Image(data=bytes(320 << 10)))
         sending = asyncio.ensure_future(calls.write(context, message, first=True))  # type: ignore[arg-type]
         await asyncio.sleep(0)

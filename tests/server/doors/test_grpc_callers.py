@@ -40,7 +40,7 @@ def test_a_flood_and_another_caller_have_the_pixels_of_those_made_alone(wired: M
             held.release()
             return await flooding, await asking
 
-    with serving(wired, seats=2, host="::") as server:
+    with serving(wired, seats=2, host="::", insecure=True) as server:
         held.hold()
         flooded, asked = asyncio.run(both(server))
         pauses = server.metrics.registry.get_sample_value("latentd_pauses_total", {"model": server.service.model_id})

@@ -1,0 +1,134 @@
+"""Certificates for TLS, read anew when their files change; a pair that does not fit together changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import LatentdError
+from server.access.keys import state_of
+
+log = logging.getLogger("latentd.access")
+
+_MOST = 1 << 20  # bytes of a file
+
+
+class CertificateError(LatentdError):
+    """Certificates cannot be used; the message names the setting, the file and what is amiss."""
+
+    code = "INVALID_ARGUMENT"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Holds a certificate, its key and who signs clients' certificates, as bytes in PEM, and TLS made of them."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None
+    context: ssl.SSLContext
+
+
+class Certificates:
+    """Holds what the files say. With `client_ca`, who comes without a certificate of that authority is turned away.
+
+    The files are looked at for each handshake, so that a renewed certificate counts for the next one. Threads may share
+    it. Errors: CertificateError, of the constructor alone.
+    """
+
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
+        self._paths = {"tls_cert": certificate, "tls_key": key}
+        if client_ca is not None:
+            self._paths["tls_client_ca"] = client_ca
+        self._lock = threading.Lock()
+        self._seen = self._state()
+        self._pair = self._read()
+        self.context = _context(self._pair.certificate, self._pair.key, self._pair.client_ca)
+        self.context.sni_callback = self._newest  # called whether a client names the server or not
+
+    @property
+    def mutual(self) -> bool:
+        """Return whether clients need certificates."""
+        return "tls_client_ca" in self._paths
+
+    def current(self) -> Pair:
+        """Return the pair that counts now."""
+        with self._lock:
+            if (state := self._state()) != self._seen:
+                self._seen = state
+                try:
+                    self._pair = self._read()
+                    log.info("certificates read anew: %s", self._paths["tls_cert"])
+                except CertificateError as error:
+                    log.error("%s; the certificate before is kept", error)
+            return self._pair
+
+    def _newest(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, listening: ssl.SSLContext) -> None:
+        """Have a handshake go on with the newest pair. A listener keeps its context for good."""
+        connection.context = self.current().context
+
+    def _state(self) -> tuple[object, ...]:
+        return tuple(state_of(path) for path in self._paths.values())
+
+    def _read(self) -> Pair:
+        files = {setting: _bytes(setting, path) for setting, path in self._paths.items()}
+        parts = files["tls_cert"], files["tls_key"], files.get("tls_client_ca")
+        try:
+            return Pair(*parts, _context(*parts))
+        except ValueError as error:  # ssl.SSLError too
+            where = " and ".join(str(path) for path in self._paths.values())
+            raise CertificateError(
+                f"tls_cert and tls_key: {where} are no certificate in PEM with its key, unencrypted"
+                f"{' and an authority' if self.mutual else ''}: {_reason(error)}"
+            ) from None
+
+
+def _bytes(setting: str, path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST + 1)
+    except OSError as error:
+        raise CertificateError(f"{setting}: {path} cannot be read: {error.strerror}") from None
+    if len(data) > _MOST:
+        raise CertificateError(f"{setting}: {path} has more than {_MOST} bytes")
+    return data
+
+
+def _context(certificate: bytes, key: bytes, client_ca: bytes | None) -> ssl.SSLContext:
+    """Make TLS 1.2 and later of a pair. Errors: ValueError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    # Python reads a pair from files alone. These are in memory, so that both doors serve the bytes that were checked.
+    with _file(certificate) as one, _file(key) as other:
+        context.load_cert_chain(one, other, password=lambda: "")  # without it an encrypted key asks at the terminal
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.num_tickets = 0  # a ticket would outlive the authority that its first connection was checked with
+        context.load_verify_locations(cadata=client_ca.decode("ascii"))
+    return context
+
+
+@contextmanager
+def _file(data: bytes) -> Iterator[str]:
+    number = os.memfd_create("latentd-tls", os.MFD_CLOEXEC)
+    try:
+        with open(number, "wb", closefd=False) as file:
+            file.write(data)
+        yield f"/proc/self/fd/{number}"
+    finally:
+        os.close(number)
+
+
+def _reason(error: ValueError) -> str:
+    reason = getattr(error, "reason", None) or str(error) or "they cannot be read"
+    return str(reason).lower().replace("_", " ")
+
+
+__all__ = ["CertificateError", "Certificates", "Pair"]

@@ -155,9 +155,11 @@ class Server:
         """Watch a device that serves."""
         self._watched[device] = asyncio.create_task(watch(device, self.settings.watchdog))
 
-    def _let_go(self, device: Device) -> None:
+    async def _let_go(self, device: Device) -> None:
         """Watch a device no more: it has stopped."""
-        self._watched.pop(device).cancel()
+        watching = self._watched.pop(device)
+        watching.cancel()
+        await asyncio.wait([watching])  # it holds the device until then
 
     def addresses(self) -> list[str]:
         """List where the doors are, in words."""
@@ -212,7 +214,7 @@ class Server:
         self.service.draining = True
         self._tell()
         if self.succession is not None:
-            self.succession.cancel()
+            self.succession.stop()
         devices = self.service.devices
         late = sum([await asyncio.to_thread(device.dismiss_late, grace) for device in devices] if grace else [])
         if late:

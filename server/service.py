@@ -38,7 +38,6 @@ class Accepted:
 
     job: Job
     ahead: int  # pictures that wait before it
-    model: Model  # that draws it
 
 
 class Service:
@@ -87,8 +86,12 @@ class Service:
         """
         return self.holds.of(self._named(model))
 
+    def ahead(self, job: Job) -> int | None:
+        """Count the pictures that will be seated before a job's first; None where none of it waits any more."""
+        return next((ahead for device in self.devices if (ahead := device.ahead(job)) is not None), None)
+
     def succeed(self, device: Device) -> None:
-        """Have another device, which is started, take over: who asks from now on asks for its model."""
+        """Have another device, which is started, take over."""
         self.before, self.device = self.device, device
         self.model_id, self.metrics = device.model.id, device.metrics
         self._fitting.forget()
@@ -145,7 +148,7 @@ class Service:
             except TimeoutError:
                 raise TooLate("the deadline passed before the pictures were read") from None
             job.timings.read = time.monotonic()
-        return Accepted(job, device.submit(job), device.model)
+        return Accepted(job, device.submit(job))
 
     def _check_priority(self, priority: int, caller: str, key: Key | None) -> None:
         """Errors: InvalidRequest for a priority that a caller may not ask for."""
@@ -195,15 +198,13 @@ class Service:
 
     def _named(self, model: str | None) -> Device:
         """Return the device that serves a model. Errors: UnknownModel; NotServing."""
-        device = self.ready()
-        if model not in (None, self.model_id):
+        if (device := self.ready()) and model not in (None, self.model_id):
             raise UnknownModel(f"model is {model[:64]!r}; this server has {self.model_id}")
         return device
 
     async def previews(self, device: Device | None = None) -> None:
         """Wait until previews can be made: a short request would be over before its first. See begin_previews."""
-        self.ready()
-        if (fitting := self.begin_previews(device)) is not None:
+        if self.ready() and (fitting := self.begin_previews(device)) is not None:
             await asyncio.shield(fitting)
 
     def begin_previews(self, device: Device | None = None) -> asyncio.Task[None] | None:

@@ -47,7 +47,8 @@ def give_back() -> None:
     """Give what torch has kept of freed memory back to the GPU."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        with importlib.import_module("engines.cuda.stream").ALONE:
+            torch.cuda.empty_cache()
 
 
 def check_kernels() -> None:

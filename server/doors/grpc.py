@@ -190,10 +190,7 @@ class ImagesServicer:
         call = self._call(context)
         try:
             request = image_request(message)
-            with self._service.holding(request.model) as device:
-                if request.preview_every:
-                    await self._service.previews(device)
-                accepted = await call.submit(request, device)
+            accepted = await self._accepted(request, call)
             yield pb.GenerateEvent(queued=queued_message(accepted))
             async for event in self._service.events(accepted.job):
                 yield event_message(event, accepted.job)
@@ -201,6 +198,13 @@ class ImagesServicer:
         except BaseException as error:
             call.ended(error)
             raise
+
+    async def _accepted(self, request: ImageRequest, call: _Call) -> Accepted:
+        """Submit a request once its previews can be made. No frame that waits for its reader holds the device."""
+        with self._service.holding(request.model) as device:
+            if request.preview_every:
+                await self._service.previews(device)
+            return await call.submit(request, device)
 
     async def GenerateBlocking(  # noqa: N802
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.checkpoint.single_file import is_single_file
 from server.errors import UnknownModel
 
+_FILE = ".safetensors"
 _LISTED = 1000  # names that are told at most
 
 
@@ -40,4 +40,4 @@ class Folder:
 def _is_model(path: Path) -> bool:
     if path.name.startswith("."):
         return False
-    return is_single_file(path) if path.is_file() else (path / "model_index.json").is_file()
+    return path.suffix.lower() == _FILE if path.is_file() else (path / "model_index.json").is_file()

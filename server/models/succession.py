@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import LatentdError
 from server.device.loop import Device
-from server.errors import UNEXPECTED, Cancelled, SwapRefused, UnknownModel
+from server.errors import UNEXPECTED, Cancelled, NotServing, SwapRefused, UnknownModel
 from server.models.folder import Folder
 from server.models.loading import Stage
 from server.models.room import Room
@@ -101,11 +101,12 @@ class Succession:
         folder: Folder,
         make: Make,
         serves: Callable[[Device], object],
-        gone: Callable[[Device], object],
+        gone: Callable[[Device], Awaitable[object]],
     ) -> None:
         self._service, self._folder, self._make = service, folder, make
         self._serves, self._gone = serves, gone
         self._room: Room | None = None
+        self._makes = False
         self._underway: Underway | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -131,7 +132,7 @@ class Succession:
     @property
     def makes(self) -> bool:
         """Return whether a thread makes a model ready, which may be in a compiler for minutes."""
-        return self._underway is not None and self._underway.stage < Stage.DRAINING
+        return self._makes
 
     async def swap(self, name: str, prediction: str = "auto") -> AsyncGenerator[Progress]:
         """Swap to a model of the folder; yields each stage as it is reached, DONE when the old model is gone.
@@ -154,10 +155,11 @@ class Succession:
         finally:
             underway.cancel()
 
-    def cancel(self) -> None:
-        """Cancel the swap that is under way, where its model does not serve yet."""
-        if self._underway is not None:
+    def stop(self) -> None:
+        """Cancel the swap that is under way, where its model does not serve yet, and tell who watches it."""
+        if self._underway is not None and self._underway.stage < Stage.DRAINING:
             self._underway.cancel()
+            self._underway.end(NotServing(f"the server stops, and {self._underway.name} is not served"))
 
     def close(self) -> None:
         """Watch over no swap any more: both devices have stopped, or the thread that makes one is left to itself."""
@@ -219,14 +221,18 @@ class Succession:
 
     def _ready(self, underway: Underway, prediction: str, old: Device) -> Device:
         """Make a device ready to take over. Called in a thread. Errors: LatentdError."""
-        path = self._folder.model(underway.name)
-        checkpoint = open_checkpoint(path, prediction)
-        if self._room is not None:
-            self._room.check(checkpoint)
-        device = self._make(path, prediction, underway.reach)
-        underway.reach(Stage.MEASURING)
-        device.measure(old)
-        return device
+        self._makes = True
+        try:
+            path = self._folder.model(underway.name)
+            checkpoint = open_checkpoint(path, prediction)
+            if self._room is not None:
+                self._room.check(checkpoint)
+            device = self._make(path, prediction, underway.reach)
+            underway.reach(Stage.MEASURING)
+            device.measure(old)
+            return device
+        finally:
+            self._makes = False
 
     async def _drain(self, device: Device, old: Device) -> None:
         """Wait until the old model has nothing to do any more, and let go of it."""
@@ -234,7 +240,7 @@ class Succession:
         await asyncio.to_thread(old.stop)
         device.floor.lead()
         self._service.before = None
-        self._gone(old)
+        await self._gone(old)
         if old.model.id != device.model.id:
             old.metrics.forget_gauges()
         log.info("%s is gone", old.model.id)

@@ -14,7 +14,6 @@ from starlette.responses import Response
 
 from pipeline.conditions.original import STRENGTH, steps_skipped
 from pipeline.errors import InvalidRequest
-from server.device.loop import Device
 from server.doors.http.answers import EventStream, json_response, sse, sse_of
 from server.doors.http.body import form_schema_of, read_body, read_form, schema_of
 from server.doors.http.call import Call, answering
@@ -90,18 +89,7 @@ class _Generations:
     ) -> Response:
         partial = _check(body)
         request = replace(image_request(body), init_image=image, mask=mask, style_image=style)
-        with self.service.holding(request.model) as device:
-            return await self._answer(body, request, partial, device)
-
-    async def _answer(self, body: Generation, request: ImageRequest, partial: int, device: Device) -> Response:
-        steps = body.steps or device.model.spec.defaults.steps
-        within("steps", steps, 1, self.service.limits.steps)  # an integer of JSON may be too large for a float
-        if request.init_image is not None:
-            strength = STRENGTH if request.strength is None else within("strength", request.strength, 0.0, 1.0)
-            steps -= steps_skipped(steps, strength)
-        wanted = partial_steps(steps, partial)
-        request = replace(request, preview_every=wanted.every if partial else 0, progress=False)
-        accepted = await self.call.submit(request, NAMES, device=device)
+        accepted, wanted = await self._accepted(body, request, partial)
         if body.stream:
             return EventStream(self.call, self._events(accepted, wanted), _failure)
         pictures, _ = await self.call.pictures()
@@ -120,6 +108,18 @@ class _Generations:
         )
         self.call.ended()
         return answer
+
+    async def _accepted(self, body: Generation, request: ImageRequest, partial: int) -> tuple[Accepted, PartialSteps]:
+        """Submit a request; returns too after which steps partial images are sent. Holds its device no longer."""
+        with self.service.holding(request.model) as device:
+            steps = body.steps or device.model.spec.defaults.steps
+            within("steps", steps, 1, self.service.limits.steps)  # an integer of JSON may be too large for a float
+            if request.init_image is not None:
+                strength = STRENGTH if request.strength is None else within("strength", request.strength, 0.0, 1.0)
+                steps -= steps_skipped(steps, strength)
+            wanted = partial_steps(steps, partial)
+            request = replace(request, preview_every=wanted.every if partial else 0, progress=False)
+            return await self.call.submit(request, NAMES, device=device), wanted
 
     async def _events(self, accepted: Accepted, wanted: PartialSteps) -> AsyncGenerator[bytes]:
         wish = accepted.job.wish

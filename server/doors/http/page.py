@@ -124,12 +124,12 @@ async def _events(service: Service, call: Call, accepted: Accepted) -> AsyncGene
         "expected_seconds": _expected(job),
     }
     yield await sse("queued", queued)
-    device, seated = next((each for each in service.devices if each.model is accepted.model), None), False
+    seated = False
     async for event in _or_a_second(call.events()):
         if event is not None:
             seated = seated or isinstance(event, Started)
             yield await _sse(event, job)
-        elif not seated and device and (ahead := device.ahead(job)) is not None:
+        elif not seated and (ahead := service.ahead(job)) is not None:
             yield await sse("waiting", {"ahead": ahead, "expected_seconds": _expected(job)})
 
 

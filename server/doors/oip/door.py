@@ -21,7 +21,7 @@ from server.doors.oip.models import VERSION, configuration, metadata, named, nam
 from server.doors.oip.statistics import Statistics
 from server.doors.oip.stream import Stream
 from server.doors.request_id import ID_KEY
-from server.service import Service
+from server.service import Accepted, Service
 from server.wish import default_size
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -140,17 +140,20 @@ class OipServicer:
         name = named(self._service.model_id, message.model_name, message.model_version)
         return infer_request(message, name, self._service.limits)
 
-    async def _together(self, request: InferRequest, call: Call) -> pb.ModelInferResponse:
-        self._fits_one_message(request)
-        with self._service.holding(request.named.model) as device:
-            accepted = await call.submit(request, self._statistics[request.named.name], device)
-        return await together(request, call, [one.job for one in accepted])
-
-    async def _one_by_one(self, request: InferRequest, call: Call) -> AsyncGenerator[pb.ModelInferResponse]:
+    async def _accepted(self, request: InferRequest, call: Call) -> list[Accepted]:
+        """Submit a request once its previews can be made. No frame that waits for its reader holds the device."""
         with self._service.holding(request.named.model) as device:
             if any(run.request.preview_every for run in request.runs):
                 await self._service.previews(device)
-            accepted = await call.submit(request, self._statistics[request.named.name], device)
+            return await call.submit(request, self._statistics[request.named.name], device)
+
+    async def _together(self, request: InferRequest, call: Call) -> pb.ModelInferResponse:
+        self._fits_one_message(request)
+        accepted = await self._accepted(request, call)
+        return await together(request, call, [one.job for one in accepted])
+
+    async def _one_by_one(self, request: InferRequest, call: Call) -> AsyncGenerator[pb.ModelInferResponse]:
+        accepted = await self._accepted(request, call)
         async with contextlib.aclosing(one_by_one(request, call, [one.job for one in accepted])) as answers:
             async for answer in answers:
                 yield answer

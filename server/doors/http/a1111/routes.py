@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from pydantic import RootModel
 from starlette.responses import JSONResponse, Response
 
+from engines.model import Model
 from server.doors.http.a1111 import options
 from server.doors.http.a1111.img2img import NAMES as IMG2IMG_NAMES
 from server.doors.http.a1111.img2img import Img2Img
@@ -69,18 +70,19 @@ def a1111(service: Service, most: int) -> APIRouter:
                 else:
                     request = image_request(body, model, images)
                 accepted = await call.submit(request, NAMES, wait=False, device=device)
-            return await _draw(underway, call, body, request, accepted)
+            return await _draw(underway, call, body, request, accepted, model)
 
     async def img2img(call: Call) -> Response:
         with registry.entered(call.caller, call.id) as underway:
             body = await read_body(call.request, Img2Img, most)
             with service.holding() as device:
-                request = await asyncio.to_thread(img2img_request, body, device.model, service.limits.images)
+                model = device.model
+                request = await asyncio.to_thread(img2img_request, body, model, service.limits.images)
                 if request.mask is not None and body.inpainting_mask_invert:
                     mask = await call.in_time(service.with_mask, call.caller, inverted, request.mask)
                     request = replace(request, mask=mask)
                 accepted = await call.submit(request, IMG2IMG_NAMES, wait=False, device=device)
-            return await _draw(underway, call, body, request, accepted)
+            return await _draw(underway, call, body, request, accepted, model)
 
     async def progress(call: Call) -> Response:
         skip = call.request.query_params.get("skip_current_image", "").lower() in ("true", "1")
@@ -142,7 +144,9 @@ def a1111(service: Service, most: int) -> APIRouter:
     return router
 
 
-async def _draw(underway: Underway, call: Call, body: Txt2Img, request: ImageRequest, accepted: Accepted) -> Response:
+async def _draw(
+    underway: Underway, call: Call, body: Txt2Img, request: ImageRequest, accepted: Accepted, model: Model
+) -> Response:
     underway.accepted(accepted.job)
     try:
         await call.unless_gone(_follow(call, underway))
@@ -151,7 +155,7 @@ async def _draw(underway: Underway, call: Call, body: Txt2Img, request: ImageReq
             raise
     pictures = sorted(underway.pictures, key=lambda picture: picture.index)
     sent = [] if body.send_images is False else [picture.data for picture in pictures]
-    about = info(accepted.job.wish, accepted.model, request, pictures, body.batch_size or 1)
+    about = info(accepted.job.wish, model, request, pictures, body.batch_size or 1)
     content = {"images": sent, "parameters": echoed(body), "info": json.dumps(about)}
     answer = await json_response(content, sum(map(len, sent)))
     call.ended(Cancelled("interrupted") if underway.interrupted else None)

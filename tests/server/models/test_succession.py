@@ -173,7 +173,7 @@ def test_what_is_refused_changes_nothing(folder: Path, monkeypatch: pytest.Monke
             for name in ("c", "", "..", "../models/b", str(folder / "b"), "away", "notes.txt", "https://example.org/b"):
                 code, sentence = await operator.refused(name)
                 assert code == "NOT_FOUND" and sentence.endswith("it has a, b, nan, short, unknown"), (name, sentence)
-            for name, reason in (("short", "not a whole"), ("unknown", "NobodysScheduler"), ("nan", "not finite")):
+            for name, reason in (("short", "not a whole"), ("unknown", "NobodysScheduler"), ("nan", "holds NaN")):
                 code, sentence = await operator.refused(name)
                 assert code == "FAILED_PRECONDITION" and reason in sentence and sentence.startswith(f"{name} is not")
             assert (await operator.refused("b", prediction="epsilon"))[0] == "FAILED_PRECONDITION"

@@ -1,5 +1,7 @@
 // What the page asks of its server: the model, and pictures as a stream of events.
 
+import { shown } from "./key.js";
+
 const here = (path) => new URL(path, document.baseURI);
 
 /** Is thrown for what the server refused, in its own words. */
@@ -20,12 +22,13 @@ export class Lost extends Error {}
 async function ask(path, options) {
   let answer;
   try {
-    answer = await fetch(here(path), options);
+    answer = await fetch(here(path), { ...options, headers: { ...options?.headers, ...shown() } });
   } catch (error) {
     if (options?.signal?.aborted) throw error;
     throw new Lost("The server cannot be reached.");
   }
   if (answer.ok) return answer;
+  if (answer.status === 401) dispatchEvent(new Event("keyless"));
   const body = await answer.json().catch(() => ({}));
   throw new Refused(body.error ?? {}, answer.status);
 }

@@ -8,6 +8,7 @@ import { Drawings } from "./drawings.js";
 import { Form } from "./form/form.js";
 import { Gallery } from "./gallery.js";
 import { fillIcons } from "./icons.js";
+import { askForKey } from "./key.js";
 import { paintLandscape } from "./noise.js";
 import { changed, close, onRoute } from "./route.js";
 import { Store } from "./store.js";
@@ -109,6 +110,11 @@ async function connect() {
       offer(await model());
       break;
     } catch (error) {
+      if (error.status === 401) {
+        at("served").textContent = "This server asks for a key.";
+        await askForKey();
+        continue;
+      }
       const lost = error instanceof Lost;
       at("served").textContent = lost ? "No connection to the server. Looking for it…" : "The server is getting ready…";
       at("served").dataset.state = lost ? "lost" : "loading";
@@ -145,4 +151,5 @@ paintLandscape(at("landscape"));
 settle();
 changed();
 connect();
+addEventListener("keyless", () => connect());
 addEventListener("visibilitychange", () => document.visibilityState === "visible" && connect());

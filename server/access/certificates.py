@@ -81,7 +81,7 @@ class Certificates:
         parts = files["tls_cert"], files["tls_key"], files.get("tls_client_ca")
         try:
             return Pair(*parts, _context(*parts))
-        except ValueError as error:  # ssl.SSLError too
+        except (ssl.SSLError, ValueError) as error:
             where = " and ".join(str(path) for path in self._paths.values())
             raise CertificateError(
                 f"tls_cert and tls_key: {where} are no certificate in PEM with its key, unencrypted"
@@ -101,7 +101,7 @@ def _bytes(setting: str, path: Path) -> bytes:
 
 
 def _context(certificate: bytes, key: bytes, client_ca: bytes | None) -> ssl.SSLContext:
-    """Make TLS 1.2 and later of a pair. Errors: ValueError."""
+    """Make TLS 1.2 and later of a pair. Errors: ssl.SSLError; ValueError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -126,8 +126,9 @@ def _file(data: bytes) -> Iterator[str]:
         os.close(number)
 
 
-def _reason(error: ValueError) -> str:
-    reason = getattr(error, "reason", None) or str(error) or "they cannot be read"
+def _reason(error: Exception) -> str:
+    """Say what OpenSSL says, where it says anything: of damaged PEM it says nothing."""
+    reason = getattr(error, "reason", None) or "they cannot be read"
     return str(reason).lower().replace("_", " ")
 
 

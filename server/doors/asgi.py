@@ -156,7 +156,9 @@ class _Connection(H11Protocol):
             self.connections.discard(oldest)
             oldest.transport.abort()
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # whatever the kernel does not take is unread: see pause_writing
+        # Whatever the kernel does not take is unread: see pause_writing. asyncio's TLS pauses at `high` bytes already,
+        # and keeps up to 64 KiB below itself, which are not seen here.
+        transport.set_write_buffer_limits(high=int(transport.get_extra_info("sslcontext") is not None))
         self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:

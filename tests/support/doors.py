@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from http.client import HTTPException
 from typing import Any, Protocol
 
 import grpc
@@ -18,6 +18,7 @@ from server.app import Server
 from tests.support import oip
 from tests.support.patience import PATIENCE
 from tests.support.serving import address
+from tests.support.visitor import STRANGER, Visitor
 
 Json = dict[str, Any]
 
@@ -55,8 +56,8 @@ class Sent(Protocol):
 
 
 class GrpcSent:
-    def __init__(self, server: Server, fields: Json, deadline: float | None) -> None:
-        self._client = Client(address(server))
+    def __init__(self, server: Server, fields: Json, deadline: float | None, visitor: Visitor) -> None:
+        self._client = Client(address(server), **visitor.access())
         self._events = self._client.stream(fields.pop("prompt", ""), timeout=deadline or PATIENCE, **fields)
         self._first: list[Any] = []
         self._error: ServerError | None = None
@@ -90,18 +91,20 @@ class GrpcSent:
 class OipSent:
     """A request to `<id>`, or on a stream of its own to `<id>.stream`, whose `timeout` is the deadline then."""
 
-    def __init__(self, server: Server, fields: Json, deadline: float | None, stream: bool) -> None:
-        self._channel = grpc.insecure_channel(address(server))
+    def __init__(self, server: Server, fields: Json, deadline: float | None, stream: bool, visitor: Visitor) -> None:
+        self._channel, metadata = visitor.channel(server), visitor.metadata()
         name = server.service.model_id
         model, self._stream = fields.pop("model", f"{name}.stream" if stream else name), stream
         patience = PATIENCE
         if stream:
             fields |= {} if deadline is None else {"timeout": round(1e6 * deadline)}
             message = iter([oip.request(model, **fields)])
-            self._call: Any = oip.method(self._channel, "ModelStreamInfer")(message, timeout=patience)
+            self._call: Any = oip.method(self._channel, "ModelStreamInfer")(
+                message, timeout=patience, metadata=metadata
+            )
         else:
             method = oip.method(self._channel, "ModelInfer")
-            self._call = method.future(oip.request(model, **fields), timeout=deadline or patience)
+            self._call = method.future(oip.request(model, **fields), timeout=deadline or patience, metadata=metadata)
 
     def outcome(self) -> Outcome:
         outcome = Outcome()
@@ -134,17 +137,34 @@ class HttpSent:
     """`read` makes an outcome of a good answer's events or JSON, `refusal` one of a body that tells of an error."""
 
     def __init__(
-        self, server: Server, path: str, body: bytes, kind: str, deadline: float | None, door: HttpDoor
+        self,
+        server: Server,
+        path: str,
+        body: bytes,
+        kind: str,
+        deadline: float | None,
+        door: HttpDoor,
+        visitor: Visitor,
     ) -> None:
-        self._connection = HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE)
-        headers = {"Content-Type": kind}
+        self._connection = visitor.connection(server.http_port)
+        headers = {"Content-Type": kind, **visitor.headers(basic=door.label == "a1111")}
         if deadline is not None:
             headers["X-Deadline-Ms"] = f"{1e3 * deadline:.0f}"
-        self._connection.request("POST", path, body, headers)
+        self._lost: Exception | None = None
+        try:
+            self._connection.request("POST", path, body, headers)
+        except OSError as error:  # of TLS
+            self._lost = error
         self._door = door
 
     def outcome(self) -> Outcome:
-        answer = self._connection.getresponse()
+        try:
+            if self._lost is not None:
+                raise self._lost
+            answer = self._connection.getresponse()
+        except (OSError, HTTPException) as error:
+            self._connection.close()
+            return Outcome(code="UNAVAILABLE", message=repr(error))
         data, outcome = answer.read().decode(), Outcome()
         if answer.status != 200:
             self._door.refusal(json.loads(data), outcome)
@@ -179,17 +199,23 @@ class Door:
     streams: bool = True  # previews come by the same connection
     most: int | None = None  # pictures of a request; None: the limit's
 
-    def send(self, server: Server, deadline: float | None = None, **fields: Any) -> Sent:
-        return GrpcSent(server, fields, deadline)
+    def send(
+        self, server: Server, deadline: float | None = None, *, visitor: Visitor = STRANGER, **fields: Any
+    ) -> Sent:
+        return GrpcSent(server, fields, deadline, visitor)
 
-    def ask(self, server: Server, deadline: float | None = None, **fields: Any) -> Outcome:
-        return self.send(server, deadline, **fields).outcome()
+    def ask(
+        self, server: Server, deadline: float | None = None, *, visitor: Visitor = STRANGER, **fields: Any
+    ) -> Outcome:
+        return self.send(server, deadline, visitor=visitor, **fields).outcome()
 
 
 @dataclass(frozen=True)
 class OipDoor(Door):
-    def send(self, server: Server, deadline: float | None = None, **fields: Any) -> Sent:
-        return OipSent(server, fields, deadline, self.streams)
+    def send(
+        self, server: Server, deadline: float | None = None, *, visitor: Visitor = STRANGER, **fields: Any
+    ) -> Sent:
+        return OipSent(server, fields, deadline, self.streams, visitor)
 
 
 @dataclass(frozen=True)
@@ -197,9 +223,11 @@ class HttpDoor(Door):
     path: str = ""
     body: Callable[[Json], Json] = lambda fields: fields
 
-    def send(self, server: Server, deadline: float | None = None, **fields: Any) -> Sent:
+    def send(
+        self, server: Server, deadline: float | None = None, *, visitor: Visitor = STRANGER, **fields: Any
+    ) -> Sent:
         body = json.dumps(self.body(fields), default=lambda picture: base64.b64encode(picture).decode())
-        return HttpSent(server, self.path_of(fields), body.encode(), "application/json", deadline, self)
+        return HttpSent(server, self.path_of(fields), body.encode(), "application/json", deadline, self, visitor)
 
     def path_of(self, fields: Json) -> str:
         return self.path
@@ -226,6 +254,7 @@ class OpenAiDoor(HttpDoor):
     _CODES = {  # noqa: RUF012
         "invalid_value": "INVALID_ARGUMENT",
         "unknown_parameter": "INVALID_ARGUMENT",
+        "invalid_api_key": "UNAUTHENTICATED",
         "model_not_found": "NOT_FOUND",
         "rate_limit_exceeded": "RESOURCE_EXHAUSTED",
         "unavailable": "UNAVAILABLE",
@@ -238,14 +267,16 @@ class OpenAiDoor(HttpDoor):
         outcome.code, outcome.message = self._CODES[error["code"]], error["message"]
         outcome.field = error["param"]
 
-    def send(self, server: Server, deadline: float | None = None, **fields: Any) -> Sent:
+    def send(
+        self, server: Server, deadline: float | None = None, *, visitor: Visitor = STRANGER, **fields: Any
+    ) -> Sent:
         """Send what begins with a picture as a form, with its pictures as files."""
         if "init_image" not in fields:
-            return super().send(server, deadline, **fields)
+            return super().send(server, deadline, visitor=visitor, **fields)
         body = self.body(fields)
         body["image"] = body.pop("init_image")
         data, kind = form_of(body)
-        return HttpSent(server, "/v1/images/edits", data, kind, deadline, self)
+        return HttpSent(server, "/v1/images/edits", data, kind, deadline, self, visitor)
 
     def answer(self, body: Json, outcome: Outcome) -> None:
         outcome.pictures = [base64.b64decode(entry["b64_json"]) for entry in body["data"]]
@@ -335,4 +366,66 @@ DOORS = [
     ),
     A1111Door("a1111", "a1111", A1111_NAMES, False, path="/sdapi/v1/txt2img", body=_a1111),
     HttpDoor("page", "page", path="/api/generate"),
+]
+
+
+@dataclass(frozen=True)
+class Method(Door):
+    """A method of gRPC's that makes no pictures, asked with an empty message."""
+
+    path: str = ""
+
+    def ask(
+        self, server: Server, deadline: float | None = None, *, visitor: Visitor = STRANGER, **fields: Any
+    ) -> Outcome:
+        outcome = Outcome()
+        with visitor.channel(server) as channel:
+            try:
+                list(channel.stream_stream(self.path)(iter([b""]), timeout=PATIENCE, metadata=visitor.metadata()))
+            except grpc.RpcError as error:
+                failed = server_error(error, "")
+                outcome.code, outcome.message = failed.code.name, failed.message
+                outcome.retry_after = failed.retry_after
+        return outcome
+
+
+@dataclass(frozen=True)
+class Path(Door):
+    """A path of HTTP that makes no pictures, asked with GET. `port`: the server's attribute that has it."""
+
+    path: str = ""
+    port: str = "http_port"
+
+    def ask(
+        self, server: Server, deadline: float | None = None, *, visitor: Visitor = STRANGER, **fields: Any
+    ) -> Outcome:
+        connection, outcome = visitor.connection(getattr(server, self.port)), Outcome()
+        try:
+            connection.request("GET", self.path, headers=visitor.headers(basic=self.label == "a1111"))
+            answer = connection.getresponse()
+            outcome.message, retry = answer.read().decode(), answer.headers["retry-after"]
+            outcome.retry_after = None if retry is None else float(retry)
+            codes = {200: "OK", 401: "UNAUTHENTICATED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED"}
+            outcome.code = codes[answer.status]
+            assert (answer.headers["www-authenticate"] is not None) == (answer.status == 401)
+        except (OSError, HTTPException) as error:
+            outcome.code, outcome.message = "UNAVAILABLE", repr(error)
+        finally:
+            connection.close()
+        return outcome
+
+
+# All that may be asked of a server, for what each of them must keep: who may come. Whatever is listed nowhere here
+# fails tests/server/doors/test_access.py.
+ENTRANCES = [
+    *DOORS,
+    Method("list_models", "grpc", path="/latentd.v1.Images/ListModels"),
+    Method("oip_metadata", "oip", path="/inference.GRPCInferenceService/ServerMetadata"),
+    Method("reflection", "reflection", path="/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"),
+    Method("reflection_alpha", "reflection", path="/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"),
+    Path("openai_models", "openai", path="/v1/models"),
+    Path("a1111_options", "a1111", path="/sdapi/v1/options"),
+    Path("page_model", "page", path="/api/model"),
+    Path("schema", "page", path="/openapi.json"),
+    Path("metrics", "metrics", path="/metrics", port="metrics_port"),
 ]

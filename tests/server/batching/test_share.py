@@ -24,9 +24,12 @@ class Table:
         self.spent = Counter[LaneKey]()
         self.rows: Counter[str] = Counter()
 
-    def sit(self, caller: str, pictures: int, level: int = 0, rows: int = 2, lane: LaneKey = SMALL) -> None:
+    def sit(
+        self, caller: str, pictures: int, level: int = 0, rows: int = 2, lane: LaneKey = SMALL, weight: float = 1.0
+    ) -> None:
         for _ in range(pictures):
             picture = Picture(idle_job(wish(lane, rows=rows)), 0)
+            picture.job.weight = weight
             self.seated.append(Seated(lane, len(self.seated), picture, Party(level, caller)))
 
     def step(self, times: int = 1, pace: Pace | None = None) -> list[str]:
@@ -72,6 +75,27 @@ def test_callers_have_equal_rows_whatever_they_have(pictures: tuple[int, int, in
         table.sit(caller, count, rows=rows)
     table.step(300)
     assert max(table.rows.values()) - min(table.rows.values()) <= 4
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(2.0, 1.0), (1.0, 0.25), (3.0, 1.5), (5.0, 3.0), (1.0, 1.0)])
+@pytest.mark.parametrize("pictures", [(8, 8), (1, 1), (1, 7), (7, 1)])
+def test_rows_are_as_the_weights_whatever_callers_have(pictures: tuple[int, int], mine: float, theirs: float) -> None:
+    table = Table()
+    table.sit("a", pictures[0], weight=mine)
+    table.sit("b", pictures[1], weight=theirs)
+    table.step(400)
+    assert table.rows["a"] / table.rows["b"] == pytest.approx(mine / theirs, rel=0.05)
+
+
+def test_weights_count_between_lanes_and_not_between_levels() -> None:
+    table = Table()
+    table.sit("a", 2, weight=3.0)
+    table.sit("b", 2, lane=LARGE)
+    table.step(400)
+    assert table.spent[SMALL] / table.spent[LARGE] == pytest.approx(3, rel=0.05)
+    table.sit("c", 1, level=1, weight=0.01)
+    table.rows.clear()
+    assert {tuple(table.step()) for _ in range(20)} == {("c",)}
 
 
 def test_lanes_are_shared_by_callers_and_not_by_sizes() -> None:

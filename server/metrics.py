@@ -88,10 +88,12 @@ class Metrics:
         """Return the same server's metrics of another model."""
         return Metrics(model_id, self)
 
-    def forget_gauges(self) -> None:
-        """Leave out what is told of a model that is not here any more; what was counted stays."""
-        for name in _OF_A_DEVICE:
-            self._families[name].remove_by_labels({"model": self._model})
+    def forget_others(self) -> None:
+        """Leave out the gauges of models that are not here, all but this one; what was counted stays."""
+        for family in (self._families[name] for name in _OF_A_DEVICE):
+            here = {sample.labels["model"] for metric in family.collect() for sample in metric.samples}
+            for model in here - {self._model}:
+                family.remove(model)
 
     def request(self, door: str, code: str, seconds: float, model: str = "") -> None:
         """Count a request that ended after so many seconds. `model`: which drew it; "": the one of these metrics."""

@@ -192,17 +192,20 @@ class Succession:
             error = SwapRefused(f"{underway.name} is not served: {UNEXPECTED}", "INTERNAL")
         finally:
             old.metrics.swap(outcome)
-        if device is not None:
-            log.info("%s serves; %s finishes %d requests", device.model.id, old.model.id, old.jobs)
-            await self._drain(device, old)
-            del old
-        elif error is not None:
-            log.warning("no swap: %s; %s goes on serving", error, old.model.id)
-            error.with_traceback(None)  # its frames hold what was half made
-            error.__context__ = error.__cause__ = None
-        await asyncio.to_thread(_give_back)
-        self._underway = None
-        underway.end(error)
+        try:
+            if device is not None:
+                log.info("%s serves; %s finishes %d requests", device.model.id, old.model.id, old.jobs)
+                await self._drain(device, old)
+            elif error is not None:
+                log.warning("no swap: %s; %s goes on serving", error, old.model.id)
+                error.with_traceback(None)  # its frames hold what was half made
+                error.__context__ = error.__cause__ = None
+            del old, device
+            await asyncio.to_thread(_give_back)
+        finally:
+            self._service.metrics.forget_others()
+            self._underway = None
+            underway.end(error)
 
     async def _replace(self, underway: Underway, prediction: str, old: Device) -> Device:
         """Make a device ready, and have it serve in the place of another.
@@ -241,8 +244,6 @@ class Succession:
         device.floor.lead()
         self._service.before = None
         await self._gone(old)
-        if old.model.id != device.model.id:
-            old.metrics.forget_gauges()
         log.info("%s is gone", old.model.id)
 
 

@@ -186,8 +186,10 @@ def test_what_is_refused_changes_nothing(folder: Path, monkeypatch: pytest.Monke
                 assert (await stranger.refused("b"))[0] == "PERMISSION_DENIED"
             assert server.service.device is device and server.service.devices == [device]
             assert (await drawn(client, seed=0, steps=STEPS))[0] == "a"
-            refused = {"model": "a", "outcome": "refused"}
-            assert server.metrics.registry.get_sample_value("latentd_swaps_total", refused) == 13
+            told = server.metrics.registry.get_sample_value
+            assert told("latentd_swaps_total", {"model": "a", "outcome": "refused"}) == 13
+            assert told("latentd_rows_capacity", {"model": "a"})
+            assert told("latentd_rows_capacity", {"model": "nan"}) is None, "of one that never served"
 
     in_time(life())
 

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import io
 import json
+import math
 import re
 import shutil
 import statistics
@@ -110,14 +111,17 @@ async def _watch(channel: grpc.aio.Channel, told: Told) -> None:
         told.statuses.append(answer.status)
 
 
-async def _run(address: str, pid: int, token: str, swaps: int) -> Told:
+async def _run(address: str, pid: int, token: str, swaps: int, seconds: float) -> Told:
     told, over = Told(), asyncio.Event()
     key = (("authorization", f"Bearer {token}"),)
     async with AsyncClient(address, key=token) as client, grpc.aio.insecure_channel(address) as channel:
         stub: Any = AdminStub(channel)
         work = [asyncio.create_task(_draw(client, number, over, told)) for number in range(CLIENTS)]
         watching = asyncio.create_task(_watch(channel, told))
+        end, until = 0.0, time.monotonic() + seconds
         for number in range(swaps):
+            if end > until:
+                break
             start, serves = time.monotonic(), 0.0
             model = (OTHER, DEMO.name)[number % 2]
             async for stage in stub.Swap(pb.SwapRequest(model=model), metadata=key):
@@ -138,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Swap and count; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.swaps", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--swaps", type=int, default=50, metavar="N")
-    swaps = parser.parse_args(argv).swaps
+    parser.add_argument("--seconds", type=float, default=math.inf, metavar="S", help="begin no swap after so many")
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         models = Path(scratch) / "models"
         shutil.copytree(DEMO, models / DEMO.name)
@@ -151,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = ("--keys", str(keys), "--admin", "on", "--admin-models", str(models), "--http-port", "off")
         with server_process(models / DEMO.name, words=("server",), flags=flags) as (line, _, pid):
             address = re.findall(r"gRPC (\S+?),", line)[0]
-            told = asyncio.run(_run(address, pid, token, swaps))
+            told = asyncio.run(_run(address, pid, token, options.swaps, options.seconds))
     different = [
         (name, seed)
         for name, seed, data in told.pictures
@@ -160,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for failure in told.failures[:5]:
         print(failure, file=sys.stderr)
     rows = Rows("swaps-cpu", ("openvino", "grpcio"))
-    shape = f"{swaps} swaps of the demo model and a copy of it; {CLIENTS} clients, {STEPS} steps"
+    shape = f"{len(told.swaps)} swaps of the demo model and a copy of it; {CLIENTS} clients, {STEPS} steps"
     drawn = {name: sum(each == name for each, _, _ in told.pictures) for name in expected}
     rows.add("requests", shape, "", [float(len(told.waits))])
     rows.add("requests failed", shape, "", [float(len(told.failures))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import shutil
 import signal
 import threading
@@ -23,6 +24,7 @@ from latentd.v1.admin_pb2_grpc import AdminStub
 from server.app import Server
 from server.models.room import Room
 from server.settings import Settings, SettingsError
+from tests.support import oip
 from tests.support.checkpoints import make_checkpoint
 from tests.support.held import Held, eventually, wrapped
 from tests.support.jobs import Pixels, alone, decoded
@@ -31,6 +33,7 @@ from tests.support.patience import PATIENCE
 from tests.support.server_process import FREE, process
 from tests.support.serving import address
 from tests.support.swaps import Make, Operator, administered, cuda, drawn, openvino
+from tests.support.visitor import Visitor
 
 STAGES = [pb.STAGE_CHECKING, pb.STAGE_LOADING, pb.STAGE_MAKING, pb.STAGE_MEASURING, pb.STAGE_DRAINING, pb.STAGE_DONE]
 SEEDS = range(3)
@@ -69,6 +72,27 @@ def user(server: Server) -> AsyncClient:
 
 def drawn_alone(model: Model, seed: int) -> Pixels:
     return alone(model, prompt="a red apple", seed=seed, steps=STEPS)
+
+
+def told_by_doors(server: Server, name: str) -> list[str]:
+    """The model that each door tells of; the Open Inference Protocol's is asked for by its name."""
+    visitor, told = Visitor(token("user")), []
+    for path, where in (("/api/model", ["id"]), ("/v1/models", ["data", 0, "id"]), ("/sdapi/v1/sd-models", [0])):
+        connection = visitor.connection(server.http_port)
+        connection.request("GET", path, headers=visitor.headers())
+        answer: Any = json.loads(connection.getresponse().read())
+        for key in where:
+            answer = answer[key]
+        told.append(answer["model_name"] if isinstance(answer, dict) else answer)
+        connection.close()
+    with visitor.channel(server) as channel:
+        asked = oip.pb.ModelMetadataRequest(name=name)
+        told.append(oip.method(channel, "ModelMetadata")(asked, metadata=visitor.metadata(), timeout=PATIENCE).name)
+        index = oip.method(channel, "RepositoryIndex")(
+            oip.pb.RepositoryIndexRequest(), metadata=visitor.metadata(), timeout=PATIENCE
+        )
+        told.append(index.models[0].name)
+    return told
 
 
 @pytest.mark.parametrize("make", [openvino, cuda])
@@ -155,6 +179,9 @@ def test_what_the_old_model_took_on_ends_there(folder: Path) -> None:
             held["a"].let()
             await asyncio.to_thread(held["a"].begun)
             assert len(held["b"].runs) == runs, "the new one waits while the old one steps"
+            assert service.before.owes and service.device and not service.device.owes, (
+                "and is not stuck: see watchdog.py"
+            )
             held["a"].release()
             assert [stage.stage async for stage in call] == [pb.STAGE_DONE]
             for seed, (name, picture) in enumerate([*await asyncio.gather(*old), await new]):
@@ -203,7 +230,9 @@ def test_who_ends_the_call_before_it_serves_cancels_the_swap(folder: Path) -> No
         return openvino(settings)
 
     async def life() -> None:
-        async with administered(folder, make) as server, user(server) as client, Operator(server) as operator:
+        administration = administered(folder, make, http_port=0)
+        async with administration as server, user(server) as client, Operator(server) as operator:
+            assert await asyncio.to_thread(told_by_doors, server, "a") == ["a"] * 5
             call = operator.call("b")
             watching = asyncio.create_task(_drained(call))
             await asyncio.to_thread(loading.wait, PATIENCE)
@@ -220,6 +249,9 @@ def test_who_ends_the_call_before_it_serves_cancels_the_swap(folder: Path) -> No
             await asyncio.to_thread(_until, lambda: server.succession and server.succession.underway is None)
             assert server.service.model_id == "a" and server.service.before is None
             assert (await operator.swap("b"))[-1] == pb.STAGE_DONE, "and the next one goes through"
+            assert await asyncio.to_thread(told_by_doors, server, "b") == ["b"] * 5
+            with pytest.raises(grpc.RpcError, match=r"model is 'a'; this server has b and b\.stream"):
+                await asyncio.to_thread(told_by_doors, server, "a")
 
     in_time(life())
 

@@ -19,7 +19,7 @@ SETTINGS := MODEL PREDICTION BACKEND DEVICE PRECISION PIXELS ATTENTION THREADS H
     METRICS_PORT SEATS SIZES CHUNKS STYLE_ADAPTER STYLE_ENCODER JUDGE QUEUE_JOBS QUEUE_SECONDS PRIORITY_CALLERS MAX_PROMPT MAX_STEPS \
     MAX_GUIDANCE MAX_IMAGES MAX_MESSAGE \
     MAX_CALLS MAX_CALLS_CALLER MAX_CONNECTIONS MAX_STREAMS UNREAD_SECONDS IDLE_SECONDS CONFIG GRACE WATCHDOG LOG_FORMAT \
-    KEYS INSECURE TLS_CERT TLS_KEY TLS_CLIENT_CA HEALTH_PORT \
+    KEYS INSECURE TLS_CERT TLS_KEY TLS_CLIENT_CA HEALTH_PORT ADMIN ADMIN_MODELS \
     OTLP TRACE_RATIO TRACE_PROMPTS
 OTHERS := ARCH BASE BEFORE CHECK GENAI HOURS LIMIT OUT PROCESSES PYTHON RECIPE ROWS SAMPLERS SCRATCH SECONDS SECTIONS SIZE STEPS T \
     TORCH_INDEX TURNS VENV WHEELS WORKERS
@@ -221,7 +221,7 @@ proto:
 	$(PYTHON) -m venv .venv-proto
 	.venv-proto/bin/python -m pip install --quiet grpcio-tools==1.76.0
 	.venv-proto/bin/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. \
-	    protos/latentd/v1/images.proto
+	    protos/latentd/v1/images.proto protos/latentd/v1/admin.proto
 	.venv-proto/bin/python -m grpc_tools.protoc -Iprotos --python_out=server/doors/oip --pyi_out=server/doors/oip \
 	    protos/inference/inference.proto
 

@@ -1,6 +1,6 @@
 """`python -m latentd "a red apple" -o apple.png`: the command line. `latentd serve [MODEL]`: the server.
 
-`latentd keys new NAME` draws a key for a server.
+`latentd keys new NAME` draws a key for a server, `latentd swap NAME` has one serve another model.
 
 Exit codes: 0 done, 1 a picture failed or a package is missing, 2 bad usage, 130 Ctrl-C, 141 the reader of stdout left.
 """
@@ -23,6 +23,10 @@ def main(argv: list[str] | None = None) -> int:
         if words[:1] == ["keys"]:
             return _keys(words[1:])
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs what ServerError says in a sentence
+        if words[:1] == ["swap"]:
+            from latentd.swap import run as swap
+
+            return swap(words[1:], f"{_program()} swap")
         from latentd.command import run  # here, so that Ctrl-C during the imports is caught too
 
         code = run(words)

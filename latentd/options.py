@@ -25,8 +25,8 @@ examples:
 A file that -o or --film names is replaced if it is there, and the line about it says so. A name made from the prompt
 or with a number (apple-1.png) never replaces a file: numbers go on after those that are there.
 
-`%(prog)s serve [MODEL]` runs a server (serve --help), `%(prog)s keys new NAME` draws a key for one; the prompt
-"serve" is %(prog)s -- serve.
+`%(prog)s serve [MODEL]` runs a server (serve --help), `%(prog)s keys new NAME` draws a key for one, `%(prog)s swap
+NAME` has one serve another model; the prompt "serve" is %(prog)s -- serve.
 
 Every option is also an environment variable: --steps is LATENTD_STEPS, --list-models is LATENTD_LIST_MODELS=1;
 a flag wins over the variable. What is not said is left to the model's own defaults; --list-models shows them.

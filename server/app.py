@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import math
@@ -11,19 +12,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from engines.choice import Choice
 from engines.machine.cores import available_cores
 from engines.machine.memory import available_memory
 from engines.model import Beside, Model, load, on_gpu
+from engines.model import Model
 from engines.process.exporting import stop_exports
-from pipeline.checkpoint.opened import model_id, open_checkpoint
+from pipeline.checkpoint.opened import model_id
 from server.access.gate import Gate
 from server.address import joined
-from server.batching.admission import Admission
 from server.descriptors import Descriptors, connections, raise_limit
 from server.device.loop import Device
 from server.device.watchdog import watch
+from server.doors.admin import AdminServicer
 from server.doors.asgi import AsgiServer, Bounds
 from server.doors.calls import CallBounds
 from server.doors.grpc import ConnectionBounds, GrpcDoor
@@ -32,6 +34,9 @@ from server.doors.keyed import keyed
 from server.doors.probes import CONNECTIONS, ProbeDoor
 from server.limits import Limits
 from server.metrics import Metrics
+from server.models.folder import Folder
+from server.models.loading import Stage, choice_of, device_of, load_model
+from server.models.succession import Succession
 from server.service import Service
 from server.settings import Settings, SettingsError
 from server.tracing.chosen import tracing_of
@@ -72,7 +77,17 @@ class Server:
         bounds = ConnectionBounds(
             min(most - pages, settings.max_connections), settings.max_streams, settings.idle_seconds
         )
-        self._door = GrpcDoor(self.service, calls, bounds, gate.policy)
+        self.succession: Succession | None = None
+        if settings.admin:
+            if settings.admin_models is None:
+                raise SettingsError("admin is on, and admin_models is not given: the folder that models may come from")
+            if settings.keys is None:
+                raise SettingsError("admin is on, and keys is not given: only an admin's key may swap the model")
+            self.succession = Succession(
+                self.service, Folder(settings.admin_models), self._another, self._watch, self._let_go
+            )
+        admin = self.succession and AdminServicer(self.service, self.succession, gate.policy)
+        self._door = GrpcDoor(self.service, calls, bounds, gate.policy, admin)
         self._probes = ProbeDoor(self._door)
         web = _http_bounds(settings, pages)
         self._http = HttpDoor(
@@ -84,6 +99,9 @@ class Server:
         self._scrapes = AsgiServer(scrapes, "metrics", Bounds(connections=scrapers), ended, gate.certificates)
         self._died = asyncio.Event()
         self._watching: list[asyncio.Task[None]] = []
+        self._watched: dict[Device, asyncio.Task[None]] = {}
+        self._make: Callable[[Settings], Model] = load_model
+        self._end: Callable[[], object] = self._died.set  # of any thread, once it is loaded
         self.grpc_port = 0
         self.http_port: int | None = None  # None: no HTTP
         self.metrics_port: int | None = None  # None: no metrics
@@ -111,14 +129,17 @@ class Server:
     async def load(self, make: Callable[[Settings], Model]) -> None:
         """Load the model and make its lanes: engines, buffers, one warm step of each size. Then health says SERVING."""
         start, settings = time.monotonic(), self.settings
-        loop = asyncio.get_running_loop()
-        died = functools.partial(loop.call_soon_threadsafe, self._died.set)
-        device = await asyncio.to_thread(_device, settings, self.metrics, make, died)
+        self._make = make
+        self._end = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._died.set)
+        if self.succession is not None:
+            await asyncio.to_thread(self.succession.loading, choice_of(settings))
+        device = await asyncio.to_thread(device_of, settings, self.metrics, make, self._end)
+        if self.succession is not None:
+            self.succession.loaded(device.model)
+        self.metrics.engine(device.model)
         device.start()
         self.service.device = device
-        self._watching.append(
-            asyncio.create_task(watch(device, settings.watchdog, stalled=self.metrics.stalled_seconds.set))
-        )
+        self._watch(device)
         self._tell()
         model = device.model
         log.info(
@@ -131,6 +152,23 @@ class Server:
             settings.threads or available_cores(),
             time.monotonic() - start,
         )
+
+    def _another(self, path: Path, prediction: str, reach: Callable[[Stage], None]) -> Device:
+        """Make a device of another model, with the settings of the first: see server.models.succession.Make."""
+        settings = dataclasses.replace(self.settings, model=path, prediction=prediction)
+        return device_of(settings, self.metrics.beside(model_id(path)), self._make, self._end, reach)
+
+    def _watch(self, device: Device) -> None:
+        """Watch a device that serves."""
+        self._watched[device] = asyncio.create_task(
+            watch(device, self.settings.watchdog, stalled=self.metrics.stalled_seconds.set)
+        )
+
+    async def _let_go(self, device: Device) -> None:
+        """Watch a device no more: it has stopped."""
+        watching = self._watched.pop(device)
+        watching.cancel()
+        await asyncio.wait([watching])  # it holds the device until then
 
     def addresses(self) -> list[str]:
         """List where the doors are, in words."""
@@ -159,17 +197,18 @@ class Server:
     @property
     def failed(self) -> bool:
         """Return whether the device has failed (see Device.failed)."""
-        return self.service.device is not None and self.service.device.failed
+        return any(device.failed for device in self.service.devices)
 
     @property
     def makes_lane(self) -> bool:
         """Return whether a lane is being made (see Device.makes_lane)."""
-        return self.service.device is not None and self.service.device.makes_lane
+        return any(device.makes_lane for device in self.service.devices)
 
     @property
     def leaves_threads(self) -> bool:
         """Return whether threads are left at the end that nobody waits for: they may be in a compiler or a decoder."""
-        return self.makes_lane or self.service.reads
+        makes_model = self.succession is not None and self.succession.makes
+        return self.makes_lane or self.service.reads or makes_model
 
     async def died(self) -> None:
         """Wait until the device fails; health says NOT_SERVING from then on."""
@@ -184,21 +223,27 @@ class Server:
         """
         self.service.draining = True
         self._tell()
-        device = self.service.device
-        if device is not None and grace and (late := await asyncio.to_thread(device.dismiss_late, grace)):
+        if self.succession is not None:
+            self.succession.stop()
+        devices = self.service.devices
+        late = sum([await asyncio.to_thread(device.dismiss_late, grace) for device in devices] if grace else [])
+        if late:
             log.warning("%d requests cannot be done within the grace of %g s; their clients are told", late, grace)
         await asyncio.gather(self._door.drain(grace), self._http.drain(grace))
-        if device is not None:
-            why = f"the server stops, and its grace of {grace:g} s was over before the request was done"
+        why = f"the server stops, and its grace of {grace:g} s was over before the request was done"
+        if devices:
             self.service.dismiss(why)
+        for device in devices:
             device.dismiss(why)
         farewell = farewell if grace else 0.0
         await asyncio.gather(self._door.close(farewell), self._http.close(farewell))
         await self._probes.close()
         self.service.close()
-        if device is not None:
+        for device in devices:
             await asyncio.to_thread(device.stop)
-        for watching in self._watching:
+        if self.succession is not None:
+            self.succession.close()
+        for watching in (*self._watching, *self._watched.values()):
             watching.cancel()
         if self.service.tracing is not None:
             await asyncio.to_thread(self.service.tracing.close, FAREWELL if not grace else _TRACES)
@@ -248,60 +293,3 @@ def _http_bounds(settings: Settings, most: int) -> Bounds:
     """Bound the HTTP port's connections. A picture to start from takes longer to come than a scrape's request."""
     seconds = settings.unread_seconds or math.inf
     return Bounds(connections=most, request=60.0, idle=round(settings.idle_seconds) or _FOR_EVER, write=seconds)
-
-
-def load_model(settings: Settings) -> Model:
-    """Open and load the checkpoint that the settings name."""
-    choice = Choice(
-        settings.backend,
-        settings.precision,
-        settings.threads or None,
-        settings.device,
-        settings.pixels,
-        settings.attention,
-    )
-    on_gpu(choice)  # a device that is not here is told before the model is read; asking again costs next to nothing
-    checkpoint = open_checkpoint(settings.model, settings.prediction)
-    if checkpoint.has_safety_checker:
-        log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")
-    return load(checkpoint, choice, Beside(settings.style_adapter, settings.style_encoder, settings.judge))
-
-
-def _device(
-    settings: Settings, metrics: Metrics, make: Callable[[Settings], Model], died: Callable[[], object]
-) -> Device:
-    model = make(settings)
-    default, unit = model.spec.defaults, model.spec.size_multiple
-    sizes = list(settings.sizes) or [(default.width, default.height)]
-    for width, height in sizes:
-        if width % unit or height % unit or not (0 < width <= 4096 and 0 < height <= 4096):
-            raise SettingsError(f"sizes: {width}x{height}; sides of this model are multiples of {unit}, up to 4096")
-    _check_limits(settings, model)
-    metrics.engine(model)
-    admission = Admission(settings.queue_jobs, settings.queue_seconds)
-    workers = max(1, min(4, available_cores()))
-    return Device(
-        model,
-        sizes=sizes,
-        seats=settings.seats,
-        steps=settings.max_steps,
-        chunks=settings.chunks,
-        admission=admission,
-        metrics=metrics,
-        workers=workers,
-        died=died,
-    )
-
-
-def _check_limits(settings: Settings, model: Model) -> None:
-    """Errors: SettingsError for a limit that the model's own defaults exceed: plain requests would all be refused."""
-    default = model.spec.defaults
-    for name, limit, what in (
-        ("max_steps", settings.max_steps, default.steps),
-        ("max_guidance", settings.max_guidance, default.guidance),
-    ):
-        if limit < what:
-            raise SettingsError(
-                f"{name} is {limit:g}, and {model.id} takes {what:g} where a request does not say: every such request "
-                f"would be refused; give {what:g} or more"
-            )

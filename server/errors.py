@@ -62,6 +62,16 @@ class UnknownModel(LatentdError):
     field = "model"
 
 
+class SwapRefused(LatentdError):
+    """Another model does not take over. Where a `code` is given, it is that of the reason."""
+
+    code = "FAILED_PRECONDITION"
+
+    def __init__(self, message: str, code: str = code) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class UnknownService(LatentdError):
     code = "NOT_FOUND"
 

@@ -17,6 +17,7 @@ GROUPS = {
     "what it has beside": ("style_adapter", "style_encoder", "judge"),
     "where it listens": ("host", "http_port", "grpc_port", "metrics_port", "allow_host"),
     "who may come": ("keys", "insecure", "tls_cert", "tls_key", "tls_client_ca", "health_port"),
+    "what operators may do": ("admin", "admin_models"),
     "how much at once": ("seats", "sizes", "chunks", "queue_jobs", "queue_seconds", "priority_callers"),
     "what a request may ask for": ("max_prompt", "max_steps", "max_guidance", "max_images", "max_message"),
     "what clients may hold": (

@@ -17,6 +17,10 @@ from server.mailbox import Mailbox
 from server.wish import Wish
 
 
+def _nobody() -> None:
+    """Wake nobody."""
+
+
 @dataclass(eq=False)
 class Job:
     """Holds a wish on its way. The device thread and its pool write it; `cancelled` may be set by any thread."""
@@ -28,10 +32,11 @@ class Job:
     deadline: float | None = None  # monotonic seconds
     caller: str = LOCAL  # whose it is (server/caller.py), or whose key it came with (server/access/key.py)
     weight: float = 1.0  # of its caller, beside others of its level (server/batching/share.py)
+    model: str = ""  # the id of the one that draws it
     unencoded: int = 0  # chunks of its prompts that nobody remembered when it came
     expected: float | None = None  # seconds from its arrival to its end, as forecast when it was admitted
     cancelled: bool = False
-    wake: Callable[[], object] = field(default=lambda: None, repr=False)  # wakes the device thread: see cancel
+    wake: Callable[[], object] = field(default=_nobody, repr=False)  # wakes the device thread: see cancel
     left: int = field(init=False)  # pictures neither delivered nor failed
     timings: Timings = field(init=False)
     failures: list[PictureFailed] = field(default_factory=list)
@@ -49,6 +54,10 @@ class Job:
         """Cancel the job: it leaves after the step that is under way, at once where none is."""
         self.cancelled = True
         self.wake()
+
+    def end(self) -> None:
+        """Note that its end is posted. What has drawn it is not held any more, however long its client reads."""
+        self.over, self.wake = True, _nobody
 
     def expired(self, now: float) -> bool:
         return self.deadline is not None and self.deadline <= now

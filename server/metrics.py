@@ -19,15 +19,28 @@ from engines.model import Model
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150, 400)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
 
+# Gauges that a device fills, and those that are of a model's parts.
+_OF_A_DEVICE = ("queue_depth", "pictures_paused", "forecast_margin", "decode_backlog", "rows_live", "rows_capacity")
+
+# What is of doors and threads, whatever model is served: its label stays that of the model served at start.
+_OF_THE_SERVER = (
+    "calls_open", "calls_unread_total", "descriptors_scarce", "reading_backlog", "ready", "stalled_seconds",
+    "queue_wait_seconds", "memory_limit_bytes", "spans_sent_total",
+)  # fmt: skip
+
 
 class Metrics:
     """Holds one server's metrics, in a registry of its own: two servers in one process (a test) do not collide."""
 
-    def __init__(self, model_id: str) -> None:
+    def __init__(self, model_id: str, beside: Metrics | None = None) -> None:
+        """Begin with nothing counted. `beside`: the same server's metrics of another model; they share a registry."""
         disable_created_metrics()  # a second series a metric, which nobody asks for
-        self.registry = CollectorRegistry()
+        self.registry = CollectorRegistry() if beside is None else beside.registry
+        self._families: dict[str, Any] = {} if beside is None else beside._families
         self._model = model_id
-        ProcessCollector(registry=self.registry)  # of any process, by the names that they have everywhere
+        self._first = model_id if beside is None else beside._first
+        if beside is None:
+            ProcessCollector(registry=self.registry)  # of any process, by the names that they have everywhere
         self.ready = self._make(Gauge, "ready", "1 while health says SERVING")
         self._requests = self._make(Counter, "requests_total", "Requests ended", "door", "code")
         self._request_seconds = self._make(
@@ -81,15 +94,32 @@ class Metrics:
         self.spans_sent_total = self._make(Counter, "spans_sent_total", "Spans that the collector of traces took")
         self._spans_dropped = self._make(Counter, "spans_dropped_total", "Spans that it did not get", "why")
         self._engine_info = self._make(Gauge, "engine_info", "Always 1", "backend", "precision", "weights")
+        self._swaps = self._make(Counter, "swaps_total", "Swaps of the served model that ended", "outcome")
+        if beside is not None:  # the device fills them when it does something
+            for gauge in (self.queue_depth, self.pictures_paused, self.rows_live, self.decode_backlog):
+                gauge.set(0)
 
     def _make(self, kind: type, name: str, text: str, *labels: str, **options: Any) -> Any:
-        metric = kind(f"latentd_{name}", text, ["model", *labels], registry=self.registry, **options)
-        return metric if labels else metric.labels(self._model)
+        if (metric := self._families.get(name)) is None:
+            metric = kind(f"latentd_{name}", text, ["model", *labels], registry=self.registry, **options)
+            self._families[name] = metric
+        return metric if labels else metric.labels(self._first if name in _OF_THE_SERVER else self._model)
 
-    def request(self, door: str, code: str, seconds: float) -> None:
-        """Count a request that ended after so many seconds."""
-        self._requests.labels(self._model, door, code).inc()
-        self._request_seconds.labels(self._model, code).observe(seconds)
+    def beside(self, model_id: str) -> Metrics:
+        """Return the same server's metrics of another model."""
+        return Metrics(model_id, self)
+
+    def forget_others(self) -> None:
+        """Leave out the gauges of models that are not here, all but this one; what was counted stays."""
+        for family in (self._families[name] for name in _OF_A_DEVICE):
+            here = {sample.labels["model"] for metric in family.collect() for sample in metric.samples}
+            for model in here - {self._model}:
+                family.remove(model)
+
+    def request(self, door: str, code: str, seconds: float, model: str = "") -> None:
+        """Count a request that ended after so many seconds. `model`: which drew it; "": the one of these metrics."""
+        self._requests.labels(model or self._model, door, code).inc()
+        self._request_seconds.labels(model or self._model, code).observe(seconds)
 
     def cancelled(self, where: str) -> None:
         self._cancelled.labels(self._model, where).inc()
@@ -106,7 +136,12 @@ class Metrics:
     def spans_dropped(self, why: str, count: int) -> None:
         self._spans_dropped.labels(self._model, why).inc(count)
 
+    def swap(self, outcome: str) -> None:
+        self._swaps.labels(self._model, outcome).inc()
+
     def engine(self, model: Model) -> None:
+        """Tell which model is served; of any other nothing is told from then on."""
+        self._engine_info.clear()
         self._engine_info.labels(self._model, model.backend.name, model.backend.precision, model.digest[:12]).set(1)
 
     @property

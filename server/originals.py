@@ -143,6 +143,10 @@ class Originals:
         for waiting in self._waiters:
             waiting.cancel()
 
+    def forget(self) -> None:
+        """Forget how long pictures took: another model reads them from now on."""
+        self._took.clear()
+
     def close(self) -> None:
         """Read no more pictures. One that is being read is not waited for: a decoder cannot be interrupted."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engines.model import Model
-from engines.preview import Preview
 from pipeline.errors import InvalidRequest, LatentdError
 from server.access.key import Key
 from server.caller import LOCAL, named
+from server.device.fitting import Fitting
+from server.device.holds import Holds
 from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.device.loop import Device
 from server.errors import NotServing, TooLate, UnknownModel
@@ -46,6 +48,7 @@ class Accepted:
 class Service:
     """Serves one model to any number of doors. `device` is None until it is loaded.
 
+    Another one may take over: then `before` is that of the model before, until nobody has anything to do with it.
     `key_of`: the key that a caller came with, None where it came without.
     """
 
@@ -61,10 +64,12 @@ class Service:
         self.limits = limits
         self.metrics = metrics
         self.device: Device | None = None
+        self.before: Device | None = None
         self.draining = False
         self.tracing: Tracing | None = None  # None: requests are not traced
+        self.holds = Holds()
         self._originals = Originals(metrics)
-        self._fitting: asyncio.Task[None] | None = None  # of what previews need
+        self._fitting = Fitting()
         metrics.queue_wait_seconds.set_function(lambda: 0.0 if self.device is None else self.device.queue_wait())
 
     def ready(self) -> Device:
@@ -74,6 +79,30 @@ class Service:
         if self.draining:
             raise NotServing("this server is draining; ask another one")
         return self.device
+
+    @property
+    def devices(self) -> list[Device]:
+        """List the device that serves and the one before, as far as they are here."""
+        return [device for device in (self.device, self.before) if device]
+
+    def holding(self, model: str | None = None) -> contextlib.AbstractContextManager[Device]:
+        """Give a request the device that serves a model; it stays during the block, whatever takes over meanwhile.
+
+        A door whose request waits for anything before its last `submit` holds it all the while, so that all of the
+        request is one model's. Errors: UnknownModel; NotServing.
+        """
+        return self.holds.of(self._named(model))
+
+    def ahead(self, job: Job) -> int | None:
+        """Count the pictures that will be seated before a job's first; None where none of it waits any more."""
+        return next((ahead for device in self.devices if (ahead := device.ahead(job)) is not None), None)
+
+    def succeed(self, device: Device) -> None:
+        """Have another device, which is started, take over."""
+        self.before, self.device = self.device, device
+        self.model_id, self.metrics = device.model.id, device.metrics
+        self._fitting.forget()
+        self._originals.forget()
 
     def dismiss(self, why: str) -> None:
         """End every request whose pictures are read or wait for it, saying `why`; queued ones are the device's."""
@@ -95,22 +124,28 @@ class Service:
         seconds_left: float | None,
         arrived: float | None = None,
         caller: str = LOCAL,
+        device: Device | None = None,
     ) -> Accepted:
         """Check, admit and queue. `arrived`: when the door heard of it, monotonic seconds; None: just now.
 
-        `caller`: whose it is, as server/caller.py names it; callers share the device.
+        `caller`: whose it is, as server/caller.py names it; callers share the device. `device`: the one that the door
+        is holding for it; None: the one that serves its model now.
         A picture to begin with is read and encoded first, unless the request would not be done in time with that and
         what waits for it; a request without one is queued before this first waits.
         Errors: any LatentdError, each with its code.
         """
         now = time.monotonic()
-        device = self._named(request.model)
+        if device is None:
+            with self.holding(request.model) as held:
+                return await self.submit(request, request_id, seconds_left, arrived or now, caller, held)
+        self.ready()
         wish = Wish.of(request, device.model, device.sizes, self.limits)
         key = self._key_of(caller)
         self._check_priority(wish.priority, caller, key)
         deadline = None if seconds_left is None else now + seconds_left
         mailbox = Mailbox(asyncio.get_running_loop(), progress=request.progress is not False)
-        job = Job(request_id, wish, mailbox, arrived or now, deadline, caller, 1.0 if key is None else key.weight)
+        weight = 1.0 if key is None else key.weight
+        job = Job(request_id, wish, mailbox, arrived or now, deadline, caller, weight, device.model.id)
         trace = trace_of(request_id)
         if trace and trace.recorded:
             job.timings.evaluations = []
@@ -132,10 +167,10 @@ class Service:
         """Errors: InvalidRequest for a priority that a caller may not ask for."""
         if key is not None:
             if priority > key.priority:
-                raise InvalidRequest(
-                    f"priority is {priority}; it must be at most {key.priority}, which is what {caller} may ask for",
-                    "priority",
+                sentence = (
+                    f"priority is {priority}; it must be at most {key.priority}, which is what {caller} may ask for"
                 )
+                raise InvalidRequest(sentence, "priority")
         elif priority > 0 and not named(caller, self.limits.priority_callers):
             raise InvalidRequest(
                 f"priority is {priority}; it must be at most 0, as the server's setting priority_callers does not name "
@@ -165,45 +200,31 @@ class Service:
 
         Errors: InvalidRequest naming the field, also where there is no judge; UnknownModel; NotServing; Busy.
         """
-        device = self._named(model)
-        judge = judge_for(device.model, pictures, texts, self.limits)
+        with self.holding(model) as device:
+            judge = judge_for(device.model, pictures, texts, self.limits)
 
-        def ranked(stay: Stay) -> Ranks:
-            with device.judging(len(pictures)):
-                return ranks_of(stay, judge, pictures, texts)
+            def ranked(stay: Stay) -> Ranks:
+                with device.judging(len(pictures)):
+                    return ranks_of(stay, judge, pictures, texts)
 
-        return await self._originals.apart(caller, Kind("rank", len(pictures)), ranked)
+            return await self._originals.apart(caller, Kind("rank", len(pictures)), ranked)
 
     def _named(self, model: str | None) -> Device:
         """Return the device that serves a model. Errors: UnknownModel; NotServing."""
-        device = self.ready()
-        if model not in (None, self.model_id):
+        if (device := self.ready()) and model not in (None, self.model_id):
             raise UnknownModel(f"model is {model[:64]!r}; this server has {self.model_id}")
         return device
 
-    async def previews(self) -> None:
+    async def previews(self, device: Device | None = None) -> None:
         """Wait until previews can be made: a short request would be over before its first. See begin_previews."""
-        self.ready()
-        if (fitting := self.begin_previews()) is not None:
+        if self.ready() and (fitting := self.begin_previews(device)) is not None:
             await asyncio.shield(fitting)
 
-    def begin_previews(self) -> asyncio.Task[None] | None:
-        """Begin to fit the map that previews need, once, off the event loop; None where there is nothing to wait for.
-
-        Where that fails requests go on without previews, and the next one tries again.
-        """
-        if self.device is None or self.draining or self.device.preview.known is not None:
+    def begin_previews(self, device: Device | None = None) -> asyncio.Task[None] | None:
+        """Begin to fit the map that previews need; None: nothing to wait for. Where it fails there are no previews."""
+        if self.device is None or self.draining or device not in (None, self.device):
             return None
-        if self._fitting is None or self._fitting.done():
-            self._fitting = asyncio.create_task(self._fit(self.device.preview))
-        return self._fitting
-
-    async def _fit(self, preview: Preview) -> None:
-        try:
-            await asyncio.to_thread(preview.map)
-        except Exception as error:
-            known = isinstance(error, LatentdError)
-            log.error("previews cannot be made%s", f": {error}" if known else "", exc_info=not known)
+        return self._fitting.begin(self.device.preview)
 
     async def events(self, job: Job) -> AsyncIterator[Event]:
         """Yield a job's events up to Done, and leave the job not running, however that ends.
@@ -240,7 +261,7 @@ class Service:
         code, reason = _code(error, left)
         now = time.monotonic()
         took = now - started
-        self.metrics.request(door, code, took)
+        self.metrics.request(door, code, took, "" if job is None else job.model)
         details = ""
         if job is not None:
             wish, timings = job.wish, job.timings

@@ -232,6 +232,12 @@ class Settings:
     )
     trace_ratio: float = _setting(1.0, _number(0, 1, whole=False), "of the requests whose caller did not decide")
     trace_prompts: bool = _setting(False, _ON_OFF, "whether traces tell prompts; logs never do")
+    admin: bool = _setting(
+        False,
+        _ON_OFF,
+        "let operators swap the served model; it takes admin_models, and keys of which one has admin: true",
+    )
+    admin_models: Path | None = _setting(None, _PATH, "the folder of the models that may be swapped to, and no others")
     log_format: str = _setting("text", _choice("text", "json"), "of the log on stderr")
 
 

@@ -72,7 +72,7 @@ ROOMS = (
     "server.descriptors", "server.flags", "server.container", "server.upload",
     "server.logs", "server.mailbox", "server.settings", "server.access",
     "server.metrics", "server.wish", "server.job", "server.batching", "server.originals", "server.device",
-    "server.tracing", "server.service", "server.doors",
+    "server.tracing", "server.service", "server.models", "server.doors",
     "server.app", "server",
     "latentd.__main__",
     "training.errors", "training.recipe", "training.draws", "training.processes", "training.files", "training.figures",

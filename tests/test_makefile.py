@@ -56,7 +56,7 @@ def test_before_make_is_given_too_except_what_shells_set() -> None:
 def test_a_variable_that_no_word_takes_is_refused_with_the_list(word: str) -> None:
     done = make(word, "SEAT=3", "MODEL=a")
     assert done.returncode == 2 and done.stdout == ""
-    assert "no word of make takes SEAT; there are: ALLOW_HOST ARCH ATTENTION " in done.stderr
+    assert "no word of make takes SEAT; there are: ADMIN ADMIN_MODELS ALLOW_HOST ARCH ATTENTION " in done.stderr
     assert " SEATS " in done.stderr
 
 

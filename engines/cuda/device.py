@@ -24,7 +24,7 @@ from engines.cuda.errors import device_errors, with_memory
 from engines.cuda.kernels import Kernels
 from engines.cuda.network import Network
 from engines.cuda.stepper import CudaStepper
-from engines.cuda.stream import Fetched, OnDevice, Stream
+from engines.cuda.stream import ALONE, Fetched, OnDevice, Stream
 from engines.machine.driver import driver_version
 from pipeline.arrays import F32, Pixels
 from pipeline.spec import Spec
@@ -73,7 +73,8 @@ class CudaDevice:
         self._networks, self._kernels, self._device = networks, kernels, device
         with device_errors():
             if device.type == "cuda":
-                torch.cuda.synchronize(device)  # the streams below do not wait for the one that loaded
+                with ALONE:
+                    torch.cuda.synchronize(device)  # the streams below do not wait for the one that loaded
             self._encoding, self._stepping, self._decoding, self._side = (Stream(device) for _ in range(4))
         self._unets: dict[tuple[int, int, int], Network] = {}
         self._decoders: dict[tuple[int, ...], _Decoder] = {}

@@ -6,6 +6,7 @@ What only a GPU can run of encoding, stepping and decoding is in this file, so t
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,6 +21,10 @@ from pipeline.arrays import F32
 # Where copies of a failed device's tensors were to arrive. torch's allocator asks CUDA for an event when such memory is
 # freed, from within a destructor: after an error that CUDA keeps, that ends the process before clients are told why.
 _lost: list[list[Tensor]] = []
+
+# Held by whoever launches, captures or synchronises: two models may be in one process, each with a thread of its own,
+# and what one launches or frees must not fall into the other's capture. Never run on a GPU.
+ALONE = threading.RLock()
 
 _WARM = 3  # runs before a capture: library handles, workspaces, compiled kernels, choices of algorithm
 
@@ -72,8 +77,11 @@ class Stream:
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
         """Make what is called inside work of this stream. Errors: those of engines.cuda.errors.device_errors."""
-        current = contextlib.nullcontext() if self._cuda is None else torch.cuda.stream(self._cuda)
-        with device_errors(), torch.inference_mode(), current:
+        if self._cuda is None:
+            with device_errors(), torch.inference_mode():
+                yield
+            return
+        with ALONE, device_errors(), torch.inference_mode(), torch.cuda.stream(self._cuda):
             yield
 
     def captured(self, run: Callable[[], None]) -> Callable[[], None]:

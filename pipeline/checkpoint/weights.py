@@ -49,6 +49,11 @@ class Weights:
         return sum(tensor.length for tensor in self._parts[part].values())
 
     @property
+    def total(self) -> int:
+        """Count the bytes of all parts as they are stored."""
+        return sum(map(self.bytes, self._parts))
+
+    @property
     def files(self) -> list[Path]:
         return sorted(self._files)
 

@@ -41,12 +41,14 @@ class Admission:
         demand: Demand | None = None,
         reading: Reading | None = None,
         alike: Alike | None = None,
+        before: float = 0.0,
     ) -> Forecast:
         """Refuse a request that the queue has no place for, that cannot meet its deadline, or that breaks another's.
 
         Forecasts are multiplied by `margin`. `demand`: what callers asked for lately; a job with a deadline leaves them
         their shares. `reading`: of its pictures, before it joins; others will have joined by then, so it joins behind
-        as much as is here now. Errors: Busy (with when to ask again), NotMade or TooLate; where the job may join its
+        as much as is here now. `before`: seconds that the device still has for another model's requests; this
+        batcher's come after them. Errors: Busy (with when to ask again), NotMade or TooLate; where the job may join its
         forecast is returned, that of a request before it where `alike` has one. A lane that is being made is no queue:
         it counts against the deadline alone.
         """
@@ -55,13 +57,14 @@ class Admission:
         pace.forget(now)
         self._fits(job, batcher, pace)
         expected = (alike or Alike()).forecast(batcher, job, pace, now, margin, making, demand)
-        if (queued := expected.wait - expected.lane_ready) > self.queue_seconds:
+        if (queued := before + expected.wait - expected.lane_ready) > self.queue_seconds:
             raise Busy(
-                f"a seat would be free in about {expected.wait:.0f} s; at most {self.queue_seconds:g} s are waited",
+                f"a seat would be free in about {before + expected.wait:.0f} s; at most {self.queue_seconds:g} s are "
+                "waited",
                 queued - self.queue_seconds,
             )
         if job.deadline is not None:
-            self._meets(job, job.deadline - now, batcher, pace, expected, margin, reading or Reading())
+            self._meets(job, job.deadline - now, batcher, pace, expected, margin, reading or Reading(), before)
         return expected
 
     def _fits(self, job: Job, batcher: Batcher, pace: Pace) -> None:
@@ -87,16 +90,25 @@ class Admission:
         raise Busy(sentence, max(1.0, seconds / 2))
 
     def _meets(
-        self, job: Job, left: float, batcher: Batcher, pace: Pace, expected: Forecast, margin: float, reading: Reading
+        self,
+        job: Job,
+        left: float,
+        batcher: Batcher,
+        pace: Pace,
+        expected: Forecast,
+        margin: float,
+        reading: Reading,
+        before: float,
     ) -> None:
         """Refuse a job that misses its deadline, `left` seconds from now, or makes others miss theirs."""
         needs = reading.takes + alone(pictures_of(job), pace)
-        finish = reading.wait + reading.takes + margin * expected.finish
+        finish = reading.wait + reading.takes + before + margin * expected.finish
         engine = (
             f"{engine_of(job.wish.lane)} is being made, for about {expected.lane_ready:.0f} s more; the request's "
             f"deadline is in {left:.2f} s"
         )
-        if batcher.empty and not reading.takes:  # whatever the forecast says: only a try can show that it is wrong
+        # Whatever the forecast says: only a try can show that it is wrong.
+        if batcher.empty and not reading.takes and not before:
             if expected.lane_ready > left:
                 raise NotMade(engine, finish - left)
             return

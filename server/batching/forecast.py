@@ -4,8 +4,9 @@ late for its sake, and who cannot make it any more."""
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from server.batching.making import Making
 from server.batching.pace import Pace
 from server.batching.play import Play
 from server.job import Job, Picture
+from server.wish import LaneKey
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,23 @@ def device_seconds(pictures: Sequence[Picture], pace: Pace) -> float:
     wish = pictures[0].job.wish
     steps = sum(wish.rows_left(picture.reached) for picture in pictures) * pace.row(wish.lane)
     return steps + len(pictures) * pace.decode(wish.size)
+
+
+def remaining(batcher: Batcher, pace: Pace) -> float:
+    """Forecast the seconds until all that sits, waits or is to be decoded here is done, with full seats."""
+    rows: Counter[LaneKey] = Counter()  # of all evaluations
+    wide: Counter[LaneKey] = Counter()  # of the next one
+    decodes = 0.0
+    for picture in itertools.chain(batcher.seated, batcher.waiting, batcher.undecoded):
+        wish = picture.job.wish
+        rows[wish.lane] += wish.rows_left(picture.reached)
+        wide[wish.lane] += picture.rows
+        decodes += pace.decode(wish.size)
+    steps = 0.0
+    for lane, count in rows.items():
+        if width := min(wide[lane], 2 * batcher.seats):
+            steps += count * pace.step(lane, width) / width
+    return steps + decodes
 
 
 def pictures_of(job: Job) -> list[Picture]:

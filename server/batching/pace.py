@@ -57,6 +57,10 @@ class Pace:
         """Add another lane of a size: until it steps it has the pace of the same size's shortest prompts."""
         self._rows[lane] = Median([self._rows[lane._replace(chunks=1)].value])
 
+    def measured(self, lane: LaneKey, seconds: float) -> None:
+        """Take so many seconds a row for a lane's pace, in place of what was measured before."""
+        self._rows[lane] = Median([seconds])
+
     def stepped(self, lane: LaneKey, rows: int, seconds: float, now: float) -> None:
         """Note a step that ended at `now`, monotonic seconds."""
         self._rows[lane].add(seconds / rows)

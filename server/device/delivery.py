@@ -86,7 +86,8 @@ class Delivery:
     def end(self, job: Job, error: LatentdError | None) -> None:
         """End a job: its client hears of the first end only, later ones change nothing."""
         with job.lock:
-            first, job.over = not job.over, True
+            first = not job.over
+            job.end()
         if first:
             self._ended(job)
             job.mailbox.post(Failed(error) if error else Done(job.timings))

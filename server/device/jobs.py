@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from server.batching.alike import Alike
 from server.batching.batcher import Batcher, Lane, Place
@@ -29,8 +29,15 @@ class Jobs:
     Whoever iterates, or reads the batcher, holds it. The gauges follow.
     """
 
-    def __init__(self, batcher: Batcher, pace: Pace, metrics: Metrics, steps: int) -> None:
-        """Begin without jobs. `steps`: of a usual request."""
+    def __init__(
+        self,
+        batcher: Batcher,
+        pace: Pace,
+        metrics: Metrics,
+        steps: int,
+        emptied: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Begin without jobs. `steps`: of a usual request. `emptied` is called when the last job was forgotten."""
         self.changed = threading.Condition()
         self.batcher = batcher
         self.margin = Margin()
@@ -39,6 +46,7 @@ class Jobs:
         self._pace = pace
         self._steps = steps
         self._metrics = metrics
+        self._emptied = emptied
         self._jobs: set[Job] = set()
         self._dismissed: list[Job] = []  # they have ended, and their places are yet to be taken from them
         self._look_at = 0.0  # monotonic seconds: nobody becomes hopeless before
@@ -66,6 +74,8 @@ class Jobs:
             now = time.monotonic()
             if not job.cancelled or job.expired(now + _CLOCKS):
                 self._learn(job, now, now)
+            if not self._jobs:
+                self._emptied()
 
     def dismiss(self, seconds: float, making: Making) -> dict[Job, float]:
         """Take out those who will not be finished in `seconds`; returns them with what they would take.

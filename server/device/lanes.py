@@ -59,20 +59,28 @@ class Lanes:
         one warms the engine up. A large model on a CPU is SERVING 8 s earlier for what it need not run again.
         """
         self._keep(lane, self._make(lane))
-        backend, stepper, spec = self._model.backend, self._steppers[lane], self._model.spec
+        backend = self._model.backend
         if (known := backend.row_seconds(lane.width, lane.height, lane.chunks)) is not None:
             return known
+        return self.measure(lane, 2, decode=lane.chunks == 1)  # a size has one decoder
+
+    def measure(self, lane: LaneKey, steps: int = 1, *, decode: bool = False) -> float:
+        """Measure the seconds a row, on the last of so many steps of a lane that nobody sits in.
+
+        `decode`: run the decoder too, so that it is warm.
+        """
+        stepper, spec = self._steppers[lane], self._model.spec
         shape = spec.latent_shape(lane.width, lane.height)
         context = np.zeros((lane.chunks * spec.text.tokens, spec.text.width), np.float32)
-        stepper.sit(0, Sitting(_still(2), np.zeros((1, *shape), np.float32), context, context, guidance=2.0))
+        stepper.sit(0, Sitting(_still(steps), np.zeros((1, *shape), np.float32), context, context, guidance=2.0))
         took = 0.0
-        for _ in range(2):
+        for _ in range(steps):
             start = time.monotonic()
             stepper.step([0])
             stepper.pending_latents(0).get()
             took = time.monotonic() - start
-        if lane.chunks == 1:  # a size has one decoder
-            backend.picture(stepper.pending_latents(0)).get()
+        if decode:
+            self._model.backend.picture(stepper.pending_latents(0)).get()
         stepper.leave(0)
         return took / 2
 

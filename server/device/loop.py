@@ -1,4 +1,7 @@
-"""The one thread that owns the device, from its start to its end: it takes turns (turn.py) while there is work."""
+"""The one thread that owns the device, from its start to its end: it takes turns (turn.py) while there is work.
+
+Longer than 300 lines: whoever submits, whoever stops and the thread itself share one lock and its flags.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ from engines.preview import Preview
 from pipeline.errors import LatentdError
 from server.batching.admission import Admission, Reading
 from server.batching.batcher import Batcher
-from server.batching.forecast import Forecast, device_seconds, pictures_of
+from server.batching.forecast import Forecast, device_seconds, pictures_of, remaining
 from server.batching.pace import Pace
 from server.batching.play import Play
 from server.device.decoding import Decoding
 from server.device.delivery import Delivery
+from server.device.floor import Floor
 from server.device.jobs import Jobs
 from server.device.lanes import Lanes
 from server.device.turn import Turn
@@ -32,7 +36,10 @@ _POLL = 0.001  # seconds between looks at a decode while nothing else is to be d
 
 
 class Device:
-    """Owns the model's engines from `start` to `stop`. `died` is called once, from its thread, if the device fails."""
+    """Owns the model's engines from `start` to `stop`. `died` is called once, from its thread, if the device fails.
+
+    Another one, with another model, may share the hardware with it for a while (floor.py).
+    """
 
     def __init__(
         self,
@@ -55,14 +62,17 @@ class Device:
         self.model = model
         self.seats = seats
         self.sizes = sizes
+        self.metrics = metrics
+        self.emptied: Callable[[], object] = lambda: None  # called by any thread when the last job has ended
         lanes = [LaneKey(width, height, 1 + more) for more in range(chunks) for width, height in sizes]
         self._batcher = Batcher(lanes, seats)
         self._admission = admission
         self._died = died
         self._lanes = Lanes(model, seats, steps, metrics, self._wake)
         self._pace = Pace({lane: self._lanes.warm(lane) for lane in lanes})
-        self._jobs = Jobs(self._batcher, self._pace, metrics, model.spec.defaults.steps)
+        self._jobs = Jobs(self._batcher, self._pace, metrics, model.spec.defaults.steps, lambda: self.emptied())
         self._changed = self._jobs.changed  # guards the flags below too
+        self.floor = Floor(self._changed, self._remaining)
         self._stopping = False
         self._failed = False
         self._lost = False  # given up: nobody waits for the thread any more
@@ -85,6 +95,21 @@ class Device:
     def start(self) -> None:
         self._thread.start()
 
+    def measure(self, beside: Device) -> None:
+        """Measure each lane's pace, while the device `beside` rests: it may have disturbed what was. Before `start`."""
+        for lane in self._batcher.lanes:
+            with beside.floor.at_rest():
+                self._pace.measured(lane, self._lanes.measure(lane))
+
+    @property
+    def jobs(self) -> int:
+        """Count the jobs that have not ended."""
+        return len(self._jobs)
+
+    def _remaining(self) -> float:
+        """Forecast the seconds until all that is here is done. Called with the lock held."""
+        return self._jobs.margin.value(time.monotonic()) * remaining(self._batcher, self._pace)
+
     def ahead(self, job: Job) -> int | None:
         """Count the pictures that will be seated before a job's first; None where none of it waits any more."""
         with self._changed:
@@ -93,12 +118,14 @@ class Device:
 
     def submit(self, job: Job) -> int:
         """Admit a job; returns how many pictures wait before it. Errors: Busy, TooLate, NotServing."""
+        before = self.floor.waits()
         with self._changed:
-            expected = self._admit(job)
+            expected = self._admit(job, before)
             # The making of a lane tells no pace, nor does a judge who has not seen a picture yet.
             if self._batcher.lanes[job.wish.lane].ready and (job.wish.keep is None or self._pace.judge):
-                job.expected = time.monotonic() - job.arrived + expected.finish
+                job.expected = time.monotonic() - job.arrived + before + expected.finish
             ahead = self._jobs.add(job)
+            self.floor.take()
             job.wake = self._wake
             self._changed.notify()
         return ahead
@@ -117,12 +144,13 @@ class Device:
 
         `first`: nobody's are being read. On an idle device it is tried then, as a forecast may be wrong.
         """
+        before = self.floor.waits()
         with self._changed:
-            if not (first and self._batcher.empty):
-                self._admit(job, reading)
+            if not (first and self._batcher.empty and not before):
+                self._admit(job, before, reading)
 
-    def _admit(self, job: Job, reading: Reading | None = None) -> Forecast:
-        """Open the job's lane where there is none, and return its forecast if it may join.
+    def _admit(self, job: Job, before: float, reading: Reading | None = None) -> Forecast:
+        """Open the job's lane where there is none, and return its forecast if it may join, `before` seconds from now.
 
         Errors: NotServing; those of Admission.check.
         """
@@ -142,7 +170,7 @@ class Device:
             jobs.demand.note(job.caller, job.wish.priority, seconds, now)
         try:
             return self._admission.check(
-                job, self._batcher, self._pace, now, margin, making, jobs.demand, reading, jobs.alike
+                job, self._batcher, self._pace, now, margin, making, jobs.demand, reading, jobs.alike, before
             )
         except NotMade:
             lane.wanted = True
@@ -165,9 +193,10 @@ class Device:
     def owes(self) -> bool:
         """Return whether there is a job that only the device thread can go on with.
 
-        While a lane is being made there is none: that takes as long as it takes, and the device is not stuck.
+        While a lane is being made there is none: that takes as long as it takes, and the device is not stuck. Nor is it
+        while it stands for another's sake.
         """
-        return bool(self._jobs) and self._lanes.free
+        return bool(self._jobs) and self._lanes.free and not self.floor.stands
 
     @property
     def full_step(self) -> float:
@@ -200,7 +229,7 @@ class Device:
 
     def dismiss_late(self, seconds: float) -> int:
         """Tell those who will not be finished in `seconds`, at once; returns how many. Called by any other thread."""
-        late = self._jobs.dismiss(seconds, self._lanes.making(time.monotonic()))
+        late = self._jobs.dismiss(seconds - self.floor.waits(), self._lanes.making(time.monotonic()))
         for job, needs in late.items():
             sentence = f"the server stops in {seconds:g} s, and the request would take {needs:.1f} s; ask another one"
             self._delivery.end(job, NotServing(sentence))
@@ -227,6 +256,7 @@ class Device:
         for job in left:
             self._delivery.end(job, NotServing(f"the device is stuck: {why}; the server is about to restart"))
         self._over.set()
+        self.floor.end()
         self._died()
 
     def _run(self) -> None:
@@ -234,11 +264,15 @@ class Device:
             self._live()
         finally:
             self._over.set()
+            self.floor.end()
 
     def _live(self) -> None:
         try:
             while self._wait():
-                self._turn.take()
+                if self.floor.yields:
+                    self._turn.drop()  # whose client left, or whose deadline passed, hears of it all the same
+                else:
+                    self._turn.take()
             error = NotServing("the server stopped before the request was done")
         except Exception as unexpected:
             known = isinstance(unexpected, LatentdError)  # a sentence; CUDA's errors show elsewhere than they arise
@@ -265,8 +299,12 @@ class Device:
     def _wait(self) -> bool:
         """Sleep until there may be work; False when the thread is to end."""
         with self._changed:
-            if not self._stopping and not self._turn.due:
+            while not self._stopping and self.floor.pause():
+                self._changed.wait()
+            if not self._stopping and (self.floor.yields or not self._turn.due):
+                self.floor.leave()
                 self._changed.wait(self._patience())
+            self.floor.take()
             return not self._stopping
 
     def _patience(self) -> float | None:

@@ -17,6 +17,9 @@ from pipeline.errors import InvalidRequest, LatentdError
 from server.access.certificates import Certificates
 from server.access.policy import Policy
 from server.address import joined, refuse_taken
+from server.device.loop import Device
+from server.doors.admin import SERVICE as ADMIN
+from server.doors.admin import AdminServicer
 from server.doors.calls import CallBounds, Calls, current_caller
 from server.doors.credentials import server_credentials
 from server.doors.handlers import handlers
@@ -85,7 +88,12 @@ class GrpcDoor:
     """Listens from `open` on, answers health from `start` on, takes requests once the service is ready."""
 
     def __init__(
-        self, service: Service, bounds: CallBounds, connections: ConnectionBounds, policy: Policy | None = None
+        self,
+        service: Service,
+        bounds: CallBounds,
+        connections: ConnectionBounds,
+        policy: Policy | None = None,
+        admin: AdminServicer | None = None,
     ) -> None:
         self._images = ImagesServicer(service)
         self.calls = Calls(bounds, service.metrics, policy or Policy())
@@ -94,6 +102,7 @@ class GrpcDoor:
         self._server = grpc.aio.server(options=[*OPTIONS, *connections.options(bounds.message)])
         self.health = HealthServicer()
         self._oip = OipServicer(service, self.calls, self.health.serving)
+        listed = (SERVICE, OIP.full_name, HEALTH, *([ADMIN.full_name] if admin else []))
         self._server.add_generic_rpc_handlers(
             (
                 handlers(pb.DESCRIPTOR.services_by_name["Images"], self._images, self.calls),
@@ -105,7 +114,8 @@ class GrpcDoor:
                     apart={"Check": checks, "List": checks},
                     keyed=False,
                 ),
-                *reflection_handlers((SERVICE, OIP.full_name, HEALTH), self.calls),
+                *reflection_handlers(listed, self.calls),
+                *([handlers(ADMIN, admin, self.calls)] if admin else []),
             )
         )
 
@@ -187,16 +197,21 @@ class ImagesServicer:
         call = self._call("Generate", context)
         try:
             request = image_request(message)
-            if request.preview_every:
-                await self._service.previews()
-            accepted = await call.submit(request)
-            yield pb.GenerateEvent(queued=queued_message(self._service.model_id, accepted))
+            accepted = await self._accepted(request, call)
+            yield pb.GenerateEvent(queued=queued_message(accepted))
             async for event in self._service.events(accepted.job):
                 yield event_message(event, accepted.job)
             call.ended()
         except BaseException as error:
             call.ended(error)
             raise
+
+    async def _accepted(self, request: ImageRequest, call: _Call) -> Accepted:
+        """Submit a request once its previews can be made. No frame that waits for its reader holds the device."""
+        with self._service.holding(request.model) as device:
+            if request.preview_every:
+                await self._service.previews(device)
+            return await call.submit(request, device)
 
     async def GenerateBlocking(  # noqa: N802
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
@@ -213,7 +228,7 @@ class ImagesServicer:
             raise
         finally:
             self._over(call)  # what is left is the answer's way (Calls.answer)
-        return response_message(self._service.model_id, accepted, images, done)
+        return response_message(accepted, images, done)
 
     async def Rank(  # noqa: N802
         self, message: pb.RankRequest, context: grpc.aio.ServicerContext
@@ -260,11 +275,12 @@ class _Call:
         self.id = traced(service, self.id, method, context, self._started)
         context.set_trailing_metadata(((ID_KEY, self.id),))
 
-    async def submit(self, request: ImageRequest) -> Accepted:
-        """Submit the call's request. Errors: those of Service.submit."""
+    async def submit(self, request: ImageRequest, device: Device | None = None) -> Accepted:
+        """Submit the call's request. `device`, and errors: those of Service.submit."""
         try:
             left = self._context.time_remaining()
-            accepted = await self._service.submit(request, self.id, left, self._started, current_caller())
+            caller = current_caller()
+            accepted = await self._service.submit(request, self.id, left, self._started, caller, device)
         except UnknownFormat:  # here a format is a number
             raise InvalidRequest(f"format is {request.format}; it must be one of 0 to {max(FORMATS)}") from None
         self._job = accepted.job

@@ -63,11 +63,11 @@ def event_message(event: Event, job: Job) -> pb.GenerateEvent | bytes:
             raise AssertionError(event)
 
 
-def queued_message(model_id: str, accepted: Accepted) -> pb.Queued:
+def queued_message(accepted: Accepted) -> pb.Queued:
     job, wish = accepted.job, accepted.job.wish
     return pb.Queued(
         request_id=job.id,
-        model=model_id,
+        model=job.model,
         seed=wish.seed,
         steps=wish.steps,
         guidance=wish.guidance,
@@ -81,11 +81,9 @@ def queued_message(model_id: str, accepted: Accepted) -> pb.Queued:
     )
 
 
-def response_message(model_id: str, accepted: Accepted, images: Sequence[Image], done: Done) -> bytes:
+def response_message(accepted: Accepted, images: Sequence[Image], done: Done) -> bytes:
     """Return a GenerateResponse, written already."""
-    rest = pb.GenerateResponse(
-        queued=queued_message(model_id, accepted), timings=timings_message(done.timings, accepted.job)
-    )
+    rest = pb.GenerateResponse(queued=queued_message(accepted), timings=timings_message(done.timings, accepted.job))
     written = (_image(pb.GenerateResponse.IMAGES_FIELD_NUMBER, image, accepted.job) for image in images)
     return b"".join((*written, rest.SerializeToString()))
 

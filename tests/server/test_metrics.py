@@ -47,6 +47,7 @@ NAMES = {
     "connections_ended_total": {"door", "why"},
     "spans_sent_total": set(),
     "spans_dropped_total": {"why"},
+    "swaps_total": {"outcome"},
     "engine_info": {"backend", "precision", "weights"},
 }
 
@@ -75,6 +76,7 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         server.metrics.connection_ended("metrics", "late")
         server.metrics.call_refused("caller")
         server.metrics.spans_dropped("full", 1)
+        server.metrics.swap("done")
         told = scrape(server)
         for name, labels in NAMES.items():
             own = [line for line in told.splitlines() if re.match(rf"latentd_{name}(_bucket|_sum|_count)?\{{", line)]

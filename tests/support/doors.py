@@ -421,6 +421,7 @@ ENTRANCES = [
     *DOORS,
     Method("list_models", "grpc", path="/latentd.v1.Images/ListModels"),
     Method("oip_metadata", "oip", path="/inference.GRPCInferenceService/ServerMetadata"),
+    Method("admin_state", "admin", path="/latentd.v1.Admin/State"),
     Method("reflection", "reflection", path="/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"),
     Method("reflection_alpha", "reflection", path="/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"),
     Path("openai_models", "openai", path="/v1/models"),

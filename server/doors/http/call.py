@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.errors import InvalidRequest, LatentdError
+from server.device.loop import Device
 from server.doors.http.errors import Refusal, door_of, renamed, status_of
 from server.errors import Cancelled, TooLate
 from server.events import Done, Event, Image
@@ -42,27 +44,34 @@ class Call:
         self.begun: int | None = None  # the status of an answer that has begun, and can have no other
 
     async def submit(
-        self, request: ImageRequest, names: Mapping[str, str] | None = None, *, wait: bool = True
+        self,
+        request: ImageRequest,
+        names: Mapping[str, str] | None = None,
+        *,
+        wait: bool = True,
+        device: Device | None = None,
     ) -> Accepted:
         """Submit what is asked for. `names`: what the door calls fields. `wait`: until previews can be made.
 
-        Errors: those of Service.submit, and InvalidRequest for a deadline that is no number.
+        `device`: as for Service.submit. Errors: those of Service.submit, and InvalidRequest for a deadline that is no
+        number.
         """
-        if request.preview_every and wait and self._service.begin_previews() is not None:
-            await self.in_time(self._service.previews)
         try:
-            left = self._seconds_left()
-            left = None if left is None else left - (time.monotonic() - self.started)
-            submitting = self._submit(request, left)
-            # Pictures are read and encoded first, which nobody should wait for who has gone.
-            read = request.init_image or request.style_image
-            return await (self.unless_gone(submitting) if read else submitting)
+            with self._service.holding(request.model) if device is None else contextlib.nullcontext(device) as held:
+                if request.preview_every and wait and self._service.begin_previews(held) is not None:
+                    await self.in_time(self._service.previews, held)
+                left = self._seconds_left()
+                left = None if left is None else left - (time.monotonic() - self.started)
+                submitting = self._submit(request, left, held)
+                # Pictures are read and encoded first, which nobody should wait for who has gone.
+                read = request.init_image or request.style_image
+                return await (self.unless_gone(submitting) if read else submitting)
         except LatentdError as error:
             raise renamed(error, names or {}) from None
 
-    async def _submit(self, request: ImageRequest, left: float | None) -> Accepted:
+    async def _submit(self, request: ImageRequest, left: float | None, device: Device) -> Accepted:
         """Submit, and know the job before anybody else does: whoever goes meanwhile leaves none behind."""
-        accepted = await self._service.submit(request, self.id, left, self.started, self.caller)
+        accepted = await self._service.submit(request, self.id, left, self.started, self.caller, device)
         self._job = accepted.job
         return accepted
 

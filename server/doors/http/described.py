@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.samplers import SAMPLERS
 from server.device.loop import Device
 from server.doors.http.card import Card, read_card
-from server.service import Service
+from server.limits import Limits
 from server.wish import default_size
 
 
@@ -16,12 +16,12 @@ def card_of(device: Device) -> Card:
     return read_card(device.model.checkpoint.path)
 
 
-def described(service: Service, device: Device, card: Card) -> dict[str, Any]:
+def described(limits: Limits, device: Device, card: Card) -> dict[str, Any]:
     """Describe the model: sizes, samplers, defaults, limits, and which conditions it takes."""
-    model, default, limits = device.model, device.model.spec.defaults, service.limits
+    model, default = device.model, device.model.spec.defaults
     width, height = default_size(model, device.sizes)
     return {
-        "id": service.model_id,
+        "id": model.id,
         "about": card.about,
         "examples": [{"prompt": prompt} for prompt in card.prompts],
         "things": card.things,

@@ -22,6 +22,7 @@ from server.doors.http.generation import FILES, NAMES, Edit, Generation, image_r
 from server.errors import UnknownModel
 from server.events import Image, Preview
 from server.limits import within
+from server.request import ImageRequest
 from server.service import Accepted, Service
 from server.upload import from_transparency
 
@@ -88,14 +89,7 @@ class _Generations:
     ) -> Response:
         partial = _check(body)
         request = replace(image_request(body), init_image=image, mask=mask, style_image=style)
-        steps = body.steps or self.service.ready().model.spec.defaults.steps
-        within("steps", steps, 1, self.service.limits.steps)  # an integer of JSON may be too large for a float
-        if image is not None:
-            strength = STRENGTH if request.strength is None else within("strength", request.strength, 0.0, 1.0)
-            steps -= steps_skipped(steps, strength)
-        wanted = partial_steps(steps, partial)
-        request = replace(request, preview_every=wanted.every if partial else 0, progress=False)
-        accepted = await self.call.submit(request, NAMES)
+        accepted, wanted = await self._accepted(body, request, partial)
         if body.stream:
             return EventStream(self.call, self._events(accepted, wanted), _failure)
         pictures, _ = await self.call.pictures()
@@ -114,6 +108,18 @@ class _Generations:
         )
         self.call.ended()
         return answer
+
+    async def _accepted(self, body: Generation, request: ImageRequest, partial: int) -> tuple[Accepted, PartialSteps]:
+        """Submit a request; returns too after which steps partial images are sent. Holds its device no longer."""
+        with self.service.holding(request.model) as device:
+            steps = body.steps or device.model.spec.defaults.steps
+            within("steps", steps, 1, self.service.limits.steps)  # an integer of JSON may be too large for a float
+            if request.init_image is not None:
+                strength = STRENGTH if request.strength is None else within("strength", request.strength, 0.0, 1.0)
+                steps -= steps_skipped(steps, strength)
+            wanted = partial_steps(steps, partial)
+            request = replace(request, preview_every=wanted.every if partial else 0, progress=False)
+            return await self.call.submit(request, NAMES, device=device), wanted
 
     async def _events(self, accepted: Accepted, wanted: PartialSteps) -> AsyncGenerator[bytes]:
         wish = accepted.job.wish

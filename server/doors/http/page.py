@@ -72,7 +72,7 @@ def page(service: Service, most: int) -> APIRouter:
 
     async def model(call: Call) -> Response:
         device = service.ready()
-        return await json_response(described(service, device, await asyncio.to_thread(card_of, device)))
+        return await json_response(described(service.limits, device, await asyncio.to_thread(card_of, device)))
 
     async def generate(call: Call) -> Response:
         body = await read_body(call.request, Drawing, most)
@@ -110,7 +110,7 @@ async def _events(service: Service, call: Call, accepted: Accepted) -> AsyncGene
     job, wish = accepted.job, accepted.job.wish
     queued = {
         "request_id": job.id,
-        "model": service.model_id,
+        "model": job.model,
         "seed": wish.seed,
         "steps": wish.steps,
         "guidance": wish.guidance,
@@ -124,12 +124,12 @@ async def _events(service: Service, call: Call, accepted: Accepted) -> AsyncGene
         "expected_seconds": _expected(job),
     }
     yield await sse("queued", queued)
-    device, seated = service.device, False
+    seated = False
     async for event in _or_a_second(call.events()):
         if event is not None:
             seated = seated or isinstance(event, Started)
             yield await _sse(event, job)
-        elif not seated and device and (ahead := device.ahead(job)) is not None:
+        elif not seated and (ahead := service.ahead(job)) is not None:
             yield await sse("waiting", {"ahead": ahead, "expected_seconds": _expected(job)})
 
 

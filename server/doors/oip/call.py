@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 import grpc
 
 from pipeline.errors import InvalidRequest
+from server.device.loop import Device
 from server.doors.calls import current_caller
 from server.doors.oip.infer_request import InferRequest, Run
 from server.doors.oip.statistics import Statistics
@@ -31,15 +32,19 @@ class Call:
         self._over = False
         self.id = traced(service, request_id(ids), method, context, self._started)
 
-    async def submit(self, request: InferRequest, statistics: Statistics) -> list[Accepted]:
-        """Submit a request's runs, all or none. Errors: those of Service.submit, in the protocol's words."""
+    async def submit(self, request: InferRequest, statistics: Statistics, device: Device) -> list[Accepted]:
+        """Submit a request's runs to a device that is held, all or none.
+
+        Errors: those of Service.submit, in the protocol's words.
+        """
         self._statistics = statistics
         caller, accepted = current_caller(), []
         for run in request.runs:
             times = [left for left in (self._context.time_remaining(), request.timeout) if left is not None]
             left = min(times) if times else None
             try:
-                accepted.append(await self._service.submit(run.request, self.id, left, self._started, caller))
+                one = await self._service.submit(run.request, self.id, left, self._started, caller, device)
+                accepted.append(one)
             except InvalidRequest as error:
                 raise _placed(error, run, len(request.runs)) from None
             self._jobs.append(accepted[-1].job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from server.doors.oip.models import VERSION, configuration, metadata, named, nam
 from server.doors.oip.statistics import Statistics
 from server.doors.oip.stream import Stream
 from server.doors.request_id import ID_KEY
-from server.service import Service
+from server.service import Accepted, Service
 from server.wish import default_size
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -38,7 +39,7 @@ class OipServicer:
 
     def __init__(self, service: Service, calls: Calls, ready: Callable[[], bool]) -> None:
         self._service, self._calls, self._ready = service, calls, ready
-        self._statistics = {name.name: Statistics() for name in names_of(service.model_id)}
+        self._statistics: defaultdict[str, Statistics] = defaultdict(Statistics)  # by name, of every model served
         self._live: set[Call] = set()
         self.idle = asyncio.Event()  # no request is under way
         self.idle.set()
@@ -137,15 +138,20 @@ class OipServicer:
         name = named(self._service.model_id, message.model_name, message.model_version)
         return infer_request(message, name, self._service.limits)
 
+    async def _accepted(self, request: InferRequest, call: Call) -> list[Accepted]:
+        """Submit a request once its previews can be made. No frame that waits for its reader holds the device."""
+        with self._service.holding(request.named.model) as device:
+            if any(run.request.preview_every for run in request.runs):
+                await self._service.previews(device)
+            return await call.submit(request, self._statistics[request.named.name], device)
+
     async def _together(self, request: InferRequest, call: Call) -> pb.ModelInferResponse:
         self._fits_one_message(request)
-        accepted = await call.submit(request, self._statistics[request.named.name])
+        accepted = await self._accepted(request, call)
         return await together(request, call, [one.job for one in accepted])
 
     async def _one_by_one(self, request: InferRequest, call: Call) -> AsyncGenerator[pb.ModelInferResponse]:
-        if any(run.request.preview_every for run in request.runs):
-            await self._service.previews()
-        accepted = await call.submit(request, self._statistics[request.named.name])
+        accepted = await self._accepted(request, call)
         async with contextlib.aclosing(one_by_one(request, call, [one.job for one in accepted])) as answers:
             async for answer in answers:
                 yield answer

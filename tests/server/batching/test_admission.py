@@ -6,7 +6,7 @@ import pytest
 
 from server.batching.admission import Admission, Reading
 from server.batching.batcher import Batcher
-from server.batching.forecast import Forecast
+from server.batching.forecast import Forecast, remaining
 from server.batching.making import Making
 from server.batching.pace import Pace
 from server.errors import Busy, NotMade, TooLate
@@ -223,3 +223,32 @@ def test_the_making_of_a_lane_is_no_queue() -> None:
     with pytest.raises(Busy, match=r"in about 506 s; at most 5 s are waited") as refused:
         check(queue, admission=Admission(queue_seconds=5), making=making, **long)
     assert refused.value.retry_after == pytest.approx(1.0)
+
+
+def test_another_models_requests_come_first() -> None:
+    """While it is drained: they are a wait as any, for the queue's bound and for deadlines, also of the first here."""
+
+    def asked(seconds: float | None, before: float, admission: Admission) -> Forecast:
+        job = idle_job(wish(**TEN))
+        job.deadline = None if seconds is None else NOW + seconds
+        return admission.check(job, busy(0), PACE, NOW, before=before)
+
+    admission = Admission(queue_seconds=5.0)
+    assert asked(None, 5.0, admission).finish == pytest.approx(2), "its own forecast is what it takes itself"
+    with pytest.raises(Busy, match=r"a seat would be free in about 5 s; at most 5 s are waited"):
+        asked(None, 5.1, admission)
+    assert asked(6.1, 4.0, admission)
+    with pytest.raises(Busy, match=r"would finish in about 6\.00 s; its deadline is in 5\.90 s"):
+        asked(5.9, 4.0, admission)
+    with pytest.raises(TooLate, match=r"takes about 2\.00 s by itself"):
+        asked(1.9, 4.0, admission)
+
+
+def test_what_is_left_is_counted_with_full_seats() -> None:
+    batcher = busy(3, seats=2)
+    pace = Pace({LANE: 0.1})
+    assert remaining(batcher, pace) == pytest.approx(3 * 2.0), "on a CPU a row is a row"
+    pace.decoded((8, 8), 0.5)
+    pace.stepped(LANE, 4, 0.1, NOW)  # a batch of four takes as long as one row did
+    assert remaining(batcher, pace) == pytest.approx(3 * 20 * 0.1 / 4 + 3 * 0.5)
+    assert remaining(busy(0), pace) == 0

@@ -51,10 +51,12 @@ def secured(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     ca = folder / "ca.pem"
     ca.write_bytes(authority.pem)
     entries = [entry(f"slow-{number}", rate=0.01) for number in range(len(ENTRANCES))]
-    entries += [entry("good", priority=1), entry("old", expires=date(2020, 1, 1)), entry("lost", revoked=True)]
+    entries += [entry("good", priority=1, admin=True)]
+    entries += [entry("old", expires=date(2020, 1, 1)), entry("lost", revoked=True)]
     cert, key = put(folder, "server", authority.sign())
     mine, others = put(folder, "mine", authority.sign("me")), put(folder, "others", Authority("else").sign("me"))
     settings = {"keys": write_keys(folder / "keys.yaml", *entries), "health_port": 0, "http_port": 0}
+    settings |= {"admin": True, "admin_models": folder}
     with serving(model, tls_cert=cert, tls_key=key, tls_client_ca=ca, **settings) as server:
         yield Secured(server, Visitor(token("good"), ca, mine), others)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from pydantic import RootModel
 from starlette.responses import JSONResponse, Response
 
+from engines.model import Model
 from server.doors.http.a1111 import options
 from server.doors.http.a1111.img2img import NAMES as IMG2IMG_NAMES
 from server.doors.http.a1111.img2img import Img2Img
@@ -26,7 +27,7 @@ from server.doors.http.body import read_body, schema_of
 from server.doors.http.call import Call, answering
 from server.errors import Cancelled
 from server.request import ImageRequest
-from server.service import Service
+from server.service import Accepted, Service
 from server.upload import inverted
 
 # What we have nothing of but ourselves, and clients ask for at their start.
@@ -62,22 +63,26 @@ def a1111(service: Service, most: int) -> APIRouter:
     async def txt2img(call: Call) -> Response:
         with registry.entered(call.caller, call.id) as underway:
             body = await read_body(call.request, Txt2Img, most)
-            model, images = service.ready().model, service.limits.images
-            if (body.model_extra or {}).get(SCRIPTS):  # with a picture, perhaps
-                request = await asyncio.to_thread(image_request, body, model, images)
-            else:
-                request = image_request(body, model, images)
-            return await _draw(service, underway, call, body, request, NAMES)
+            with service.holding() as device:
+                model, images = device.model, service.limits.images
+                if (body.model_extra or {}).get(SCRIPTS):  # with a picture, perhaps
+                    request = await asyncio.to_thread(image_request, body, model, images)
+                else:
+                    request = image_request(body, model, images)
+                accepted = await call.submit(request, NAMES, wait=False, device=device)
+            return await _draw(underway, call, body, request, accepted, model)
 
     async def img2img(call: Call) -> Response:
         with registry.entered(call.caller, call.id) as underway:
             body = await read_body(call.request, Img2Img, most)
-            model, images = service.ready().model, service.limits.images
-            request = await asyncio.to_thread(img2img_request, body, model, images)
-            if request.mask is not None and body.inpainting_mask_invert:
-                mask = await call.in_time(service.with_mask, call.caller, inverted, request.mask)
-                request = replace(request, mask=mask)
-            return await _draw(service, underway, call, body, request, IMG2IMG_NAMES)
+            with service.holding() as device:
+                model = device.model
+                request = await asyncio.to_thread(img2img_request, body, model, service.limits.images)
+                if request.mask is not None and body.inpainting_mask_invert:
+                    mask = await call.in_time(service.with_mask, call.caller, inverted, request.mask)
+                    request = replace(request, mask=mask)
+                accepted = await call.submit(request, IMG2IMG_NAMES, wait=False, device=device)
+            return await _draw(underway, call, body, request, accepted, model)
 
     async def progress(call: Call) -> Response:
         skip = call.request.query_params.get("skip_current_image", "").lower() in ("true", "1")
@@ -140,10 +145,8 @@ def a1111(service: Service, most: int) -> APIRouter:
 
 
 async def _draw(
-    service: Service, underway: Underway, call: Call, body: Txt2Img, request: ImageRequest, names: Mapping[str, str]
+    underway: Underway, call: Call, body: Txt2Img, request: ImageRequest, accepted: Accepted, model: Model
 ) -> Response:
-    model = service.ready().model
-    accepted = await call.submit(request, names, wait=False)
     underway.accepted(accepted.job)
     try:
         await call.unless_gone(_follow(call, underway))

@@ -54,7 +54,7 @@ class Device:
         self.model = model
         self.seats = seats
         self.sizes = sizes
-        lanes = [LaneKey(width, height, 1 + more) for more in range(chunks) for width, height in sizes]
+        lanes = [LaneKey(width, height, 1 + more, model.rank) for more in range(chunks) for width, height in sizes]
         self._batcher = Batcher(lanes, seats)
         self._admission = admission
         self._died = died

@@ -181,7 +181,10 @@ class Shelf:
             raise CheckpointError(f"there is no LoRA {name[:64]!r}")
         path = self.folder / f"{name}{ENDING}"
         if path.is_symlink():
-            target = path.resolve()
+            try:
+                target = path.resolve()
+            except (OSError, RuntimeError):  # a loop
+                raise CheckpointError(f"there is no LoRA {name[:64]!r}") from None
             if target.parent != self.folder:
                 raise CheckpointError(f"LoRA {name} is a link out of the folder, which is not followed")
             return target

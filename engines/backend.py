@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
 from pipeline.conditions.style import Style
+from pipeline.loras.lora import Lora
 from pipeline.spec import Spec
 
 _Value = TypeVar("_Value")
@@ -31,6 +32,13 @@ class Denoiser(Protocol):
         """Give a row the tokens of a style and its weight: `which` of a picture's rows it is, 0 or 1. None: no style.
 
         Only a model with a style adapter takes one.
+        """
+        ...
+
+    def put_lora(self, row: int, lora: Lora | None) -> None:
+        """Give a row a LoRA, of the rank that the denoiser was made for. None: zeros.
+
+        Only a model that takes LoRAs is given one.
         """
         ...
 
@@ -120,18 +128,21 @@ class Backend(Protocol):
     # already: what a backend measures once a size would otherwise be measured beside steps that disturb it.
     makes_beside: bool
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
-        """Encode token ids [tokens] to a context [tokens, width], without the text encoder's last `skip` layers."""
-        ...
+    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
+        """Encode token ids [tokens] to a context [tokens, width], without the text encoder's last `skip` layers.
 
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
-        """Make a UNet for pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length.
-
-        Its buffers have `rows` rows.
+        `lora`: what is added to the text encoder's other layers, of a model that takes LoRAs.
         """
         ...
 
-    def together(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> Denoiser:
+        """Make a UNet for pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length.
+
+        Its buffers have `rows` rows. `rank`: of the LoRAs that it can be given; 0: the least that is run.
+        """
+        ...
+
+    def together(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> Denoiser:
         """Make a denoiser whose rows are one engine's batch where the device has batches, whatever `pixels` says."""
         ...
 
@@ -146,14 +157,15 @@ class Backend(Protocol):
         """
         ...
 
-    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> Stepper:
+    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150, rank: int = 0) -> Stepper:
         """Make seats for pictures of this size, prompts of `chunks` times the encoder's length and up to `steps` steps.
 
+        `rank`: as for `denoiser`.
         This is how a backend steps: on the host over its `denoiser` (engines/cpu/host.py), or all on its device.
         """
         ...
 
-    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+    def row_seconds(self, width: int, height: int, chunks: int, rank: int = 0) -> float | None:
         """Return the seconds that one row of an existing stepper takes; None where making it has not shown them.
 
         Where there is a number, the engines of this size have been run once: nothing is left to warm up.

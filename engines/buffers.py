@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from graphs import ports
 from pipeline.arrays import F32
 from pipeline.conditions.style import Style
+from pipeline.loras.layers import RANKS
+from pipeline.loras.lora import Inputs, Lora, zeros
 from pipeline.spec import Spec
 
 
 class Buffers:
     """Rows of a UNet's inputs and outputs as host arrays: the data of engines.backend.Denoiser."""
 
-    def __init__(self, spec: Spec, width: int, height: int, rows: int, chunks: int = 1) -> None:
-        """Allocate for pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length."""
-        sides = ports.sides(spec, width, height, rows, chunks)
+    def __init__(self, spec: Spec, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> None:
+        """Allocate for pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length.
+
+        A row's LoRA is filled up to `rank` (one of pipeline.loras.layers.RANKS; 0: the least), and is nobody's copy.
+        """
+        sides = ports.sides(spec, width, height, rows, chunks, rank)
+        layers = ports.adapted_layers("unet", spec)
+        adapted = {port.name for port in ports.adapters(layers)}
         self.inputs: dict[str, F32] = {
-            name: np.zeros(shape, np.float32) for name, shape in ports.shapes("unet", spec, sides).items()
+            name: np.zeros(shape, np.float32)
+            for name, shape in ports.shapes("unet", spec, sides).items()
+            if name not in adapted
         }
+        self.rank, self._no_lora = sides["rank"], zeros(layers, sides["rank"])
+        self._loras: list[Inputs] = [self._no_lora] * rows
         self.samples, self.timesteps = self.inputs["sample"], self.inputs["timestep"]
         self.contexts = self.inputs["context"]
         self.guidance = self.inputs.get("guidance", np.zeros(rows, np.float32))
@@ -32,6 +46,19 @@ class Buffers:
         self.style_weights[row] = 0 if style is None else style.weight
         self.styles[row] = 0 if style is None else style.row(which)
 
+    def put_lora(self, row: int, lora: Lora | None) -> None:
+        """See Denoiser.put_lora."""
+        assert lora is None or (self._no_lora and lora.rank == self.rank), "a LoRA of another rank than the buffers'"
+        self._loras[row] = self._no_lora if lora is None else lora.unet
+
     def row(self, row: int) -> dict[str, F32]:
         """Return views of one row's inputs, by name, as a batch of one."""
-        return {name: buffer[row : row + 1] for name, buffer in self.inputs.items()}
+        return {**{name: buffer[row : row + 1] for name, buffer in self.inputs.items()}, **self._loras[row]}
+
+
+def text_inputs(spec: Spec, ids: NDArray[np.int64], lora: Lora | None) -> dict[str, NDArray[Any]]:
+    """Return the text encoder's inputs for token ids [tokens], as a batch of one; `lora`: see Backend.encode."""
+    layers = ports.adapted_layers("text_encoder", spec)
+    assert layers or lora is None, "the model takes no LoRA"
+    adds = lora.text if lora is not None and lora.text is not None else zeros(layers, RANKS[0])
+    return {"ids": ids[None], **adds}

@@ -5,6 +5,7 @@ The server makes the same picture, bit for bit, whatever else it is doing.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.conditions.mask import Inpaint
 from pipeline.conditions.original import STRENGTH, Original, beginning, encoded, steps_skipped
 from pipeline.conditions.style import Style
 from pipeline.conditions.text import context_of
+from pipeline.loras.lora import Lora
 from pipeline.prompt import read_prompts
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
 from pipeline.update import advance, guide, keep
@@ -50,12 +52,13 @@ def latents_of(
     x: F32 | None = None,
     inpaint: Inpaint | None = None,
     style: Style | None = None,
+    lora: Lora | None = None,
 ) -> F32:
     """Return the denoised latents [C, h, w]. An absent option has the model's default; guidance <= 1 is unguided.
 
     `interval`: the steps that are guided. `original`: the picture to begin with, of the size of the picture, of whose
-    steps `strength` leaves the last. Without one, `begin`: the steps that are not made; `x`, `inpaint`, `style`:
-    Sitting's.
+    steps `strength` leaves the last. Without one, `begin`: the steps that are not made; `x`, `inpaint`, `style`,
+    `lora`: Sitting's.
     """
     spec, backend, default = model.spec, model.backend, model.spec.defaults
     steps = default.steps if steps is None else steps
@@ -67,10 +70,13 @@ def latents_of(
     texts = [prompt, negative_prompt] if guided else [prompt]
     prompts = read_prompts(model.tokenizer, texts, long=long_prompt, weighted=prompt_weights, skip=clip_skip)
 
-    denoiser = backend.denoiser(width, height, rows=len(prompts), chunks=prompts[0].chunks)
+    denoiser = backend.denoiser(
+        width, height, rows=len(prompts), chunks=prompts[0].chunks, rank=lora.rank if lora else 0
+    )
     for row in range(len(prompts)):
-        denoiser.contexts[row] = context_of(prompts[row], backend.encode)
+        denoiser.contexts[row] = context_of(prompts[row], partial(backend.encode, lora=lora))
         denoiser.put_style(row, style, row)
+        denoiser.put_lora(row, lora)
     denoiser.guidance[:] = guidance
 
     source = None if original is None else encoded(original, spec, backend.moments)

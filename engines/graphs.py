@@ -15,7 +15,8 @@ from pathlib import Path
 import graphs
 from engines.cache import disk, entries, lock
 from engines.process.exporting import check_extra, run_export
-from graphs import wire
+from graphs import ports, wire
+from graphs.adapted import with_adapters
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.files import read_file
@@ -40,8 +41,11 @@ def graph_of(network: str, spec: Spec | ClipSpec) -> bytes:
     """Return the ONNX graph of `network` (one of graphs.NETWORKS or TOWERS), serialised, with its weights as inputs.
 
     Where there is no graph yet, a child process traces it, which takes half a minute for a large network.
+    One that takes LoRAs is made of the one that does not.
     Errors: BackendError where tracing needs an extra that is not installed; CheckpointError; DiskError.
     """
+    if isinstance(spec, Spec) and (layers := ports.adapted_layers(network, spec)):
+        return with_adapters(graph_of(network, ports.adapted(spec, False)), ports.adapters(layers))
     return known_graph(network, spec) or _traced(network, spec)
 
 

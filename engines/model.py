@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.backend import Backend
@@ -17,11 +17,14 @@ from engines.cuda import gpu
 from engines.errors import BackendError
 from engines.machine import toolchain
 from engines.machine.driver import driver_here
+from graphs.ports import adapted
 from pipeline.checkpoint.adapter import ENCODER, adapter_in, with_adapter
 from pipeline.checkpoint.clip import Clip, open_encoder, open_judge
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.extras import install
+from pipeline.loras.layers import RANKS
+from pipeline.loras.shelf import Shelf
 from pipeline.spec import Spec
 from pipeline.tokenizer import ClipTokenizer
 
@@ -37,6 +40,7 @@ class Beside:
     adapter: Path | None = None  # a style adapter's file; `ip_adapter/` of the folder
     encoder: Path | None = None  # the folder of its image encoder; `image_encoder/`
     judge: Path | None = None  # a CLIPModel's folder; `judge/`
+    loras: Path | None = None  # a folder of LoRAs; without it the model takes none
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,12 @@ class Model:
     digest: str = ""  # of the weights: Weights.digest
     styles: Styles | None = None  # where it has a style adapter
     judge: Judge | None = None
+    loras: Shelf | None = None  # where it takes LoRAs
+
+    @property
+    def rank(self) -> int:
+        """Return the rank of LoRAs that a request without one is run with; 0 where the model takes none."""
+        return RANKS[0] if self.loras is not None else 0
 
     @property
     def id(self) -> str:
@@ -67,6 +77,12 @@ def load(checkpoint: Checkpoint, choice: Choice = Choice(), beside: Beside = Bes
     if not cuda and choice.device == "auto" and choice.backend in ("auto", "torch") and driver_here():
         log.warning("serving on the CPU, though there is an NVIDIA driver: %s", gpu.why_not())
     checkpoint, encoder = _styled(checkpoint, choice, beside)
+    shelf: Shelf | None = None
+    if beside.loras is not None:
+        if choice.backend in PLANS:
+            raise BackendError(f"loras: backend {choice.backend} takes none yet; torch does")
+        shelf = Shelf(beside.loras, checkpoint.spec, checkpoint.id)
+        checkpoint = replace(checkpoint, spec=adapted(checkpoint.spec))
     judge = open_judge(folder, log.warning) if (folder := beside.judge or _folder(checkpoint, JUDGE)) else None
     with ThreadPoolExecutor(1, "digest") as pool:
         digest = pool.submit(checkpoint.weights.digest)
@@ -79,10 +95,13 @@ def load(checkpoint: Checkpoint, choice: Choice = Choice(), beside: Beside = Bes
             digest.result(),
             Styles(checkpoint, encoder, backend.name, choice.threads) if encoder else None,
             Judge(judge, backend.name, choice.threads) if judge else None,
+            shelf,
         )
     log.info("%s: weights of %d files, digest %s", model.id, len(checkpoint.weights.files), model.digest)
     if model.styles:
         log.info("%s: style adapter %s", model.id, checkpoint.adapter)
+    if model.loras:
+        log.info("%s: LoRAs of %s", model.id, model.loras.folder)
     if model.judge:
         log.info("%s: judge %s, digest %s", model.id, model.judge.path, model.judge.digest)
     return model

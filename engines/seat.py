@@ -12,6 +12,7 @@ from pipeline.arrays import F32
 from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.mask import Inpaint
 from pipeline.conditions.style import Style
+from pipeline.loras.lora import Lora
 from pipeline.samplers import Table
 
 
@@ -29,6 +30,7 @@ class Sitting:
     state: F32 | None = None  # [5, C, h, w] of a paused picture, to go on from at `start`: x, h1..h4 (Stepper.pause)
     inpaint: Inpaint | None = None  # what of another picture is to stay
     style: Style | None = None  # of a picture; only a model with a style adapter has seats for one
+    lora: Lora | None = None  # of the rank that the lane runs; only a model that takes LoRAs has seats for one
     interval: Interval = WHOLE  # the part of the run that is guided, of a guided picture
     seen: F32 | None = None  # [C + 1, h, w]: mask and masked latents, of a UNet that sees them beside x
 

@@ -7,8 +7,9 @@ differs from run to run is a word in a shape; `sides` gives the lengths that ser
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pipeline.loras.layers import RANKS, Layers, inputs_of, text_layers, unet_layers
 from pipeline.networks import ClipSpec, TextSpec
 from pipeline.spec import Spec
 
@@ -29,7 +30,8 @@ class Port:
 def inputs(network: str, spec: Spec | ClipSpec) -> list[Port]:
     """Return the inputs of `network` (one of graphs.NETWORKS or TOWERS) but its weights, in the order of its graph."""
     if network == "text_encoder":
-        return [Port("ids", ("rows", _text(spec).tokens), "int64")]
+        ids = Port("ids", ("rows", _text(spec).tokens), "int64")
+        return [ids, *adapters(adapted_layers(network, spec))]
     if isinstance(spec, ClipSpec):
         if network != "vision_tower":
             raise KeyError(network)
@@ -47,12 +49,38 @@ def inputs(network: str, spec: Spec | ClipSpec) -> list[Port]:
             if unet.style_tokens:
                 ports.append(Port("style", ("rows", unet.style_tokens, unet.context_width)))
                 ports.append(Port("style_weight", ("rows",)))
-            return ports
+            return [*ports, *adapters(adapted_layers(network, spec))]
         case "vae_decoder":
             return [Port("latents", ("rows", vae.latent_channels, "h", "w"))]
         case "vae_encoder":
             return [Port("picture", ("rows", vae.image_channels, "height", "width"))]
     raise KeyError(network)
+
+
+def adapted_layers(network: str, spec: Spec | ClipSpec) -> Layers:
+    """Return the layers of `network` that LoRAs add to; none where it was not asked for."""
+    if network == "text_encoder" and _text(spec).adapted:
+        return text_layers(_text(spec))
+    if network == "unet" and isinstance(spec, Spec) and spec.unet.adapted:
+        return unet_layers(spec.unet)
+    return {}
+
+
+def adapted(spec: Spec, takes: bool = True) -> Spec:
+    """Return the spec of the same networks that take LoRAs, or do not."""
+    return replace(spec, unet=replace(spec.unet, adapted=takes), text=replace(spec.text, adapted=takes))
+
+
+def adapters(layers: Layers) -> list[Port]:
+    """Return the inputs of layers that LoRAs add to, in pairs: A [rows, rank, in] and B [rows, out, rank]."""
+    return [
+        port
+        for layer, (out, into) in layers.items()
+        for port in (
+            Port(inputs_of(layer)[0], ("rows", "rank", into)),
+            Port(inputs_of(layer)[1], ("rows", out, "rank")),
+        )
+    ]
 
 
 def outputs(network: str, spec: Spec | ClipSpec) -> list[str]:
@@ -72,10 +100,14 @@ def _text(spec: Spec | ClipSpec) -> TextSpec:
     return spec.text
 
 
-def sides(spec: Spec, width: int, height: int, rows: int = 1, chunks: int = 1) -> dict[str, int]:
-    """Return the sides of pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length."""
+def sides(spec: Spec, width: int, height: int, rows: int = 1, chunks: int = 1, rank: int = 0) -> dict[str, int]:
+    """Return the sides of pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length.
+
+    `rank`: of LoRAs, where the model takes them; 0: the least.
+    """
     _, h, w = spec.latent_shape(width, height)
-    return {"rows": rows, "tokens": chunks * spec.text.tokens, "h": h, "w": w, "height": height, "width": width}
+    sides = {"rows": rows, "tokens": chunks * spec.text.tokens, "h": h, "w": w, "height": height, "width": width}
+    return {**sides, "rank": rank or RANKS[0]}
 
 
 def shapes(network: str, spec: Spec | ClipSpec, sides: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

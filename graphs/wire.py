@@ -23,8 +23,8 @@ _FIELDS = {
     "Tensor": {13: "Entry"},  # external_data: of each entry 1 is the key, 2 the value
 }
 _DEEPEST = 64  # messages within messages
-_MODEL_GRAPH, _MODEL_OPSET = 7, 8
-_GRAPH_INITIALIZER, _GRAPH_INPUT = 5, 11
+MODEL_GRAPH, _MODEL_OPSET = 7, 8
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT = 1, 5, 11
 _FLOAT = 1
 _TYPES = {_FLOAT: "float32", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
 
@@ -48,12 +48,12 @@ def weights(model: bytes) -> dict[str, tuple[int, ...]]:
 # 1.5's UNet that is 38 ms each, during which nothing else of this process runs for long.
 @functools.lru_cache(maxsize=8)
 def _shapes(model: bytes) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((port.name, _fixed(port)) for port in _inputs(_parts(model)[1]) if _is_weight(port.name))
+    return tuple((port.name, _fixed(port)) for port in _inputs(parts(model)[1]) if _is_weight(port.name))
 
 
 def ports(model: bytes) -> tuple[Port, ...]:
     """Return the true inputs of a graph: what varies from call to call."""
-    return tuple(port for port in _inputs(_parts(model)[1]) if not _is_weight(port.name))
+    return tuple(port for port in _inputs(parts(model)[1]) if not _is_weight(port.name))
 
 
 def with_initializers(model: bytes, location: str = "weights") -> bytes:
@@ -61,15 +61,15 @@ def with_initializers(model: bytes, location: str = "weights") -> bytes:
 
     No such file needs to be there: the values come from memory, by ONNX Runtime's add_external_initializers.
     """
-    around, graph = _parts(model)
+    around, graph = parts(model)
     _inputs(graph)  # each has a name of its own
     kept, initializers = [], []
-    for number, value, raw in _fields(graph):
-        if number == _GRAPH_INPUT and _is_weight((port := _port(_message(value))).name):
-            initializers.append(_wrapped(_GRAPH_INITIALIZER, _external(port, location)))
+    for number, value, raw in fields(graph):
+        if number == GRAPH_INPUT and _is_weight((port := _port(submessage(value))).name):
+            initializers.append(wrapped(GRAPH_INITIALIZER, _external(port, location)))
         else:
             kept.append(bytes(raw))
-    return b"".join((*around, _wrapped(_MODEL_GRAPH, b"".join((*kept, *initializers)))))
+    return b"".join((*around, wrapped(MODEL_GRAPH, b"".join((*kept, *initializers)))))
 
 
 def external_files(model: bytes) -> set[str]:
@@ -84,12 +84,12 @@ def external_files(model: bytes) -> set[str]:
         if depth > _DEEPEST:
             raise ValueError(f"its messages are nested more than {_DEEPEST} deep")
         if kind == "Entry":
-            entry = {number: bytes(value) for number, value in _messages(message)}
+            entry = {number: bytes(value) for number, value in messages(message)}
             if entry.get(1) == b"location":
                 locations.add(entry.get(2, b"").decode())
             continue
         inner = _FIELDS[kind]
-        waiting += [(inner[number], value, depth + 1) for number, value in _messages(message) if number in inner]
+        waiting += [(inner[number], value, depth + 1) for number, value in messages(message) if number in inner]
     return locations
 
 
@@ -97,13 +97,13 @@ def _is_weight(name: str) -> bool:
     return "." in name
 
 
-def _parts(model: bytes) -> tuple[list[bytes], memoryview]:
+def parts(model: bytes) -> tuple[list[bytes], memoryview]:
     """Return the fields around the one graph of a model, and the graph."""
     around, graphs, numbers = [], [], set()
-    for number, value, raw in _fields(memoryview(model)):
+    for number, value, raw in fields(memoryview(model)):
         numbers.add(number)
-        if number == _MODEL_GRAPH:
-            graphs.append(_message(value))
+        if number == MODEL_GRAPH:
+            graphs.append(submessage(value))
         else:
             around.append(bytes(raw))
     if len(graphs) != 1 or _MODEL_OPSET not in numbers:  # operator sets come last
@@ -112,7 +112,7 @@ def _parts(model: bytes) -> tuple[list[bytes], memoryview]:
 
 
 def _inputs(graph: memoryview) -> list[Port]:
-    inputs = [_port(value) for number, value in _messages(graph) if number == _GRAPH_INPUT]
+    inputs = [_port(value) for number, value in messages(graph) if number == GRAPH_INPUT]
     if len({port.name for port in inputs}) != len(inputs) or not inputs:
         raise ValueError("its inputs have no names of their own")
     return inputs
@@ -120,20 +120,20 @@ def _inputs(graph: memoryview) -> list[Port]:
 
 def _port(info: memoryview) -> Port:
     """Read a ValueInfoProto of a tensor: 1 is its name, 2 its type, and therein 1 a tensor's."""
-    entries = dict(_messages(info))
+    entries = dict(messages(info))
     name = bytes(entries.get(1, b"")).decode()
-    tensor = dict(_messages(entries.get(2, memoryview(b"")))).get(1, memoryview(b""))
-    elements = [value for number, value, _ in _fields(tensor) if number == 1]
-    shapes = [value for number, value in _messages(tensor) if number == 2]
+    tensor = dict(messages(entries.get(2, memoryview(b"")))).get(1, memoryview(b""))
+    elements = [value for number, value, _ in fields(tensor) if number == 1]
+    shapes = [value for number, value in messages(tensor) if number == 2]
     if not name or len(elements) != 1 or elements[0] not in _TYPES or len(shapes) != 1:
         raise ValueError(f"its input {name[:80]!r} has no name, or no type that is known, or no shape")
-    dims = tuple(_dim(value) for number, value in _messages(shapes[0]) if number == 1)
+    dims = tuple(_dim(value) for number, value in messages(shapes[0]) if number == 1)
     return Port(name, _TYPES[int(elements[0])], dims)
 
 
 def _dim(dimension: memoryview) -> int | None:
     """Read a Dimension: 1 is its size, 2 the name of one that varies."""
-    values = {number: value for number, value, _ in _fields(dimension)}
+    values = {number: value for number, value, _ in fields(dimension)}
     size = values.get(1)
     if size is None:
         return None
@@ -151,17 +151,17 @@ def _fixed(port: Port) -> tuple[int, ...]:
 
 def _external(port: Port, location: str) -> bytes:
     """Write a TensorProto: 1 are its dims, 2 its type, 8 its name, 13 says where its data lies, 14 that it is there."""
-    dims = b"".join(b"\x08" + _number(side) for side in _fixed(port))
+    dims = b"".join(b"\x08" + varint(side) for side in _fixed(port))
     entries = (("location", location), ("offset", "0"), ("length", "0"))
-    places = (_wrapped(13, _wrapped(1, key.encode()) + _wrapped(2, value.encode())) for key, value in entries)
-    return b"".join((dims, b"\x10", _number(_FLOAT), _wrapped(8, port.name.encode()), *places, b"\x70\x01"))
+    places = (wrapped(13, wrapped(1, key.encode()) + wrapped(2, value.encode())) for key, value in entries)
+    return b"".join((dims, b"\x10", varint(_FLOAT), wrapped(8, port.name.encode()), *places, b"\x70\x01"))
 
 
-def _wrapped(field: int, message: bytes) -> bytes:
-    return _number(field << 3 | 2) + _number(len(message)) + message
+def wrapped(field: int, message: bytes) -> bytes:
+    return varint(field << 3 | 2) + varint(len(message)) + message
 
 
-def _number(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """Write a varint."""
     data = bytearray()
     while value > 127:
@@ -170,30 +170,30 @@ def _number(value: int) -> bytes:
     return bytes((*data, value))
 
 
-def _message(value: memoryview | int) -> memoryview:
+def submessage(value: memoryview | int) -> memoryview:
     if isinstance(value, int):
         raise ValueError("a number where a message belongs")
     return value
 
 
-def _messages(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+def messages(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield number and bytes of each field that has a length."""
-    return ((number, value) for number, value, _ in _fields(message) if not isinstance(value, int))
+    return ((number, value) for number, value, _ in fields(message) if not isinstance(value, int))
 
 
-def _fields(message: memoryview) -> Iterator[_Field]:
+def fields(message: memoryview) -> Iterator[_Field]:
     """Yield every field in order. Of a fixed-size number, which nothing here reads, the value is 0."""
     at, end = 0, len(message)
     while at < end:
         start = at
-        key, at = _varint(message, at)
+        key, at = _read_varint(message, at)
         kind, value = key & 7, 0
         if kind == 0:
-            value, at = _varint(message, at)
+            value, at = _read_varint(message, at)
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         elif kind == 2:
-            length, at = _varint(message, at)
+            length, at = _read_varint(message, at)
             value = message[at : at + length]
             at += length
         else:
@@ -205,7 +205,7 @@ def _fields(message: memoryview) -> Iterator[_Field]:
         raise ValueError("it is cut short")
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while at < len(message) and shift < 70:
         byte = message[at]

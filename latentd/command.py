@@ -87,6 +87,7 @@ def _fields(options: Namespace, format: str) -> Options:
         fit=options.fit or "",
         style_image=_file("--style", options.style),
         style_weight=options.style_weight,
+        loras=options.lora,
         keep=options.keep,
         format=format,
         preview_every=1 if options.film or (options.preview and can_draw()) else 0,
@@ -257,8 +258,14 @@ def _described(model: pb.Model) -> str:
             f"  limits    {limits.images} pictures, {limits.steps} steps, guidance {limits.guidance:g}, "
             f"{model.max_tokens} tokens, {limits.prompt_characters} characters, clip skip {model.max_clip_skip}",
             *([f"  features  {', '.join(model.features)}"] if model.features else []),
+            *(f"  lora      {_lora(lora)}" for lora in model.loras),
         ]
     )
+
+
+def _lora(lora: pb.LoraFile) -> str:
+    why = f": {lora.refusal}" if lora.refusal else ""
+    return f"{lora.name} ({', '.join([*([lora.base] if lora.base else []), f'{lora.bytes / 1e6:.1f} MB'])}){why}"
 
 
 def _complain(sentence: str) -> None:

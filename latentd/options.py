@@ -104,6 +104,13 @@ def _parser() -> _Parser:
     add("--style", metavar="PATH", help="take a style from this picture, where the model has a style adapter")
     add("--style-weight", type=number, metavar="W", help="0..2: how much of --style (default: 1)")
     add("--keep", type=whole, metavar="N", help="of --images the N nearest to the prompt, where the model has a judge")
+    add(
+        "--lora",
+        type=lora,
+        action="append",
+        metavar="NAME[:WEIGHT]",
+        help="a LoRA of the server's folder, which --list-models shows; may be given several times (weight: 1)",
+    )
     add("--format", choices=FORMATS, help="of a file whose name has no suffix (default: png); else the suffix says it")
     add("--preview", action=on_off, default=False, help="draw the forming picture in the terminal")
     add("--film", type=film_path, metavar="PATH", help="also write the picture forming, as an animated .webp")
@@ -167,6 +174,12 @@ def size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
     return int(match[1]), int(match[2])
+
+
+def lora(text: str) -> tuple[str, float]:
+    """Read `name:0.8` as a name and its weight."""
+    name, colon, weight = text.rpartition(":")
+    return (name, number(weight)) if colon else (text, 1.0)
 
 
 def pictures(text: str) -> int:

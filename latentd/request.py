@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from math import inf
 from operator import index
@@ -70,6 +70,7 @@ class Options(TypedDict, total=False):
     fit: str  # of init_image to width x height: "crop" ("" too), "resize" or "pad"
     style_image: Upload | None  # a picture to take a style from, where the model has a style adapter
     style_weight: float | None  # 0..2; None: 1
+    loras: Mapping[str, float] | Sequence[tuple[str, float]] | None  # names that `models` tells, each with its weight
     keep: int | None  # 1..images: those that the judge finds nearest to the prompt; None: all, unjudged
     quality: int | None  # 0..100, of a jpeg or webp file
     progress: bool  # False: no Started and no Step events, which `generate` asks for where nobody sees its events
@@ -111,6 +112,7 @@ def build_request(
     fit: str = "",
     style_image: Upload | None = None,
     style_weight: float | None = None,
+    loras: Mapping[str, float] | Sequence[tuple[str, float]] | None = None,
     keep: int | None = None,
     quality: int | None = None,
     progress: bool = True,
@@ -150,6 +152,7 @@ def build_request(
         init_image=_file("init_image", init_image),
         mask=_file("mask", mask),
         style_image=_file("style_image", style_image),
+        loras=_loras(loras),
         fit=fit,
         guidance=_optional("guidance", guidance),
         guidance_start=_optional("guidance_start", guidance_start),
@@ -158,6 +161,21 @@ def build_request(
         style_weight=_optional("style_weight", style_weight),
         **counts,
     )
+
+
+def _loras(loras: Mapping[str, float] | Sequence[tuple[str, float]] | None) -> list[pb.Lora]:
+    """Return messages of names and weights. Raises TypeError, ValueError."""
+    pairs = loras.items() if isinstance(loras, Mapping) else loras or ()
+    if isinstance(pairs, str | bytes):
+        raise TypeError(f"loras is {pairs!r}; it takes names with weights, such as {{'name': 0.8}}")
+    messages = []
+    for pair in pairs:
+        if isinstance(pair, str | bytes) or len(pair) != 2:
+            raise TypeError(f"loras has {pair!r}; each is a name and a weight")
+        name, weight = pair
+        _check_text("loras", name)
+        messages.append(pb.Lora(name=name, weight=_number("loras", weight)))
+    return messages
 
 
 def build_ranking(pictures: Sequence[Upload], texts: Sequence[str], model: str = "") -> pb.RankRequest:

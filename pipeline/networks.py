@@ -18,6 +18,7 @@ class TextSpec:
     heads: int
     activation: str  # "quick_gelu" or "gelu"
     eps: float
+    adapted: bool = False  # does each row bring a LoRA's matrices? (pipeline/loras)
 
     @property
     def skips(self) -> int:
@@ -73,6 +74,7 @@ class UnetSpec:
     guidance_width: int = 0  # LCM: the guidance is one more input, embedded in so many numbers; 0: it is not
     middle: bool = True  # is there a block between the way down and the way up? The smallest BK-SDM has none
     style_tokens: int = 0  # of a picture that every attention to the text sees beside it (IP-Adapter); 0: none
+    adapted: bool = False  # does each row bring a LoRA's matrices? (pipeline/loras)
 
     @property
     def text_layers(self) -> list[tuple[str, int]]:

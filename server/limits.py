@@ -20,6 +20,9 @@ class Limits:
     images: int = 8
     priority_callers: tuple[str, ...] = ()  # who may have a priority above 0: addresses, networks, "local"
     style_weight: float = 2.0
+    loras: int = 8
+    lora_weight: float = 10.0  # and as much below 0
+    lora_name: int = 128  # characters
     texts: int = 16  # to rank pictures by
     blocking_bytes: int = (4 << 20) - (64 << 10)  # stock gRPC clients accept 4 MiB; 64 KiB are for the rest
 

@@ -18,9 +18,12 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from engines.model import Model
 from pipeline.arrays import F32
 from pipeline.conditions.original import Encoded, encoded
+from pipeline.errors import CheckpointError, InvalidRequest
+from pipeline.loras.shelf import Chosen
 from server.batching.admission import Reading
 from server.batching.pace import Median
 from server.errors import Busy, Cancelled, NotServing
+from server.limits import decimal
 from server.metrics import Metrics
 from server.request import ImageRequest
 from server.upload import original_of
@@ -210,6 +213,19 @@ def original_kind(wish: Wish) -> Kind:
 
 STYLE = Kind("style")
 MASK = Kind("mask")
+LORAS = Kind("loras")
+
+
+def chosen_of(stay: Stay, loras: Sequence[tuple[str, float]], model: Model) -> Chosen:
+    """Open and read the LoRAs that a request names; who sits down finds them remembered. Errors: InvalidRequest."""
+    assert model.loras is not None
+    chosen = model.loras.chosen([(name, decimal(weight)) for name, weight in loras])
+    stay()
+    try:
+        model.loras.lora(chosen)
+    except CheckpointError as error:
+        raise InvalidRequest(f"loras: {error}", "loras") from None
+    return chosen
 
 
 def _read(stay: Stay, request: ImageRequest, wish: Wish, model: Model) -> Encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -33,6 +34,7 @@ class ImageRequest:
     fit: str | None = None  # "crop", "resize" or "pad"
     style_image: bytes | None = None  # a PNG, JPEG or WebP file of any sides
     style_weight: float | None = None  # 0 to 2
+    loras: Sequence[tuple[str, float]] | None = None  # names, each with its weight
     keep: int | None = None  # of the pictures, those nearest to the prompt
     quality: int | None = None  # of a jpeg or webp file, 0 to 100
     progress: bool | None = None  # False: no Started and no Step events

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engines.model import Model
 from pipeline.errors import InvalidRequest, LatentdError
+from pipeline.loras.shelf import Listed
 from server.access.key import Key
 from server.caller import LOCAL, named
 from server.device.fitting import Fitting
@@ -24,7 +25,7 @@ from server.job import Job
 from server.limits import Limits
 from server.mailbox import Mailbox, is_last
 from server.metrics import Metrics
-from server.originals import MASK, STYLE, Kind, Originals, Stay, original_kind
+from server.originals import LORAS, MASK, STYLE, Kind, Originals, Stay, chosen_of, original_kind
 from server.request import ImageRequest
 from server.tracing.traced_id import trace_of
 from server.wish import Wish
@@ -143,6 +144,12 @@ class Service:
         key = self._key_of(caller)
         self._check_priority(wish.priority, caller, key)
         deadline = None if seconds_left is None else now + seconds_left
+        if request.loras:
+            try:
+                async with asyncio.timeout(seconds_left):
+                    wish = await self._with_loras(caller, request.loras, wish, device.model)
+            except TimeoutError:
+                raise TooLate("the deadline passed before the LoRAs were read") from None
         mailbox = Mailbox(asyncio.get_running_loop(), progress=request.progress is not False)
         weight = 1.0 if key is None else key.weight
         job = Job(request_id, wish, mailbox, arrived or now, deadline, caller, weight, device.model.id)
@@ -177,6 +184,11 @@ class Service:
                 f"{caller}",
                 "priority",
             )
+
+    async def _with_loras(self, caller: str, loras: Sequence[tuple[str, float]], wish: Wish, model: Model) -> Wish:
+        """Return the wish with LoRAs that have been read, so that what is wrong with one is told now. Errors: Busy."""
+        chosen = await self._originals.apart(caller, LORAS, chosen_of, loras, model)
+        return replace(wish, loras=chosen, rank=chosen.rank)
 
     async def _read(self, request: ImageRequest, job: Job, model: Model) -> None:
         """Read the pictures of a request, and put what is read into its job's wish."""
@@ -214,6 +226,11 @@ class Service:
         if (device := self.ready()) and model not in (None, self.model_id):
             raise UnknownModel(f"model is {model[:64]!r}; this server has {self.model_id}")
         return device
+
+    async def loras(self) -> list[Listed]:
+        """List the model's LoRAs as the folder is now. Errors: NotServing."""
+        shelf = self.ready().model.loras
+        return [] if shelf is None else await asyncio.to_thread(shelf.listed)
 
     async def previews(self, device: Device | None = None) -> None:
         """Wait until previews can be made: a short request would be over before its first. See begin_previews."""

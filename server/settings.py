@@ -180,6 +180,9 @@ class Settings:
     judge: Path | None = _setting(
         None, _PATH, "a CLIPModel's folder, which ranks pictures; without it, judge/ of the model's folder"
     )
+    loras: Path | None = _setting(
+        None, _PATH, "a folder of LoRAs (.safetensors), which requests name; without it the model takes none"
+    )
     threads: int = _setting(0, _number(0, 1024), "0 is as many as the process may use (affinity, cgroup)")
     grace: float = _setting(30.0, _number(0, 86400, whole=False), "seconds that requests have to end after SIGTERM")
     watchdog: float = _setting(

@@ -14,6 +14,7 @@ from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.original import STRENGTH, Encoded, steps_skipped
 from pipeline.conditions.style import Style
 from pipeline.errors import InvalidRequest
+from pipeline.loras.shelf import Chosen
 from pipeline.prompt import Prompt, read_prompts, weights_of
 from pipeline.samplers import SAMPLERS, Table, table
 from server.errors import UnknownFormat
@@ -30,19 +31,21 @@ Value = TypeVar("Value")
 
 
 class LaneKey(NamedTuple):
-    """Tells lanes apart: pictures of one size, prompts of one length."""
+    """Tells lanes apart: pictures of one size, prompts of one length, LoRAs of one rank."""
 
     width: int  # pixels
     height: int
     chunks: int  # of the prompt, each of the text encoder's length
+    rank: int = 0  # that LoRAs are filled up to; 0: the model takes none
 
     def __str__(self) -> str:
-        return f"{self.width}x{self.height}x{self.chunks}"
+        return f"{self.width}x{self.height}x{self.chunks}" + (f"r{self.rank}" if self.rank else "")
 
 
 def engine_of(lane: LaneKey) -> str:
     """Name a lane's engine in a sentence."""
-    return f"the engine for {lane.width}x{lane.height} and a prompt of {lane.chunks} chunks"
+    loras = f", LoRAs of rank {lane.rank}" if lane.rank else ""
+    return f"the engine for {lane.width}x{lane.height} and a prompt of {lane.chunks} chunks{loras}"
 
 
 def default_size(model: Model, sizes: list[Size]) -> Size:
@@ -74,12 +77,14 @@ class Wish:
     style_weight: float = STYLE_WEIGHT
     style: Style | None = None  # of the picture that it has a style from, once that is read and encoded
     keep: int | None = None  # of its pictures the so many nearest to `words` are delivered; None: all of them
+    rank: int = 0  # that LoRAs are filled up to; 0: the model takes none
+    loras: Chosen | None = None  # those that it names, once they have been read
     words: str = ""  # the prompt as the judge reads it: without brackets that weigh
 
     @cached_property
     def lane(self) -> LaneKey:
         width, height = self.size
-        return LaneKey(width, height, self.prompt.chunks)
+        return LaneKey(width, height, self.prompt.chunks, self.rank)
 
     def rows(self, reached: int) -> int:
         """Return a picture's UNet rows in the evaluation after so many: two where it is guided, none after the last."""
@@ -123,6 +128,7 @@ class Wish:
                 raise InvalidRequest(f"quality is {request.quality}; png has none, jpeg and webp have", "quality")
         skip = within("clip_skip", request.clip_skip or 0, 0, model.spec.text.skips)
         begin = _begin(request, model, steps)
+        check_loras(request, model, limits)
         fit = one_of("fit", request.fit or FITS[0], list(FITS))
         prompts = read_prompts(
             model.tokenizer,
@@ -148,6 +154,7 @@ class Wish:
             interval=_interval(request, model),
             fit=fit,
             style_weight=_style_weight(request, model, limits),
+            rank=model.rank,
             keep=_keep(request, model, images),
             words="".join(words for words, _ in weights_of(prompt)) if request.prompt_weights else prompt,
         )
@@ -203,6 +210,19 @@ def _style_weight(request: ImageRequest, model: Model, limits: Limits) -> float:
             "style_image",
         )
     return within("style_weight", decimal(_or(request.style_weight, STYLE_WEIGHT)), 0.0, limits.style_weight)
+
+
+def check_loras(request: ImageRequest, model: Model, limits: Limits) -> None:
+    """Check how many LoRAs a request names, and their weights. Errors: InvalidRequest, also where there are none."""
+    if not request.loras:
+        return
+    if model.loras is None:
+        raise InvalidRequest(f"loras: {model.id} takes none; the server's setting --loras names a folder", "loras")
+    if len(request.loras) > limits.loras:
+        raise InvalidRequest(f"loras are {len(request.loras)}; at most {limits.loras} are taken", "loras")
+    for number, (name, weight) in enumerate(request.loras):
+        checked_text(f"loras[{number}].name", name, limits.lora_name)
+        within(f"loras[{number}].weight", decimal(weight), -limits.lora_weight, limits.lora_weight)
 
 
 def _keep(request: ImageRequest, model: Model, images: int) -> int | None:

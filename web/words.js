@@ -48,6 +48,7 @@ export function settingsOf(picture) {
     ["Size", sizeWords(picture.width, picture.height)],
     ["Started from", picture.original && originalWords(picture.original)],
     ["Style", picture.style && `of a picture, ${Math.round(100 * picture.style.weight)}%`],
+    ["LoRAs", picture.loras?.map(({ name, weight }) => `${name} ${round(weight)}`).join(", ")],
     ["Fits words", typeof picture.score === "number" && `${round(picture.score.toFixed(2))} by the judge`],
     ["Model", picture.model],
     ["Drawn", new Date(picture.when).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })],

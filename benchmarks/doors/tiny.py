@@ -11,6 +11,7 @@ from engines.cpu.host import HostBackend
 from engines.model import Model
 from pipeline.arrays import F32
 from pipeline.conditions.style import Style
+from pipeline.loras.lora import Lora
 
 
 class Tiny(HostBackend):
@@ -23,10 +24,10 @@ class Tiny(HostBackend):
         self._encoder = model.backend
         self._grain: F32 | None = None
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
         return self._encoder.encode(ids, skip)
 
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> TinyUnet:
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> TinyUnet:
         text = self.spec.text
         return TinyUnet(rows, self.spec.latent_shape(width, height), (chunks * text.tokens, text.width))
 
@@ -49,6 +50,9 @@ class TinyUnet:
 
     def put_style(self, row: int, style: Style | None, which: int) -> None:
         assert style is None, "the model has no style adapter"
+
+    def put_lora(self, row: int, lora: Lora | None) -> None:
+        assert lora is None, "the model takes no LoRAs"
 
     def run(self, rows: Sequence[int]) -> None:
         for row in rows:

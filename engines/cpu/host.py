@@ -22,22 +22,22 @@ class HostBackend(ABC):
     pixels = "exact"  # a row is a call of its own
 
     @abstractmethod
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> Denoiser:
         """See Backend.denoiser."""
 
     @abstractmethod
     def decode(self, latents: F32) -> F32:
         """See Backend.decode."""
 
-    def together(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
+    def together(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> Denoiser:
         """See Backend.together: there are no batches here."""
-        return self.denoiser(width, height, rows, chunks)
+        return self.denoiser(width, height, rows, chunks, rank)
 
-    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> Stepper:
+    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150, rank: int = 0) -> Stepper:
         """See Backend.stepper; any number of steps, as nothing is laid out for it."""
-        return HostStepper(self.denoiser(width, height, rows=2 * seats, chunks=chunks), seats)
+        return HostStepper(self.denoiser(width, height, rows=2 * seats, chunks=chunks, rank=rank), seats)
 
-    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+    def row_seconds(self, width: int, height: int, chunks: int, rank: int = 0) -> float | None:
         """See Backend.row_seconds."""
         return None
 

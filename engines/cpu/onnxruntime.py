@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from engines.buffers import Buffers
+from engines.buffers import Buffers, text_inputs
 from engines.cpu.host import HostBackend
 from engines.errors import BackendError, DeviceError
 from engines.graphs import check_fit, graph_of
@@ -19,6 +19,7 @@ from graphs import part_of, ports, wire
 from pipeline.arrays import F32
 from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.loras.lora import Lora
 from pipeline.spec import Spec
 
 
@@ -42,15 +43,15 @@ class OnnxRuntimeBackend(HostBackend):
         self._vae_encoder: onnxruntime.InferenceSession | None = None
         self._making = threading.Lock()  # of the session above
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
-        context, *skipped = _run(self._encoder, ids=ids[None])
+    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
+        context, *skipped = _run(self._encoder, **text_inputs(self.spec, ids, lora))
         return skipped[0][skip - 1] if skip else context
 
     def decode(self, latents: F32) -> F32:
         return _run(self._decoder, latents=latents[None])[0]
 
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> OnnxRuntimeDenoiser:
-        return OnnxRuntimeDenoiser(self._unet, self.spec, width, height, rows, chunks)
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> OnnxRuntimeDenoiser:
+        return OnnxRuntimeDenoiser(self._unet, self.spec, width, height, rows, chunks, rank)
 
     def moments(self, picture: F32) -> F32:
         """See Backend.moments."""
@@ -98,9 +99,16 @@ class OnnxRuntimeDenoiser(Buffers):
     """See engines.backend.Denoiser. A row is a call, so that its bits do not depend on its company."""
 
     def __init__(
-        self, unet: onnxruntime.InferenceSession, spec: Spec, width: int, height: int, rows: int, chunks: int
+        self,
+        unet: onnxruntime.InferenceSession,
+        spec: Spec,
+        width: int,
+        height: int,
+        rows: int,
+        chunks: int,
+        rank: int = 0,
     ) -> None:
-        super().__init__(spec, width, height, rows, chunks)
+        super().__init__(spec, width, height, rows, chunks, rank)
         self._unet = unet
 
     def run(self, rows: Sequence[int]) -> None:

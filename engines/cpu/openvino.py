@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import graphs
 from engines.backend import Stepper
-from engines.buffers import Buffers
+from engines.buffers import Buffers, text_inputs
 from engines.cpu.bound import bound
 from engines.cpu.host import HostBackend
 from engines.errors import BackendError, DeviceError
@@ -34,6 +34,8 @@ from pipeline.arrays import F32
 from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
+from pipeline.loras.layers import RANKS
+from pipeline.loras.lora import Lora
 from pipeline.spec import Spec
 
 # Bytes of a network's weights as they are stored; the demo model's have 5 to 14 MB, SD 1.5's UNet 1.7 GB.
@@ -61,29 +63,33 @@ class OpenVinoBackend(HostBackend):
             raise BackendError("precision bf16: this CPU has no bf16 instructions; use f32 or auto")
         self.precision = ("bf16" if bf16 else "f32") if precision == "auto" else precision
         self._threads = threads or available_cores()
-        any_size = {"rows": 1, "h": -1, "w": -1, "height": -1, "width": -1, "tokens": -1}
+        any_size = {"rows": 1, "h": -1, "w": -1, "height": -1, "width": -1, "tokens": -1, "rank": -1}
+        sized = ("unet", "vae_decoder", "vae_encoder", *(("text_encoder",) if self.spec.text.adapted else ()))
         self._any_size = {
             network: ports.shapes(network, self.spec, any_size)
-            for network in ("unet", "vae_decoder", "vae_encoder")
+            for network in sized
             if checkpoint.weights.bytes(graphs.part_of(network)) > _SMALL
         }
         self._engines: dict[tuple[str, tuple[Shape, ...]], ov.CompiledModel] = {}
         self._ready: set[tuple[str, tuple[Shape, ...]]] = set()  # shapes that an engine has been run with
-        self._row_seconds: dict[tuple[int, int, int], float] = {}  # of that run, by size and chunks
+        self._row_seconds: dict[tuple[int, int, int, int], float] = {}  # of that run, by size, chunks and rank
         self._decoders: dict[Shape, ov.InferRequest] = {}
         self._compiling: dict[tuple[str, tuple[Shape, ...]], threading.Lock] = {}
-        self._encoder = self._engine(
-            "text_encoder", ports.shapes("text_encoder", self.spec, {"rows": 1})
-        ).create_infer_request()
+        self._encoders: dict[int, ov.InferRequest] = {}  # by the rank of a LoRA
+        self._encoder(RANKS[0])
         for network, shapes in self._any_size.items():
             if network != "vae_encoder":  # compiled for the first picture that somebody begins with
                 self._engine(network, shapes)
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
-        _infer(self._encoder, ids[None])
+    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
+        encoder = self._encoder(lora.rank if lora is not None and lora.text is not None else RANKS[0])
+        inputs = text_inputs(self.spec, ids, lora)
+        for port in ports.adapters(ports.adapted_layers("text_encoder", self.spec)):
+            encoder.set_tensor(port.name, ov.Tensor(inputs.pop(port.name), shared_memory=True))
+        _infer(encoder, **inputs)
         if skip:
-            return self._encoder.get_output_tensor(1).data[0, skip - 1].copy()
-        return self._encoder.get_output_tensor(0).data[0].copy()
+            return encoder.get_output_tensor(1).data[0, skip - 1].copy()
+        return encoder.get_output_tensor(0).data[0].copy()
 
     def decode(self, latents: F32) -> F32:
         shapes = {"latents": (1, *latents.shape)}
@@ -91,7 +97,7 @@ class OpenVinoBackend(HostBackend):
             if latents.shape not in self._decoders:
                 self._decoders[latents.shape] = self._engine("vae_decoder", shapes).create_infer_request()
             decoder = self._decoders[latents.shape]
-            _infer(decoder, latents[None])
+            _infer(decoder, latents=latents[None])
         return decoder.get_output_tensor(0).data[0].copy()
 
     def moments(self, picture: F32) -> F32:
@@ -99,30 +105,30 @@ class OpenVinoBackend(HostBackend):
         shapes = {"picture": (1, *picture.shape)}
         with self._first_run("vae_encoder", shapes):
             request = self._engine("vae_encoder", shapes).create_infer_request()
-            _infer(request, picture[None])
+            _infer(request, picture=picture[None])
         return request.get_output_tensor(0).data[0].copy()
 
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> OpenVinoDenoiser:
-        shapes = ports.shapes("unet", self.spec, ports.sides(self.spec, width, height, 1, chunks))
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> OpenVinoDenoiser:
+        shapes = ports.shapes("unet", self.spec, ports.sides(self.spec, width, height, 1, chunks, rank))
         with self._first_run("unet", shapes):
-            denoiser = OpenVinoDenoiser(self._engine("unet", shapes), self.spec, width, height, rows, chunks)
-            if "unet" in self._any_size and (width, height, chunks) not in self._row_seconds:
+            denoiser = OpenVinoDenoiser(self._engine("unet", shapes), self.spec, width, height, rows, chunks, rank)
+            if "unet" in self._any_size and (width, height, chunks, rank) not in self._row_seconds:
                 start = time.monotonic()
                 denoiser.run([0])
-                self._row_seconds[width, height, chunks] = time.monotonic() - start
+                self._row_seconds[width, height, chunks, rank] = time.monotonic() - start
         return denoiser
 
-    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> Stepper:
+    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150, rank: int = 0) -> Stepper:
         """See Backend.stepper. The size's decoder is compiled beside the UNet: 0.1 of the demo model's 0.5 s."""
         with ThreadPoolExecutor(1, "decoder") as pool:
             decoder = pool.submit(self._engine, "vae_decoder", {"latents": (1, *self.spec.latent_shape(width, height))})
-            stepper = super().stepper(width, height, seats, chunks, steps)
+            stepper = super().stepper(width, height, seats, chunks, steps, rank)
             decoder.result()
         return stepper
 
-    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+    def row_seconds(self, width: int, height: int, chunks: int, rank: int = 0) -> float | None:
         """See Backend.row_seconds: a large network has run at this size once before its stepper is there."""
-        return self._row_seconds.get((width, height, chunks))
+        return self._row_seconds.get((width, height, chunks, rank))
 
     def identity(self) -> dict[str, Any]:
         """See Backend.identity."""
@@ -131,6 +137,14 @@ class OpenVinoBackend(HostBackend):
             "device": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
             "threads": self._threads,
         }
+
+    def _encoder(self, rank: int) -> ov.InferRequest:
+        """Return the text encoder for LoRAs of this rank; where the model takes none there is one encoder."""
+        if rank not in self._encoders:
+            shapes = ports.shapes("text_encoder", self.spec, {"rows": 1, "rank": rank})
+            with self._first_run("text_encoder", shapes):
+                self._encoders[rank] = self._engine("text_encoder", shapes).create_infer_request()
+        return self._encoders[rank]
 
     def _engine(self, network: str, shapes: dict[str, Shape]) -> ov.CompiledModel:
         """Return the engine that takes `shapes`, compiled now where there is none."""
@@ -155,7 +169,8 @@ class OpenVinoBackend(HostBackend):
                     side = 2 * self.spec.size_multiple
                     side = side if network == "vae_encoder" else side // self.spec.vae.factor
                     small = {name: [side if n < 0 else n for n in shape] for name, shape in shapes.items()}
-                    engine.create_infer_request().infer({name: np.zeros(n, np.float32) for name, n in small.items()})
+                    types = {port.name: port.dtype for port in ports.inputs(network, self.spec)}
+                    engine.create_infer_request().infer({name: np.zeros(n, types[name]) for name, n in small.items()})
                 return engine
         except RuntimeError as error:
             raise BackendError(f"openvino cannot compile {network} of {self._checkpoint.path}: {error}") from error
@@ -194,9 +209,10 @@ class OpenVinoBackend(HostBackend):
         }
 
 
-def _infer(request: ov.InferRequest, value: NDArray[Any]) -> None:
+def _infer(request: ov.InferRequest, **inputs: NDArray[Any]) -> None:
     try:
-        request.set_input_tensor(ov.Tensor(np.ascontiguousarray(value)))
+        for name, value in inputs.items():
+            request.set_tensor(name, ov.Tensor(np.ascontiguousarray(value)))
         request.infer()
     except RuntimeError as error:
         raise DeviceError(f"openvino failed: {error}") from error
@@ -217,18 +233,28 @@ class OpenVinoTower:
         except RuntimeError as error:
             raise BackendError(f"openvino cannot compile {network} of {clip.path}: {error}") from error
         self._request = engine.create_infer_request()
+        (self._input,) = shapes
 
     def __call__(self, value: NDArray[Any]) -> F32:
-        _infer(self._request, value[None])
+        _infer(self._request, **{self._input: value[None]})
         return self._request.get_output_tensor(0).data[0].copy()
 
 
 class OpenVinoDenoiser(Buffers):
     """See engines.backend.Denoiser. Row r is one inference request bound to the r-th slices of the buffers."""
 
-    def __init__(self, engine: ov.CompiledModel, spec: Spec, width: int, height: int, rows: int, chunks: int) -> None:
+    def __init__(
+        self,
+        engine: ov.CompiledModel,
+        spec: Spec,
+        width: int,
+        height: int,
+        rows: int,
+        chunks: int,
+        rank: int = 0,
+    ) -> None:
         """Bind the buffers to `engine`, which takes one row of them; it may serve other buffers, too."""
-        super().__init__(spec, width, height, rows, chunks)
+        super().__init__(spec, width, height, rows, chunks, rank)
         self._requests = [self._bound(engine, row) for row in range(rows)]
 
     def _bound(self, engine: ov.CompiledModel, row: int) -> ov.InferRequest:
@@ -237,6 +263,14 @@ class OpenVinoDenoiser(Buffers):
             request.set_tensor(name, ov.Tensor(buffer, shared_memory=True))
         request.set_output_tensor(ov.Tensor(self.outputs[row : row + 1], shared_memory=True))
         return request
+
+    def put_lora(self, row: int, lora: Lora | None) -> None:
+        """See Denoiser.put_lora. The LoRA's own arrays are bound: nothing is copied."""
+        before = self._loras[row]
+        super().put_lora(row, lora)
+        for name, array in self._loras[row].items():
+            if before[name] is not array:
+                self._requests[row].set_tensor(name, ov.Tensor(array, shared_memory=True))
 
     def run(self, rows: Sequence[int]) -> None:
         """See Denoiser.run. All rows are started before the first is awaited: the streams share them out."""

@@ -45,6 +45,7 @@ class HostStepper:
         for which, text in enumerate(sitting.texts):
             self.denoiser.contexts[2 * seat + which] = text
             self.denoiser.put_style(2 * seat + which, sitting.style, which)
+            self.denoiser.put_lora(2 * seat + which, sitting.lora)
         if sitting.seen is not None:
             self.denoiser.samples[2 * seat : 2 * seat + 2, len(sitting.latents) :] = sitting.seen
         self._sittings[seat] = sitting

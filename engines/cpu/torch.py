@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.buffers import Buffers
+from engines.buffers import Buffers, text_inputs
 from engines.cpu.host import HostBackend
 from engines.errors import BackendError
 from engines.machine.cores import available_cores
 from model import weights
+from model.adapted import AdaptedOps, pairs_of
+from model.ops import PLAIN, Ops
 from model.unet import Unet
 from model.vae import VaeMoments
 from pipeline.arrays import F32
 from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.loras.lora import Lora
 from pipeline.spec import Spec
 
 
@@ -32,20 +36,22 @@ class TorchBackend(HostBackend):
         self.precision = "f32"
         self.spec = checkpoint.spec
         torch.set_num_threads(threads or available_cores())
-        self._text = weights.load_text(self.spec, checkpoint.weights)
-        self._unet = weights.load_unet(self.spec, checkpoint.weights)
+        self._ops = AdaptedOps(PLAIN)
+        ops = self._ops if self.spec.unet.adapted else PLAIN
+        self._text = weights.load_text(self.spec, checkpoint.weights, ops=ops)
+        self._unet = weights.load_unet(self.spec, checkpoint.weights, ops=ops)
         self._decoder = weights.load_vae_decoder(self.spec, checkpoint.weights)
         self.moments = Moments(checkpoint)
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
-        context, *skipped = _run(self._text, ids[None])
+    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
+        context, *skipped = _run(self._text, self._ops, text_inputs(self.spec, ids, lora))
         return skipped[0][skip - 1] if skip else context
 
     def decode(self, latents: F32) -> F32:
-        return _run(self._decoder, latents[None])[0]
+        return _run(self._decoder, PLAIN, {"latents": latents[None]})[0]
 
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> TorchDenoiser:
-        return TorchDenoiser(self._unet, self.spec, width, height, rows, chunks)
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> TorchDenoiser:
+        return TorchDenoiser(self._unet, self._ops, self.spec, width, height, rows, chunks, rank)
 
 
 class Moments:
@@ -60,7 +66,7 @@ class Moments:
         with self._loading:
             if self._encoder is None:
                 self._encoder = weights.load_vae_moments(self._checkpoint.spec, self._checkpoint.weights)
-        return _run(self._encoder, picture[None])[0]
+        return _run(self._encoder, PLAIN, {"picture": picture[None]})[0]
 
 
 class TorchTower:
@@ -71,24 +77,38 @@ class TorchTower:
         self._net: torch.nn.Module = load(clip.spec, clip.weights)
 
     def __call__(self, value: NDArray[np.generic]) -> F32:
-        return _run(self._net, value[None])[0]
+        return _run(self._net, PLAIN, {"value": value[None]})[0]
 
 
 class TorchDenoiser(Buffers):
     """See engines.backend.Denoiser. A row is a call, so that its bits do not depend on its company."""
 
-    def __init__(self, unet: Unet, spec: Spec, width: int, height: int, rows: int, chunks: int) -> None:
-        super().__init__(spec, width, height, rows, chunks)
-        self._unet = unet
+    def __init__(
+        self,
+        unet: Unet,
+        ops: AdaptedOps,
+        spec: Spec,
+        width: int,
+        height: int,
+        rows: int,
+        chunks: int,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(spec, width, height, rows, chunks, rank)
+        self._unet, self._ops = unet, ops
 
     def run(self, rows: Sequence[int]) -> None:
         """See Denoiser.run."""
         for row in rows:
-            (self.outputs[row],) = _run(self._unet, *self.row(row).values())
+            (self.outputs[row],) = _run(self._unet, self._ops, self.row(row))
 
 
-def _run(net: torch.nn.Module, *inputs: NDArray[np.generic]) -> list[F32]:
-    """Return the network's outputs for a batch of one, without the batch."""
+def _run(net: torch.nn.Module, ops: Ops, inputs: Mapping[str, NDArray[np.generic]]) -> list[F32]:
+    """Return the network's outputs for a batch of one, without the batch. Of LoRAs the pairs are given to `ops`."""
     with torch.inference_mode():
-        outputs = net(*(torch.from_numpy(value) for value in inputs))
+        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        pairs = pairs_of(tensors)
+        others = [tensor for name, tensor in tensors.items() if "/" not in name]
+        with ops.adding(net, pairs) if isinstance(ops, AdaptedOps) else contextlib.nullcontext():
+            outputs = net(*others)
     return [tensor[0].numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]

@@ -19,7 +19,7 @@ IMAGE_FORMAT_JPEG: ImageFormat
 IMAGE_FORMAT_WEBP: ImageFormat
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "sampler", "seed", "images", "format", "preview_every", "priority", "long_prompt", "prompt_weights", "clip_skip", "init_image", "strength", "mask", "fit", "guidance_start", "guidance_end", "style_image", "style_weight", "keep", "quality", "progress")
+    __slots__ = ("model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "sampler", "seed", "images", "format", "preview_every", "priority", "long_prompt", "prompt_weights", "clip_skip", "init_image", "strength", "mask", "fit", "guidance_start", "guidance_end", "style_image", "style_weight", "keep", "quality", "progress", "loras")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class GenerateRequest(_message.Message):
     KEEP_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    LORAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
     negative_prompt: str
@@ -74,7 +75,16 @@ class GenerateRequest(_message.Message):
     keep: int
     quality: int
     progress: bool
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., seed: _Optional[int] = ..., images: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., preview_every: _Optional[int] = ..., priority: _Optional[int] = ..., long_prompt: bool = ..., prompt_weights: bool = ..., clip_skip: _Optional[int] = ..., init_image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., fit: _Optional[str] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., style_image: _Optional[bytes] = ..., style_weight: _Optional[float] = ..., keep: _Optional[int] = ..., quality: _Optional[int] = ..., progress: bool = ...) -> None: ...
+    loras: _containers.RepeatedCompositeFieldContainer[Lora]
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., seed: _Optional[int] = ..., images: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., preview_every: _Optional[int] = ..., priority: _Optional[int] = ..., long_prompt: bool = ..., prompt_weights: bool = ..., clip_skip: _Optional[int] = ..., init_image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., fit: _Optional[str] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., style_image: _Optional[bytes] = ..., style_weight: _Optional[float] = ..., keep: _Optional[int] = ..., quality: _Optional[int] = ..., progress: bool = ..., loras: _Optional[_Iterable[_Union[Lora, _Mapping]]] = ...) -> None: ...
+
+class Lora(_message.Message):
+    __slots__ = ("name", "weight")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    weight: float
+    def __init__(self, name: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("queued", "started", "step", "preview", "image", "done")
@@ -219,7 +229,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("id", "sizes", "samplers", "width", "height", "steps", "guidance", "sampler", "max_tokens", "backend", "precision", "seats", "limits", "max_clip_skip", "weights_digest", "features")
+    __slots__ = ("id", "sizes", "samplers", "width", "height", "steps", "guidance", "sampler", "max_tokens", "backend", "precision", "seats", "limits", "max_clip_skip", "weights_digest", "features", "loras")
     ID_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     SAMPLERS_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +246,7 @@ class Model(_message.Message):
     MAX_CLIP_SKIP_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    LORAS_FIELD_NUMBER: _ClassVar[int]
     id: str
     sizes: _containers.RepeatedCompositeFieldContainer[Size]
     samplers: _containers.RepeatedScalarFieldContainer[str]
@@ -252,7 +263,20 @@ class Model(_message.Message):
     max_clip_skip: int
     weights_digest: str
     features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., sizes: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., samplers: _Optional[_Iterable[str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., max_tokens: _Optional[int] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., seats: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., max_clip_skip: _Optional[int] = ..., weights_digest: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
+    loras: _containers.RepeatedCompositeFieldContainer[LoraFile]
+    def __init__(self, id: _Optional[str] = ..., sizes: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., samplers: _Optional[_Iterable[str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., max_tokens: _Optional[int] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., seats: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., max_clip_skip: _Optional[int] = ..., weights_digest: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., loras: _Optional[_Iterable[_Union[LoraFile, _Mapping]]] = ...) -> None: ...
+
+class LoraFile(_message.Message):
+    __slots__ = ("name", "base", "bytes", "refusal")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    base: str
+    bytes: int
+    refusal: str
+    def __init__(self, name: _Optional[str] = ..., base: _Optional[str] = ..., bytes: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class Size(_message.Message):
     __slots__ = ("width", "height")

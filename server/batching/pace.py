@@ -54,8 +54,13 @@ class Pace:
         self.unjudged = 0  # pictures that wait for the judge, or are before it
 
     def open(self, lane: LaneKey) -> None:
-        """Add another lane of a size: until it steps it has the pace of the same size's shortest prompts."""
-        self._rows[lane] = Median([self._rows[lane._replace(chunks=1)].value])
+        """Add another lane of a size: until it steps it has the pace of the same size's first lane.
+
+        That is the one of the shortest prompts and the least rank of LoRAs.
+        """
+        size = lane.width, lane.height
+        first = min(known for known in self._rows if (known.width, known.height) == size)
+        self._rows[lane] = Median([self._rows[first].value])
 
     def measured(self, lane: LaneKey, seconds: float) -> None:
         """Take so many seconds a row for a lane's pace, in place of what was measured before."""

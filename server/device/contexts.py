@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from engines.backend import Backend
 from pipeline.arrays import F32
 from pipeline.conditions.text import context_of
+from pipeline.loras.lora import Lora
 from pipeline.prompt import Prompt
 
 _KEPT = 128  # chunks: 30 MB at 77 tokens of width 768
@@ -20,28 +22,32 @@ class Contexts:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._known: OrderedDict[tuple[bytes, int], F32] = OrderedDict()  # of chunks
+        self._known: OrderedDict[tuple[bytes, int, Hashable], F32] = OrderedDict()  # of chunks
 
-    def missing(self, prompt: Prompt) -> int:
-        """Count the chunks that would have to be encoded for a prompt now. Called by any thread."""
+    def missing(self, prompt: Prompt, lora: Hashable = None) -> int:
+        """Count the chunks that would have to be encoded for a prompt now. Called by any thread.
+
+        `lora`: Lora.key of what is added to the text encoder; None: nothing.
+        """
         weighted = (prompt.weights != 1).any()
-        chunks = {(ids.tobytes(), prompt.skip) for ids in (*prompt.ids, *([prompt.empty] if weighted else []))}
+        chunks = {(ids.tobytes(), prompt.skip, lora) for ids in (*prompt.ids, *([prompt.empty] if weighted else []))}
         return sum(1 for key in chunks if key not in self._known)
 
-    def of(self, prompt: Prompt) -> tuple[F32, int]:
+    def of(self, prompt: Prompt, lora: Lora | None = None) -> tuple[F32, int]:
         """Return a prompt's context [chunks * tokens, width], and how many chunks had to be encoded for it.
 
+        `lora`: what its request adds to the networks.
         Errors: those of Backend.encode.
         """
-        encoded = 0
+        encoded, adds = 0, None if lora is None or lora.text is None else lora
 
         def encode(ids: NDArray[np.int64], skip: int) -> F32:
             nonlocal encoded
-            key = ids.tobytes(), skip
+            key = ids.tobytes(), skip, None if adds is None else adds.key
             if (known := self._known.get(key)) is not None:
                 self._known.move_to_end(key)
                 return known
-            context = self._known[key] = self._backend.encode(ids, skip)
+            context = self._known[key] = self._backend.encode(ids, skip, adds)
             encoded += 1
             if len(self._known) > _KEPT:
                 self._known.popitem(last=False)

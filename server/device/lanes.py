@@ -60,7 +60,7 @@ class Lanes:
         """
         self._keep(lane, self._make(lane))
         backend = self._model.backend
-        if (known := backend.row_seconds(lane.width, lane.height, lane.chunks)) is not None:
+        if (known := backend.row_seconds(lane.width, lane.height, lane.chunks, lane.rank)) is not None:
             return known
         return self.measure(lane, 2, decode=lane.chunks == 1)  # a size has one decoder
 
@@ -148,7 +148,8 @@ class Lanes:
 
     def _make(self, lane: LaneKey) -> Stepper:
         start = time.monotonic()
-        stepper = self._model.backend.stepper(lane.width, lane.height, self._seats, lane.chunks, self._steps)
+        backend = self._model.backend
+        stepper = backend.stepper(lane.width, lane.height, self._seats, lane.chunks, self._steps, lane.rank)
         took = time.monotonic() - start
         self._quickest = min(took, self._quickest or took)
         log.info("lane=%s made_in_s=%.2f", lane, took)

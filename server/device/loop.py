@@ -64,7 +64,7 @@ class Device:
         self.sizes = sizes
         self.metrics = metrics
         self.emptied: Callable[[], object] = lambda: None  # called by any thread when the last job has ended
-        lanes = [LaneKey(width, height, 1 + more) for more in range(chunks) for width, height in sizes]
+        lanes = [LaneKey(width, height, 1 + more, model.rank) for more in range(chunks) for width, height in sizes]
         self._batcher = Batcher(lanes, seats)
         self._admission = admission
         self._died = died

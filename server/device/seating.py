@@ -18,15 +18,19 @@ class Seating:
     """Fills seats. Used by the device thread."""
 
     def __init__(self, model: Model) -> None:
-        self._spec = model.spec
+        self._spec, self._model = model.spec, model
         self._contexts = Contexts(model.backend)
 
     def unencoded(self, wish: Wish) -> int:
         """Count the chunks of a wish's prompts that would have to be encoded now. Called by any thread."""
-        return sum(self._contexts.missing(prompt) for prompt in (wish.prompt, wish.negative) if prompt is not None)
+        adds = (wish.loras.text_key or None) if wish.loras is not None else None
+        return sum(
+            self._contexts.missing(prompt, adds) for prompt in (wish.prompt, wish.negative) if prompt is not None
+        )
 
     def sit(self, stepper: Stepper, seat: int, picture: Picture) -> int:
-        """Fill a seat; returns how many chunks had to be encoded. Errors: those of Backend.encode and Stepper.sit.
+        """Fill a seat; returns how many chunks had to be encoded. Errors: those of Backend.encode, Stepper.sit and
+        Shelf.lora.
 
         A picture that was paused goes on with what it had.
         """
@@ -36,8 +40,11 @@ class Seating:
             picture.state = None
             return 0
         wish = picture.job.wish
-        context, encoded = self._contexts.of(wish.prompt)
-        negative, more = (None, 0) if wish.negative is None else self._contexts.of(wish.negative)
+        lora = None
+        if wish.loras is not None and (shelf := self._model.loras) is not None:
+            lora = shelf.lora(wish.loras)
+        context, encoded = self._contexts.of(wish.prompt, lora)
+        negative, more = (None, 0) if wish.negative is None else self._contexts.of(wish.negative, lora)
         begun = beginning(self._spec, wish.table, wish.picture_seed(picture.index), wish.size, wish.start)
         picture.sitting = Sitting(
             wish.table,
@@ -50,6 +57,7 @@ class Seating:
             interval=wish.interval,
             seen=begun.seen,
             style=wish.style,
+            lora=lora,
         )
         stepper.sit(seat, picture.sitting)
         return encoded + more

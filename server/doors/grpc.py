@@ -248,7 +248,8 @@ class ImagesServicer:
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=[model_message(self._service.ready(), self._service.limits)])
+        loras = await self._service.loras()
+        return pb.ListModelsResponse(models=[model_message(self._service.ready(), self._service.limits, loras)])
 
     def _fits_one_message(self, request: ImageRequest) -> None:
         device, most = self._service.ready(), self._service.limits.blocking_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from latentd.v1 import images_pb2 as pb
+from pipeline.loras.shelf import Listed
 from pipeline.samplers import SAMPLERS
 from server.device.judging import Ranks
 from server.device.loop import Device
@@ -42,6 +43,7 @@ def image_request(message: pb.GenerateRequest) -> ImageRequest:
         mask=message.mask or None,
         fit=message.fit or None,
         style_image=message.style_image or None,
+        loras=[(lora.name, lora.weight if lora.HasField("weight") else 1.0) for lora in message.loras] or None,
         **{name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)},
     )
 
@@ -127,9 +129,10 @@ def rank_message(ranks: Ranks) -> pb.RankResponse:
     return pb.RankResponse(pictures=rows, texts_cut=ranks.cut)
 
 
-def model_message(device: Device, limits: Limits) -> pb.Model:
+def model_message(device: Device, limits: Limits, loras: Sequence[Listed] = ()) -> pb.Model:
     model, default = device.model, device.model.spec.defaults
     width, height = default_size(model, device.sizes)
+    parts = {"style": model.styles, "judge": model.judge, "loras": model.loras}
     return pb.Model(
         id=model.id,
         sizes=[pb.Size(width=w, height=h) for w, h in device.sizes],
@@ -145,7 +148,8 @@ def model_message(device: Device, limits: Limits) -> pb.Model:
         precision=model.backend.precision,
         seats=device.seats,
         weights_digest=model.digest,
-        features=[name for name, part in (("style", model.styles), ("judge", model.judge)) if part is not None],
+        features=[name for name, part in parts.items() if part is not None],
+        loras=[pb.LoraFile(name=it.name, base=it.base, bytes=it.size, refusal=it.refusal) for it in loras],
         limits=pb.Limits(
             prompt_characters=limits.prompt_characters,
             steps=limits.steps,

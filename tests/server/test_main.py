@@ -132,7 +132,7 @@ gate, load = Path(sys.argv[1]), app.load_model
 def load_slow(settings):
     model = load(settings)
     make = model.backend.denoiser
-    def denoiser(width, height, rows, chunks=1):
+    def denoiser(width, height, rows, chunks=1, rank=0):
         if chunks > 1:
             print("making", flush=True)
             sides = ports.sides(model.spec, width, height, 1, chunks)

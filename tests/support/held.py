@@ -15,6 +15,7 @@ from engines.backend import Backend, Denoiser
 from engines.cpu.host import HostBackend
 from engines.model import Model
 from pipeline.arrays import F32
+from pipeline.loras.lora import Lora
 from tests.support.patience import PATIENCE
 
 
@@ -55,10 +56,10 @@ class Held(HostBackend):
         self._holding = False
         self._permits.release(1000)
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
         self.encoded.append(ids)
         self.before_encode()
-        return self._backend.encode(ids, skip)
+        return self._backend.encode(ids, skip, lora)
 
     def decode(self, latents: F32) -> F32:
         self.decoded += 1
@@ -69,9 +70,9 @@ class Held(HostBackend):
         self.before_moments()
         return self._backend.moments(picture)
 
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> Denoiser:
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> Denoiser:
         self.before_denoiser()
-        return _HeldDenoiser(self, self._backend.denoiser(width, height, rows, chunks))
+        return _HeldDenoiser(self, self._backend.denoiser(width, height, rows, chunks, rank))
 
     def _enter(self, rows: Sequence[int]) -> None:
         self.runs.append(list(rows))

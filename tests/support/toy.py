@@ -17,6 +17,7 @@ from engines.seat import Sitting
 from model.ops import spread
 from pipeline.arrays import F32
 from pipeline.conditions.style import Style
+from pipeline.loras.lora import Lora
 from pipeline.noise import standard_normal
 from tests.support.requests import Request, conditions_of, table_of
 
@@ -40,6 +41,9 @@ class Toy:
 
     def put_style(self, row: int, style: Style | None, which: int) -> None:
         assert style is None
+
+    def put_lora(self, row: int, lora: Lora | None) -> None:
+        assert lora is None
 
     def text(self, context: Tensor, style: object = None) -> Tensor:
         return context.flatten()

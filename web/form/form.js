@@ -4,6 +4,7 @@ import { at, make } from "../dom.js";
 import { setIcon } from "../icons.js";
 import { rolled, samplerWords, sizeWords } from "../words.js";
 import { Conditions } from "./conditions.js";
+import { Loras } from "./loras.js";
 import { Things } from "./things.js";
 
 const REMEMBERED = "latentd.settings";
@@ -11,7 +12,7 @@ const FIELDS = ["prompt", "negative_prompt", "size", "images", "keep", "steps", 
 FIELDS.push("guidance_end", "sampler", "seed");
 // What else the server may find wrong, and what then gets the focus.
 const PLACES = { ...Object.fromEntries(FIELDS.map((name) => [name, name])), width: "size", height: "size" };
-Object.assign(PLACES, { strength: "strength", fit: "fit", style_weight: "style_weight", mask: "mask" });
+Object.assign(PLACES, { strength: "strength", fit: "fit", style_weight: "style_weight", mask: "mask", loras: "loras" });
 const PICTURES = { init_image: "original", style_image: "style" };
 const PLAIN = { images: 1, keep: "", guidance_start: 0, guidance_end: 1 };
 
@@ -19,6 +20,7 @@ export class Form extends EventTarget {
   #model = null;
   #locked = false;
   #conditions = new Conditions();
+  #loras = new Loras();
   #things = new Things((prompt) => {
     this.set({ prompt });
     this.#remember();
@@ -75,6 +77,7 @@ export class Form extends EventTarget {
     if (model.examples?.length) at("prompt").placeholder = `for example: ${model.examples[0].prompt}`;
     at("interval").hidden = !model.features?.interval;
     this.#things.offer(model);
+    this.#loras.offer(model);
     const early = at("prompt").value; // typed before the model was known
     this.set({ ...model.defaults, ...PLAIN });
     const remembered = read(REMEMBERED);
@@ -109,6 +112,7 @@ export class Form extends EventTarget {
     const said = Object.entries(picture).filter(([, value]) => value !== null && value !== undefined);
     this.set({ ...PLAIN, negative_prompt: "", ...Object.fromEntries(said) });
     this.#conditions.restore(picture);
+    this.#loras.set(picture.loras);
     this.#lock(true);
     this.#remember();
     at("prompt").focus();
@@ -157,6 +161,7 @@ export class Form extends EventTarget {
       guidance_end: number("guidance_end") === 1 ? null : number("guidance_end"),
       sampler: at("sampler").value,
       seed: number("seed"),
+      loras: this.#loras.read(),
       ...this.#conditions.read(),
     };
   }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from pipeline.loras.shelf import Listed
 from pipeline.samplers import SAMPLERS
 from server.device.loop import Device
 from server.doors.http.card import Card, read_card
@@ -16,7 +18,7 @@ def card_of(device: Device) -> Card:
     return read_card(device.model.checkpoint.path)
 
 
-def described(limits: Limits, device: Device, card: Card) -> dict[str, Any]:
+def described(limits: Limits, device: Device, card: Card, loras: Sequence[Listed] = ()) -> dict[str, Any]:
     """Describe the model: sizes, samplers, defaults, limits, and which conditions it takes."""
     model, default = device.model, device.model.spec.defaults
     width, height = default_size(model, device.sizes)
@@ -41,7 +43,12 @@ def described(limits: Limits, device: Device, card: Card) -> dict[str, Any]:
             "images": limits.images,
             "style_weight": limits.style_weight,
             "texts": limits.texts,
+            "loras": limits.loras,
+            "lora_weight": limits.lora_weight,
         },
+        "loras": [
+            {"name": lora.name, "base": lora.base, "bytes": lora.size, "refusal": lora.refusal} for lora in loras
+        ],
         "max_clip_skip": model.spec.text.skips,
         "max_tokens": model.tokenizer.capacity,
         "backend": model.backend.name,
@@ -55,6 +62,7 @@ def described(limits: Limits, device: Device, card: Card) -> dict[str, Any]:
             "interval": not model.spec.unet.guidance_width,
             "style_image": model.styles is not None,
             "keep": model.judge is not None,
+            "loras": model.loras is not None,
             "rank": model.judge is not None,
         },
     }

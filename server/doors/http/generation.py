@@ -52,6 +52,7 @@ class Generation(BaseModel):
     guidance_end: float | None = Field(None, description="Ours: guide up to this fraction of the steps, 0 to 1.")
     style_image: Picture | None = Field(None, description="Ours: a picture to take a style from, in base64.")
     style_weight: float | None = Field(None, description="Ours: how much of that style, 0 to 2.")
+    loras: dict[str, float] | None = Field(None, description="Ours: LoRAs by name, each with its weight.")
     keep: int | None = Field(None, description="Ours: of n pictures the so many nearest to the prompt.")
 
 
@@ -95,6 +96,7 @@ def image_request(body: Generation) -> ImageRequest:
         guidance_end=body.guidance_end,
         style_image=body.style_image,
         style_weight=body.style_weight,
+        loras=[(name, weight) for name, weight in (body.loras or {}).items()] or None,
         keep=body.keep,
         strength=body.strength if isinstance(body, Edit) else None,
         fit=body.fit if isinstance(body, Edit) else None,

@@ -30,6 +30,15 @@ FILES = Path(__file__).parents[3] / "web"
 _TELL_SECONDS = 1.0  # how often one who waits is told his place
 
 
+class Lora(BaseModel):
+    """A LoRA by its name, and how much it weighs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    weight: float = 1.0
+
+
 class Drawing(BaseModel):
     """A request for pictures, in the words of ImageRequest; null or absent: the model's own default.
 
@@ -63,6 +72,7 @@ class Drawing(BaseModel):
     fit: str | None = None
     style_image: Picture | None = None
     style_weight: float | None = None
+    loras: list[Lora] | None = None
     keep: int | None = None
 
 
@@ -72,11 +82,14 @@ def page(service: Service, most: int) -> APIRouter:
 
     async def model(call: Call) -> Response:
         device = service.ready()
-        return await json_response(described(service.limits, device, await asyncio.to_thread(card_of, device)))
+        card, loras = await asyncio.to_thread(card_of, device), await service.loras()
+        return await json_response(described(service.limits, device, card, loras))
 
     async def generate(call: Call) -> Response:
         body = await read_body(call.request, Drawing, most)
-        accepted = await call.submit(ImageRequest(**body.model_dump()))
+        fields = {name: value for name, value in body if name != "loras"}
+        loras = [(lora.name, lora.weight) for lora in body.loras or ()]
+        accepted = await call.submit(ImageRequest(**fields, loras=loras or None))
         return EventStream(call, _events(service, call, accepted), _failure(call))
 
     @router.head("/", include_in_schema=False)

@@ -26,6 +26,7 @@ _PARAMETERS: dict[str, type] = {
     "fit": str,
     "style_weight": float,
     "keep": int,
+    "loras": str,  # name:weight, several with commas between them
 }
 _KINDS = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
 _TIMEOUT, _EMPTY_FINAL = "timeout", "triton_enable_empty_final_response"
@@ -109,6 +110,18 @@ def _as_many(name: str, values: dict[str, Values], count: int) -> Values:
     return found
 
 
+def _loras(text: str) -> list[tuple[str, float]]:
+    """Read `name:0.8,other`. Errors: InvalidRequest."""
+    loras = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, colon, weight = part.rpartition(":")
+        try:
+            loras.append((name, float(weight)) if colon else (part, 1.0))
+        except ValueError:
+            raise InvalidRequest(f"loras has {part[:64]!r}; it takes name:weight", "loras") from None
+    return loras
+
+
 def _parameters(message: pb.ModelInferRequest) -> tuple[dict[str, Any], float | None]:
     """Return the fields that parameters say, and the seconds that the client gives. Errors: InvalidRequest."""
     fields: dict[str, Any] = {}
@@ -126,7 +139,7 @@ def _parameters(message: pb.ModelInferRequest) -> tuple[dict[str, Any], float | 
             fits = finite(value) if kind is float else type(value) is kind
             if not fits:
                 raise InvalidRequest(f"{name} is {str(value)[:64]!r}; it takes {_KINDS[kind]}", name)
-            fields[name] = value
+            fields[name] = _loras(value) if name == "loras" else value
         elif name != _EMPTY_FINAL:  # the last answer is never empty, and says that it is the last, whoever asks
             known = ", ".join((*_PARAMETERS, _TIMEOUT))
             raise InvalidRequest(f"{name[:64]!r} is no parameter of this server; there are: {known}")

@@ -16,6 +16,7 @@ from engines.preview import ColourMap
 from engines.preview import Preview as PreviewMap
 from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
+from pipeline.loras.lora import Lora
 from server.batching.batcher import Batcher
 from server.batching.pace import Median, Pace
 from server.device import turn
@@ -58,15 +59,15 @@ class Writing:
         self.before.get(name, lambda: None)()
         self.calls.append((name, *details))
 
-    def encode(self, ids: np.ndarray, skip: int) -> F32:
+    def encode(self, ids: np.ndarray, skip: int, lora: Lora | None) -> F32:
         self.note("encode", int(ids[0]))
         return np.zeros((len(ids), 3), np.float32)
 
-    def row_seconds(self, width: int, height: int, chunks: int) -> float:
+    def row_seconds(self, width: int, height: int, chunks: int, rank: int) -> float:
         return 0.1
 
-    def stepper(self, width: int, height: int, seats: int, chunks: int, steps: int) -> Seats:
-        lane = LaneKey(width, height, chunks)
+    def stepper(self, width: int, height: int, seats: int, chunks: int, steps: int, rank: int) -> Seats:
+        lane = LaneKey(width, height, chunks, rank)
         self.note("make", lane)
         return Seats(self, lane)
 

@@ -18,7 +18,7 @@ _VERSION = f"latentd {__version__}"
 
 def infotext(wish: Wish, model: Model, request: ImageRequest, seed: int) -> str:
     """Write one picture's settings (modules/processing.py, create_infotext)."""
-    prompt, negative, skip = request.prompt or "", request.negative_prompt or "", request.clip_skip or 0
+    prompt, negative, skip = _prompt(request), request.negative_prompt or "", request.clip_skip or 0
     label, scheduler = label_of(wish.sampler)
     settings = {
         "Steps": wish.steps,
@@ -41,7 +41,7 @@ def info(wish: Wish, model: Model, request: ImageRequest, pictures: Sequence[Ima
     """Return what A1111 tells about the pictures that were made (Processed.js), and their scores where a judge has
     chosen them. `batch`: pictures of an iteration.
     """
-    prompt, negative, skip = request.prompt or "", request.negative_prompt or "", request.clip_skip or 0
+    prompt, negative, skip = _prompt(request), request.negative_prompt or "", request.clip_skip or 0
     seeds, count = [picture.seed for picture in pictures], len(pictures)
     return {
         "prompt": prompt,
@@ -78,6 +78,11 @@ def info(wish: Wish, model: Model, request: ImageRequest, pictures: Sequence[Ima
         "version": _VERSION,
         **({} if wish.keep is None else {"scores": [picture.score for picture in pictures]}),
     }
+
+
+def _prompt(request: ImageRequest) -> str:
+    """Write the prompt with the LoRAs that it named."""
+    return (request.prompt or "") + "".join(f"<lora:{name}:{weight:g}>" for name, weight in request.loras or ())
 
 
 def _quoted(value: str) -> str:

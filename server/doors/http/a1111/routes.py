@@ -40,7 +40,6 @@ _NONE: dict[str, Any] = {
     "prompt-styles": [],
     "sd-vae": [],
     "sd-modules": [],
-    "loras": [],
     "embeddings": {"loaded": {}, "skipped": {}},
     "scripts": {"txt2img": [NAME], "img2img": [NAME]},
     "script-info": [
@@ -106,6 +105,12 @@ def a1111(service: Service, most: int) -> APIRouter:
         }
         return JSONResponse([entry])
 
+    async def loras(call: Call) -> Response:
+        usable = [lora for lora in await service.loras() if not lora.refusal]
+        return JSONResponse(
+            [{"name": lora.name, "alias": lora.name, "path": lora.name, "metadata": {}} for lora in usable]
+        )
+
     async def read_options(call: Call) -> Response:
         return JSONResponse(options.current(service.ready().model))
 
@@ -132,6 +137,9 @@ def a1111(service: Service, most: int) -> APIRouter:
     )
     router.post("/interrupt", summary="End the caller's requests")(answering(service, interrupt, counted=False))
     router.get("/sd-models", summary="The model served")(answering(service, models, counted=False))
+    router.get("/loras", summary="The LoRAs that a prompt may name: <lora:name:0.8>")(
+        answering(service, loras, counted=False)
+    )
     router.get("/options", summary="What is set")(answering(service, read_options, counted=False))
     router.post("/options", summary="Set what is set; all else is refused", openapi_extra=schema_of(Options))(
         answering(service, set_options, counted=False)

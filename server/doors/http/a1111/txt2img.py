@@ -7,6 +7,7 @@ Clients send dozens of them with every request.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -105,8 +106,10 @@ def image_request(body: Txt2Img, model: Model, most_images: int) -> ImageRequest
     if images > most_images:
         raise InvalidRequest(f"batch_size x n_iter is {images}; at most {most_images} are drawn", "batch_size")
     steps = model.spec.defaults.steps if body.steps is None else body.steps
+    prompt, loras = loras_of(body.prompt or "")
     return ImageRequest(
-        prompt=body.prompt,
+        prompt=body.prompt if body.prompt is None else prompt,
+        loras=loras or None,
         negative_prompt=body.negative_prompt,
         width=body.width,
         height=body.height,
@@ -122,6 +125,27 @@ def image_request(body: Txt2Img, model: Model, most_images: int) -> ImageRequest
         **overrides,
         **scripted,
     )
+
+
+# As A1111 reads it (modules/extra_networks.py): <lora:name:weight>, also with a weight of the text encoder's own.
+_LORA = re.compile(r"<lora:([^<>:]+)(?::([^<>]*))?>")
+
+
+def loras_of(prompt: str) -> tuple[str, list[tuple[str, float]]]:
+    """Return a prompt without the LoRAs that it names, and these. Errors: InvalidRequest for a weight that is none.
+
+    A weight of the text encoder's own has to be the same: here a LoRA is one thing.
+    """
+    loras = []
+    for match in _LORA.finditer(prompt):
+        name, words = match[1].strip(), [word.partition("=") for word in (match[2] or "1").split(":")]
+        try:
+            weights = {float(value if equals else key) for key, equals, value in words}
+            (weight,) = weights
+        except ValueError:
+            raise InvalidRequest(f"prompt has {match[0][:96]!r}; it takes <lora:name:weight>", "prompt") from None
+        loras.append((name, weight))
+    return _LORA.sub("", prompt), loras
 
 
 def echoed(body: Txt2Img) -> dict[str, Any]:

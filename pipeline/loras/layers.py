@@ -1,0 +1,54 @@
+"""The layers of a model that a LoRA (Hu et al. 2021) may add to, and what its two matrices are called as inputs.
+
+A layer is the path of a linear layer, or of a 1x1 convolution, below its network. Its weight W [out, in] acts as
+W + B A then, with A [rank, in] and B [out, rank], which are inputs of the network's graph.
+"""
+
+from __future__ import annotations
+
+from pipeline.networks import TextSpec, UnetSpec
+
+Layers = dict[str, tuple[int, int]]  # path: numbers that come out of it and go in
+
+RANKS = (32, 64, 128, 256)  # that requests are filled up to; a network that is run with one is another lane
+
+
+def unet_layers(unet: UnetSpec) -> Layers:
+    """List the layers of the transformers: what goes in and out of each, attentions, feed-forward."""
+    layers: Layers = {}
+    for attention, width in unet.text_layers:
+        block = attention.rpartition(".")[0]
+        transformer, number = block.rsplit(".transformer_blocks.", 1)
+        if number == "0":
+            layers[f"{transformer}.proj_in"] = layers[f"{transformer}.proj_out"] = (width, width)
+        for name, seen in (("attn1", width), ("attn2", unet.context_width)):
+            for kind, size in (("to_q", width), ("to_k", seen), ("to_v", seen), ("to_out.0", width)):
+                layers[f"{block}.{name}.{kind}"] = (width, size)
+        layers[f"{block}.ff.net.0.proj"] = (8 * width, width)
+        layers[f"{block}.ff.net.2"] = (width, 4 * width)
+    return layers
+
+
+def text_layers(text: TextSpec) -> Layers:
+    """List the layers of a text encoder: attentions and MLPs."""
+    layers: Layers = {}
+    for number in range(text.layers):
+        layer = f"text_model.encoder.layers.{number}"
+        layers |= {f"{layer}.self_attn.{kind}_proj": (text.width, text.width) for kind in ("q", "k", "v", "out")}
+        layers[f"{layer}.mlp.fc1"] = (text.hidden, text.width)
+        layers[f"{layer}.mlp.fc2"] = (text.width, text.hidden)
+    return layers
+
+
+def inputs_of(layer: str) -> tuple[str, str]:
+    """Return how a graph calls a layer's A and B. Without dots: those are of weights."""
+    name = layer.replace(".", "/")
+    return f"{name}/A", f"{name}/B"
+
+
+def bucket(rank: int) -> int:
+    """Return the rank that is run for one of so many. Errors: ValueError above the largest."""
+    for size in RANKS:
+        if rank <= size:
+            return size
+    raise ValueError(f"rank {rank} is above {RANKS[-1]}")

@@ -1,0 +1,42 @@
+"""A LoRA as a row takes it: each layer's A and B, filled up with zeros to a rank that is run (layers.RANKS)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.arrays import F32
+from pipeline.loras.layers import Layers, inputs_of
+
+Inputs = Mapping[str, F32]  # by a graph's input: A [1, rank, in], B [1, out, rank]
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """Holds what one or several LoRAs, each at its weight, add to a model's layers."""
+
+    rank: int  # one of layers.RANKS
+    unet: Inputs
+    text: Inputs | None  # None: they add nothing to the text encoder
+    key: Hashable = None  # of the text encoder's part: of two that are equal so are the contexts
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for inputs in (self.unet, self.text or {}) for array in inputs.values())
+
+
+def zeros(layers: Layers, rank: int) -> dict[str, F32]:
+    """Return the inputs of a row without a LoRA. Nobody may write to them: they are shared."""
+    inputs = {}
+    for layer, (out, into) in layers.items():
+        a, b = inputs_of(layer)
+        inputs[a], inputs[b] = _zeros((1, rank, into)), _zeros((1, out, rank))
+    return inputs
+
+
+@functools.lru_cache(maxsize=512)
+def _zeros(shape: tuple[int, ...]) -> F32:
+    return np.zeros(shape, np.float32)

@@ -1,0 +1,207 @@
+"""The folder of LoRAs that a server offers: each safetensors file in it is a name.
+
+It is looked at when somebody asks, so that a file that is put there is a name at once, and one that is taken away is
+none. Names never leave it: they are plain, and links out of it are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import CheckpointError, InvalidRequest
+from pipeline.loras.file import LoraFile, identity_of, open_lora
+from pipeline.loras.layers import RANKS, bucket, inputs_of, text_layers, unet_layers
+from pipeline.loras.lora import Lora, zeros
+from pipeline.loras.names import Names
+from pipeline.spec import Spec
+
+ENDING = ".safetensors"
+_KEPT = 512 << 20  # bytes of LoRAs that nobody sits with: some ten of rank 32 for SD 1.5
+_MOST_FILES = 1000  # that are listed
+_NAME = re.compile(r"[^/\\\0:<>.][^/\\\0:<>]{0,127}")  # of those that clients write `name:0.8`
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Describes a file of the folder."""
+
+    name: str
+    base: str  # the family of models that it is for; "" where no tensor tells
+    size: int  # bytes
+    refusal: str = ""  # why it cannot be used here
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Holds the LoRAs of a request, each with its weight; none of their numbers."""
+
+    files: tuple[tuple[LoraFile, float], ...]
+
+    @property
+    def rank(self) -> int:
+        """Return the rank that is run for all of them together."""
+        return bucket(self._ranks())
+
+    @property
+    def key(self) -> tuple[tuple[tuple[int, int, int, int], float], ...]:
+        """Tell these LoRAs at these weights from others."""
+        return tuple((file.identity, weight) for file, weight in self.files)
+
+    @property
+    def text_key(self) -> tuple[tuple[tuple[int, int, int, int], float], ...]:
+        """Tell what they add to the text encoder from what others add; empty: nothing."""
+        return tuple((file.identity, weight) for file, weight in self.files if file.of_text)
+
+    def _ranks(self) -> int:
+        """Add up the ranks of the layer that has most."""
+        sums: dict[tuple[str, str], int] = {}
+        for file, _ in self.files:
+            for place, pair in file.pairs.items():
+                sums[place] = sums.get(place, 0) + pair.rank
+        return max(sums.values(), default=1)
+
+
+class Shelf:
+    """Opens, reads and remembers the LoRAs of a folder for one model. Any thread may call its methods."""
+
+    def __init__(self, folder: Path, spec: Spec, model: str) -> None:
+        """`model`: what errors call it. Errors: CheckpointError where there is no such folder."""
+        if not folder.is_dir():
+            raise CheckpointError(f"loras: {folder} is no folder")
+        self.folder = folder.resolve()
+        self._model = model
+        self._layers = {"unet": unet_layers(spec.unet), "text_encoder": text_layers(spec.text)}
+        self._names = Names(spec.unet, self._layers["unet"], self._layers["text_encoder"])
+        self._lock = threading.Lock()  # guards the two that follow
+        self._opened: dict[str, tuple[tuple[int, int, int, int], LoraFile | str]] = {}  # or why not
+        self._known: OrderedDict[object, Lora] = OrderedDict()
+
+    def listed(self) -> list[Listed]:
+        """List the folder's files by name. Each that is new is opened."""
+        listed = []
+        for name in self._present()[:_MOST_FILES]:
+            try:
+                file = self._file(name)
+                listed.append(Listed(name, file.base, file.size))
+            except CheckpointError as error:
+                listed.append(Listed(name, "", self._size(name), str(error)))
+        return listed
+
+    def chosen(self, wanted: Sequence[tuple[str, float]]) -> Chosen:
+        """Open the LoRAs that are called so. Those of weight 0 are left out.
+
+        Errors: InvalidRequest, for names that are none, files that do not fit and ranks that add up to too much.
+        """
+        files = []
+        for name, weight in wanted:
+            try:
+                file = self._file(name)
+            except CheckpointError as error:
+                raise InvalidRequest(f"loras: {error}", "loras") from None
+            if weight:
+                files.append((file, weight))
+        chosen = Chosen(tuple(files))
+        try:
+            _ = chosen.rank
+        except ValueError as error:
+            raise InvalidRequest(f"loras: {error} in all; ranks of several add up", "loras") from None
+        return chosen
+
+    def lora(self, chosen: Chosen) -> Lora:
+        """Return what LoRAs add, read from their files where that is not remembered.
+
+        Errors: CheckpointError, for numbers that are not finite and files that are others by now.
+        """
+        with self._lock:
+            if (known := self._known.get(chosen.key)) is not None:
+                self._known.move_to_end(chosen.key)
+                return known
+        made = self._merged(chosen)
+        with self._lock:
+            self._known[chosen.key] = made
+            total = sum(lora.nbytes for lora in self._known.values())
+            while total > _KEPT and len(self._known) > 1:
+                total -= self._known.popitem(last=False)[1].nbytes
+        return made
+
+    def _merged(self, chosen: Chosen) -> Lora:
+        """Lay the matrices of all files side by side along the rank: their products add up."""
+        rank = chosen.rank
+        inputs = {part: zeros(layers, rank) for part, layers in self._layers.items()}
+        used: dict[tuple[str, str], int] = {}
+        for file, weight in chosen.files:
+            for part, layer, a, b in file.read():
+                (name_a, name_b), into = inputs_of(layer), inputs[part]
+                at = used.get((part, layer), 0)
+                if not at:
+                    into[name_a], into[name_b] = np.zeros_like(into[name_a]), np.zeros_like(into[name_b])
+                used[part, layer] = end = at + len(a)
+                into[name_a][0, at:end] = a
+                with np.errstate(over="ignore"):
+                    np.multiply(b, np.float32(weight), out=into[name_b][0, :, at:end])
+                if not np.isfinite(into[name_b][0, :, at:end]).all():
+                    raise CheckpointError(f"LoRA {file.name}: at weight {weight:g} its numbers for {layer} overflow")
+        key = chosen.text_key
+        return Lora(rank, inputs["unet"], inputs["text_encoder"] if key else None, key or None)
+
+    def _file(self, name: str) -> LoraFile:
+        """Return the file that is called so, opened anew where it is another one by now. Errors: CheckpointError."""
+        path = self._place(name)
+        try:
+            identity = identity_of(os.stat(path))
+        except OSError:
+            raise CheckpointError(f"there is no LoRA {name[:64]!r}") from None
+        with self._lock:
+            seen = self._opened.get(name)
+        if seen is None or seen[0] != identity:
+            try:
+                found: LoraFile | str = open_lora(name, path, self._names, self._layers, self._model)
+            except CheckpointError as error:
+                found = str(error)
+            seen = identity, found
+            with self._lock:
+                if len(self._opened) > _MOST_FILES:
+                    self._opened.clear()
+                self._opened[name] = seen
+        if isinstance(seen[1], str):
+            raise CheckpointError(seen[1])
+        return seen[1]
+
+    def _place(self, name: str) -> Path:
+        """Return the path of a name, which lies in the folder. Errors: CheckpointError."""
+        if not _NAME.fullmatch(name):
+            raise CheckpointError(f"there is no LoRA {name[:64]!r}")
+        path = self.folder / f"{name}{ENDING}"
+        if path.is_symlink():
+            try:
+                target = path.resolve()
+            except (OSError, RuntimeError):  # a loop
+                raise CheckpointError(f"there is no LoRA {name[:64]!r}") from None
+            if target.parent != self.folder:
+                raise CheckpointError(f"LoRA {name} is a link out of the folder, which is not followed")
+            return target
+        return path
+
+    def _present(self) -> list[str]:
+        try:
+            names = [entry.removesuffix(ENDING) for entry in os.listdir(self.folder) if entry.endswith(ENDING)]
+        except OSError:
+            return []
+        return sorted(name for name in names if _NAME.fullmatch(name))
+
+    def _size(self, name: str) -> int:
+        try:
+            return os.lstat(self.folder / f"{name}{ENDING}").st_size
+        except OSError:
+            return 0
+
+
+__all__ = ["ENDING", "RANKS", "Chosen", "Listed", "Shelf"]

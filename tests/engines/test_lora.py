@@ -1,0 +1,121 @@
+"""Pictures with LoRAs are diffusers': one and several, at any weight, both formats, the text encoder too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from numpy.typing import NDArray
+
+from engines.choice import Choice
+from engines.generate import generate
+from engines.model import Beside, Model, load
+from pipeline.checkpoint.opened import open_checkpoint
+from tests.support.checkpoints import VELOCITY, make_checkpoint
+from tests.support.loras import tensors_of, write
+from tests.support.trajectories import THEIRS
+
+PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE, SAMPLER = "a red apple of the cat", "blue", 11, 3, 4.0, "ddim"
+# What each file is made with; ranks from 4 to 128.
+FILES: dict[str, dict[str, Any]] = {
+    "kohya": {"rank": 4, "style": "kohya", "alpha": 2.0, "seed": 1},
+    "peft": {"rank": 128, "style": "peft", "seed": 2},
+    "diffusers": {"rank": 8, "style": "diffusers", "seed": 3},
+    "processor": {"rank": 16, "style": "processor", "seed": 4, "dtype": np.float32},
+    "unet": {"rank": 64, "style": "kohya", "alpha": 64.0, "seed": 5, "text": False, "only": "attn"},
+    "text": {"rank": 4, "style": "peft", "seed": 6, "only": "text_model", "size": 0.6},
+}
+CHOICES = {
+    "kohya": [("kohya", 1.0)],
+    "peft, alpha in its metadata": [("peft", 1.0)],
+    "diffusers' old names": [("diffusers", 0.8)],
+    "processors": [("processor", 1.0)],
+    "attentions of the UNet": [("unet", 1.0)],
+    "text encoder alone": [("text", 1.0)],
+    "below zero": [("kohya", -0.7)],
+    "two": [("kohya", 0.9), ("diffusers", 0.5)],
+    "three, one below zero": [("peft", 0.4), ("unet", -0.5), ("kohya", 1.3)],
+}
+
+
+def psnr(got: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
+    error = np.square(got.astype(float) - wanted).mean()
+    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = VELOCITY if request.param == "sd2" else {}
+    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "model", **options)
+    (loras := folder.parent / "loras").mkdir()
+    spec = open_checkpoint(folder).spec
+    for name, made in FILES.items():
+        config = {"lora_adapter_metadata": _configured()} if name == "peft" else None
+        write(loras / f"{name}.safetensors", tensors_of(spec, **made), config)
+    return folder
+
+
+def _configured() -> dict[str, object]:
+    """PEFT's configuration, as diffusers keeps it beside the tensors; alpha is not the rank."""
+    layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
+    text = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+    return {
+        f"{part}.{key}": value
+        for part, modules in (("unet", layers), ("text_encoder", text))
+        for key, value in {"r": 128, "lora_alpha": 96, "target_modules": modules}.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return load(open_checkpoint(folder), Choice("onnxruntime"), Beside(loras=folder.parent / "loras"))
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> Any:
+    pipe: Any = StableDiffusionPipeline.from_pretrained(
+        folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    scheduler, switches = THEIRS[SAMPLER]
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **switches)
+    return pipe
+
+
+def drawn(model: Model, loras: list[tuple[str, float]]) -> NDArray[np.uint8]:
+    assert model.loras is not None
+    lora = model.loras.lora(model.loras.chosen(loras)) if loras else None
+    options = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE, "sampler": SAMPLER, "lora": lora}
+    return generate(model, PROMPT, NEGATIVE, **options)
+
+
+def drawn_by(pipe: Any, folder: Path, loras: list[tuple[str, float]]) -> NDArray[np.uint8]:
+    for name, _ in loras:
+        pipe.load_lora_weights(folder.parent / "loras", weight_name=f"{name}.safetensors", adapter_name=name)
+    if loras:
+        pipe.set_adapters([name for name, _ in loras], [weight for _, weight in loras])
+    try:
+        generator = torch.Generator().manual_seed(SEED)
+        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generator}
+        (picture,) = pipe(PROMPT, negative_prompt=NEGATIVE, output_type="np", **options).images
+    finally:
+        pipe.unload_lora_weights()
+    return (picture * 255).round().astype(np.uint8)
+
+
+# PEFT's, where a pipeline is given a second LoRA.
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_pictures_are_diffusers(model: Model, theirs: Any, folder: Path, choice: str) -> None:
+    if model.spec.unet.linear_projection and choice not in ("kohya", "two", "text encoder alone"):
+        pytest.skip("where the projections are linear, those that differ by that")
+    loras = CHOICES[choice]
+    wanted, got = drawn_by(theirs, folder, loras), drawn(model, loras)
+    assert psnr(got, wanted) >= 45
+    assert psnr(drawn(model, []), wanted) < 35, "a LoRA that changes nothing proves nothing"
+    name, weight = loras[0]
+    assert psnr(drawn(model, [(name, weight + 0.25), *loras[1:]]), wanted) < 45, "nor does one at any weight"

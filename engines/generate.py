@@ -15,8 +15,9 @@ from pipeline.arrays import F32, to_pixels
 from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.mask import Inpaint
 from pipeline.conditions.original import STRENGTH, Original, beginning, encoded, steps_skipped
+from pipeline.conditions.sizes import AS_IT_IS, Sizes
 from pipeline.conditions.style import Style
-from pipeline.conditions.text import context_of
+from pipeline.conditions.text import encoded_prompt
 from pipeline.prompt import read_prompts
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
 from pipeline.update import advance, guide, keep
@@ -50,12 +51,13 @@ def latents_of(
     x: F32 | None = None,
     inpaint: Inpaint | None = None,
     style: Style | None = None,
+    sizes: Sizes = AS_IT_IS,
 ) -> F32:
     """Return the denoised latents [C, h, w]. An absent option has the model's default; guidance <= 1 is unguided.
 
     `interval`: the steps that are guided. `original`: the picture to begin with, of the size of the picture, of whose
     steps `strength` leaves the last. Without one, `begin`: the steps that are not made; `x`, `inpaint`, `style`:
-    Sitting's.
+    Sitting's. `sizes`: what SDXL's UNet is told of them.
     """
     spec, backend, default = model.spec, model.backend, model.spec.defaults
     steps = default.steps if steps is None else steps
@@ -65,11 +67,19 @@ def latents_of(
     run = table(spec.schedule, sampler or default.sampler, steps, begin)
     guided = guidance > 1 and not spec.unet.guidance_width
     texts = [prompt, negative_prompt] if guided else [prompt]
-    prompts = read_prompts(model.tokenizer, texts, long=long_prompt, weighted=prompt_weights, skip=clip_skip)
+    prompts = read_prompts(
+        model.tokenizer,
+        texts,
+        long=long_prompt,
+        weighted=prompt_weights,
+        skip=clip_skip,
+        zero_negative=spec.zero_negative,
+    )
 
     denoiser = backend.denoiser(width, height, rows=len(prompts), chunks=prompts[0].chunks)
-    for row in range(len(prompts)):
-        denoiser.contexts[row] = context_of(prompts[row], backend.encode)
+    for row, text in enumerate([encoded_prompt(prompt, backend.encode_text) for prompt in prompts]):
+        denoiser.contexts[row] = text.context
+        denoiser.put(row, text.beside | sizes.inputs(spec.unet, width, height))
         denoiser.put_style(row, style, row)
     denoiser.guidance[:] = guidance
 

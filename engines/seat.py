@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +31,8 @@ class Sitting:
     inpaint: Inpaint | None = None  # what of another picture is to stay
     style: Style | None = None  # of a picture; only a model with a style adapter has seats for one
     interval: Interval = WHOLE  # the part of the run that is guided, of a guided picture
+    # What each of its rows is given beside the context, by the names of the UNet's inputs: one, or two of a guided one.
+    beside: Sequence[Mapping[str, F32]] = ({}, {})
     seen: F32 | None = None  # [C + 1, h, w]: mask and masked latents, of a UNet that sees them beside x
 
     @property

@@ -20,6 +20,7 @@ class Limits:
     images: int = 8
     priority_callers: tuple[str, ...] = ()  # who may have a priority above 0: addresses, networks, "local"
     style_weight: float = 2.0
+    side: int = 16384  # pixels of a size that SDXL is told of
     texts: int = 16  # to rank pictures by
     blocking_bytes: int = (4 << 20) - (64 << 10)  # stock gRPC clients accept 4 MiB; 64 KiB are for the rest
 

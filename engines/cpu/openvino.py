@@ -25,7 +25,7 @@ import graphs
 from engines.backend import Stepper
 from engines.buffers import Buffers
 from engines.cpu.bound import bound
-from engines.cpu.host import HostBackend
+from engines.cpu.host import HostBackend, encoded
 from engines.errors import BackendError, DeviceError
 from engines.graphs import check_fit
 from engines.machine.cores import available_cores
@@ -33,6 +33,7 @@ from graphs import ports
 from pipeline.arrays import F32
 from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.conditions.text import Encoded
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
 
@@ -79,11 +80,10 @@ class OpenVinoBackend(HostBackend):
             if network != "vae_encoder":  # compiled for the first picture that somebody begins with
                 self._engine(network, shapes)
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0) -> Encoded:
         _infer(self._encoder, ids[None])
-        if skip:
-            return self._encoder.get_output_tensor(1).data[0, skip - 1].copy()
-        return self._encoder.get_output_tensor(0).data[0].copy()
+        count = len(ports.outputs("text_encoder", self.spec))
+        return encoded(self.spec, [self._encoder.get_output_tensor(i).data[0] for i in range(count)], skip)
 
     def decode(self, latents: F32) -> F32:
         shapes = {"latents": (1, *latents.shape)}

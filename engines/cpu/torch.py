@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines.buffers import Buffers
-from engines.cpu.host import HostBackend
+from engines.cpu.host import HostBackend, encoded
 from engines.errors import BackendError
 from engines.machine.cores import available_cores
 from model import weights
@@ -19,6 +19,7 @@ from model.vae import VaeMoments
 from pipeline.arrays import F32
 from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.conditions.text import Encoded
 from pipeline.spec import Spec
 
 
@@ -37,9 +38,8 @@ class TorchBackend(HostBackend):
         self._decoder = weights.load_vae_decoder(self.spec, checkpoint.weights)
         self.moments = Moments(checkpoint)
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
-        context, *skipped = _run(self._text, ids[None])
-        return skipped[0][skip - 1] if skip else context
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0) -> Encoded:
+        return encoded(self.spec, _run(self._text, ids[None]), skip)
 
     def decode(self, latents: F32) -> F32:
         return _run(self._decoder, latents[None])[0]

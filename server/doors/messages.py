@@ -42,6 +42,9 @@ def image_request(message: pb.GenerateRequest) -> ImageRequest:
         mask=message.mask or None,
         fit=message.fit or None,
         style_image=message.style_image or None,
+        original_size=message.original_size or None,
+        crop=message.crop or None,
+        target_size=message.target_size or None,
         **{name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)},
     )
 
@@ -132,6 +135,7 @@ def rank_message(ranks: Ranks) -> pb.RankResponse:
 def model_message(device: Device, limits: Limits) -> pb.Model:
     model, default = device.model, device.model.spec.defaults
     width, height = default_size(model, device.sizes)
+    features = {"style": model.styles, "judge": model.judge, "sizes": model.spec.unet.size_width}
     return pb.Model(
         id=model.id,
         sizes=[pb.Size(width=w, height=h) for w, h in device.sizes],
@@ -142,12 +146,12 @@ def model_message(device: Device, limits: Limits) -> pb.Model:
         guidance=default.guidance,
         sampler=default.sampler,
         max_tokens=model.tokenizer.capacity,
-        max_clip_skip=model.spec.text.skips,
+        max_clip_skip=model.spec.skips,
         backend=model.backend.name,
         precision=model.backend.precision,
         seats=device.seats,
         weights_digest=model.digest,
-        features=[name for name, part in (("style", model.styles), ("judge", model.judge)) if part is not None],
+        features=[name for name, there in features.items() if there],
         limits=pb.Limits(
             prompt_characters=limits.prompt_characters,
             steps=limits.steps,

@@ -41,8 +41,9 @@ def described(service: Service, device: Device, card: Card) -> dict[str, Any]:
             "images": limits.images,
             "style_weight": limits.style_weight,
             "texts": limits.texts,
+            "side": limits.side,
         },
-        "max_clip_skip": model.spec.text.skips,
+        "max_clip_skip": model.spec.skips,
         "max_tokens": model.tokenizer.capacity,
         "backend": model.backend.name,
         "precision": model.backend.precision,
@@ -54,6 +55,7 @@ def described(service: Service, device: Device, card: Card) -> dict[str, Any]:
             "inpaints": model.spec.inpaints,  # a UNet of nine channels: it draws nothing without init_image and mask
             "interval": not model.spec.unet.guidance_width,
             "style_image": model.styles is not None,
+            "sizes": model.spec.unet.size_width > 0,
             "keep": model.judge is not None,
             "rank": model.judge is not None,
         },

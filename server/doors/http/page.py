@@ -64,6 +64,9 @@ class Drawing(BaseModel):
     style_image: Picture | None = None
     style_weight: float | None = None
     keep: int | None = None
+    original_size: str | None = None
+    crop: str | None = None
+    target_size: str | None = None
 
 
 def page(service: Service, most: int) -> APIRouter:

@@ -26,6 +26,9 @@ _PARAMETERS: dict[str, type] = {
     "fit": str,
     "style_weight": float,
     "keep": int,
+    "original_size": str,
+    "crop": str,
+    "target_size": str,
 }
 _KINDS = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
 _TIMEOUT, _EMPTY_FINAL = "timeout", "triton_enable_empty_final_response"

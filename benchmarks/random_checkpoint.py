@@ -1,6 +1,6 @@
 """A checkpoint of SD 1.5's full shape with random weights, as a folder in diffusers' layout or as one single file.
 
-Names and shapes come from the shipped graphs, the rest from the configs that Stable Diffusion 1.5 was published with:
+Also of SDXL's, as a folder. Names and shapes come from the shipped graphs, the rest from the configs as published:
 neither torch nor a download is needed. A picture of it is noise, and takes what a picture of the true one takes.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import graphs
 from graphs import wire
 from pipeline.checkpoint.opened import open_checkpoint
-from pipeline.checkpoint.parts import STEMS
+from pipeline.checkpoint.parts import SECOND, STEMS
 from pipeline.checkpoint.single_file import keys
 from pipeline.checkpoint.single_file.layout import UnetLayout, VaeLayout
 from pipeline.clip_vocabulary import tokenizer_files
@@ -32,6 +32,7 @@ Shape = tuple[int, ...]
 Array = NDArray[np.floating[Any]]
 
 _MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # of graphs/configs.json
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 _CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -58,14 +59,22 @@ _PREFIXES = {
 _DTYPES = {"float16": "F16", "float32": "F32"}
 
 
-def write_folder(folder: Path, dtype: str) -> Path:
-    """Write the folder with weights of `dtype`, "float16" or "float32"; what lay there is deleted first."""
+def write_folder(folder: Path, dtype: str, model: str = _MODEL) -> Path:
+    """Write the folder with weights of `dtype`, "float16" or "float32"; what lay there is deleted first.
+
+    `model`: of graphs/configs.json.
+    """
     shutil.rmtree(folder, ignore_errors=True)
-    for name, data in _small_files().items():
+    for name, data in _small_files(model).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     for part, shapes in _shapes(folder).items():
         tensors = [(name, shape, _random(part, name, shape, dtype)) for name, shape in shapes.items()]
+        second = [each for each in tensors if each[0].startswith(f"{SECOND}.")]
+        if second:
+            renamed = [(name.removeprefix(f"{SECOND}."), *rest) for name, *rest in second]
+            write_safetensors(folder / SECOND / f"{STEMS[part]}.safetensors", dtype, renamed)  # type: ignore[arg-type]
+            tensors = [each for each in tensors if each not in second]
         write_safetensors(folder / part / f"{STEMS[part]}.safetensors", dtype, tensors)
     return folder
 
@@ -102,19 +111,28 @@ def write_safetensors(path: Path, dtype: str, tensors: Iterable[tuple[str, Shape
             file.write(np.ascontiguousarray(values()).data)
 
 
-def _small_files() -> dict[str, bytes]:
+def _small_files(model: str) -> dict[str, bytes]:
     published = json.loads(Path(graphs.__file__).with_name("configs.json").read_bytes())
-    parts = ("text_encoder", "unet", "vae")
+    texts, unet, vae = published["models"][model]
     configs: dict[str, dict[str, Any]] = {
-        f"{part}/config.json": published[part][name]
-        for part, name in zip(parts, published["models"][_MODEL], strict=True)
+        "unet/config.json": published["unet"][unet],
+        "vae/config.json": published["vae"][vae],
     }
+    for part, text in zip(("text_encoder", SECOND), texts.split(" and "), strict=False):
+        configs[f"{part}/config.json"] = published["text_encoder"][text]
     configs["scheduler/scheduler_config.json"] = {"_class_name": _CLASSES["scheduler"][1], **_SCHEDULE}
     configs["model_index.json"] = {"_class_name": "StableDiffusionPipeline", **_CLASSES}
-    words = tokenizer_files(pad="<|endoftext|>", tokens=77)
-    return {name: json.dumps(values, indent=2).encode() for name, values in configs.items()} | {
-        f"tokenizer/{name}": data for name, data in words.items()
-    }
+    tokenizers = {"tokenizer": "<|endoftext|>"}
+    if f"{SECOND}/config.json" in configs:
+        headed = "CLIPTextModelWithProjection"
+        configs[f"{SECOND}/config.json"] = {**configs[f"{SECOND}/config.json"], "architectures": [headed]}
+        more = {SECOND: ("transformers", headed), "tokenizer_2": _CLASSES["tokenizer"]}
+        configs["model_index.json"] |= {"_class_name": "StableDiffusionXLPipeline", **more}
+        tokenizers["tokenizer_2"] = "!"
+    small = {name: json.dumps(values, indent=2).encode() for name, values in configs.items()}
+    for folder, pad in tokenizers.items():
+        small |= {f"{folder}/{name}": data for name, data in tokenizer_files(pad=pad, tokens=77).items()}
+    return small
 
 
 def _shapes(folder: Path) -> dict[str, dict[str, Shape]]:
@@ -122,7 +140,7 @@ def _shapes(folder: Path) -> dict[str, dict[str, Shape]]:
     spec, shapes = read_spec(Folder(folder)), dict[str, dict[str, Shape]]()
     for network in graphs.NETWORKS:
         path = graphs.shipped(network, spec)
-        assert path is not None, f"no graph of {network} ships for {_MODEL}"
+        assert path is not None, f"no graph of {network} ships for {folder}"
         shapes.setdefault(graphs.part_of(network), {}).update(wire.weights(path.read_bytes()))
     return shapes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
 from pipeline.conditions.style import Style
+from pipeline.conditions.text import Encoded
 from pipeline.loras.lora import Lora
 from pipeline.spec import Spec
 
@@ -27,6 +28,10 @@ class Denoiser(Protocol):
     contexts: F32  # [rows, chunks * tokens, width]
     guidance: F32  # [rows], of a UNet that takes it (LCM); of no effect on others
     outputs: F32  # [rows, C, h, w], valid for the rows of the last run
+
+    def put(self, row: int, inputs: Mapping[str, F32]) -> None:
+        """Give a row what else its UNet takes, by the names of its inputs (graphs/ports.py): a row of each, no more."""
+        ...
 
     def put_style(self, row: int, style: Style | None, which: int) -> None:
         """Give a row the tokens of a style and its weight: `which` of a picture's rows it is, 0 or 1. None: no style.
@@ -128,11 +133,16 @@ class Backend(Protocol):
     # already: what a backend measures once a size would otherwise be measured beside steps that disturb it.
     makes_beside: bool
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
-        """Encode token ids [tokens] to a context [tokens, width], without the text encoder's last `skip` layers.
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
+        """Encode token ids [tokens], or for two text encoders [2, tokens].
 
-        `lora`: what is added to the text encoder's other layers, of a model that takes LoRAs.
+        The context is without the last `skip` layers; the embedding of the whole text is always of all. `lora`: what
+        is added to the text encoder's other layers, of a model that takes LoRAs.
         """
+        ...
+
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        """Return the context of `encode_text`, [tokens, width]."""
         ...
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> Denoiser:

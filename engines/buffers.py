@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,11 @@ class Buffers:
         self.styles = self.inputs.get("style", np.zeros((rows, 0, spec.unet.context_width), np.float32))
         self.style_weights = self.inputs.get("style_weight", np.zeros(rows, np.float32))
         self.outputs = np.zeros((rows, spec.unet.out_channels, *self.samples.shape[2:]), np.float32)
+
+    def put(self, row: int, inputs: Mapping[str, F32]) -> None:
+        """See Denoiser.put."""
+        for name, value in inputs.items():
+            self.inputs[name][row] = value
 
     def put_style(self, row: int, style: Style | None, which: int) -> None:
         """See Denoiser.put_style."""

@@ -16,8 +16,9 @@ from pipeline.arrays import F32, to_pixels
 from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.mask import Inpaint
 from pipeline.conditions.original import STRENGTH, Original, beginning, encoded, steps_skipped
+from pipeline.conditions.sizes import AS_IT_IS, Sizes
 from pipeline.conditions.style import Style
-from pipeline.conditions.text import context_of
+from pipeline.conditions.text import encoded_prompt
 from pipeline.loras.lora import Lora
 from pipeline.prompt import read_prompts
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE, table
@@ -53,12 +54,13 @@ def latents_of(
     inpaint: Inpaint | None = None,
     style: Style | None = None,
     lora: Lora | None = None,
+    sizes: Sizes = AS_IT_IS,
 ) -> F32:
     """Return the denoised latents [C, h, w]. An absent option has the model's default; guidance <= 1 is unguided.
 
     `interval`: the steps that are guided. `original`: the picture to begin with, of the size of the picture, of whose
     steps `strength` leaves the last. Without one, `begin`: the steps that are not made; `x`, `inpaint`, `style`,
-    `lora`: Sitting's.
+    `lora`: Sitting's. `sizes`: what SDXL's UNet is told of them.
     """
     spec, backend, default = model.spec, model.backend, model.spec.defaults
     steps = default.steps if steps is None else steps
@@ -68,13 +70,22 @@ def latents_of(
     run = table(spec.schedule, sampler or default.sampler, steps, begin)
     guided = guidance > 1 and not spec.unet.guidance_width
     texts = [prompt, negative_prompt] if guided else [prompt]
-    prompts = read_prompts(model.tokenizer, texts, long=long_prompt, weighted=prompt_weights, skip=clip_skip)
+    prompts = read_prompts(
+        model.tokenizer,
+        texts,
+        long=long_prompt,
+        weighted=prompt_weights,
+        skip=clip_skip,
+        zero_negative=spec.zero_negative,
+    )
 
     denoiser = backend.denoiser(
         width, height, rows=len(prompts), chunks=prompts[0].chunks, rank=lora.rank if lora else 0
     )
-    for row in range(len(prompts)):
-        denoiser.contexts[row] = context_of(prompts[row], partial(backend.encode, lora=lora))
+    encode = partial(backend.encode_text, lora=lora)
+    for row, text in enumerate([encoded_prompt(prompt, encode) for prompt in prompts]):
+        denoiser.contexts[row] = text.context
+        denoiser.put(row, text.beside | sizes.inputs(spec.unet, width, height))
         denoiser.put_style(row, style, row)
         denoiser.put_lora(row, lora)
     denoiser.guidance[:] = guidance

@@ -26,7 +26,7 @@ from pipeline.extras import install
 from pipeline.loras.layers import RANKS
 from pipeline.loras.shelf import Shelf
 from pipeline.spec import Spec
-from pipeline.tokenizer import ClipTokenizer
+from pipeline.tokenizer import AnyTokenizer, tokenizer_of
 
 JUDGE = "judge"  # where a checkpoint may have one
 
@@ -46,7 +46,7 @@ class Beside:
 @dataclass(frozen=True)
 class Model:
     checkpoint: Checkpoint
-    tokenizer: ClipTokenizer
+    tokenizer: AnyTokenizer
     backend: Backend
     digest: str = ""  # of the weights: Weights.digest
     styles: Styles | None = None  # where it has a style adapter
@@ -87,7 +87,7 @@ def load(checkpoint: Checkpoint, choice: Choice = Choice(), beside: Beside = Bes
     with ThreadPoolExecutor(1, "digest") as pool:
         digest = pool.submit(checkpoint.weights.digest)
         backend = _backend(checkpoint, choice, cuda)
-        tokenizer = ClipTokenizer(checkpoint.source, checkpoint.spec.text)
+        tokenizer = tokenizer_of(checkpoint.source, checkpoint.spec)
         model = Model(
             checkpoint,
             tokenizer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +33,8 @@ class Sitting:
     style: Style | None = None  # of a picture; only a model with a style adapter has seats for one
     lora: Lora | None = None  # of the rank that the lane runs; only a model that takes LoRAs has seats for one
     interval: Interval = WHOLE  # the part of the run that is guided, of a guided picture
+    # What each of its rows is given beside the context, by the names of the UNet's inputs: one, or two of a guided one.
+    beside: Sequence[Mapping[str, F32]] = ({}, {})
     seen: F32 | None = None  # [C + 1, h, w]: mask and masked latents, of a UNet that sees them beside x
 
     @property

@@ -33,7 +33,7 @@ from model.weights import check_weights
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.spec import Spec
-from pipeline.tokenizer import ClipTokenizer
+from pipeline.tokenizer import AnyTokenizer, tokenizer_of
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -45,7 +45,7 @@ def export(checkpoint: Checkpoint, out: Path, say: Callable[[str], None] = print
     DiskError; ExportError when a graph does not compute what its network computes. `out` is then as it was.
     """
     _check_place(checkpoint, out)
-    spec, tokenizer = checkpoint.spec, ClipTokenizer(checkpoint.source, checkpoint.spec.text)
+    spec, tokenizer = checkpoint.spec, tokenizer_of(checkpoint.source, checkpoint.spec)
     check_weights(spec, checkpoint.weights)
     checkpoint.weights.digest()  # which finds what is not finite
     if checkpoint.has_safety_checker:
@@ -68,14 +68,14 @@ def export(checkpoint: Checkpoint, out: Path, say: Callable[[str], None] = print
     return open_artifact(out)
 
 
-def _trajectory_error(checkpoint: Checkpoint, tokenizer: ClipTokenizer, folder: Path) -> float:
+def _trajectory_error(checkpoint: Checkpoint, tokenizer: AnyTokenizer, folder: Path) -> float:
     """Return parity.trajectory_error of a prompt and of none, as the exported text encoder reads them."""
     spec, by_name = checkpoint.spec, {network.name: network for network in NETWORKS}
     ids = np.stack([tokenizer.encode(text).ids for text in ("a red apple", "")])
-    context = np.asarray(parity.session(folder / by_name["text_encoder"].graph).run(None, {"ids": ids})[0])
-    unet = by_name["unet"]
+    context, *others = parity.session(folder / by_name["text_encoder"].graph).run(None, {"ids": ids})
+    unet, pooled = by_name["unet"], np.asarray(others[-1]) if spec.unet.pooled_width else None
     net = unet.load(spec, checkpoint.weights)
-    return parity.trajectory_error(spec, net, parity.session(folder / unet.graph), context)
+    return parity.trajectory_error(spec, net, parity.session(folder / unet.graph), np.asarray(context), pooled)
 
 
 def _vouch(folder: Path, spec: Spec, errors: dict[str, float]) -> None:

@@ -19,6 +19,7 @@ from pipeline.spec_json import clip_from_json, spec_from_json
 _ROOT = Path(__file__).parent.parent
 SHIPPED, TESTS = Path(graphs.__file__).parent, _ROOT / "tests/graphs"
 _CONFIGS, _DEMO, _SPECS = SHIPPED / "configs.json", _ROOT / "demo/small-things", TESTS / "specs.json"
+_HEADED = "CLIPTextModelWithProjection"
 # Shapes no graph, and differs between models that share all of theirs.
 _SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -28,9 +29,11 @@ def published() -> dict[str, Spec]:
     configs = json.loads(_CONFIGS.read_bytes())
     specs = {"demo/small-things": read_spec(_DEMO)}
     for model, (text, unet, vae) in configs["models"].items():
+        first, *second = (configs["text_encoder"][each] for each in text.split(" and "))
         parts = {
-            "model_index.json": {"_class_name": "StableDiffusionPipeline"},
-            "text_encoder/config.json": configs["text_encoder"][text],
+            "model_index.json": {"_class_name": f"StableDiffusion{'XL' if second else ''}Pipeline"},
+            "text_encoder/config.json": first,
+            **({"text_encoder_2/config.json": second[0] | {"architectures": [_HEADED]}} if second else {}),
             "unet/config.json": configs["unet"][unet],
             "vae/config.json": configs["vae"][vae],
             "scheduler/scheduler_config.json": _SCHEDULE,

@@ -47,7 +47,9 @@ def trace(network: Network, spec: Spec | ClipSpec) -> bytes:
     assert program is not None
     model = program.model
     for name, parameter in net.named_parameters():
-        value = model.graph.initializers.pop(name)
+        value = model.graph.initializers.pop(name, None)
+        if value is None:  # nothing takes it, as SDXL's first text tower has a layer too many; a checkpoint has it
+            value = ir.Value(name=name, shape=ir.Shape(parameter.shape), type=ir.TensorType(ir.DataType.FLOAT))
         assert value.dtype == ir.DataType.FLOAT and value.shape == tuple(parameter.shape)
         value.const_value = None
         model.graph.inputs.append(value)

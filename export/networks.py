@@ -5,6 +5,7 @@ Everything about a graph depends on its own network's part of the spec alone, as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from engines.artifact.opened import GRAPHS
 from graphs import ports
 from graphs.ports import Port
 from model import weights
-from model.clip import ClipText, ClipVision
+from model.clip import ClipVision
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeMoments
 from pipeline.checkpoint.weights import Weights
@@ -71,6 +72,7 @@ _CHOSEN = {
     "timestep": torch.tensor([999.0, 1.0]),
     "guidance": torch.tensor([7.5, 1.5]),
     "style_weight": torch.tensor([0.4, 1.0]),
+    "sizes": torch.tensor([[512.0, 640.0, 0.0, 8.0, 1024.0, 768.0], [384.0, 256.0, 16.0, 0.0, 512.0, 512.0]]),
 }
 
 
@@ -82,7 +84,8 @@ def example(*shape: int) -> Tensor:
 def _value(port: Port, spec: Spec | ClipSpec, sides: Mapping[str, int]) -> Tensor:
     if port.name == "ids":
         assert spec.text is not None
-        return torch.arange(2 * spec.text.tokens).reshape(2, -1) % spec.text.vocab_size
+        shape = port.sized(sides)
+        return torch.arange(math.prod(shape)).reshape(shape) % spec.text.vocab_size
     return _CHOSEN[port.name] if port.name in _CHOSEN else example(*port.sized(sides))
 
 
@@ -101,7 +104,7 @@ def _sides(network: str, spec: Spec | ClipSpec) -> tuple[dict[str, int], dict[st
 
 
 NETWORKS = [
-    Network("text_encoder", lambda spec: ClipText(spec.text), weights.load_text),
+    Network("text_encoder", weights.text_network, weights.load_text),
     Network("unet", lambda spec: Unet(spec.unet), weights.load_unet),
     Network("vae_decoder", lambda spec: VaeDecoder(spec.vae), weights.load_vae_decoder),
     Network("vae_encoder", lambda spec: VaeMoments(spec.vae), weights.load_vae_moments),

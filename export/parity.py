@@ -14,6 +14,7 @@ from torch import nn
 
 from export.networks import Network
 from pipeline.arrays import F32
+from pipeline.conditions.sizes import AS_IT_IS
 from pipeline.errors import LatentdError
 from pipeline.networks import ClipSpec
 from pipeline.noise import standard_normal
@@ -62,20 +63,25 @@ def network_error(
     return _within(worst, NETWORK_TOLERANCE, network.name)
 
 
-def trajectory_error(spec: Spec, net: nn.Module, running: onnxruntime.InferenceSession, context: F32) -> float:
+def trajectory_error(
+    spec: Spec, net: nn.Module, running: onnxruntime.InferenceSession, context: F32, pooled: F32 | None = None
+) -> float:
     """Return max |onnx - torch| / max |torch| of the latents after eight guided steps.
 
-    `context` [2, T, D] is of a prompt and of no prompt. Errors: ExportError past the tolerance.
+    `context` [2, T, D] is of a prompt and of no prompt, and so is `pooled` [2, width], of a network that takes it.
+    Errors: ExportError past the tolerance.
     """
-    extra = [np.full(2, 8.0, np.float32)] if spec.unet.guidance_width else []
+    given = {"guidance": np.full(2, 8.0, np.float32), "pooled": pooled}
+    given["sizes"] = np.repeat(AS_IT_IS.numbers(512, 512)[None], 2, axis=0)
+    extra = {name: value for name in spec.unet.conditions if (value := given.get(name)) is not None}
 
     def torch_unet(sample: F32, timestep: F32, context: F32) -> F32:
         with torch.inference_mode():
-            return net(*map(torch.from_numpy, (sample, timestep, context, *extra))).numpy()
+            return net(*map(torch.from_numpy, (sample, timestep, context, *extra.values()))).numpy()
 
     def onnx_unet(sample: F32, timestep: F32, context: F32) -> F32:
         inputs = {"sample": sample, "timestep": timestep, "context": context}
-        return np.asarray(running.run(None, inputs | ({"guidance": extra[0]} if extra else {}))[0])
+        return np.asarray(running.run(None, inputs | extra)[0])
 
     error = relative_error(_trajectory(spec, onnx_unet, context), _trajectory(spec, torch_unet, context))
     return _within(error, TRAJECTORY_TOLERANCE, "the trajectory")

@@ -46,7 +46,13 @@ def _shaping(network: str, spec: Spec | ClipSpec) -> dict[str, Any]:
     So a field that is added to the spec later renames no graph: its default means what was done before.
     """
     field = {"text_encoder": "text"}.get(part_of(network), part_of(network))
-    part = getattr(spec, field)
+    shaping = _changed(getattr(spec, field))
+    if field == "text" and isinstance(spec, Spec) and spec.text_2 is not None:  # both towers are one network
+        shaping["second"] = _changed(spec.text_2)
+    return shaping
+
+
+def _changed(part: Any) -> dict[str, Any]:
     values = {field.name: (getattr(part, field.name), field.default) for field in fields(part)}
     values.pop("sample_size", None)  # the size that a UNet was trained at: a graph takes every size
     return {name: value for name, (value, default) in values.items() if value != default}

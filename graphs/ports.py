@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pipeline.conditions.sizes import SIZES
 from pipeline.loras.layers import RANKS, Layers, inputs_of, text_layers, unet_layers
 from pipeline.networks import ClipSpec, TextSpec
 from pipeline.spec import Spec
@@ -30,7 +31,8 @@ class Port:
 def inputs(network: str, spec: Spec | ClipSpec) -> list[Port]:
     """Return the inputs of `network` (one of graphs.NETWORKS or TOWERS) but its weights, in the order of its graph."""
     if network == "text_encoder":
-        ids = Port("ids", ("rows", _text(spec).tokens), "int64")
+        both = () if isinstance(spec, ClipSpec) or spec.text_2 is None else (2,)
+        ids = Port("ids", ("rows", *both, _text(spec).tokens), "int64")
         return [ids, *adapters(adapted_layers(network, spec))]
     if isinstance(spec, ClipSpec):
         if network != "vision_tower":
@@ -39,17 +41,20 @@ def inputs(network: str, spec: Spec | ClipSpec) -> list[Port]:
     unet, vae = spec.unet, spec.vae
     match network:
         case "unet":
-            ports = [
+            shapes: dict[str, tuple[int | str, ...]] = {
+                "guidance": (),
+                "style": (unet.style_tokens, unet.context_width),
+                "style_weight": (),
+                "pooled": (unet.pooled_width,),
+                "sizes": (SIZES,),
+            }
+            return [
                 Port("sample", ("rows", unet.in_channels, "h", "w")),
                 Port("timestep", ("rows",)),
                 Port("context", ("rows", "tokens", unet.context_width)),
+                *(Port(name, ("rows", *shapes[name])) for name in unet.conditions),
+                *adapters(adapted_layers(network, spec)),
             ]
-            if unet.guidance_width:
-                ports.append(Port("guidance", ("rows",)))
-            if unet.style_tokens:
-                ports.append(Port("style", ("rows", unet.style_tokens, unet.context_width)))
-                ports.append(Port("style_weight", ("rows",)))
-            return [*ports, *adapters(adapted_layers(network, spec))]
         case "vae_decoder":
             return [Port("latents", ("rows", vae.latent_channels, "h", "w"))]
         case "vae_encoder":
@@ -67,8 +72,9 @@ def adapted_layers(network: str, spec: Spec | ClipSpec) -> Layers:
 
 
 def adapted(spec: Spec, takes: bool = True) -> Spec:
-    """Return the spec of the same networks that take LoRAs, or do not."""
-    return replace(spec, unet=replace(spec.unet, adapted=takes), text=replace(spec.text, adapted=takes))
+    """Return the spec of the same networks that take LoRAs, or do not; two text encoders side by side take none."""
+    text = replace(spec.text, adapted=takes and spec.text_2 is None)
+    return replace(spec, unet=replace(spec.unet, adapted=takes), text=text)
 
 
 def adapters(layers: Layers) -> list[Port]:
@@ -86,7 +92,9 @@ def adapters(layers: Layers) -> list[Port]:
 def outputs(network: str, spec: Spec | ClipSpec) -> list[str]:
     """Return the names of what `network` gives; `skipped` are contexts without the text encoder's last layers."""
     if network == "text_encoder":
-        return ["context", "skipped"] if _text(spec).skips else ["context"]
+        text = spec if isinstance(spec, Spec) else _text(spec)
+        pooled = isinstance(spec, Spec) and spec.text_2 is not None
+        return ["context", *["skipped"] * bool(text.skips), *["pooled"] * pooled]
     return {
         "unet": ["out"],
         "vae_decoder": ["picture"],

@@ -60,7 +60,8 @@ class Client:
 
         options: negative_prompt, width, height, steps, guidance, sampler, seed, images, format, preview_every,
         priority, model, long_prompt, prompt_weights, clip_skip, guidance_start, guidance_end, init_image, strength,
-        mask, fit, style_image, style_weight, keep, quality, progress; latentd.request.Options says what each means.
+        mask, fit, style_image, style_weight, keep, original_size, crop, target_size, quality, progress;
+        latentd.request.Options says what each means.
         timeout: seconds for the whole request. An empty prompt is allowed.
         on_event sees each event as it arrives; an exception it raises, and Ctrl-C, cancel the request.
         Raises ServerError (its `pictures` are those that had arrived), ValueError, TypeError, and OSError for a path.

@@ -103,6 +103,9 @@ def _parser() -> _Parser:
     add("--fit", choices=FITS, help="--init to --size: cut, stretched, or on grey (default: crop)")
     add("--style", metavar="PATH", help="take a style from this picture, where the model has a style adapter")
     add("--style-weight", type=number, metavar="W", help="0..2: how much of --style (default: 1)")
+    add("--original-size", metavar="WxH", default="", help="SDXL: draw it as if it had been so large")
+    add("--crop", metavar="LxT", default="", help="SDXL: and cropped at this corner (default: 0x0)")
+    add("--target-size", metavar="WxH", default="", help="SDXL: to this size")
     add("--keep", type=whole, metavar="N", help="of --images the N nearest to the prompt, where the model has a judge")
     add(
         "--lora",

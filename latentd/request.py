@@ -72,6 +72,9 @@ class Options(TypedDict, total=False):
     style_weight: float | None  # 0..2; None: 1
     loras: Mapping[str, float] | Sequence[tuple[str, float]] | None  # names that `models` tells, each with its weight
     keep: int | None  # 1..images: those that the judge finds nearest to the prompt; None: all, unjudged
+    original_size: str  # SDXL: as if it had been so large, "WIDTHxHEIGHT"; "": as large as it is
+    crop: str  # and cropped at this corner, "LEFTxTOP"; "": not
+    target_size: str  # to this size; "": as large as it is
     quality: int | None  # 0..100, of a jpeg or webp file
     progress: bool  # False: no Started and no Step events, which `generate` asks for where nobody sees its events
 
@@ -114,6 +117,9 @@ def build_request(
     style_weight: float | None = None,
     loras: Mapping[str, float] | Sequence[tuple[str, float]] | None = None,
     keep: int | None = None,
+    original_size: str = "",
+    crop: str = "",
+    target_size: str = "",
     quality: int | None = None,
     progress: bool = True,
 ) -> pb.GenerateRequest:
@@ -121,7 +127,9 @@ def build_request(
 
     A picture's file is read here: OSError. An empty prompt is one like any other: what the model draws of itself.
     """
-    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt), ("model", model), ("fit", fit)):
+    texts = {"prompt": prompt, "negative_prompt": negative_prompt, "model": model, "fit": fit}
+    texts |= {"original_size": original_size, "crop": crop, "target_size": target_size}
+    for name, text in texts.items():
         _check_text(name, text)
     if sampler is not None:
         _check_text("sampler", sampler)
@@ -154,6 +162,9 @@ def build_request(
         style_image=_file("style_image", style_image),
         loras=_loras(loras),
         fit=fit,
+        original_size=original_size,
+        crop=crop,
+        target_size=target_size,
         guidance=_optional("guidance", guidance),
         guidance_start=_optional("guidance_start", guidance_start),
         guidance_end=_optional("guidance_end", guidance_end),

@@ -15,7 +15,17 @@ class ClipText(nn.Module):
 
     def __init__(self, spec: TextSpec, ops: Ops = PLAIN) -> None:
         super().__init__()
+        self.ops, self.end = ops, spec.end
         self.text_model = _Tower(spec, ops)
+        if spec.projection:
+            self.text_projection = nn.Linear(spec.width, spec.projection, bias=False)
+
+    def pooled(self, ids: Tensor, normalised: Tensor) -> Tensor:
+        """Return the whole text's embedding, what stands at its end: [n, tokens, width] -> [n, projection]."""
+        # Of several that are highest, or the end mark, the first counts: the others are padding.
+        found = ids if self.end is None else ids == self.end
+        at = found.to(torch.int32).argmax(dim=1)
+        return self.ops.linear(normalised[torch.arange(ids.shape[0], device=ids.device), at], self.text_projection)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Token ids [n, tokens], integers -> context [n, tokens, width], after the final normalisation.
@@ -28,6 +38,28 @@ class ClipText(nn.Module):
         return self.text_model(ids)
 
 
+class TwoTexts(nn.Module):
+    """SDXL's two text towers as one network. The second one's parameters are below its folder's name."""
+
+    def __init__(self, first: TextSpec, second: TextSpec, ops: Ops = PLAIN) -> None:
+        super().__init__()
+        self.skips = min(first.skips, second.skips)
+        self.text_model = _Tower(first, ops)
+        self.text_encoder_2 = ClipText(second, ops)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Token ids [n, 2, tokens], each tower's -> context [n, tokens, both widths], and pooled [n, projection].
+
+        Where there are layers to leave out, between them [n, skips, tokens, both widths], as ClipText has it.
+        """
+        second = self.text_encoder_2
+        states = self.text_model.states(ids[:, 0]), second.text_model.states(ids[:, 1])
+        contexts = [torch.cat([layers[-2 - skip] for layers in states], dim=2) for skip in range(1 + self.skips)]
+        normalised = second.ops.layer_norm(states[1][-1], second.text_model.final_layer_norm)
+        skipped = [torch.stack(contexts[1:], dim=1)] if self.skips else []
+        return contexts[0], *skipped, second.pooled(ids[:, 1], normalised)
+
+
 class _Tower(nn.Module):
     def __init__(self, spec: TextSpec, ops: Ops) -> None:
         super().__init__()
@@ -38,13 +70,18 @@ class _Tower(nn.Module):
         )
         self.final_layer_norm = nn.LayerNorm(spec.width, eps=spec.eps)
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
-        x = self.embeddings(ids)  # [n, tokens, width]
+    def states(self, ids: Tensor) -> list[Tensor]:
+        """Return what each layer gives, [n, tokens, width], not normalised."""
+        x = self.embeddings(ids)
         layers = []
         for layer in self.encoder["layers"].children():
             x = layer(x)
             layers.append(x)
-        context = self.ops.layer_norm(x, self.final_layer_norm)
+        return layers
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+        layers = self.states(ids)
+        context = self.ops.layer_norm(layers[-1], self.final_layer_norm)
         if not self.skips:
             return (context,)
         skipped = [self.ops.layer_norm(layers[-2 - skip], self.final_layer_norm) for skip in range(self.skips)]

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.blocks import Downsample, Resnet, Upsample
+from model.embeddings import guidance_embedding, timestep_embedding
 from model.evaluation import Evaluation
 from model.ops import PLAIN, Ops, spread
 from model.transformer import Attention, SpatialTransformer
+from pipeline.conditions.sizes import SIZES
 from pipeline.spec import UnetSpec
 
 
@@ -33,6 +34,11 @@ class Unet(nn.Module):
         )
         if spec.guidance_width:
             self.time_embedding["cond_proj"] = nn.Linear(spec.guidance_width, first, bias=False)
+        if spec.size_width:
+            given = spec.pooled_width + SIZES * spec.size_width
+            self.add_embedding = nn.ModuleDict(
+                {"linear_1": nn.Linear(given, time_width), "linear_2": nn.Linear(time_width, time_width)}
+            )
         # Registered in the order of execution: shifts and (k, v) are handed out in that order.
         self.down_blocks = nn.ModuleList()
         self.mid_block = _Mid(spec, ops) if spec.middle else None
@@ -78,24 +84,54 @@ class Unet(nn.Module):
         guidance: Tensor | None = None,
         style: Tensor | None = None,
         style_weight: Tensor | None = None,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
     ) -> Tensor:
         """latents [n, C, h, w], timestep [n] float32 in training steps, context [n, T, D] -> [n, C, h, w].
 
         guidance [n] float32 is for a network that was distilled with it (`guidance_width`), and only for one; style
-        [n, style_tokens, D] and style_weight [n] for one with a style adapter. By position an input that the network
-        does not take is left out, as in its graph (graphs/ports.py).
+        [n, style_tokens, D] and style_weight [n] for one with a style adapter; pooled [n, pooled_width] and sizes
+        [n, 6] for SDXL's. By position an input that the network does not take is left out, as in its graph
+        (graphs/ports.py).
 
         Rows are independent of each other. The result is what the model was trained to predict: noise or velocity.
         h and w are multiples of 2 to the number of blocks minus one.
         """
-        if self.spec.style_tokens and not self.spec.guidance_width and style_weight is None:
-            guidance, style, style_weight = None, guidance, style
-        return self.denoise(
-            latents, self.time_shifts(timestep, guidance), self.context_kv(context, style, style_weight)
-        )
+        values = [value for value in (guidance, style, style_weight, pooled, sizes) if value is not None]
+        given = dict(zip(self.spec.conditions, values, strict=True))
+        time = self.embedded_time(timestep, given.get("guidance"))
+        if self.spec.size_width:
+            time = time + self.embedded_text(given["pooled"], given["sizes"])
+        kv = self.context_kv(context, given.get("style"), given.get("style_weight"))
+        return self.denoise(latents, self.shifts(time), kv)
 
     def time_shifts(self, timestep: Tensor, guidance: Tensor | None = None) -> list[Tensor]:
-        """Return what the time adds to each resnet's channels, in order: timestep [n] float32 -> [n, channels] each."""
+        """Return what the time adds to each resnet's channels, in order: timestep [n] float32 -> [n, channels] each.
+
+        Of a network whose text has a part in it (SDXL) `shifts` gives them, of the sum of the two methods below.
+        """
+        return self.shifts(self.embedded_time(timestep, guidance))
+
+    def shifts(self, embedded: Tensor) -> list[Tensor]:
+        """Return what is added to each resnet's channels: [n, 4 channels[0]] -> [n, channels] each."""
+        return self.ops.linears(F.silu(embedded), self._time_projections)
+
+    def embedded_text(self, pooled: Tensor, sizes: Tensor) -> Tensor:
+        """Return what a text and its picture's sizes add to the time: [n, pooled_width], [n, 6] -> [n, 4 channels[0]].
+
+        Podell et al. 2023, 2.2: each of the six numbers is embedded as a timestep is, and all stand behind the text.
+        """
+        spec = self.spec
+        first, second = self.add_embedding.children()
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        waves = timestep_embedding(sizes.flatten(), spec.size_width, spec.flip_sin_to_cos, spec.freq_shift)
+        both = torch.cat(
+            (pooled.to(first.weight.dtype), waves.to(first.weight.dtype).unflatten(0, (-1, SIZES)).flatten(1)), 1
+        )
+        return self.ops.linear(F.silu(self.ops.linear(both, first)), second)
+
+    def embedded_time(self, timestep: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """Return the time before it is projected for each resnet: timestep [n] float32 -> [n, 4 channels[0]]."""
         spec = self.spec
         wave = timestep_embedding(timestep, spec.channels[0], spec.flip_sin_to_cos, spec.freq_shift)
         assert (guidance is None) == (not spec.guidance_width)
@@ -108,8 +144,7 @@ class Unet(nn.Module):
             )
         assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
         x = F.silu(self.ops.linear(wave.to(first.weight.dtype), first))  # [n, 4 channels[0]]
-        x = F.silu(self.ops.linear(x, second))
-        return self.ops.linears(x, self._time_projections)
+        return self.ops.linear(x, second)
 
     def context_kv(
         self, context: Tensor, style: Tensor | None = None, style_weight: Tensor | None = None
@@ -151,29 +186,6 @@ class Unet(nn.Module):
             x = block(x, evaluation)
         x = self.ops.conv(self.ops.group_norm(x, self.conv_norm_out, silu=True), self.conv_out)
         return spread(x, evaluation.copies)  # where nothing attended to the text
-
-
-def timestep_embedding(timestep: Tensor, width: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """Return sinusoids of the timestep (Vaswani et al. 2017, section 3.5): [n] float32 -> [n, width] float32.
-
-    They are float32 whatever the network's type is: float16 cannot tell timestep 999 times a frequency from its
-    neighbours.
-    """
-    half = width // 2
-    rising = torch.arange(half, dtype=torch.float32, device=timestep.device)
-    frequencies = torch.exp(rising * (-math.log(10000.0) / (half - freq_shift)))
-    angles = timestep.float()[:, None] * frequencies  # [n, width / 2]
-    waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
-    return torch.cat(waves, dim=-1)
-
-
-def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
-    """Return sinusoids of 1000 (guidance - 1) (Meng et al. 2023, appendix; Luo et al. 2023): [n] -> [n, width]."""
-    half = width // 2
-    rising = torch.arange(half, dtype=torch.float32, device=guidance.device)
-    frequencies = torch.exp(rising * (-math.log(10000.0) / (half - 1)))
-    angles = 1000.0 * (guidance.float() - 1.0)[:, None] * frequencies
-    return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
 class _Block(nn.Module):

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from model.clip import ClipText, ClipVision
+from model.clip import ClipText, ClipVision, TwoTexts
 from model.ops import PLAIN, Ops
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeEncoder, VaeMoments
@@ -22,11 +22,20 @@ Build = Callable[[], _Net]
 
 def load_text(
     spec: Spec | ClipSpec, weights: Weights, dtype: torch.dtype = torch.float32, ops: Ops = PLAIN
-) -> ClipText:
-    """Load the text tower, in evaluation mode, without gradients, on the CPU. Errors of all six: CheckpointError."""
-    text = spec.text
-    assert text is not None
-    return _load(lambda: ClipText(text, ops), weights, "text_encoder", dtype)
+) -> ClipText | TwoTexts:
+    """Load the text tower, or both, in evaluation mode, without gradients, on the CPU.
+
+    Errors of all six: CheckpointError.
+    """
+    return _load(lambda: text_network(spec, ops), weights, "text_encoder", dtype)
+
+
+def text_network(spec: Spec | ClipSpec, ops: Ops = PLAIN) -> ClipText | TwoTexts:
+    """Build the network of a spec's text encoders: SDXL's two are one."""
+    assert spec.text is not None
+    if isinstance(spec, Spec) and spec.text_2 is not None:
+        return TwoTexts(spec.text, spec.text_2, ops)
+    return ClipText(spec.text, ops)
 
 
 def load_vision(spec: ClipSpec, weights: Weights) -> ClipVision:
@@ -51,7 +60,7 @@ def load_vae_moments(spec: Spec, weights: Weights) -> VaeMoments:
 
 def check_weights(spec: Spec, weights: Weights) -> None:
     """Compare the tensors of all four networks with the checkpoint's headers. Errors: CheckpointError."""
-    nets = (lambda: ClipText(spec.text)), (lambda: Unet(spec.unet))
+    nets = (lambda: text_network(spec)), (lambda: Unet(spec.unet))
     for part, build in zip(("text_encoder", "unet"), nets, strict=True):
         weights.check(part, _shapes(empty(build)))
     vae = _shapes(empty(lambda: VaeDecoder(spec.vae))) | _shapes(empty(lambda: VaeEncoder(spec.vae)))

@@ -18,12 +18,17 @@ class TextSpec:
     heads: int
     activation: str  # "quick_gelu" or "gelu"
     eps: float
+    penultimate: bool = False  # SDXL: the context is what the last layer but one gives, not normalised
+    projection: int = (
+        0  # width of a whole text's embedding, which SDXL's second tower gives beside the context; 0: none
+    )
+    end: int | None = None  # the token where that stands; None: the highest number of a text
     adapted: bool = False  # does each row bring a LoRA's matrices? (pipeline/loras)
 
     @property
     def skips(self) -> int:
         """Count the last layers that a request may leave out (clip_skip)."""
-        return min(self.layers - 1, 11)
+        return max(0, min(self.layers - 1 - self.penultimate, 11))
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,20 @@ class UnetSpec:
     middle: bool = True  # is there a block between the way down and the way up? The smallest BK-SDM has none
     style_tokens: int = 0  # of a picture that every attention to the text sees beside it (IP-Adapter); 0: none
     adapted: bool = False  # does each row bring a LoRA's matrices? (pipeline/loras)
+    pooled_width: int = 0  # SDXL: the whole text's embedding is one more input, of so many numbers; 0: it is not
+    size_width: int = 0  # SDXL: so are six numbers (pipeline/conditions/sizes.py), each embedded in so many
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Return the names of the inputs that this network has beyond latents, timestep and context, in order."""
+        named = {
+            "guidance": self.guidance_width,
+            "style": self.style_tokens,
+            "style_weight": self.style_tokens,
+            "pooled": self.pooled_width,
+            "sizes": self.size_width,
+        }
+        return tuple(name for name, width in named.items() if width)
 
     @property
     def text_layers(self) -> list[tuple[str, int]]:

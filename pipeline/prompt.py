@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InvalidRequest
-from pipeline.tokenizer import ClipTokenizer
+from pipeline.tokenizer import AnyTokenizer, ClipTokenizer
 
 MOST_CHUNKS = 4  # of a long prompt: what does not fit is cut, and the answer says so
 MOST_WEIGHT = 10.0
@@ -27,25 +27,56 @@ _WHOLE = 8  # a word of fewer tokens is moved to the next chunk rather than spli
 class Prompt:
     """Holds what the text encoder gets for one text. All chunks have the encoder's length."""
 
+    # For two text encoders, which share nothing but the length: [chunks, 2, tokens], and [2, tokens].
     ids: NDArray[np.int64]  # [chunks, tokens]
     weights: NDArray[np.float32]  # [chunks, tokens]; 1 where nothing was asked for
     empty: NDArray[np.int64]  # [tokens]: a chunk without words, from which weighted tokens move away
     skip: int  # of the encoder's last layers
     cut: bool
     tokens: int = 0  # of the text, marks and padding left out
+    zeros: bool = False  # its context is to be zeros: see read_prompts
+    widths: tuple[int, ...] = (1,)  # of the text encoders' contexts, of two that lie side by side
 
     @property
     def chunks(self) -> int:
         return len(self.ids)
 
+    def weighing(self, chunk: int) -> NDArray[np.float32]:
+        """Return what weighs each number of a chunk's context, [tokens, 1] or for two text encoders [tokens, width]."""
+        return np.repeat(np.atleast_2d(self.weights[chunk]), self.widths, axis=0).T
+
 
 def read_prompts(
-    tokenizer: ClipTokenizer, texts: Sequence[str], *, long: bool = False, weighted: bool = False, skip: int = 0
+    tokenizer: AnyTokenizer,
+    texts: Sequence[str],
+    *,
+    long: bool = False,
+    weighted: bool = False,
+    skip: int = 0,
+    zero_negative: bool = False,
 ) -> list[Prompt]:
-    """Read the texts of one request, padded with empty chunks to equal lengths. Errors: InvalidRequest for a weight."""
-    prompts = [_read(tokenizer, text, long, weighted, skip) for text in texts]
-    most = max(prompt.chunks for prompt in prompts)
-    return [_padded(prompt, most) for prompt in prompts]
+    """Read the texts of one request, padded with empty chunks to equal lengths.
+
+    `zero_negative`: the second text, the negative prompt, has a context of zeros where it is empty, as SDXL was trained
+    with. Errors: InvalidRequest for a weight.
+    """
+    read = [[_read(each, text, long, weighted, skip) for each in tokenizer.each] for text in texts]
+    most = max(prompt.chunks for each in read for prompt in each)
+    widths = tuple(each.width for each in tokenizer.each)
+    prompts = [_beside([_padded(prompt, most) for prompt in each], widths) for each in read]
+    if zero_negative and len(texts) == 2 and not texts[1]:
+        prompts[1] = replace(prompts[1], zeros=True)
+    return prompts
+
+
+def _beside(prompts: Sequence[Prompt], widths: tuple[int, ...]) -> Prompt:
+    """Put what two text encoders get of one text side by side."""
+    if len(prompts) == 1:
+        return prompts[0]
+    ids, weights = (np.stack([getattr(each, name) for each in prompts], axis=1) for name in ("ids", "weights"))
+    cut, tokens = any(each.cut for each in prompts), max(each.tokens for each in prompts)
+    empty = np.stack([each.empty for each in prompts])
+    return Prompt(ids, weights, empty, prompts[0].skip, cut, tokens, widths=widths)
 
 
 def _read(tokenizer: ClipTokenizer, text: str, long: bool, weighted: bool, skip: int) -> Prompt:

@@ -70,6 +70,25 @@ class InMemory:
         return self._files[name]
 
 
+class Renamed:
+    """Reads another source's files below the folder `there` as if they lay below `here`."""
+
+    def __init__(self, source: Source, here: str, there: str) -> None:
+        self.path, self._source, self._here, self._there = source.path, source, here, there
+
+    def place(self, name: str) -> Path:
+        return self._source.place(self._name(name))
+
+    def holds(self, name: str) -> bool:
+        return self._source.holds(self._name(name))
+
+    def read(self, name: str, largest: int) -> bytes:
+        return self._source.read(self._name(name), largest)
+
+    def _name(self, name: str) -> str:
+        return name.replace(f"{self._here}/", f"{self._there}/", 1) if name.startswith(f"{self._here}/") else name
+
+
 def source_of(checkpoint: Path | Source) -> Source:
     """Return `checkpoint` itself, or for a path the folder that it names."""
     return Folder(checkpoint) if isinstance(checkpoint, Path) else checkpoint

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.index import read_index
-from pipeline.checkpoint.networks import LARGEST_SIDE, read_text, read_unet, read_vae
+from pipeline.checkpoint.networks import LARGEST_SIDE, read_second_text, read_text, read_unet, read_vae
 from pipeline.checkpoint.sampling import read_sampling
 from pipeline.checkpoint.settings import SETTINGS, check_settings
 from pipeline.config import Config
@@ -47,6 +47,14 @@ class Spec:
     vae: VaeSpec
     schedule: ScheduleSpec
     defaults: Defaults
+    text_2: TextSpec | None = None  # SDXL's second tower: its context lies beside the first one's
+    wide_decoder: bool = False  # SDXL: its VAE's decoder may pass float16's range
+    zero_negative: bool = False  # SDXL: an empty negative prompt is a context of zeros, and is not encoded
+
+    @property
+    def skips(self) -> int:
+        """Count the last layers that a request may leave out of the text encoder, of both where there are two."""
+        return min(text.skips for text in (self.text, self.text_2) if text is not None)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Return [channels, h, w] of the latents of a picture of `width` x `height` pixels."""
@@ -76,16 +84,22 @@ def read_spec(checkpoint: Path | Source, remark: Callable[[str], None] = log.war
     """
     source = source_of(checkpoint)
     index = read_index(source, remark)
-    text = read_text(Config(source, "text_encoder/config.json"), remark)
-    unet = read_unet(Config(source, "unet/config.json"), remark)
-    vae = read_vae(Config(source, "vae/config.json"))
+    text, text_2 = read_text(Config(source, "text_encoder/config.json"), remark), None
+    if index.two_texts:
+        text = replace(text, penultimate=True)
+        text_2 = read_second_text(Config(source, "text_encoder_2/config.json"), text)
+    unet = read_unet(Config(source, "unet/config.json"), remark, text_2)
+    vae_config = Config(source, "vae/config.json")
+    vae = read_vae(vae_config)
     settings = Config(source, SETTINGS) if source.holds(SETTINGS) else None
     chosen = settings.get("sampler") if settings else None
     sampling = read_sampling(source, index, chosen if isinstance(chosen, str) else None, remark)
-    if unet.context_width != text.width:
+    width = text.width + (text_2.width if text_2 else 0)
+    if unet.context_width != width:
+        whose = "text encoders' hidden_size is together" if text_2 else "text encoder's hidden_size"
         raise CheckpointError(
             f"{source.path}: the UNet's cross_attention_dim is {unet.context_width}, "
-            f"the text encoder's hidden_size {text.width}; they must be equal"
+            f"the {whose} {width}; they must be equal"
         )
     latent = vae.latent_channels
     if unet.in_channels not in (latent, 2 * latent + 1) or unet.out_channels != latent:
@@ -94,10 +108,11 @@ def read_spec(checkpoint: Path | Source, remark: Callable[[str], None] = log.war
             f"the VAE latent_channels {latent}; all must be equal, or in_channels {2 * latent + 1} for inpainting"
         )
     side = unet.sample_size * vae.factor
-    defaults = Defaults(steps=25, guidance=7.5, sampler=sampling.sampler, width=side, height=side)
+    defaults = Defaults(steps=25, guidance=5.0 if text_2 else 7.5, sampler=sampling.sampler, width=side, height=side)
     if index.distilled or sampling.distilled:  # diffusers' latent-consistency pipeline has these
         defaults = replace(defaults, steps=4, guidance=8.5 if unet.guidance_width else 1.0)
-    spec = Spec(text, unet, vae, sampling.schedule, defaults)
+    wide = index.two_texts and vae_config.flag("force_upcast", True)
+    spec = Spec(text, unet, vae, sampling.schedule, defaults, text_2, wide, index.zero_negative)
     if settings is not None:
         spec = replace(spec, defaults=_defaults(settings, spec))
     try:

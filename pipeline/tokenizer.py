@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from pipeline.checkpoint.vocabulary import Vocabulary, read_vocabulary
 from pipeline.errors import CheckpointError
-from pipeline.source import Source, source_of
-from pipeline.spec import TextSpec
+from pipeline.source import Renamed, Source, source_of
+from pipeline.spec import Spec, TextSpec
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -26,7 +26,7 @@ log = logging.getLogger("latentd.checkpoint")
 
 @dataclass(frozen=True)
 class Tokens:
-    ids: NDArray[np.int64]  # [tokens]
+    ids: NDArray[np.int64]  # [tokens], or [2, tokens] for two text encoders
     cut: bool  # the text had more tokens than fit
 
 
@@ -36,7 +36,7 @@ class ClipTokenizer:
     def __init__(self, checkpoint: Path | Source, spec: TextSpec) -> None:
         """Read the files. Errors: CheckpointError naming one that is missing, malformed or made for another encoder."""
         vocabulary = read_vocabulary(source_of(checkpoint), spec.vocab_size)
-        self._length = spec.tokens
+        self._length, self.width = spec.tokens, spec.width
         numbers = {mark: vocabulary.number(token) for mark, token in vocabulary.marks.items()}
         for mark, number in numbers.items():
             if number is None:
@@ -89,6 +89,11 @@ class ClipTokenizer:
                 )
 
     @property
+    def each(self) -> tuple[ClipTokenizer, ...]:
+        """Return the tokenizer of each text encoder."""
+        return (self,)
+
+    @property
     def capacity(self) -> int:
         """Return how many tokens a text may have, the two marks excluded."""
         return self._length - 2
@@ -110,6 +115,34 @@ class ClipTokenizer:
         marked = [self._bos, *words, self._eos]
         ids[: len(marked)] = marked
         return ids
+
+
+class TwoTokenizers:
+    """Holds the tokenizers of SDXL's two text encoders, which pad differently and may know different words."""
+
+    def __init__(self, first: ClipTokenizer, second: ClipTokenizer) -> None:
+        self.each = first, second
+
+    @property
+    def capacity(self) -> int:
+        """Return how many tokens a text may have, the two marks excluded: both have the same length."""
+        return self.each[0].capacity
+
+    def encode(self, text: str) -> Tokens:
+        """Encode a text for both: int64 [2, tokens]."""
+        both = [tokenizer.encode(text) for tokenizer in self.each]
+        return Tokens(np.stack([tokens.ids for tokens in both]), any(tokens.cut for tokens in both))
+
+
+AnyTokenizer = ClipTokenizer | TwoTokenizers
+
+
+def tokenizer_of(source: Source, spec: Spec) -> AnyTokenizer:
+    """Read the tokenizer of a checkpoint, or both. Errors: CheckpointError."""
+    first = ClipTokenizer(source, spec.text)
+    if spec.text_2 is None:
+        return first
+    return TwoTokenizers(first, ClipTokenizer(Renamed(source, "tokenizer", "tokenizer_2"), spec.text_2))
 
 
 def _further(vocabulary: Vocabulary) -> dict[int, list[int]]:

@@ -23,6 +23,7 @@ class Limits:
     loras: int = 8
     lora_weight: float = 10.0  # and as much below 0
     lora_name: int = 128  # characters
+    side: int = 16384  # pixels of a size that SDXL is told of
     texts: int = 16  # to rank pictures by
     blocking_bytes: int = (4 << 20) - (64 << 10)  # stock gRPC clients accept 4 MiB; 64 KiB are for the rest
 

@@ -36,5 +36,8 @@ class ImageRequest:
     style_weight: float | None = None  # 0 to 2
     loras: Sequence[tuple[str, float]] | None = None  # names, each with its weight
     keep: int | None = None  # of the pictures, those nearest to the prompt
+    original_size: str | None = None  # "WIDTHxHEIGHT" in pixels, of SDXL, as the two below
+    crop: str | None = None  # "LEFTxTOP"
+    target_size: str | None = None
     quality: int | None = None  # of a jpeg or webp file, 0 to 100
     progress: bool | None = None  # False: no Started and no Step events

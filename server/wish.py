@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from engines.model import Model
 from pipeline.conditions.interval import WHOLE, Interval
 from pipeline.conditions.original import STRENGTH, Encoded, steps_skipped
+from pipeline.conditions.sizes import AS_IT_IS, Pair, Sizes
 from pipeline.conditions.style import Style
 from pipeline.errors import InvalidRequest
 from pipeline.loras.shelf import Chosen
@@ -75,6 +77,7 @@ class Wish:
     fit: str = FITS[0]
     start: Encoded | None = None  # the picture that it begins with, once it is read and encoded
     style_weight: float = STYLE_WEIGHT
+    sizes: Sizes = AS_IT_IS  # what SDXL's UNet is told of its size
     style: Style | None = None  # of the picture that it has a style from, once that is read and encoded
     keep: int | None = None  # of its pictures the so many nearest to `words` are delivered; None: all of them
     rank: int = 0  # that LoRAs are filled up to; 0: the model takes none
@@ -126,7 +129,7 @@ class Wish:
             within("quality", request.quality, 0, 100)
             if format == "png":
                 raise InvalidRequest(f"quality is {request.quality}; png has none, jpeg and webp have", "quality")
-        skip = within("clip_skip", request.clip_skip or 0, 0, model.spec.text.skips)
+        skip = within("clip_skip", request.clip_skip or 0, 0, model.spec.skips)
         begin = _begin(request, model, steps)
         check_loras(request, model, limits)
         fit = one_of("fit", request.fit or FITS[0], list(FITS))
@@ -136,6 +139,7 @@ class Wish:
             long=bool(request.long_prompt),
             weighted=bool(request.prompt_weights),
             skip=skip,
+            zero_negative=model.spec.zero_negative,
         )
         return cls(
             size=size,
@@ -155,6 +159,7 @@ class Wish:
             fit=fit,
             style_weight=_style_weight(request, model, limits),
             rank=model.rank,
+            sizes=_sizes(request, model, limits),
             keep=_keep(request, model, images),
             words="".join(words for words, _ in weights_of(prompt)) if request.prompt_weights else prompt,
         )
@@ -223,6 +228,25 @@ def check_loras(request: ImageRequest, model: Model, limits: Limits) -> None:
     for number, (name, weight) in enumerate(request.loras):
         checked_text(f"loras[{number}].name", name, limits.lora_name)
         within(f"loras[{number}].weight", decimal(weight), -limits.lora_weight, limits.lora_weight)
+
+
+def _sizes(request: ImageRequest, model: Model, limits: Limits) -> Sizes:
+    """Return what SDXL's UNet is told of sizes. Errors: InvalidRequest, also for a model that is told of none."""
+
+    def pair(field: str, least: int) -> Pair | None:
+        text: str | None = getattr(request, field)
+        if not text:
+            return None
+        if not model.spec.unet.size_width:
+            raise InvalidRequest(f"{field}: {model.id} is told of no sizes, as SDXL's models are", field)
+        match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text, re.ASCII)
+        sides = (int(match[1]), int(match[2])) if match else (-1, -1)
+        if min(sides) < least or max(sides) > limits.side:
+            words = "LEFTxTOP" if field == "crop" else "WIDTHxHEIGHT"
+            raise InvalidRequest(f"{field} is {text[:64]!r}; it takes {words}, each {least} to {limits.side}", field)
+        return sides
+
+    return Sizes(pair("original_size", 1), pair("crop", 0) or (0, 0), pair("target_size", 1))
 
 
 def _keep(request: ImageRequest, model: Model, images: int) -> int | None:

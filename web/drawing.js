@@ -107,11 +107,13 @@ export class Drawing extends EventTarget {
     } else if (name === "image") {
       const { prompt, negative_prompt, steps, guidance, sampler, model } = this.settings;
       const { guidance_start, guidance_end, original, style, loras } = this.settings;
+      const { original_size, crop, target_size } = this.settings;
       this.pictures[data.index].step = this.made ?? steps;
       this.pictures[data.index].kept = true;
       const { seed, width, height, score } = data;
       const settings = { prompt, negative_prompt, seed, steps, guidance, sampler, width, height, model };
       Object.assign(settings, { guidance_start, guidance_end, original, style, loras, score });
+      Object.assign(settings, { original_size, crop, target_size });
       const blob = blobOf(data.data, `image/${data.format}`);
       const record = { ...settings, when: Date.now(), blob };
       this.dispatchEvent(new CustomEvent("picture", { detail: { index: data.index, record } }));

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from engines.cpu.host import HostBackend
 from engines.model import Model
 from pipeline.arrays import F32
 from pipeline.conditions.style import Style
+from pipeline.conditions.text import Encoded
 from pipeline.loras.lora import Lora
 
 
@@ -24,8 +25,8 @@ class Tiny(HostBackend):
         self._encoder = model.backend
         self._grain: F32 | None = None
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
-        return self._encoder.encode(ids, skip)
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
+        return self._encoder.encode_text(ids, skip)
 
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> TinyUnet:
         text = self.spec.text
@@ -47,6 +48,9 @@ class TinyUnet:
         self.samples, self.outputs = np.zeros((rows, *shape), np.float32), np.zeros((rows, *shape), np.float32)
         self.timesteps, self.guidance = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
         self.contexts = np.zeros((rows, *context), np.float32)
+
+    def put(self, row: int, inputs: Mapping[str, F32]) -> None:
+        assert not inputs, "the model has no such inputs"
 
     def put_style(self, row: int, style: Style | None, which: int) -> None:
         assert style is None, "the model has no style adapter"

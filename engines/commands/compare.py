@@ -7,7 +7,7 @@ belongs to the machine, not to the engine, and is kept with what else was measur
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from engines.cache.sealed import Damaged
 from engines.generate import latents_of
 from engines.model import Model
 from pipeline.arrays import F32, to_pixels
+from pipeline.conditions.sizes import AS_IT_IS
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS
 
@@ -70,19 +71,20 @@ def compare(
 
     ids = model.tokenizer.encode(PROMPT).ids
     error("text_encoder", model.backend.encode(ids), reference.backend.encode(ids), network)
-    context = reference.backend.encode(ids)
+    text = reference.backend.encode_text(ids)
+    beside = text.beside | AS_IT_IS.inputs(model.spec.unet, *size)
     mine, theirs = (m.backend.denoiser(*size, rows=_COMPANY) for m in (model, reference))
     unets = {name: int(name.split()[2]) for name in model.backend.identities(*size) if name.startswith("unet of ")}
     for t in (1, 500, 999):
         for denoiser in (mine, theirs):
-            _fill(denoiser, context, t)
+            _fill(denoiser, text.context, t, beside)
             denoiser.run([0])
         wanted = theirs.outputs[0].copy()
         if not unets:
             error(f"unet, timestep {t}", mine.outputs[0], wanted, network)
         for name, rows in unets.items():  # each plan
             full = model.backend.together(*size, rows=rows)
-            _fill(full, context, t)
+            _fill(full, text.context, t, beside)
             full.run(range(rows))
             error(f"{name}, timestep {t}", full.outputs[0], wanted, network)
     clean = standard_normal(SEED, model.spec.latent_shape(*size))[0]
@@ -111,10 +113,12 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float("inf") if mean == 0 else float(10 * np.log10(255**2 / mean))
 
 
-def _fill(denoiser: Denoiser, context: F32, timestep: float) -> None:
+def _fill(denoiser: Denoiser, context: F32, timestep: float, beside: Mapping[str, F32]) -> None:
     """Write inputs into every row, each with noise of its own."""
     denoiser.samples[:] = standard_normal(SEED, denoiser.samples.shape[1:], draws=len(denoiser.samples))
     denoiser.contexts[:], denoiser.timesteps[:] = context, timestep
+    for row in range(len(denoiser.samples)):
+        denoiser.put(row, beside)
 
 
 def _rows_agree(denoiser: Denoiser) -> bool:

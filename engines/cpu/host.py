@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.backend import Denoiser, Pending, Ready, Stepper
 from engines.cache import devices
 from engines.cpu.stepper import HostStepper
+from graphs import ports
 from pipeline.arrays import F32, Pixels, to_pixels
+from pipeline.conditions.text import Encoded
+from pipeline.loras.lora import Lora
+from pipeline.spec import Spec
 
 
 class HostBackend(ABC):
@@ -24,6 +30,14 @@ class HostBackend(ABC):
     @abstractmethod
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> Denoiser:
         """See Backend.denoiser."""
+
+    @abstractmethod
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
+        """See Backend.encode_text."""
+
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        """See Backend.encode."""
+        return self.encode_text(ids, skip).context
 
     @abstractmethod
     def decode(self, latents: F32) -> F32:
@@ -58,3 +72,10 @@ class HostBackend(ABC):
     def device_key(self) -> str:
         """See Backend.device_key."""
         return devices.this_cpu()
+
+
+def encoded(spec: Spec, outputs: Sequence[F32], skip: int) -> Encoded:
+    """Take a text out of what the text encoder's graph gives for it (ports.outputs): copies, without `skip` layers."""
+    given = dict(zip(ports.outputs("text_encoder", spec), outputs, strict=True))
+    context, pooled = given["skipped"][skip - 1] if skip else given["context"], given.get("pooled")
+    return Encoded(context.copy(), None if pooled is None else pooled.copy())

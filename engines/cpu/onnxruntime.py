@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from engines.buffers import Buffers, text_inputs
-from engines.cpu.host import HostBackend
+from engines.cpu.host import HostBackend, encoded
 from engines.errors import BackendError, DeviceError
 from engines.graphs import check_fit, graph_of
 from engines.machine.cores import available_cores
@@ -19,6 +19,7 @@ from graphs import part_of, ports, wire
 from pipeline.arrays import F32
 from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.conditions.text import Encoded
 from pipeline.loras.lora import Lora
 from pipeline.spec import Spec
 
@@ -43,9 +44,8 @@ class OnnxRuntimeBackend(HostBackend):
         self._vae_encoder: onnxruntime.InferenceSession | None = None
         self._making = threading.Lock()  # of the session above
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
-        context, *skipped = _run(self._encoder, **text_inputs(self.spec, ids, lora))
-        return skipped[0][skip - 1] if skip else context
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
+        return encoded(self.spec, _run(self._encoder, **text_inputs(self.spec, ids, lora)), skip)
 
     def decode(self, latents: F32) -> F32:
         return _run(self._decoder, latents=latents[None])[0]

@@ -25,7 +25,7 @@ import graphs
 from engines.backend import Stepper
 from engines.buffers import Buffers, text_inputs
 from engines.cpu.bound import bound
-from engines.cpu.host import HostBackend
+from engines.cpu.host import HostBackend, encoded
 from engines.errors import BackendError, DeviceError
 from engines.graphs import check_fit
 from engines.machine.cores import available_cores
@@ -33,6 +33,7 @@ from graphs import ports
 from pipeline.arrays import F32
 from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.conditions.text import Encoded
 from pipeline.errors import CheckpointError
 from pipeline.loras.layers import RANKS
 from pipeline.loras.lora import Lora
@@ -81,15 +82,14 @@ class OpenVinoBackend(HostBackend):
             if network != "vae_encoder":  # compiled for the first picture that somebody begins with
                 self._engine(network, shapes)
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
         encoder = self._encoder(lora.rank if lora is not None and lora.text is not None else RANKS[0])
         inputs = text_inputs(self.spec, ids, lora)
         for port in ports.adapters(ports.adapted_layers("text_encoder", self.spec)):
             encoder.set_tensor(port.name, ov.Tensor(inputs.pop(port.name), shared_memory=True))
         _infer(encoder, **inputs)
-        if skip:
-            return encoder.get_output_tensor(1).data[0, skip - 1].copy()
-        return encoder.get_output_tensor(0).data[0].copy()
+        count = len(ports.outputs("text_encoder", self.spec))
+        return encoded(self.spec, [encoder.get_output_tensor(i).data[0] for i in range(count)], skip)
 
     def decode(self, latents: F32) -> F32:
         shapes = {"latents": (1, *latents.shape)}

@@ -44,6 +44,7 @@ class HostStepper:
         self.denoiser.guidance[2 * seat : 2 * seat + 2] = sitting.guidance
         for which, text in enumerate(sitting.texts):
             self.denoiser.contexts[2 * seat + which] = text
+            self.denoiser.put(2 * seat + which, sitting.beside[which])
             self.denoiser.put_style(2 * seat + which, sitting.style, which)
             self.denoiser.put_lora(2 * seat + which, sitting.lora)
         if sitting.seen is not None:

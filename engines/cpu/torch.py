@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines.buffers import Buffers, text_inputs
-from engines.cpu.host import HostBackend
+from engines.cpu.host import HostBackend, encoded
 from engines.errors import BackendError
 from engines.machine.cores import available_cores
 from model import weights
@@ -22,6 +22,7 @@ from model.vae import VaeMoments
 from pipeline.arrays import F32
 from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.conditions.text import Encoded
 from pipeline.loras.lora import Lora
 from pipeline.spec import Spec
 
@@ -43,9 +44,8 @@ class TorchBackend(HostBackend):
         self._decoder = weights.load_vae_decoder(self.spec, checkpoint.weights)
         self.moments = Moments(checkpoint)
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
-        context, *skipped = _run(self._text, self._ops, text_inputs(self.spec, ids, lora))
-        return skipped[0][skip - 1] if skip else context
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
+        return encoded(self.spec, _run(self._text, self._ops, text_inputs(self.spec, ids, lora)), skip)
 
     def decode(self, latents: F32) -> F32:
         return _run(self._decoder, PLAIN, {"latents": latents[None]})[0]

@@ -76,14 +76,17 @@ class _Modules:
     """The networks as torch's modules: see engines.cuda.device.Networks."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, ops: Ops, device: torch.device) -> None:
-        spec, stored, self._dtype = checkpoint.spec, checkpoint.weights, dtype
+        spec, stored = checkpoint.spec, checkpoint.weights
+        wide = spec.wide_decoder and dtype == torch.float16
+        self._dtype, decoding = (torch.float32, PLAIN) if wide else (dtype, ops)  # of the decoder
         like = {"device": device, "memory_format": torch.channels_last}
         # The text encoder stays in float32, as on a CPU: its 77 tokens cost little, and every row rests on them.
         self._text = weights.load_text(spec, stored).to(device)
         self._unet = weights.load_unet(spec, stored, dtype, ops).to(**like)
-        self._decoder = weights.load_vae_decoder(spec, stored, dtype, ops).to(**like)
+        self._decoder = weights.load_vae_decoder(spec, stored, self._dtype, decoding).to(**like)
         if ops is not PLAIN:
             fold_biases(self._unet)
+        if decoding is not PLAIN:
             fold_biases(self._decoder)
         self._tokens = spec.text.tokens
         self._networks: dict[int, TorchNetwork] = {}

@@ -53,4 +53,5 @@ class CudaDenoiser(Buffers):
     def _text(self, row: int) -> torch.Tensor:
         new = self._stream.new
         seen = (new(self.styles[row]), float(self.style_weights[row])) if self.styles.size else None
-        return self._network.text(new(self.contexts[row]), seen)
+        beside = {name: new(self.inputs[name][row]) for name in ("pooled", "sizes") if name in self.inputs}
+        return self._network.text(new(self.contexts[row]), seen, beside)

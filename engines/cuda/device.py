@@ -26,7 +26,9 @@ from engines.cuda.network import Network
 from engines.cuda.stepper import CudaStepper
 from engines.cuda.stream import ALONE, Fetched, OnDevice, Stream
 from engines.machine.driver import driver_version
+from graphs import ports
 from pipeline.arrays import F32, Pixels
+from pipeline.conditions.text import Encoded
 from pipeline.spec import Spec
 
 log = logging.getLogger("latentd.cuda")
@@ -43,7 +45,7 @@ class Networks(Protocol):
     """The networks of one model on one device. Each method, and what it returns, is called within one stream."""
 
     def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
-        """Return the text encoder: ids int64 [1, tokens] to context [1, tokens, width], and skipped [1, skips, ..]."""
+        """Return the text encoder: ids int64 [1, ..] to what ports.outputs lists: context [1, tokens, width], .."""
         ...
 
     def unet(self, width: int, height: int, chunks: int) -> Network:
@@ -79,15 +81,23 @@ class CudaDevice:
         self._unets: dict[tuple[int, int, int], Network] = {}
         self._decoders: dict[tuple[int, ...], _Decoder] = {}
         mend, begin = "free the card (nvidia-smi shows who holds it) or take a larger one", time.monotonic()
-        self._ids, self._contexts, self._encode = with_memory(self._captured_encoder, "the text encoder", mend)
+        self._ids, self._contexts, self._pooled, self._encode = with_memory(
+            self._captured_encoder, "the text encoder", mend
+        )
         log.info("captured the text encoder in %.1f s", time.monotonic() - begin)
         networks.captured()
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0) -> Encoded:
         with self._encoding.here():
             self._encoding.upload(self._ids, ids[None])
             self._encode()
-            return self._encoding.fetch(self._contexts[skip]).floats()
+            context = self._encoding.fetch(self._contexts[skip]).floats()
+            if not self.spec.unet.pooled_width:
+                return Encoded(context)
+            return Encoded(context, self._encoding.fetch(self._pooled).floats())
+
+    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+        return self.encode_text(ids, skip).context
 
     def decode(self, latents: F32) -> F32:
         decoder = self._decoder_of(latents.shape)
@@ -189,21 +199,26 @@ class CudaDevice:
             self._networks.captured()
         return self._decoders[key]
 
-    def _captured_encoder(self) -> tuple[Tensor, Tensor, Callable[[], None]]:
-        """Return ids [1, tokens], contexts [1 + skips, tokens, width], and the captured call from those to these."""
-        text = self.spec.text
+    def _captured_encoder(self) -> tuple[Tensor, Tensor, Tensor, Callable[[], None]]:
+        """Return ids as ports.inputs has them, contexts [1 + skips, tokens, width], pooled [width], and the captured
+        call from those to these."""
+        spec = self.spec
+        (port,), skips, unet = ports.inputs("text_encoder", spec), spec.skips, spec.unet
         with self._encoding.here():
             net = self._networks.text()
-            ids = torch.zeros(1, text.tokens, dtype=torch.int64, device=self._device)
-            contexts = torch.zeros(1 + text.skips, text.tokens, text.width, device=self._device)
+            ids = torch.zeros(port.sized({"rows": 1}), dtype=torch.int64, device=self._device)
+            contexts = torch.zeros(1 + skips, spec.text.tokens, unet.context_width, device=self._device)
+            pooled = torch.zeros(unet.pooled_width, device=self._device)
 
             def run() -> None:
-                context, *skipped = net(ids)
+                context, *others = net(ids)
                 contexts[0] = context[0]
-                if skipped:
-                    contexts[1:] = skipped[0][0]
+                if skips:
+                    contexts[1:] = others[0][0]
+                if unet.pooled_width:
+                    pooled.copy_(others[-1][0])
 
-            return ids, contexts, self._encoding.captured(run)
+            return ids, contexts, pooled, self._encoding.captured(run)
 
 
 class _Decoder:

@@ -6,7 +6,7 @@ prompt, and of a timestep the timestep and the guidance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from engines.cuda.choices import CHOSEN
 from model.unet import Unet
 
+Beside = Mapping[str, Tensor]
+NOTHING: Beside = {}
 Style = tuple[Tensor, float]  # a picture's tokens as they are for one row, and their weight
 
 
@@ -31,10 +33,11 @@ class Network(Protocol):
     # k of the samples. False also where no picture has two rows.
     twins: bool
 
-    def text(self, context: Tensor, style: Style | None = None) -> Tensor:
+    def text(self, context: Tensor, style: Style | None = None, beside: Beside = NOTHING) -> Tensor:
         """Return what is kept of a context: float32 [T, D] -> [text_width]; once a prompt, outside the step.
 
         `style`: a picture's tokens, float32 [style tokens, D], and how much they weigh; of a model with an adapter.
+        `beside`: what else its row is given, by the names of the UNet's inputs: Sitting.beside.
         """
         ...
 
@@ -56,7 +59,11 @@ class Network(Protocol):
 
 
 class TorchNetwork:
-    """Our modules: of a prompt the keys and values of every cross-attention, of a timestep every resnet's shift."""
+    """Our modules: of a prompt the keys and values of every cross-attention, of a timestep every resnet's shift.
+
+    SDXL's shifts depend on prompt and timestep: there what each adds to them is kept, and a step projects the sum. That
+    is 0.04 of the 1,500 GFLOP of a row of 1024x1024 (counted), where keeping them would take a table for each prompt.
+    """
 
     def __init__(self, unet: Unet, tokens: int, *, twins: bool = CHOSEN.twins) -> None:
         """Project zeros once, to learn the widths; `tokens` are those of a context, all its chunks.
@@ -69,17 +76,21 @@ class TorchNetwork:
         self.seen = unet.spec.in_channels - unet.spec.out_channels
         device = parameter.device
         self._no_style = torch.zeros(unet.spec.style_tokens, unet.spec.context_width, device=device)
+        self._embedded = 4 * unet.spec.channels[0] if unet.spec.size_width else 0
         kept = self._kept(torch.zeros(tokens, unet.spec.context_width, device=device))
         self._texts = [kv.shape[1:] for kv in kept]  # [tokens, width] of each that is kept
         self._text_widths = [shape.numel() for shape in self._texts]
         self._time_widths = [shift.shape[1] for shift in self._shifts(torch.ones(1, device=device))]
-        self.text_width, self.time_width = sum(self._text_widths), sum(self._time_widths)
-        # A distilled network is given its guidance, and has one row; without attention to the text nothing has twins.
-        self.twins = twins and not unet.spec.guidance_width and bool(self._text_widths)
+        self.text_width, self.time_width = sum(self._text_widths) + self._embedded, sum(self._time_widths)
+        # A distilled network is given its guidance, and has one row; without attention to the text nothing has twins,
+        # nor where rows differ in the time's shifts from the first resnet on.
+        self.twins = twins and not (unet.spec.guidance_width or self._embedded) and bool(self._text_widths)
 
-    def text(self, context: Tensor, style: Style | None = None) -> Tensor:
-        kept = self._kept(context, style)
-        return torch.cat([kv.flatten() for kv in kept]) if kept else context.new_zeros(0, dtype=self.text_dtype)
+    def text(self, context: Tensor, style: Style | None = None, beside: Beside = NOTHING) -> Tensor:
+        kept = [kv.flatten() for kv in self._kept(context, style)]
+        if self._embedded:
+            kept.append(self._unet.embedded_text(beside["pooled"][None], beside["sizes"][None])[0])
+        return torch.cat(kept) if kept else context.new_zeros(0, dtype=self.text_dtype)
 
     def _kept(self, context: Tensor, style: Style | None = None) -> list[Tensor]:
         one = context[None].to(self.text_dtype)
@@ -92,14 +103,19 @@ class TorchNetwork:
         return torch.cat(self._shifts(timesteps, guidance), dim=1)
 
     def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
-        kept = texts.split(self._text_widths, dim=1) if self._texts else []
+        *kept, embedded = texts.split([*self._text_widths, self._embedded], dim=1)
         kv = [part.unflatten(1, shape) for part, shape in zip(kept, self._texts, strict=True)]
+        if self._embedded:
+            return self._unet.denoise(samples, self._unet.shifts(times + embedded), kv)
         return self._unet.denoise(samples, times.split(self._time_widths, dim=1), kv, len(texts) // len(samples))
 
     def buckets(self, rows: int) -> list[int]:
         return bucket_sizes(rows)
 
     def _shifts(self, timesteps: Tensor, guidance: Tensor | None = None) -> list[Tensor]:
+        if self._embedded:
+            given = (timesteps if guidance is None else guidance) if self._unet.spec.guidance_width else None
+            return [self._unet.embedded_time(timesteps, given)]
         if self._unet.spec.guidance_width:
             return self._unet.time_shifts(timesteps, timesteps if guidance is None else guidance)
         return self._unet.time_shifts(timesteps)

@@ -138,7 +138,8 @@ class CudaStepper:
             for sign, text in enumerate(sitting.texts):
                 new, style = self._stream.new, sitting.style
                 seen = None if style is None else (new(style.row(sign)), style.weight)
-                group.texts[index, sign] = self._network.text(new(text), seen)
+                beside = {name: new(value) for name, value in sitting.beside[sign].items()}
+                group.texts[index, sign] = self._network.text(new(text), seen, beside)
             if sitting.seen is not None:
                 upload(group.seen[index], sitting.seen)
             group.masked[index].fill_(inpaint is not None)

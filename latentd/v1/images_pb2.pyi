@@ -19,7 +19,7 @@ IMAGE_FORMAT_JPEG: ImageFormat
 IMAGE_FORMAT_WEBP: ImageFormat
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "sampler", "seed", "images", "format", "preview_every", "priority", "long_prompt", "prompt_weights", "clip_skip", "init_image", "strength", "mask", "fit", "guidance_start", "guidance_end", "style_image", "style_weight", "keep", "quality", "progress", "loras")
+    __slots__ = ("model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "sampler", "seed", "images", "format", "preview_every", "priority", "long_prompt", "prompt_weights", "clip_skip", "init_image", "strength", "mask", "fit", "guidance_start", "guidance_end", "style_image", "style_weight", "keep", "quality", "progress", "original_size", "crop", "target_size", "loras")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,9 @@ class GenerateRequest(_message.Message):
     KEEP_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ORIGINAL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
+    TARGET_SIZE_FIELD_NUMBER: _ClassVar[int]
     LORAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
@@ -75,8 +78,11 @@ class GenerateRequest(_message.Message):
     keep: int
     quality: int
     progress: bool
+    original_size: str
+    crop: str
+    target_size: str
     loras: _containers.RepeatedCompositeFieldContainer[Lora]
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., seed: _Optional[int] = ..., images: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., preview_every: _Optional[int] = ..., priority: _Optional[int] = ..., long_prompt: bool = ..., prompt_weights: bool = ..., clip_skip: _Optional[int] = ..., init_image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., fit: _Optional[str] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., style_image: _Optional[bytes] = ..., style_weight: _Optional[float] = ..., keep: _Optional[int] = ..., quality: _Optional[int] = ..., progress: bool = ..., loras: _Optional[_Iterable[_Union[Lora, _Mapping]]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., sampler: _Optional[str] = ..., seed: _Optional[int] = ..., images: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., preview_every: _Optional[int] = ..., priority: _Optional[int] = ..., long_prompt: bool = ..., prompt_weights: bool = ..., clip_skip: _Optional[int] = ..., init_image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., fit: _Optional[str] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., style_image: _Optional[bytes] = ..., style_weight: _Optional[float] = ..., keep: _Optional[int] = ..., quality: _Optional[int] = ..., progress: bool = ..., original_size: _Optional[str] = ..., crop: _Optional[str] = ..., target_size: _Optional[str] = ..., loras: _Optional[_Iterable[_Union[Lora, _Mapping]]] = ...) -> None: ...
 
 class Lora(_message.Message):
     __slots__ = ("name", "weight")

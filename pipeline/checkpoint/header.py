@@ -34,6 +34,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int  # bytes from the file's start
     length: int
+    turned: bool = False  # a matrix that lies there transposed: `shape` is that of the network's
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

@@ -21,6 +21,11 @@ _PIPELINES = (
     "StableDiffusionInpaintPipeline",
     "StableDiffusionInpaintPipelineLegacy",
 )
+_XL = (
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+)
 _DISTILLED = ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline")
 # The same networks again, led differently on their way: what is drawn is StableDiffusionPipeline's picture.
 _LED = (
@@ -34,12 +39,14 @@ _LED = (
     "StableDiffusionPipelineSafe",
     "StableDiffusionSAGPipeline",
 )
+_XL_LED = ("StableDiffusionXLPAGPipeline", "StableDiffusionXLPAGImg2ImgPipeline")
 _PARTS = {
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
 }
+_SECOND = {"text_encoder_2": ("CLIPTextModelWithProjection",), "tokenizer_2": _PARTS["tokenizer"]}
 # Beside the picture: latentd runs none of them, whether they are named or null.
 _BESIDE = ("feature_extractor", "image_encoder", "safety_checker")
 
@@ -50,23 +57,33 @@ class Index:
 
     scheduler: str | None  # diffusers' class, which decides the defaults of its config
     distilled: bool  # to few steps, by its pipeline's class
+    two_texts: bool = False  # SDXL, which has two text encoders
+    zero_negative: bool = False  # an empty negative prompt is zeros
 
 
 def read_index(source: Source, remark: Callable[[str], None]) -> Index:
     """Read the index. Errors: CheckpointError, naming the class, for a pipeline or a part that latentd does not do."""
     config = Config(source, INDEX)
     pipeline = config.get("_class_name")
-    if pipeline not in (*_PIPELINES, *_DISTILLED, *_LED):
-        raise config.refusal("_class_name", f"latentd does {_PIPELINES[0]}, {_DISTILLED[0]} and kin")
-    if pipeline in _LED:
-        remark(f"{config.path}: latentd draws a {pipeline} as a StableDiffusionPipeline, without what it adds")
-    for part, classes in _PARTS.items():
+    if pipeline not in (*_PIPELINES, *_XL, *_DISTILLED, *_LED, *_XL_LED):
+        raise config.refusal("_class_name", f"latentd does {_PIPELINES[0]}, {_XL[0]}, {_DISTILLED[0]} and kin")
+    two = pipeline in (*_XL, *_XL_LED)
+    if pipeline in (*_LED, *_XL_LED):
+        plain = _XL[0] if two else _PIPELINES[0]
+        remark(f"{config.path}: latentd draws a {pipeline} as a {plain}, without what it adds")
+    parts = _PARTS | _SECOND if two else _PARTS
+    if two and config.holds("text_encoder") and _class(config, "text_encoder") is None:
+        raise config.refusal(
+            "text_encoder", "that is the SDXL refiner, which latentd does not do; serve the base model"
+        )
+    for part, classes in parts.items():
         if config.holds(part) and _class(config, part) not in classes:
             raise config.refusal(part, f"latentd does {', '.join(classes)}")
     for key in config:
-        if key not in (*_PARTS, *_BESIDE, "scheduler") and _class(config, key) is not None:
-            raise config.refusal(key, f"latentd does pipelines of {', '.join(_PARTS)} and scheduler alone")
-    return Index(_class(config, "scheduler"), pipeline in _DISTILLED)
+        if key not in (*parts, *_BESIDE, "scheduler") and _class(config, key) is not None:
+            raise config.refusal(key, f"latentd does pipelines of {', '.join(parts)} and scheduler alone")
+    zeros = two and config.flag("force_zeros_for_empty_prompt", True)
+    return Index(_class(config, "scheduler"), pipeline in _DISTILLED, two, zeros)
 
 
 def check_class(config: Config, key: str, classes: tuple[str, ...]) -> None:

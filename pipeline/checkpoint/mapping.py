@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,11 @@ from pipeline.files import regular_size
 # (2 cores of a Zen 5), and health must answer meanwhile.
 _SLICE = 32 << 20
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # numpy has no bfloat16
+
+
+def _turned(flat: NDArray[np.generic], tensor: StoredTensor) -> NDArray[np.generic]:
+    rows, columns = tensor.shape
+    return np.ascontiguousarray(flat.reshape(columns, rows).T).ravel()
 
 
 class Mapping:
@@ -46,8 +52,13 @@ class Mapping:
     def pieces(self, tensor: StoredTensor, size: int) -> Iterator[bytes]:
         """Read a tensor's bytes, at most `size` at once, without touching the mapping's pages.
 
-        Errors: CheckpointError.
+        One that is turned is read whole, so that its bytes are those that a folder would hold. Errors: CheckpointError.
         """
+        if tensor.turned:
+            whole = b"".join(self.pieces(replace(tensor, turned=False), size))
+            turned = _turned(np.frombuffer(whole, _DTYPES[tensor.dtype]), tensor).tobytes()
+            yield from (turned[at : at + size] for at in range(0, len(turned), size))
+            return
         at, end = tensor.offset, tensor.offset + tensor.length
         while at < end:
             wanted = min(size, end - at)
@@ -61,9 +72,10 @@ class Mapping:
             at += wanted
 
     def array(self, tensor: StoredTensor) -> NDArray[np.generic]:
-        """Return the tensor as it lies in the file, without a copy: flat, [elements]; bfloat16 as uint16."""
+        """Return the tensor as it lies in the file, without a copy unless it is turned: flat; bfloat16 as uint16."""
         kind = np.dtype(_DTYPES[tensor.dtype])
-        return np.frombuffer(self._map, kind, tensor.length // kind.itemsize, tensor.offset)
+        flat = np.frombuffer(self._map, kind, tensor.length // kind.itemsize, tensor.offset)
+        return _turned(flat, tensor) if tensor.turned else flat
 
     def check_unchanged(self) -> None:
         """Compare size and time. Errors: CheckpointError where somebody has written to the file since it was opened."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from pipeline.checkpoint.index import check_class
+from pipeline.conditions.sizes import SIZES
 from pipeline.config import Config
 from pipeline.errors import CheckpointError
 from pipeline.networks import TextSpec, UnetSpec, VaeSpec
@@ -14,6 +16,8 @@ from pipeline.networks import TextSpec, UnetSpec, VaeSpec
 _BLOCKS = 6  # SD has 4; each but the last halves the side
 _LAYERS = 32  # a block, of either kind; SDXL has 10
 LARGEST_SIDE = 4096  # latent positions, and pixels of a default size
+
+_LEGACY_END = 2  # transformers before 4.31 wrote so, whatever the vocabulary: see TextSpec.end
 
 _TEXTS = (["CLIPTextModel"], ["CLIPTextModelWithProjection"])
 
@@ -41,9 +45,25 @@ def read_text(config: Config, remark: Callable[[str], None]) -> TextSpec:
     )
 
 
+def read_second_text(config: Config, first: TextSpec) -> TextSpec:
+    """Read the config of SDXL's second text encoder, a CLIPTextModelWithProjection, which stands beside `first`."""
+    config.require({"architectures": ["CLIPTextModelWithProjection"]})
+    text = read_text(config, lambda _: None)
+    if text.tokens != first.tokens:
+        raise config.refusal(
+            "max_position_embeddings", f"the contexts lie side by side, and the first text encoder's is {first.tokens}"
+        )
+    end = config.integer("eos_token_id", 49407, least=0, most=1 << 20)
+    return replace(
+        text,
+        penultimate=True,
+        projection=config.integer("projection_dim", 512),
+        end=None if end == _LEGACY_END else end,
+    )
+
+
 _UNET_FIXED = {
     "act_fn": "silu",
-    "addition_embed_type": None,
     "attention_type": "default",
     "center_input_sample": False,
     "class_embed_type": None,
@@ -71,9 +91,10 @@ _UNET_FIXED = {
 }
 
 
-def read_unet(config: Config, remark: Callable[[str], None]) -> UnetSpec:
+def read_unet(config: Config, remark: Callable[[str], None], second: TextSpec | None = None) -> UnetSpec:
+    """Read the UNet's config; `second` is SDXL's other text encoder, whose embedding of a text the UNet takes too."""
     check_class(config, "_class_name", ("UNet2DConditionModel",))
-    config.require(_UNET_FIXED)
+    config.require(_UNET_FIXED | {"addition_embed_type": "text_time" if second else None})
     channels = config.integers("block_out_channels", longest=_BLOCKS)
     blocks = len(channels)
     groups = config.integer("norm_num_groups", 32)
@@ -114,7 +135,22 @@ def read_unet(config: Config, remark: Callable[[str], None]) -> UnetSpec:
         guidance_width=guidance_width,
         # Absent it is the usual one; a null says that there is none.
         middle=config.get("mid_block_type") is not None or not config.holds("mid_block_type"),
+        pooled_width=second.projection if second else 0,
+        size_width=_size_width(config, second.projection, shift) if second else 0,
     )
+
+
+def _size_width(config: Config, pooled: int, shift: float) -> int:
+    """Return how many numbers embed each of SDXL's six. Errors: CheckpointError, which knows the refiner's five."""
+    key = "projection_class_embeddings_input_dim"
+    width, whole = config.integer("addition_time_embed_dim", 0, least=0), config.integer(key, 0, least=0)
+    if width % 2 or width <= 2 * shift or not width:
+        raise config.refusal("addition_time_embed_dim", f"it must be even, and more than twice freq_shift {shift:g}")
+    if whole == pooled + (SIZES - 1) * width:
+        raise config.refusal(key, "that is the SDXL refiner's, which latentd does not do; serve the base model")
+    if whole != pooled + SIZES * width:
+        raise config.refusal(key, f"a text of {pooled} numbers and {SIZES} of {width} make {pooled + SIZES * width}")
+    return width
 
 
 def _sample_size(config: Config, remark: Callable[[str], None]) -> int:

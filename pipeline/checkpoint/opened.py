@@ -23,10 +23,12 @@ SMALL_FILES = (
     "model_index.json",
     "latentd.json",
     "text_encoder/config.json",
+    "text_encoder_2/config.json",
     "unet/config.json",
     "vae/config.json",
     "scheduler/scheduler_config.json",
     *VOCABULARY,
+    *(name.replace("tokenizer/", "tokenizer_2/", 1) for name in VOCABULARY),
 )
 _LARGEST = 16 << 20  # bytes of one; CLIP's tokenizer.json has 3.6 million
 
@@ -80,4 +82,5 @@ def open_checkpoint(model: Path, prediction: str = "auto") -> Checkpoint:
             f".safetensors file"
         )
     source = Folder(model)
-    return Checkpoint(model, source, read_spec(source), folder_weights(model))
+    spec = read_spec(source)
+    return Checkpoint(model, source, spec, folder_weights(model, spec.text_2 is not None))

@@ -16,6 +16,8 @@ STEMS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
+# SDXL's second text encoder. Both towers are one network and one part; the names of this one begin with its folder's.
+SECOND = "text_encoder_2"
 _LARGEST_INDEX = 16 << 20  # bytes; SDXL's UNet in shards has 0.2 million
 _MOST_SHARDS = 1000
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
@@ -111,7 +113,14 @@ def known_name(part: str, name: str) -> str | None:
     if part in ("vision", "head"):  # of a CLIP folder, which has its towers in one file
         wanted = _VISION if part == "vision" else _SHARED
         return name if wanted.match(name) and not name.endswith(".position_ids") else None
+    if part == SECOND:
+        if not name.startswith("text_projection."):
+            within = known_name("text_encoder", name)
+            return within and f"{SECOND}.{within}"
+        return f"{SECOND}.{name}"
     if part == "text_encoder":
+        if name.startswith(f"{SECOND}."):  # of an artifact, which has both towers in one file
+            return name
         if _HEAD.match(name):
             return None
         if not name.startswith("text_model."):  # newer transformers leave the prefix away

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.checkpoint.header import BYTES, StoredTensor, read_header
 from pipeline.checkpoint.mapping import Mapping as MappedFile
-from pipeline.checkpoint.parts import STEMS, known_name, weight_files
+from pipeline.checkpoint.parts import SECOND, STEMS, files_of, known_name, weight_files
 from pipeline.checkpoint.soundness import check_types, digest_of
 from pipeline.errors import CheckpointError
 
@@ -101,7 +101,7 @@ class Weights:
         flat = self._files[tensor.path].array(tensor)
         if tensor.dtype == "F64":
             flat = flat.astype(np.float32)
-        elif not self.is_mapped(part, name):
+        elif not self.is_mapped(part, name) and not tensor.turned:
             flat = flat.copy()
         return flat.reshape(shape)
 
@@ -120,7 +120,7 @@ class Weights:
     def is_mapped(self, part: str, name: str) -> bool:
         """Tell whether `array` gives a view of the file, which stays, rather than a copy that goes with its user."""
         tensor = self._parts[part][name]
-        return tensor.dtype != "F64" and tensor.offset % BYTES[tensor.dtype] == 0
+        return tensor.dtype != "F64" and not tensor.turned and tensor.offset % BYTES[tensor.dtype] == 0
 
     def is_bfloat16(self, part: str, name: str) -> bool:
         return self._parts[part][name].dtype == "BF16"
@@ -168,12 +168,18 @@ def _fits(part: str, stored: Shape, wanted: Shape) -> bool:
     return (stored[:2] if old else stored) == wanted
 
 
-def folder_weights(checkpoint: Path) -> Weights:
-    """Find the weights of a folder in diffusers' layout, whole or in shards. Errors: CheckpointError."""
+def folder_weights(checkpoint: Path, two_texts: bool = False) -> Weights:
+    """Find the weights of a folder in diffusers' layout, whole or in shards; `two_texts`: SDXL's, which has two.
+
+    Errors: CheckpointError.
+    """
     parts, where = {}, {}
     for part in STEMS:
         files = weight_files(checkpoint, part)
         parts[part], where[part] = named_tensors(part, files), files[0] if len(files) == 1 else checkpoint / part
+    if two_texts and not any(name.startswith(f"{SECOND}.") for name in parts["text_encoder"]):
+        parts["text_encoder"] |= named_tensors(SECOND, files_of(checkpoint / SECOND, STEMS["text_encoder"]))
+        where["text_encoder"] = checkpoint
     return Weights(parts, where)
 
 

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backend import Backend
-from pipeline.arrays import F32
-from pipeline.conditions.text import context_of
+from pipeline.conditions.text import Encoded, encoded_prompt
 from pipeline.loras.lora import Lora
 from pipeline.prompt import Prompt
 
-_KEPT = 128  # chunks: 30 MB at 77 tokens of width 768
+_KEPT = 128  # chunks: 30 MB at 77 tokens of width 768, 81 of SDXL's 2,048
 
 
 class Contexts:
@@ -22,7 +21,7 @@ class Contexts:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._known: OrderedDict[tuple[bytes, int, Hashable], F32] = OrderedDict()  # of chunks
+        self._known: OrderedDict[tuple[bytes, int, Hashable], Encoded] = OrderedDict()  # of chunks
 
     def missing(self, prompt: Prompt, lora: Hashable = None) -> int:
         """Count the chunks that would have to be encoded for a prompt now. Called by any thread.
@@ -33,24 +32,24 @@ class Contexts:
         chunks = {(ids.tobytes(), prompt.skip, lora) for ids in (*prompt.ids, *([prompt.empty] if weighted else []))}
         return sum(1 for key in chunks if key not in self._known)
 
-    def of(self, prompt: Prompt, lora: Lora | None = None) -> tuple[F32, int]:
-        """Return a prompt's context [chunks * tokens, width], and how many chunks had to be encoded for it.
+    def of(self, prompt: Prompt, lora: Lora | None = None) -> tuple[Encoded, int]:
+        """Return a prompt, encoded, and how many chunks had to be encoded for it.
 
         `lora`: what its request adds to the networks.
         Errors: those of Backend.encode.
         """
         encoded, adds = 0, None if lora is None or lora.text is None else lora
 
-        def encode(ids: NDArray[np.int64], skip: int) -> F32:
+        def encode(ids: NDArray[np.int64], skip: int) -> Encoded:
             nonlocal encoded
             key = ids.tobytes(), skip, None if adds is None else adds.key
             if (known := self._known.get(key)) is not None:
                 self._known.move_to_end(key)
                 return known
-            context = self._known[key] = self._backend.encode(ids, skip, adds)
+            text = self._known[key] = self._backend.encode_text(ids, skip, adds)
             encoded += 1
             if len(self._known) > _KEPT:
                 self._known.popitem(last=False)
-            return context
+            return text
 
-        return context_of(prompt, encode), encoded
+        return encoded_prompt(prompt, encode), encoded

@@ -17,6 +17,8 @@ from engines.backend import Stepper
 from engines.errors import NoEngine, OutOfMemory
 from engines.model import Model
 from engines.seat import Sitting
+from pipeline.conditions.sizes import AS_IT_IS
+from pipeline.conditions.text import Encoded
 from pipeline.errors import LatentdError
 from pipeline.samplers import STATE, Table
 from server.batching.making import Making
@@ -71,8 +73,11 @@ class Lanes:
         """
         stepper, spec = self._steppers[lane], self._model.spec
         shape = spec.latent_shape(lane.width, lane.height)
-        context = np.zeros((lane.chunks * spec.text.tokens, spec.text.width), np.float32)
-        stepper.sit(0, Sitting(_still(steps), np.zeros((1, *shape), np.float32), context, context, guidance=2.0))
+        unet, zeros = spec.unet, np.zeros((1, *shape), np.float32)
+        context = np.zeros((lane.chunks * spec.text.tokens, unet.context_width), np.float32)
+        text = Encoded(context, np.zeros(unet.pooled_width, np.float32) if unet.pooled_width else None)
+        beside = text.beside | AS_IT_IS.inputs(unet, lane.width, lane.height)
+        stepper.sit(0, Sitting(_still(steps), zeros, context, context, guidance=2.0, beside=(beside, beside)))
         took = 0.0
         for _ in range(steps):
             start = time.monotonic()

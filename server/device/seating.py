@@ -43,15 +43,20 @@ class Seating:
         lora = None
         if wish.loras is not None and (shelf := self._model.loras) is not None:
             lora = shelf.lora(wish.loras)
-        context, encoded = self._contexts.of(wish.prompt, lora)
-        negative, more = (None, 0) if wish.negative is None else self._contexts.of(wish.negative, lora)
+        texts, encoded = [], 0
+        for prompt in (wish.prompt, wish.negative):
+            if prompt is not None:
+                text, chunks = self._contexts.of(prompt, lora)
+                texts, encoded = [*texts, text], encoded + chunks
+        sizes = wish.sizes.inputs(self._spec.unet, *wish.size)
         begun = beginning(self._spec, wish.table, wish.picture_seed(picture.index), wish.size, wish.start)
         picture.sitting = Sitting(
             wish.table,
             begun.noise,
-            context,
-            negative,
+            texts[0].context,
+            texts[1].context if len(texts) == 2 else None,
             wish.guidance,
+            beside=[text.beside | sizes for text in texts],
             x=begun.x,
             inpaint=begun.inpaint,
             interval=wish.interval,
@@ -60,7 +65,7 @@ class Seating:
             lora=lora,
         )
         stepper.sit(seat, picture.sitting)
-        return encoded + more
+        return encoded
 
     def pause(self, stepper: Stepper, seat: int, picture: Picture) -> None:
         """Empty a seat, and keep what its picture needs to go on. Errors: those of Stepper.pause."""

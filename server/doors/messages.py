@@ -44,6 +44,9 @@ def image_request(message: pb.GenerateRequest) -> ImageRequest:
         fit=message.fit or None,
         style_image=message.style_image or None,
         loras=[(lora.name, lora.weight if lora.HasField("weight") else 1.0) for lora in message.loras] or None,
+        original_size=message.original_size or None,
+        crop=message.crop or None,
+        target_size=message.target_size or None,
         **{name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)},
     )
 
@@ -132,7 +135,12 @@ def rank_message(ranks: Ranks) -> pb.RankResponse:
 def model_message(device: Device, limits: Limits, loras: Sequence[Listed] = ()) -> pb.Model:
     model, default = device.model, device.model.spec.defaults
     width, height = default_size(model, device.sizes)
-    parts = {"style": model.styles, "judge": model.judge, "loras": model.loras}
+    features = {
+        "style": model.styles is not None,
+        "judge": model.judge is not None,
+        "loras": model.loras is not None,
+        "sizes": model.spec.unet.size_width > 0,
+    }
     return pb.Model(
         id=model.id,
         sizes=[pb.Size(width=w, height=h) for w, h in device.sizes],
@@ -143,12 +151,12 @@ def model_message(device: Device, limits: Limits, loras: Sequence[Listed] = ()) 
         guidance=default.guidance,
         sampler=default.sampler,
         max_tokens=model.tokenizer.capacity,
-        max_clip_skip=model.spec.text.skips,
+        max_clip_skip=model.spec.skips,
         backend=model.backend.name,
         precision=model.backend.precision,
         seats=device.seats,
         weights_digest=model.digest,
-        features=[name for name, part in parts.items() if part is not None],
+        features=[name for name, there in features.items() if there],
         loras=[pb.LoraFile(name=it.name, base=it.base, bytes=it.size, refusal=it.refusal) for it in loras],
         limits=pb.Limits(
             prompt_characters=limits.prompt_characters,

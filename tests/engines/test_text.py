@@ -9,7 +9,7 @@ import torch
 from engines.choice import Choice
 from engines.generate import generate
 from engines.model import Model, load
-from pipeline.conditions.text import context_of
+from pipeline.conditions.text import encoded_prompt
 from pipeline.prompt import read_prompts
 
 
@@ -21,7 +21,7 @@ def oracle(model: Model) -> Model:
 def test_a_plain_prompt_is_one_call(model: Model) -> None:
     (prompt,) = read_prompts(model.tokenizer, ["the red apple"])
     alone = model.backend.encode(model.tokenizer.encode("the red apple").ids)
-    assert (context_of(prompt, model.backend.encode) == alone).all()
+    assert (encoded_prompt(prompt, model.backend.encode_text).context == alone).all()
 
 
 def test_weights_are_comfyuis_formula(model: Model) -> None:
@@ -32,7 +32,7 @@ def test_weights_are_comfyuis_formula(model: Model) -> None:
     z_empty = encode(model.tokenizer.encode("").ids)
     wanted = z.copy()
     wanted[2] = (z[2] - z_empty[2]) * 1.5 + z_empty[2]
-    got = context_of(prompt, encode)
+    got = encoded_prompt(prompt, model.backend.encode_text).context
     np.testing.assert_allclose(got, wanted, atol=1e-6)  # one rounding of float32 more or less
     assert np.abs(got - z).max() > 0.05, "the weight must show"
 
@@ -41,7 +41,7 @@ def test_chunks_are_laid_end_to_end(model: Model) -> None:
     capacity = model.tokenizer.capacity
     (prompt,) = read_prompts(model.tokenizer, ["red " * capacity + "blue cat"], long=True)
     first, second = (model.backend.encode(model.tokenizer.encode(text).ids) for text in ("red " * capacity, "blue cat"))
-    assert (context_of(prompt, model.backend.encode) == np.concatenate([first, second])).all()
+    assert (encoded_prompt(prompt, model.backend.encode_text).context == np.concatenate([first, second])).all()
 
 
 def test_clip_skip_is_transformers(model: Model, oracle: Model) -> None:

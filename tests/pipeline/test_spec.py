@@ -148,7 +148,7 @@ def test_diffusers_calls_the_number_of_heads_their_dimension(
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
-        (INDEX, "_class_name", "StableDiffusionXLPipeline"),
+        (INDEX, "_class_name", "StableDiffusion3Pipeline"),
         (INDEX, "_class_name", ABSENT),
         (SCHEDULE, "clip_sample", "yes"),
         (SCHEDULE, "thresholding", True),

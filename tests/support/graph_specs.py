@@ -18,6 +18,7 @@ from pipeline.spec import Spec, read_spec
 from tests.support.checkpoints import INPAINTING, VELOCITY, make_checkpoint
 from tests.support.clips import ENCODER, JUDGE
 from tests.support.original import make_folder
+from tests.support.sdxl import write_configs
 from tests.support.topologies import TOPOLOGIES, VAE
 
 SPECS = Path(__file__).parents[1] / "graphs" / "specs.json"
@@ -36,6 +37,7 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "original sd1, 2 levels": lambda folder: make_folder(folder, "sd1", levels=2),
     "original sd2, 2 levels": lambda folder: make_folder(folder, "sd2", levels=2),
     "original sd2, 2 levels of 1 layer": lambda folder: make_folder(folder, "sd2", levels=2, layers=1),
+    "sdxl": write_configs,
 }
 
 
@@ -58,7 +60,11 @@ def specs_of_all() -> dict[str, Spec | ClipSpec]:
 def text_of(specs: dict[str, Spec | ClipSpec]) -> str:
     """Return what specs.json should hold: of each spec the parts that shape graphs, a spec a line."""
     parts = {
-        name: {part: value for part, value in spec.to_json().items() if part in ("text", "unet", "vae", "vision")}
+        name: {
+            part: value
+            for part, value in spec.to_json().items()
+            if part in ("text", "text_2", "unet", "vae", "vision") and value
+        }
         for name, spec in specs.items()
     }
     return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(part)}" for name, part in parts.items()) + "\n}\n"

@@ -15,6 +15,7 @@ from engines.backend import Backend, Denoiser
 from engines.cpu.host import HostBackend
 from engines.model import Model
 from pipeline.arrays import F32
+from pipeline.conditions.text import Encoded
 from pipeline.loras.lora import Lora
 from tests.support.patience import PATIENCE
 
@@ -56,10 +57,10 @@ class Held(HostBackend):
         self._holding = False
         self._permits.release(1000)
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
         self.encoded.append(ids)
         self.before_encode()
-        return self._backend.encode(ids, skip, lora)
+        return self._backend.encode_text(ids, skip, lora)
 
     def decode(self, latents: F32) -> F32:
         self.decoded += 1
@@ -87,7 +88,7 @@ class _HeldDenoiser:
         self._held, self._denoiser = held, denoiser
         self.samples, self.timesteps = denoiser.samples, denoiser.timesteps
         self.contexts, self.guidance, self.outputs = denoiser.contexts, denoiser.guidance, denoiser.outputs
-        self.put_style = denoiser.put_style
+        self.put, self.put_style = denoiser.put, denoiser.put_style
 
     def run(self, rows: Sequence[int]) -> None:
         self._held._enter(rows)

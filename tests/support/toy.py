@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -39,13 +39,16 @@ class Toy:
         self.timesteps, self.guidance = np.zeros(rows, np.float32), np.ones(rows, np.float32)
         self.contexts, self.outputs = np.zeros((rows, TOKENS, WIDTH), np.float32), np.zeros((rows, *SHAPE), np.float32)
 
+    def put(self, row: int, inputs: Mapping[str, F32]) -> None:
+        assert not inputs
+
     def put_style(self, row: int, style: Style | None, which: int) -> None:
         assert style is None
 
     def put_lora(self, row: int, lora: Lora | None) -> None:
         assert lora is None
 
-    def text(self, context: Tensor, style: object = None) -> Tensor:
+    def text(self, context: Tensor, style: object = None, beside: object = None) -> Tensor:
         return context.flatten()
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:

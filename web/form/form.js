@@ -10,11 +10,13 @@ import { Things } from "./things.js";
 const REMEMBERED = "latentd.settings";
 const FIELDS = ["prompt", "negative_prompt", "size", "images", "keep", "steps", "guidance", "guidance_start"];
 FIELDS.push("guidance_end", "sampler", "seed");
+const TOLD = ["original_size", "crop", "target_size"]; // sizes, of a model that takes them
+FIELDS.push(...TOLD);
 // What else the server may find wrong, and what then gets the focus.
 const PLACES = { ...Object.fromEntries(FIELDS.map((name) => [name, name])), width: "size", height: "size" };
 Object.assign(PLACES, { strength: "strength", fit: "fit", style_weight: "style_weight", mask: "mask", loras: "loras" });
 const PICTURES = { init_image: "original", style_image: "style" };
-const PLAIN = { images: 1, keep: "", guidance_start: 0, guidance_end: 1 };
+const PLAIN = { images: 1, keep: "", guidance_start: 0, guidance_end: 1, original_size: "", crop: "", target_size: "" };
 
 export class Form extends EventTarget {
   #model = null;
@@ -76,6 +78,7 @@ export class Form extends EventTarget {
     }
     if (model.examples?.length) at("prompt").placeholder = `for example: ${model.examples[0].prompt}`;
     at("interval").hidden = !model.features?.interval;
+    at("told").hidden = !model.features?.sizes;
     this.#things.offer(model);
     this.#loras.offer(model);
     const early = at("prompt").value; // typed before the model was known
@@ -101,6 +104,7 @@ export class Form extends EventTarget {
     if (at("sampler").selectedIndex < 0) at("sampler").value = this.#model.defaults.sampler;
     if (at("negative_prompt").value) at("without").open = true;
     if (Number(at("guidance_start").value) > 0 || Number(at("guidance_end").value) < 1) at("interval").open = true;
+    if (TOLD.some((name) => at(name).value)) at("told").open = true;
     this.#slide();
     this.#things.look(at("prompt").value);
     this.#conditions.refresh();
@@ -162,6 +166,7 @@ export class Form extends EventTarget {
       sampler: at("sampler").value,
       seed: number("seed"),
       loras: this.#loras.read(),
+      ...Object.fromEntries(TOLD.map((name) => [name, at(name).value.trim() || null])),
       ...this.#conditions.read(),
     };
   }

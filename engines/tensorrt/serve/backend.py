@@ -26,6 +26,7 @@ from engines.tensorrt.serve.engine import TensorRtEngine
 from engines.tensorrt.serve.network import PlanNetwork
 from engines.tensorrt.serve.plan import Plan, Workspace
 from engines.tensorrt.serve.plans import Plans
+from graphs import ports
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.spec import Spec
 
@@ -91,7 +92,7 @@ class _PlanNetworks:
         def run(ids: Tensor) -> list[Tensor]:
             plan.inputs["ids"].copy_(ids)
             plan.enqueue()
-            return [plan.outputs[name] for name in ("context", "skipped") if name in plan.outputs]
+            return [plan.outputs[name] for name in ports.outputs("text_encoder", self._spec)]
 
         return run
 
@@ -103,9 +104,11 @@ class _PlanNetworks:
         def plan_of(count: int) -> Plan:
             return self._bound(self._plans.unet(size, chunks, count), self._stepping)
 
-        context = chunks * spec.text.tokens * spec.text.width
+        context = chunks * spec.text.tokens * spec.unet.context_width
         seen = spec.unet.in_channels - spec.unet.out_channels
-        return PlanNetwork(rows, plan_of, bool(spec.unet.guidance_width), context, seen)
+        kept = ("pooled", "sizes")
+        beside = {port.name: port.sized({"rows": 1})[1] for port in ports.inputs("unet", spec) if port.name in kept}
+        return PlanNetwork(rows, plan_of, bool(spec.unet.guidance_width), context, seen, beside)
 
     def decoder(self, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
         factor = self._spec.vae.factor

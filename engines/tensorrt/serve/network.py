@@ -7,12 +7,13 @@ graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from engines.cuda.network import Style
+from engines.cuda.network import NOTHING, Beside, Style
 from engines.tensorrt.serve.plan import Plan
 
 
@@ -26,21 +27,29 @@ class PlanNetwork:
     twins = False  # a plan has one number of rows throughout
 
     def __init__(
-        self, sizes: Sequence[int], plan_of: Callable[[int], Plan], guided: bool, context_size: int, seen: int = 0
+        self,
+        sizes: Sequence[int],
+        plan_of: Callable[[int], Plan],
+        guided: bool,
+        context_size: int,
+        seen: int = 0,
+        beside: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Load no plan yet. `guided`: plans have an input for the guidance (LCM). `context_size`: its numbers.
 
-        `seen`: channels of the samples behind those of x.
+        `seen`: channels of the samples behind those of x. `beside`: the inputs that are kept with a context, and how
+        many numbers each has.
         """
+        self._beside, self._context_size = dict(beside), context_size
         self.seen = seen
         self._sizes, self._plan_of, self._guided = sorted(sizes), plan_of, guided
         self._plans: dict[int, Plan] = {}
-        self.text_width, self.time_width = context_size, 2
+        self.text_width, self.time_width = context_size + sum(beside.values()), 2
         # The types at the edge of a plan (engines/tensorrt/types/typed.py): narrower ones are inside.
         self.text_dtype = self.time_dtype = self.sample_dtype = torch.float32
 
-    def text(self, context: Tensor, style: Style | None = None) -> Tensor:
-        return context.flatten()
+    def text(self, context: Tensor, style: Style | None = None, beside: Beside = NOTHING) -> Tensor:
+        return torch.cat([context.flatten(), *(beside[name] for name in self._beside)])
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:
         return torch.stack([timesteps, guidance], dim=1)
@@ -78,7 +87,10 @@ class PlanNetwork:
         inputs = plan.inputs
         inputs["sample"][:rows].copy_(samples)
         inputs["timestep"][:rows].copy_(times[:, 0])
-        inputs["context"][:rows].copy_(texts.view_as(inputs["context"][:rows]))
+        context, *others = texts.split([self._context_size, *self._beside.values()], dim=1)
+        inputs["context"][:rows].copy_(context.reshape(inputs["context"][:rows].shape))
+        for name, values in zip(self._beside, others, strict=True):
+            inputs[name][:rows].copy_(values)
         if self._guided:
             inputs["guidance"][:rows].copy_(times[:, 1])
         plan.enqueue()

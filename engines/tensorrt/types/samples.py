@@ -15,9 +15,11 @@ from engines.artifact.opened import Artifact
 from engines.tensorrt.types.graph_run import Feeds, run_graph
 from graphs import ports
 from pipeline.arrays import F32
+from pipeline.conditions.sizes import AS_IT_IS
 from pipeline.noise import standard_normal
 from pipeline.schedule import alphas_cumprod
-from pipeline.tokenizer import ClipTokenizer
+from pipeline.source import Folder
+from pipeline.tokenizer import tokenizer_of
 
 PROMPTS = ("", "a photo of a red apple on a wooden table, highly detailed, soft light")  # unguided and guided
 _SEED = 20
@@ -42,7 +44,7 @@ def sampled_side(artifact: Artifact) -> int:
 
 
 def _texts(artifact: Artifact) -> list[Feeds]:
-    tokenizer = ClipTokenizer(artifact.folder, artifact.spec.text)
+    tokenizer = tokenizer_of(Folder(artifact.folder), artifact.spec)
     return [{"ids": tokenizer.encode(prompt).ids[None].astype(np.int64)} for prompt in PROMPTS]
 
 
@@ -65,7 +67,10 @@ def _latents(artifact: Artifact) -> list[Feeds]:
 
 def _steps(artifact: Artifact) -> list[Feeds]:
     spec = artifact.spec
-    unguided, guided = _run(artifact, "text_encoder", _texts(artifact), "context")
+    texts = _texts(artifact)
+    unguided, guided = _run(artifact, "text_encoder", texts, "context")
+    pooled = _run(artifact, "text_encoder", texts[1:], "pooled")[0] if spec.unet.pooled_width else None
+    side = sampled_side(artifact)
     smooth, edges, wild = _encode(artifact)
     kept = alphas_cumprod(spec.schedule)
     last = len(kept) - 1
@@ -81,6 +86,8 @@ def _steps(artifact: Artifact) -> list[Feeds]:
             "context": context,
             "guidance": np.array([7.5], np.float32),
         }
+        if pooled is not None:
+            values |= {"pooled": pooled, "sizes": AS_IT_IS.numbers(side, side)[None]}
         feeds.append({port.name: values[port.name] for port in ports.inputs("unet", spec)})
     return feeds
 

@@ -1,20 +1,22 @@
 """The JSON configs of a converted single file: what its shapes say, and for the rest what its family has.
 
 What no shape tells, and every published model of the family has: 32 groups; in SD 1 eight heads at every level, in
-SD 2 heads of 64 channels; heads of 64 in both text encoders; the VAE's scale; the schedule. The schedule has no
+SD 2 and XL heads of 64 channels; heads of 64 in all text encoders; the VAE's scale; the schedule. The schedule has no
 `timestep_spacing`, as the published folders have none, so that each sampler keeps its own, unless the file says that
 it was trained to zero terminal SNR.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import clip_vocabulary
-from pipeline.checkpoint.single_file.kinds import SD1, SD2, Family
+from pipeline.checkpoint.single_file.kinds import HEADED, SD1, SDXL, Family
 from pipeline.checkpoint.single_file.layout import TextLayout, UnetLayout, VaeLayout
 from pipeline.checkpoint.single_file.marks import Trained
+from pipeline.conditions.sizes import SIZES
 from pipeline.errors import CheckpointError
 
 Config = dict[str, Any]
@@ -22,34 +24,72 @@ Config = dict[str, Any]
 # A single file names none: dpmpp_2m, as everywhere that none is named. A UNet that takes its guidance was distilled.
 _SCHEDULER, _DISTILLED = "DPMSolverMultistepScheduler", "LCMScheduler"
 _GROUPS, _HEADS, _HEAD_WIDTH = 32, 8, 64
+_XL_INDEX: Config = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "force_zeros_for_empty_prompt": True,
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+}
 
 
 def configs(
-    path: Path, family: Family, unet: UnetLayout, vae: VaeLayout, text: TextLayout, said: Trained
+    path: Path,
+    family: Family,
+    unet: UnetLayout,
+    vae: VaeLayout,
+    texts: Sequence[TextLayout],
+    said: Trained,
 ) -> dict[str, Config]:
     """Write each config, by its name in the folder. Errors: CheckpointError for widths that no family rule fits."""
     factor = 2 ** (len(vae.channels) - 1)
-    # What the published models were trained at: SD 2 in its velocity form at 768, every other at 512.
-    side = 512 if family is SD1 or said.prediction == "epsilon" else 768
-    if text.vocab_size != clip_vocabulary.SIZE:
-        raise CheckpointError(
-            f"{path}: its text encoder knows {text.vocab_size} tokens, and CLIP's vocabulary has {clip_vocabulary.SIZE}"
-        )
-    if unet.linear != (family is SD2):
+    # What the published models were trained at: SDXL at 1024, SD 2 in its velocity form at 768, every other at 512.
+    side = 1024 if family is SDXL else 512 if family is SD1 or said.prediction == "epsilon" else 768
+    for text in texts:
+        if text.vocab_size != clip_vocabulary.SIZE:
+            raise CheckpointError(
+                f"{path}: its text encoder knows {text.vocab_size} tokens, and CLIP's vocabulary has "
+                f"{clip_vocabulary.SIZE}"
+            )
+        _check_widths(path, "text encoder's width", (text.width,), _HEAD_WIDTH)
+    if unet.linear != (family is not SD1):
         raise CheckpointError(
             f"{path}: its text encoder is that of {family.name}, its UNet's projections are "
             f"{'linear' if unet.linear else 'convolutions'}, which that family's are not; so its heads are unknown"
         )
     _check_widths(path, "UNet's channels", unet.channels, _GROUPS if family is SD1 else _HEAD_WIDTH)
     _check_widths(path, "VAE's channels", vae.channels, _GROUPS)
-    _check_widths(path, "text encoder's width", (text.width,), _HEAD_WIDTH)
     scheduler = _DISTILLED if unet.guidance_width else _SCHEDULER
-    return {
-        "text_encoder/config.json": _text(family, text),
+    written = {
+        "text_encoder/config.json": _text(family, texts[0]),
         "unet/config.json": _unet(family, unet, side // factor),
-        "vae/config.json": _vae(vae, side),
+        "vae/config.json": _vae(family, vae, side),
         "scheduler/scheduler_config.json": _schedule(said, scheduler),
         "model_index.json": _index(scheduler),
+    }
+    if family is SDXL:
+        _, second = texts
+        written["text_encoder_2/config.json"] = _text(HEADED, second) | {
+            "architectures": ["CLIPTextModelWithProjection"],
+            "eos_token_id": 2,  # as published, which means the highest number of a text
+            "projection_dim": second.projection,
+        }
+        written["unet/config.json"] |= _added(path, unet, second)
+        written["model_index.json"] |= _XL_INDEX
+    return written
+
+
+def _added(path: Path, unet: UnetLayout, second: TextLayout) -> Config:
+    """Write what is embedded beside the time: a text's embedding, and each of six sizes in equally many numbers."""
+    given, pooled = unet.given or 0, second.projection or 0
+    if given <= pooled or (given - pooled) % SIZES:
+        raise CheckpointError(
+            f"{path}: its UNet is given {given} numbers beside the time, which a text of {pooled} and {SIZES} sizes do "
+            f"not make"
+        )
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": (given - pooled) // SIZES,
+        "projection_class_embeddings_input_dim": given,
     }
 
 
@@ -64,7 +104,7 @@ def _text(family: Family, text: TextLayout) -> Config:
         "model_type": "clip_text_model",
         "bos_token_id": clip_vocabulary.SIZE - 2,
         "eos_token_id": clip_vocabulary.SIZE - 1,
-        "pad_token_id": clip_vocabulary.SIZE - 1 if family is SD1 else 0,
+        "pad_token_id": 0 if family.pad == "!" else clip_vocabulary.SIZE - 1,
         "hidden_act": family.activation,
         "hidden_size": text.width,
         "intermediate_size": text.hidden,
@@ -104,7 +144,7 @@ def _one(values: tuple[int, ...]) -> int | tuple[int, ...]:
     return values[0] if len(set(values)) == 1 else values
 
 
-def _vae(vae: VaeLayout, side: int) -> Config:
+def _vae(family: Family, vae: VaeLayout, side: int) -> Config:
     return {
         "_class_name": "AutoencoderKL",
         "block_out_channels": vae.channels,
@@ -116,7 +156,7 @@ def _vae(vae: VaeLayout, side: int) -> Config:
         "norm_num_groups": _GROUPS,
         "out_channels": vae.image_channels,
         "sample_size": side,
-        "scaling_factor": 0.18215,
+        "scaling_factor": 0.13025 if family is SDXL else 0.18215,
         "up_block_types": ["UpDecoderBlock2D"] * len(vae.channels),
         "use_post_quant_conv": vae.post_quant,
         "use_quant_conv": vae.quant,

@@ -39,6 +39,8 @@ TABLE: dict[str, tuple[tuple[str, str, Inside], ...]] = {
         ("time_embed.0", "time_embedding.linear_1", _SAME),
         ("time_embed.2", "time_embedding.linear_2", _SAME),
         ("time_embed.cond_proj", "time_embedding.cond_proj", _SAME),  # LCM's guidance embedding
+        ("label_emb.0.0", "add_embedding.linear_1", _SAME),  # SDXL's text and sizes
+        ("label_emb.0.2", "add_embedding.linear_2", _SAME),
         ("input_blocks.0.0", "conv_in", _SAME),
         ("input_blocks.{down}.0", "down_blocks.{level}.resnets.{layer}", _RESNET),
         ("input_blocks.{down}.1", "down_blocks.{level}.attentions.{layer}", _SAME),
@@ -80,6 +82,9 @@ TABLE: dict[str, tuple[tuple[str, str, Inside], ...]] = {
     ),
 }
 
+HEAD = "text_projection"  # of OpenCLIP: a matrix that is multiplied from the left, so it lies transposed
+TABLE["openclip with its head"] = (*TABLE["openclip"], (HEAD, f"{HEAD}.weight", _SAME))
+
 # Tensors below a network's prefix that are no weights of it: constants, CLIP's heads, what training left.
 _NO_WEIGHT = re.compile(r"(.*\.)?(position_ids|attn_mask)|(text_projection|logit_scale|loss|model_ema)(\..*)?")
 
@@ -95,9 +100,9 @@ def names(network: str, places: Iterable[Mapping[str, int | str]]) -> Names:
     return filled
 
 
-def is_weight(name: str) -> bool:
+def is_weight(name: str, names: Names) -> bool:
     """Return whether a tensor is a weight, by its original name without its network's prefix."""
-    return not _NO_WEIGHT.fullmatch(name)
+    return name in names or not _NO_WEIGHT.fullmatch(name)
 
 
 def renamed(name: str, names: Names) -> list[str]:

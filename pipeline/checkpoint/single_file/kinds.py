@@ -26,6 +26,9 @@ class Family:
 
 SD1 = Family("Stable Diffusion 1.x", "clip", "quick_gelu", "<|endoftext|>")
 SD2 = Family("Stable Diffusion 2.x", "openclip", "gelu", "!")
+# Of the first of its two text encoders; the second is as SD 2's, whole and with its head.
+SDXL = Family("Stable Diffusion XL", "clip", "quick_gelu", "<|endoftext|>")
+HEADED = Family("Stable Diffusion XL's second text encoder", "openclip with its head", "gelu", "!")
 
 # Where a text encoder lies: in the original files, and in those of Stability's later code (SD-Turbo).
 _TEXTS = {
@@ -34,6 +37,13 @@ _TEXTS = {
     "conditioner.embedders.0.transformer.": SD1,
     "conditioner.embedders.0.model.": SD2,
 }
+_TWO = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
+_LABEL = f"{UNET}label_emb."
+# Markers of models that are SDXL's networks, trained to another schedule.
+_OTHER_XL = (
+    (r"edm_(mean|std)$", "Playground v2.5, which is sampled as EDM is"),
+    (r"edm_vpred\.", "CosXL, which is sampled as EDM is"),
+)
 
 # The first row that a tensor's name matches says what the file looks like.
 _OTHERS = (
@@ -44,7 +54,7 @@ _OTHERS = (
     (r"control_model\.|controlnet_cond_embedding\.|input_hint_block\.", "a ControlNet"),
     (r".*motion_modules\.", "an AnimateDiff motion module"),
     (r".*\.time_stack\.|.*\.time_mixer\.", "a video model"),
-    (r"conditioner\.embedders\.1\.", "an SDXL checkpoint"),
+    (r"conditioner\.embedders\.1\.", "an SDXL checkpoint without its first text encoder"),
     (r"depth_model\.", "a depth-to-image model"),
     (r"noise_augmentor\.|embedder\.", "an unCLIP model"),
     (r"model\.diffusion_model\.label_emb\.", "an SDXL refiner, or a model conditioned on classes or pictures"),
@@ -58,9 +68,13 @@ _ALONE = (
 _BY_CHANNELS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an instruct-pix2pix model"}
 
 
-def recognise(path: Path, tensors: dict[str, StoredTensor]) -> tuple[Family, str]:
-    """Tell the family, and the prefix of its text encoder. Errors: CheckpointError that names what it is instead."""
-    if other := _first(_OTHERS, tensors):
+def recognise(path: Path, tensors: dict[str, StoredTensor]) -> tuple[Family, tuple[str, ...]]:
+    """Tell the family, and the prefix of each of its text encoders.
+
+    Errors: CheckpointError that names what it is instead.
+    """
+    two = _has(_LABEL, tensors) and all(_has(prefix, tensors) for prefix in _TWO)
+    if other := _first(_OTHER_XL if two else _OTHERS, tensors):
         raise _refusal(path, other)
     texts = [prefix for prefix in _TEXTS if _has(prefix, tensors)]
     parts = {"UNet": _INPUT in tensors, "VAE": _has(VAE, tensors), "text encoder": bool(texts)}
@@ -73,7 +87,16 @@ def recognise(path: Path, tensors: dict[str, StoredTensor]) -> tuple[Family, str
         raise _refusal(path, _first(_ALONE, tensors) or _unknown(tensors))
     if missing:
         raise _refusal(path, f"a checkpoint without its {missing[0]}")
-    return _fitting(path, tensors, texts)
+    if two:
+        widths, wanted = [_width(tensors, prefix, _WORDS) for prefix in _TWO], _width(tensors, UNET, CONTEXT)
+        if None in widths or wanted != sum(width for width in widths if width):
+            raise CheckpointError(
+                f"{path}: its UNet takes a context {wanted} wide, but its two text encoders are {widths[0]} and "
+                f"{widths[1]} wide"
+            )
+        return SDXL, _TWO
+    family, prefix = _fitting(path, tensors, texts)
+    return family, (prefix,)
 
 
 def _fitting(path: Path, tensors: dict[str, StoredTensor], texts: list[str]) -> tuple[Family, str]:
@@ -112,5 +135,5 @@ def _unknown(tensors: dict[str, StoredTensor]) -> str:
 
 def _refusal(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} looks like {what}; latentd reads single files of Stable Diffusion 1.x and 2.x text-to-image models"
+        f"{path} looks like {what}; latentd reads single files of Stable Diffusion 1.x, 2.x and XL text-to-image models"
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint.header import StoredTensor
-from pipeline.checkpoint.single_file.kinds import CONTEXT, Family
+from pipeline.checkpoint.single_file.kinds import CONTEXT, HEADED, Family
 from pipeline.errors import CheckpointError
 
 _DEPTH = 24  # layers of OpenCLIP ViT-H, SD 2's text encoder; the pictures were trained on the last but one
@@ -67,6 +67,7 @@ class UnetLayout:
     linear: bool
     guidance_width: int | None  # of LCM's guidance embedding
     middle: bool = True
+    given: int | None = None  # numbers that are embedded beside the time: SDXL's text and sizes
 
     def places(self) -> Iterator[Place]:
         """Return the numbers that the mapping table's rows of the UNet have in this one."""
@@ -110,6 +111,7 @@ class TextLayout:
     width: int
     hidden: int
     layers: int
+    projection: int | None = None  # of the head that gives a whole text's embedding
 
     def places(self) -> Iterator[Place]:
         yield from ({"layer": layer} for layer in range(self.layers))
@@ -157,6 +159,7 @@ def unet_layout(shapes: Shapes) -> UnetLayout:
         linear=proj_in is not None and len(proj_in.shape) == 2,
         guidance_width=shapes.of("time_embed.cond_proj.weight", 2)[1] if guided else None,
         middle=middle,
+        given=shapes.of("label_emb.0.0.weight", 2)[1] if shapes.has("label_emb") else None,
     )
 
 
@@ -181,13 +184,13 @@ def vae_layout(shapes: Shapes) -> VaeLayout:
 
 
 def text_layout(shapes: Shapes, family: Family) -> TextLayout:
-    if family.clip == "openclip":
+    if family.clip.startswith("openclip"):
         table, positions = "token_embedding.weight", "positional_embedding"
         first, found = "transformer.resblocks.0.mlp.c_fc.weight", shapes.count("transformer.resblocks")
         # The whole tower of OpenCLIP has 24 layers, one more than is used; saved back from diffusers it has 23. At
         # another depth (small models) the head that follows the last layer tells whether that layer is there.
         whole = "text_projection" in shapes.tensors and found != _DEPTH - 1
-        layers = found - 1 if found == _DEPTH or whole else found
+        layers = found - 1 if family is not HEADED and (found == _DEPTH or whole) else found
     else:
         root = "text_model." if shapes.has("text_model") else ""
         if twice := sorted(name for name in shapes.tensors if root and root + name in shapes.tensors):
@@ -197,4 +200,5 @@ def text_layout(shapes: Shapes, family: Family) -> TextLayout:
     if layers < 1:
         raise shapes.refusal("has no layers")
     vocab_size, width = shapes.of(table, 2)
-    return TextLayout(vocab_size, shapes.of(positions, 2)[0], width, shapes.of(first, 2)[0], layers)
+    projection = shapes.of("text_projection", 2)[1] if family is HEADED else None
+    return TextLayout(vocab_size, shapes.of(positions, 2)[0], width, shapes.of(first, 2)[0], layers, projection)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint.single_file.kinds import SD1, Family
+from pipeline.checkpoint.single_file.kinds import SD2, Family
 from pipeline.errors import CheckpointError
 
 # Empty tensors, by which ComfyUI and some trainers mark their files.
@@ -66,7 +66,7 @@ def _prediction(path: Path, family: Family, marked: bool, metadata: Mapping[str,
         raise CheckpointError(f"{path} contradicts itself: {statements}; {_answer(settings)}")
     if said:
         return next(iter(said.values()))
-    if family is SD1:
+    if family is not SD2:
         return "epsilon"
     raise CheckpointError(
         f"{path} is a {family.name} model and does not tell what it predicts: give --prediction epsilon (SD 2-base, "

@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.checkpoint.header import BYTES, StoredTensor, read_header
+from pipeline.checkpoint.parts import SECOND
 from pipeline.checkpoint.single_file import check_single_file, own_settings, settings_path
 from pipeline.checkpoint.single_file.configs import configs
-from pipeline.checkpoint.single_file.keys import is_weight, names, renamed
-from pipeline.checkpoint.single_file.kinds import UNET, VAE, recognise
+from pipeline.checkpoint.single_file.keys import HEAD, is_weight, names, renamed
+from pipeline.checkpoint.single_file.kinds import HEADED, UNET, VAE, recognise
 from pipeline.checkpoint.single_file.layout import Place, Shapes, text_layout, unet_layout, vae_layout
 from pipeline.checkpoint.single_file.marks import MARKERS, trained
 from pipeline.checkpoint.weights import Weights
@@ -32,12 +33,12 @@ def read_single_file(path: Path, prediction: str = "auto") -> tuple[InMemory, We
     """Return what a folder in diffusers' layout would hold: the small files, and where the weights lie.
 
     `prediction`, where it is not "auto", wins over what the settings beside the file say, and that over what the file
-    says itself. Errors: CheckpointError for a file that is not a Stable Diffusion 1.x or 2.x model, or that does not
-    say what it predicts.
+    says itself. Errors: CheckpointError for a file that is no Stable Diffusion 1.x, 2.x or XL model, or
+    that does not say what it predicts.
     """
     check_single_file(path)
     tensors, metadata = read_header(path)
-    family, text_prefix = recognise(path, tensors)
+    family, prefixes = recognise(path, tensors)
     settings = own_settings(path)
     beside, zero_snr = settings.pop("prediction", None), settings.pop("rescale_betas_zero_snr", None)
     said = trained(
@@ -49,24 +50,31 @@ def read_single_file(path: Path, prediction: str = "auto") -> tuple[InMemory, We
         zero_snr=zero_snr,
         settings=settings_path(path).name,
     )
-    unet, vae, text = (Shapes(path, tensors, prefix) for prefix in (UNET, VAE, text_prefix))
-    unet_is, vae_is, text_is = unet_layout(unet), vae_layout(vae), text_layout(text, family)
-    files = configs(path, family, unet_is, vae_is, text_is, said)
+    unet, vae = (Shapes(path, tensors, prefix) for prefix in (UNET, VAE))
+    unet_is, vae_is, families = unet_layout(unet), vae_layout(vae), (family, HEADED)[: len(prefixes)]
+    texts = [Shapes(path, tensors, prefix) for prefix in prefixes]
+    texts_are = [text_layout(text, whose) for text, whose in zip(texts, families, strict=True)]
+    files = configs(path, family, unet_is, vae_is, texts_are, said)
     if settings:
         files["latentd.json"] = settings
     parts = {
-        "text_encoder": _pieces(text, family.clip, text_is.places(), unused=f"transformer.resblocks.{text_is.layers}."),
+        "text_encoder": {},
         "unet": _pieces(unet, "unet", unet_is.places()),
         "vae": _pieces(vae, "vae", vae_is.places()),
     }
+    for text, text_is, whose, prefix in zip(texts, texts_are, families, ("", f"{SECOND}."), strict=False):
+        pieces = _pieces(text, whose.clip, text_is.places(), unused=f"transformer.resblocks.{text_is.layers}.")
+        parts["text_encoder"] |= {prefix + name: tensor for name, tensor in pieces.items()}
     zero = ", zero terminal SNR" * said.zero_snr
     log.info("%s: %s, prediction %s%s", path.name, family.name, said.prediction, zero)
-    known = UNET, VAE, text_prefix, *MARKERS
+    known = UNET, VAE, *prefixes, *MARKERS
     if others := Counter(name.split(".")[0] for name in tensors if not name.startswith(known)):
         listed = ", ".join(f"{name} ({n})" for name, n in others.most_common(8))
         log.info("%s: left out, no weights of the model: %s", path.name, listed)
-    words = tokenizer_files(pad=family.pad, tokens=text_is.tokens)
-    small = {f"tokenizer/{name}": data for name, data in words.items()}
+    small: dict[str, bytes] = {}
+    for folder, whose, text_is in zip(("tokenizer", "tokenizer_2"), families, texts_are, strict=False):
+        words = tokenizer_files(pad=whose.pad, tokens=text_is.tokens)
+        small |= {f"{folder}/{name}": data for name, data in words.items()}
     small |= {name: json.dumps(values).encode() for name, values in files.items()}
     return InMemory(path, small), Weights(parts, dict.fromkeys(parts, path))
 
@@ -80,7 +88,7 @@ def _pieces(shapes: Shapes, network: str, layout: Iterable[Place], unused: str =
     pieces: dict[str, StoredTensor] = {}
     unknown = []
     for name, tensor in shapes.tensors.items():
-        if name.startswith(unused) or not is_weight(name):
+        if name.startswith(unused) or not is_weight(name, table):
             continue
         new = renamed(name, table)
         if tensor.dtype not in BYTES:
@@ -98,7 +106,9 @@ def _pieces(shapes: Shapes, network: str, layout: Iterable[Place], unused: str =
             if piece in pieces:
                 raise CheckpointError(f"{shapes.path}: the tensor {piece} is there twice, once as {name}")
             offset = tensor.offset + number * length
-            pieces[piece] = replace(tensor, shape=shape, offset=offset, length=length)
+            turned = name == HEAD
+            sides = shape[::-1] if turned else shape
+            pieces[piece] = replace(tensor, shape=sides, offset=offset, length=length, turned=turned)
     if unknown:
         raise CheckpointError(
             f"{shapes.path} has {len(unknown)} tensors that its kind of model has not: {', '.join(unknown[:3])}"

@@ -45,11 +45,12 @@ def described(limits: Limits, device: Device, card: Card, loras: Sequence[Listed
             "texts": limits.texts,
             "loras": limits.loras,
             "lora_weight": limits.lora_weight,
+            "side": limits.side,
         },
         "loras": [
             {"name": lora.name, "base": lora.base, "bytes": lora.size, "refusal": lora.refusal} for lora in loras
         ],
-        "max_clip_skip": model.spec.text.skips,
+        "max_clip_skip": model.spec.skips,
         "max_tokens": model.tokenizer.capacity,
         "backend": model.backend.name,
         "precision": model.backend.precision,
@@ -61,6 +62,7 @@ def described(limits: Limits, device: Device, card: Card, loras: Sequence[Listed
             "inpaints": model.spec.inpaints,  # a UNet of nine channels: it draws nothing without init_image and mask
             "interval": not model.spec.unet.guidance_width,
             "style_image": model.styles is not None,
+            "sizes": model.spec.unet.size_width > 0,
             "keep": model.judge is not None,
             "loras": model.loras is not None,
             "rank": model.judge is not None,

@@ -54,6 +54,9 @@ class Generation(BaseModel):
     style_weight: float | None = Field(None, description="Ours: how much of that style, 0 to 2.")
     loras: dict[str, float] | None = Field(None, description="Ours: LoRAs by name, each with its weight.")
     keep: int | None = Field(None, description="Ours: of n pictures the so many nearest to the prompt.")
+    original_size: str | None = Field(None, description="Ours, SDXL: as if it had been so large, WIDTHxHEIGHT.")
+    crop: str | None = Field(None, description="Ours, SDXL: and cropped at this corner, LEFTxTOP.")
+    target_size: str | None = Field(None, description="Ours, SDXL: to this size, WIDTHxHEIGHT.")
 
 
 class Edit(Generation):
@@ -98,6 +101,9 @@ def image_request(body: Generation) -> ImageRequest:
         style_weight=body.style_weight,
         loras=[(name, weight) for name, weight in (body.loras or {}).items()] or None,
         keep=body.keep,
+        original_size=body.original_size,
+        crop=body.crop,
+        target_size=body.target_size,
         strength=body.strength if isinstance(body, Edit) else None,
         fit=body.fit if isinstance(body, Edit) else None,
         quality=None if lossless else body.output_compression,

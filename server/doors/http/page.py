@@ -74,6 +74,9 @@ class Drawing(BaseModel):
     style_weight: float | None = None
     loras: list[Lora] | None = None
     keep: int | None = None
+    original_size: str | None = None
+    crop: str | None = None
+    target_size: str | None = None
 
 
 def page(service: Service, most: int) -> APIRouter:

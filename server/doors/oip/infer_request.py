@@ -27,6 +27,9 @@ _PARAMETERS: dict[str, type] = {
     "style_weight": float,
     "keep": int,
     "loras": str,  # name:weight, several with commas between them
+    "original_size": str,
+    "crop": str,
+    "target_size": str,
 }
 _KINDS = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
 _TIMEOUT, _EMPTY_FINAL = "timeout", "triton_enable_empty_final_response"

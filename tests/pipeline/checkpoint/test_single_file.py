@@ -116,12 +116,12 @@ def test_at_full_width_the_configs_are_the_published_ones(kind: str, tmp_path: P
         weights = original_weights(parts, kind)
     file = tmp_path / "model.safetensors"
     tensors = {name: StoredTensor(file, "F16", tuple(t.shape), 0, 0) for name, t in weights.items()}
-    family, prefix = recognise(file, tensors)
+    family, (prefix,) = recognise(file, tensors)
     assert family is (SD1 if kind == "sd1" else SD2)
     layouts = (
         unet_layout(Shapes(file, tensors, UNET)),
         vae_layout(Shapes(file, tensors, VAE)),
-        text_layout(Shapes(file, tensors, prefix), family),
+        [text_layout(Shapes(file, tensors, prefix), family)],
     )
     for name, values in configs(file, family, *layouts, Trained(PREDICTION[kind], zero_snr=False)).items():
         (folder / name).write_text(json.dumps(values))

@@ -156,7 +156,7 @@ def test_other_models_are_named(files: dict[str, Path], tmp_path: Path, what: st
     save_file({k: t.clone() for k, t in LOOKS[what](load_file(files["sd1"])).items()}, file)
     message = refusal(file)
     assert f"{file} looks like {what.strip()}" in message
-    assert message.endswith("latentd reads single files of Stable Diffusion 1.x and 2.x text-to-image models")
+    assert message.endswith("latentd reads single files of Stable Diffusion 1.x, 2.x and XL text-to-image models")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def of_request(overrides: Mapping[str, Any], model: Model) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     rest = dict(overrides)
     if (layers := rest.pop(CLIP_SKIP, None)) is not None:
-        most = model.spec.text.skips + 1
+        most = model.spec.skips + 1
         if not isinstance(layers, int) or not 1 <= layers <= most:
             raise InvalidRequest(f"{CLIP_SKIP} is {str(layers)[:64]}; it takes a whole number, 1 to {most}", CLIP_SKIP)
         fields["clip_skip"] = layers - 1

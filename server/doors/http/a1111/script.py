@@ -26,6 +26,9 @@ class Script(BaseModel):
     keep: int | None = Field(None, description="Of the pictures the so many nearest to the prompt.")
     guidance_start: float | None = Field(None, description="Guide from this fraction of the steps on, 0 to 1.")
     guidance_end: float | None = Field(None, description="Guide up to this fraction of the steps, 0 to 1.")
+    original_size: str | None = Field(None, description="SDXL: as if it had been so large, WIDTHxHEIGHT.")
+    crop: str | None = Field(None, description="SDXL: and cropped at this corner, LEFTxTOP.")
+    target_size: str | None = Field(None, description="SDXL: to this size, WIDTHxHEIGHT.")
 
 
 def of_scripts(scripts: Any) -> dict[str, Any]:

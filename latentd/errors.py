@@ -73,8 +73,10 @@ def server_error(error: Any, address: str) -> ServerError:
 
 def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
     said = details.lower()
-    if code is grpc.StatusCode.UNAVAILABLE and "handshake failed" in said:
-        return f"no TLS with {address}: {_refused_for(said)}"
+    if code is grpc.StatusCode.UNAVAILABLE and (why := _mistrust(said)):
+        return f"no TLS with {address}: {why}"
+    if code is grpc.StatusCode.UNAVAILABLE and said.startswith("failed to connect") and "socket closed" in said:
+        return f"{address} closes the connection: it may want TLS (tls_ca), or a client's certificate (tls_client_cert)"
     if code is grpc.StatusCode.UNAVAILABLE and any(words in said for words in _NO_ANSWER):
         return f"no latentd server answers at {address}{_hint(address)}"
     if code is grpc.StatusCode.UNAVAILABLE and (not said or any(words in said for words in _LOST)):
@@ -86,15 +88,17 @@ def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
     return details or f"the server at {address} ended the call with {code.name}"
 
 
-def _refused_for(said: str) -> str:
-    """Say why a handshake failed, of what gRPC's C core says."""
-    if "certificate_verify_failed" in said or "certificate verify failed" in said:
-        return "the server's certificate is none that tls_ca, or a public authority, vouches for"
+def _mistrust(said: str) -> str:
+    """Say why a handshake failed, of what gRPC's C core says; "" where none did."""
+    if "hostname verification check failed" in said:
+        return "the server's certificate is for another name"
+    if "handshake failed" not in said:
+        return ""
     if "wrong_version_number" in said:
         return "the server does not encrypt there"
-    if "hostname" in said or "peer name" in said:
-        return "the server's certificate is for another name"
-    return "the handshake failed; the server may want a client's certificate (tls_client_cert)"
+    if "certificate" in said:
+        return "the server's certificate is none that tls_ca, or a public authority, vouches for"
+    return "the handshake failed"
 
 
 def closed_error() -> ServerError:

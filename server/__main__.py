@@ -9,6 +9,9 @@ from pipeline.extras import install
 
 # Nothing here forks and goes on in Python; without this gRPC logs a line at every subprocess.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "NONE"
+)  # its C core logs each handshake that fails, which any stranger can cause
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m server") -> int:

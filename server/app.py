@@ -29,7 +29,7 @@ from server.doors.calls import CallBounds
 from server.doors.grpc import ConnectionBounds, GrpcDoor
 from server.doors.http.door import HttpDoor
 from server.doors.keyed import keyed
-from server.doors.probes import ProbeDoor
+from server.doors.probes import CONNECTIONS, ProbeDoor
 from server.limits import Limits
 from server.metrics import Metrics
 from server.models.folder import Folder
@@ -66,6 +66,7 @@ class Server:
         )
         descriptors = raise_limit()
         most, scrapers = connections(descriptors)
+        most -= 0 if settings.health_port is None else CONNECTIONS
         pages = 0 if settings.http_port is None else min(_MOST_HTTP, most // 2)
         bounds = ConnectionBounds(
             min(most - pages, settings.max_connections), settings.max_streams, settings.idle_seconds

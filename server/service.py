@@ -253,6 +253,9 @@ class Service:
         if job is not None:
             wish, timings = job.wish, job.timings
             details = (
+                f" caller={job.caller}" if self._key_of(job.caller) else ""
+            )  # an address is no business of a log's
+            details += (
                 f" size={wish.size[0]}x{wish.size[1]} images={wish.images} steps={wish.steps}"
                 f" guidance={wish.guidance:g} sampler={wish.sampler} seed={wish.seed}"
                 f" {' '.join(f'{part}_ms={ms:.0f}' for part, ms in timings.parts(now).items())}"

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import LatentdError
-from server.access.keys import state_of
-
-log = logging.getLogger("latentd.access")
+from server.access.watched import Watched
 
 _MOST = 1 << 20  # bytes of a file
 
@@ -46,10 +42,9 @@ class Certificates:
         self._paths = {"tls_cert": certificate, "tls_key": key}
         if client_ca is not None:
             self._paths["tls_client_ca"] = client_ca
-        self._lock = threading.Lock()
-        self._seen = self._state()
-        self._pair = self._read()
-        self.context = _context(self._pair.certificate, self._pair.key, self._pair.client_ca)
+        self._watched = Watched(list(self._paths.values()), self._read, "certificates")
+        pair = self.current()
+        self.context = _context(pair.certificate, pair.key, pair.client_ca)
         self.context.sni_callback = self._newest  # called whether a client names the server or not
 
     @property
@@ -59,29 +54,18 @@ class Certificates:
 
     def current(self) -> Pair:
         """Return the pair that counts now."""
-        with self._lock:
-            if (state := self._state()) != self._seen:
-                self._seen = state
-                try:
-                    self._pair = self._read()
-                    log.info("certificates read anew: %s", self._paths["tls_cert"])
-                except CertificateError as error:
-                    log.error("%s; the certificate before is kept", error)
-            return self._pair
+        return self._watched.current()
 
     def _newest(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, listening: ssl.SSLContext) -> None:
         """Have a handshake go on with the newest pair. A listener keeps its context for good."""
         connection.context = self.current().context
-
-    def _state(self) -> tuple[object, ...]:
-        return tuple(state_of(path) for path in self._paths.values())
 
     def _read(self) -> Pair:
         files = {setting: _bytes(setting, path) for setting, path in self._paths.items()}
         parts = files["tls_cert"], files["tls_key"], files.get("tls_client_ca")
         try:
             return Pair(*parts, _context(*parts))
-        except (ssl.SSLError, ValueError) as error:
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError, as the want of descriptors is
             where = " and ".join(str(path) for path in self._paths.values())
             raise CertificateError(
                 f"tls_cert and tls_key: {where} are no certificate in PEM with its key, unencrypted"
@@ -101,7 +85,7 @@ def _bytes(setting: str, path: Path) -> bytes:
 
 
 def _context(certificate: bytes, key: bytes, client_ca: bytes | None) -> ssl.SSLContext:
-    """Make TLS 1.2 and later of a pair. Errors: ssl.SSLError; ValueError."""
+    """Make TLS 1.2 and later of a pair, 1.3 where clients are asked for certificates. Errors: ssl.SSLError; ValueError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -110,7 +94,9 @@ def _context(certificate: bytes, key: bytes, client_ca: bytes | None) -> ssl.SSL
         context.load_cert_chain(one, other, password=lambda: "")  # without it an encrypted key asks at the terminal
     if client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-        context.num_tickets = 0  # a ticket would outlive the authority that its first connection was checked with
+        # Who resumes a session is not asked for a certificate again, and would outlive its authority. Of TLS 1.2
+        # Python cannot leave them out.
+        context.minimum_version, context.num_tickets = ssl.TLSVersion.TLSv1_3, 0
         context.load_verify_locations(cadata=client_ca.decode("ascii"))
     return context
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hmac
-import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from server.access.key import Key, KeyFileError, digest_of, read_key
-
-log = logging.getLogger("latentd.access")
+from server.access.watched import Watched
 
 _MOST = 1 << 20  # bytes of the file: it is read between two requests
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -21,26 +19,16 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Keys:
     """Holds the keys of a file. Errors: KeyFileError, of the constructor alone.
 
-    A file that has changed is read before the next call is answered. One that cannot be read then changes nothing, and
-    is told in the log once.
+    A file that has changed is read before the next call is answered.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._seen = state_of(path)
-        self._keys = read_keys(path)
+        self._watched = Watched([path], functools.partial(read_keys, path), "keys")
 
     @property
     def current(self) -> tuple[Key, ...]:
         """Return the keys, as the file has them now."""
-        if (state := state_of(self.path)) != self._seen:
-            self._seen = state
-            try:
-                self._keys = read_keys(self.path)
-                log.info("keys read anew: %d of %s", len(self._keys), self.path)
-            except KeyFileError as error:
-                log.error("%s; the keys before are kept", error)
-        return self._keys
+        return self._watched.current()
 
     def of(self, token: str) -> Key | None:
         """Return the key of a token, whatever it is worth; None where there is none.
@@ -56,7 +44,7 @@ class Keys:
 
     def called(self, caller: str) -> Key | None:
         """Return the key that a caller is called after (Key.caller); None where there is none any more."""
-        return next((key for key in self._keys if key.caller == caller), None)
+        return next((key for key in self.current if key.caller == caller), None)
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
@@ -86,13 +74,4 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     return tuple(keys)
 
 
-def state_of(path: Path) -> tuple[int, ...] | None:
-    """Return what changes when a file does, None where there is none; links are followed."""
-    try:
-        now = os.stat(path)
-    except OSError:
-        return None
-    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
-
-
-__all__ = ["Keys", "read_keys", "state_of"]
+__all__ = ["Keys", "read_keys"]

@@ -10,7 +10,8 @@ from server.address import joined, refuse_taken
 from server.doors.grpc import OPTIONS, ConnectionBounds, GrpcDoor
 from server.doors.handlers import handlers
 
-_CONNECTIONS = ConnectionBounds(connections=64, streams=16)
+CONNECTIONS = 16  # at once
+_BOUNDS = ConnectionBounds(connections=CONNECTIONS, streams=16)
 _LARGEST = 4 << 10  # bytes of a message: a service's name
 
 
@@ -24,7 +25,7 @@ class ProbeDoor:
     def open(self, host: str, port: int) -> int:
         """Bind; returns the port. Errors: LatentdError when it is taken."""
         refuse_taken("health", host, port)
-        self._server = grpc.aio.server(options=[*OPTIONS, *_CONNECTIONS.options(_LARGEST)])
+        self._server = grpc.aio.server(options=[*OPTIONS, *_BOUNDS.options(_LARGEST)])
         service = health_pb2.DESCRIPTOR.services_by_name["Health"]
         self._server.add_generic_rpc_handlers((handlers(service, self._door.health, self._door.checks, keyed=False),))
         try:

@@ -199,3 +199,18 @@ def test_hosts_are_names() -> None:
     assert names == ("images.example.org", "gpu-1")
     with pytest.raises(SettingsError, match="^--allow-host is 'http://x'; it takes names"):
         read_settings(["--allow-host", "http://x"], {})
+
+
+@pytest.mark.parametrize("argv", [["--insecure"], ["--insecure", "on"], ["--insecure=on"], ["mine", "--insecure"]])
+def test_a_setting_that_is_on_or_off_may_stand_alone(argv: list[str]) -> None:
+    assert read_settings(argv, {}).insecure is True
+
+
+def test_on_and_off_as_people_write_them(file: Path) -> None:
+    for written, meant in (("on", True), ("TRUE", True), ("off", False), ("no", False), ("0", False)):
+        assert read_settings([], {"LATENTD_INSECURE": written}).insecure is meant
+        file.write_text(f"insecure: {written}")
+        assert read_settings([], {"LATENTD_CONFIG": str(file)}).insecure is meant
+    assert not read_settings([], {}).insecure and not read_settings([], {"LATENTD_INSECURE": ""}).insecure
+    with pytest.raises(SettingsError, match="^--insecure is 'model'; it takes on or off"):
+        read_settings(["--insecure", "model"], {})

@@ -21,8 +21,10 @@ from latentd import AsyncClient, Client, ServerError
 from latentd.events import Queued, Started
 from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
+from server.access.policy import Policy
 from server.app import Server
 from server.batching.pace import Median
+from server.doors.calls import CallBounds, Calls
 from server.doors.grpc import ImagesServicer
 from server.job import Job
 from server.limits import Limits
@@ -181,6 +183,8 @@ def test_a_client_that_leaves_while_a_message_is_on_its_way(events: int, wired: 
         service = Service("m", Limits(), at_work.metrics)
         service.device = at_work.device
         images, context = ImagesServicer(service), Context()
+        # As the door has it: whose call it is.
+        Calls(CallBounds(), at_work.metrics, Policy()).entered(context)  # type: ignore[arg-type]
         call = images.Generate(pb.GenerateRequest(prompt="a cat", steps=100), context)  # type: ignore[arg-type]
         for _ in range(events):
             await anext(call)

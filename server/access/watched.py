@@ -1,0 +1,60 @@
+"""What files say, read anew when one of them changes. What cannot be read then changes nothing, and is logged once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pipeline.errors import LatentdError
+
+log = logging.getLogger("latentd.access")
+
+_AGAIN = 10.0  # seconds after which what could not be read is tried again: it may have been for want of descriptors
+
+Said = TypeVar("Said")
+
+
+class Watched(Generic[Said]):
+    """Holds what `read` makes of files, `noun` by name. Threads may share it. Errors of the constructor: `read`'s."""
+
+    def __init__(self, paths: Sequence[Path], read: Callable[[], Said], noun: str) -> None:
+        self._paths, self._read, self._noun = paths, read, noun
+        self._lock = threading.Lock()
+        self._failed: object = None  # the state that could not be read
+        self._again = 0.0
+        self._seen = self._state()  # before it is read: what changes meanwhile is another state
+        self._said = read()
+
+    def current(self) -> Said:
+        """Return what the files say now."""
+        with self._lock:
+            state, now = self._state(), time.monotonic()
+            if state != self._seen and (state != self._failed or now >= self._again):
+                try:
+                    self._said, self._seen, self._failed = self._read(), state, None
+                    log.info("%s read anew: %s", self._noun, self._paths[0])
+                except LatentdError as error:
+                    if state != self._failed:
+                        log.error("%s; the %s before are kept", error, self._noun)
+                    self._failed, self._again = state, now + _AGAIN
+            return self._said
+
+    def _state(self) -> tuple[object, ...]:
+        return tuple(_state_of(path) for path in self._paths)
+
+
+def _state_of(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file does, None where there is none; links are followed."""
+    try:
+        now = os.stat(path)
+    except OSError:
+        return None
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+__all__ = ["Watched"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from engines.cuda import gpu
 from engines.errors import OutOfMemory
-from engines.machine import memory
+from engines.machine import spare_memory
 from engines.model import Model
 from pipeline.checkpoint.opened import Checkpoint
 
@@ -29,7 +29,7 @@ class Room:
     @classmethod
     def of(cls, on_gpu: bool) -> Room:
         """Return the one of the memory that models are in: the GPU's, or the machine's."""
-        return cls(gpu.held_memory, gpu.free_memory) if on_gpu else cls(memory.anonymous, memory.available)
+        return cls(gpu.held_memory, gpu.free_memory) if on_gpu else cls(spare_memory.anonymous, spare_memory.available)
 
     def loaded(self, model: Model) -> None:
         """Note that the first model is there; before it was loaded this was made."""

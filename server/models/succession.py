@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engines.choice import Choice
 from engines.cuda import gpu
-from engines.machine import memory
+from engines.machine import spare_memory
 from engines.model import Model, on_gpu
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import open_checkpoint
@@ -248,5 +248,5 @@ class Succession:
 
 
 def _give_back() -> None:
-    memory.give_back()
+    spare_memory.give_back()
     gpu.give_back()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import OutOfMemory
-from engines.machine import memory
+from engines.machine import spare_memory
 from engines.model import Model
 from pipeline.checkpoint.opened import Checkpoint
 from server.models.room import Room
@@ -51,9 +51,9 @@ def test_memory_is_read_with_the_limits_of_the_cgroups(tmp_path: Path, monkeypat
     (process).mkdir()
     (process / "status").write_text("Name:\tx\nRssAnon:\t    2048 kB\n")
     (tmp_path / "meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable:    1000000 kB\n")
-    assert memory.anonymous(process) == 2 << 20
-    monkeypatch.setattr(memory, "_CGROUP", groups)
-    read = lambda: memory.available(process, tmp_path / "meminfo")  # noqa: E731
+    assert spare_memory.anonymous(process) == 2 << 20
+    monkeypatch.setattr(spare_memory, "_CGROUP", groups)
+    read = lambda: spare_memory.available(process, tmp_path / "meminfo")  # noqa: E731
     assert read() == 1_000_000 << 10
     (process / "cgroup").write_text("4:memory:/a/b\n0::/c\n")
     for folder, names in (("c", ("memory.max", "memory.current")), ("memory/a", ("memory.limit_in_bytes",) * 2)):

@@ -54,7 +54,7 @@ SETTLED = 10  # swaps, after which memory is compared
 
 
 @dataclass
-class Told:
+class Record:
     """Holds what a run has seen."""
 
     pictures: list[tuple[str, int, bytes]] = field(default_factory=list)
@@ -87,7 +87,7 @@ def alone(model: Path) -> dict[int, Pixels]:
     return {seed: generate(loaded, PROMPT, seed=seed, steps=STEPS) for seed in SEEDS}
 
 
-async def _draw(client: AsyncClient, number: int, over: asyncio.Event, told: Told) -> None:
+async def _draw(client: AsyncClient, number: int, over: asyncio.Event, record: Record) -> None:
     while not over.is_set():
         seed, start = SEEDS[number % len(SEEDS)], time.monotonic()
         models: list[str] = []
@@ -98,26 +98,26 @@ async def _draw(client: AsyncClient, number: int, over: asyncio.Event, told: Tol
 
         try:
             (picture,) = await client.generate(PROMPT, seed=seed, steps=STEPS, on_event=note, timeout=60)
-            told.pictures.append((models[0], seed, picture.data))
+            record.pictures.append((models[0], seed, picture.data))
         except ServerError as error:
-            told.failures.append(f"{error.code.name}: {error.message}")
-        told.waits.append(time.monotonic() - start)
+            record.failures.append(f"{error.code.name}: {error.message}")
+        record.waits.append(time.monotonic() - start)
         number += 1
 
 
-async def _watch(channel: grpc.aio.Channel, told: Told) -> None:
+async def _watch(channel: grpc.aio.Channel, record: Record) -> None:
     stub: Any = health_pb2_grpc.HealthStub(channel)
     async for answer in stub.Watch(health_pb2.HealthCheckRequest()):
-        told.statuses.append(answer.status)
+        record.statuses.append(answer.status)
 
 
-async def _run(address: str, pid: int, token: str, swaps: int, seconds: float) -> Told:
-    told, over = Told(), asyncio.Event()
+async def _run(address: str, pid: int, token: str, swaps: int, seconds: float) -> Record:
+    record, over = Record(), asyncio.Event()
     key = (("authorization", f"Bearer {token}"),)
     async with AsyncClient(address, key=token) as client, grpc.aio.insecure_channel(address) as channel:
         stub: Any = AdminStub(channel)
-        work = [asyncio.create_task(_draw(client, number, over, told)) for number in range(CLIENTS)]
-        watching = asyncio.create_task(_watch(channel, told))
+        work = [asyncio.create_task(_draw(client, number, over, record)) for number in range(CLIENTS)]
+        watching = asyncio.create_task(_watch(channel, record))
         end, until = 0.0, time.monotonic() + seconds
         for number in range(swaps):
             if end > until:
@@ -127,15 +127,15 @@ async def _run(address: str, pid: int, token: str, swaps: int, seconds: float) -
             async for stage in stub.Swap(pb.SwapRequest(model=model), metadata=key):
                 serves = time.monotonic() if stage.stage == pb.STAGE_DRAINING else serves
             end = time.monotonic()
-            told.swaps.append(end - start)
-            told.drains.append(end - serves)
-            told.memory.append(memory_of(pid).anonymous)
-            held, answers = told.memory[-1], len(told.waits)
+            record.swaps.append(end - start)
+            record.drains.append(end - serves)
+            record.memory.append(memory_of(pid).anonymous)
+            held, answers = record.memory[-1], len(record.waits)
             print(f"swap {number + 1}: {end - start:.1f} s, {held:.0f} MB, {answers} answers", flush=True)
         over.set()
         await asyncio.gather(*work)
         watching.cancel()
-    return told
+    return record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,31 +156,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = ("--keys", str(keys), "--admin", "on", "--admin-models", str(models), "--http-port", "off")
         with server_process(models / DEMO.name, words=("server",), flags=flags) as (line, _, pid):
             address = re.findall(r"gRPC (\S+?),", line)[0]
-            told = asyncio.run(_run(address, pid, token, options.swaps, options.seconds))
+            record = asyncio.run(_run(address, pid, token, options.swaps, options.seconds))
     different = [
         (name, seed)
-        for name, seed, data in told.pictures
+        for name, seed, data in record.pictures
         if not np.array_equal(np.asarray(PILImage.open(io.BytesIO(data))), expected[name][seed])
     ]
-    for failure in told.failures[:5]:
+    for failure in record.failures[:5]:
         print(failure, file=sys.stderr)
     rows = Rows("swaps-cpu", ("openvino", "grpcio"))
-    shape = f"{len(told.swaps)} swaps of the demo model and a copy of it; {CLIENTS} clients, {STEPS} steps"
-    drawn = {name: sum(each == name for each, _, _ in told.pictures) for name in expected}
-    rows.add("requests", shape, "", [float(len(told.waits))])
-    rows.add("requests failed", shape, "", [float(len(told.failures))])
+    shape = f"{len(record.swaps)} swaps of the demo model and a copy of it; {CLIENTS} clients, {STEPS} steps"
+    drawn = {name: sum(each == name for each, _, _ in record.pictures) for name in expected}
+    rows.add("requests", shape, "", [float(len(record.waits))])
+    rows.add("requests failed", shape, "", [float(len(record.failures))])
     for name, count in drawn.items():
         rows.add(f"pictures of {name}", shape, "", [float(count)])
     rows.add("pictures of other bits than alone", shape, "", [float(len(different))])
-    rows.add("health but SERVING", shape, "", [float(sum(each != 1 for each in told.statuses))])
-    rows.add("a swap", shape, "s", told.swaps)
-    rows.add("the old model's end, once it is old", shape, "s", told.drains)
-    rows.add("a request", shape, "s", told.waits)
-    rows.add("the longest request", shape, "s", [max(told.waits)])
-    early, late = told.memory[:SETTLED], told.memory[-SETTLED:]
+    rows.add("health but SERVING", shape, "", [float(sum(each != 1 for each in record.statuses))])
+    rows.add("a swap", shape, "s", record.swaps)
+    rows.add("the old model's end, once it is old", shape, "s", record.drains)
+    rows.add("a request", shape, "s", record.waits)
+    rows.add("the longest request", shape, "s", [max(record.waits)])
+    early, late = record.memory[:SETTLED], record.memory[-SETTLED:]
     rows.add(f"held after each of the first {SETTLED}", shape, "MB", early)
     rows.add(f"held after each of the last {SETTLED}", shape, "MB", late)
-    bad = bool(told.failures or different or any(each != 1 for each in told.statuses))
+    bad = bool(record.failures or different or any(each != 1 for each in record.statuses))
     print(f"memory: {statistics.median(late) - statistics.median(early):+.1f} MB from the first ten to the last ten")
     return 1 if bad else 0
 

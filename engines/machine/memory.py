@@ -7,7 +7,7 @@ import ctypes
 import gc
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from engines.machine.cores import cgroup_folders
 
@@ -53,7 +53,11 @@ def give_back() -> None:
 def _groups(cgroup: Path, process: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
     for folder in cgroup_folders(cgroup, process):
         yield folder, _V2
-    yield cgroup / "memory", _V1  # as a container sees its own
+    places = (line.split(":", 2)[1:] for line in _text(process / "cgroup").splitlines() if line.count(":") >= 2)
+    place = next((path for controllers, path in places if "memory" in controllers.split(",")), "/")
+    if place.startswith("/") and ".." not in place:
+        within = PurePosixPath(place).relative_to("/")
+        yield from ((cgroup / "memory" / part, _V1) for part in (within, *within.parents))
 
 
 def _kilobytes(path: Path, name: str) -> int | None:

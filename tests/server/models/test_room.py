@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from engines.errors import OutOfMemory
-from engines.machine import memory
 from engines.model import Model
 from pipeline.checkpoint.opened import Checkpoint
 from server.models.room import Room
@@ -44,28 +43,3 @@ def test_a_backend_of_float32_copies_takes_twice_the_weights(model: Model, sd1_c
     more = sd1_checkpoint.weights.total - model.checkpoint.weights.total
     assert room.needed(sd1_checkpoint) == round(1.1 * (4000 + 2 * more))
     room.check(sd1_checkpoint)  # where the system does not tell what is free, nothing is refused
-
-
-def test_memory_is_read_with_the_limits_of_the_cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    process, groups = tmp_path / "proc", tmp_path / "cgroup"
-    (process).mkdir()
-    (process / "status").write_text("Name:\tx\nRssAnon:\t    2048 kB\n")
-    (tmp_path / "meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable:    1000000 kB\n")
-    assert memory.anonymous(process) == 2 << 20
-    monkeypatch.setattr(memory, "_CGROUP", groups)
-    read = lambda: memory.available(process, tmp_path / "meminfo")  # noqa: E731
-    assert read() == 1_000_000 << 10
-    (process / "cgroup").write_text("4:memory:/a/b\n0::/c\n")
-    for folder, names in (("c", ("memory.max", "memory.current")), ("memory/a", ("memory.limit_in_bytes",) * 2)):
-        (groups / folder).mkdir(parents=True)
-        for name in names:
-            (groups / folder / name).write_text("max\n")
-    (groups / "c/memory.max").write_text(f"{100 << 20}\n")
-    (groups / "c/memory.current").write_text(f"{60 << 20}\n")
-    (groups / "c/memory.stat").write_text(f"anon 5\ninactive_file {10 << 20}\n")
-    assert read() == 50 << 20, "v2: what the kernel takes back is free"
-    (groups / "memory/a/memory.limit_in_bytes").write_text(f"{80 << 20}\n")
-    (groups / "memory/a/memory.usage_in_bytes").write_text(f"{60 << 20}\n")
-    assert read() == 20 << 20, "v1, of a group above"
-    (groups / "memory/a/memory.usage_in_bytes").write_text(f"{90 << 20}\n")
-    assert read() == 0

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from engines.machine.cores import available_cores
 from engines.machine.memory import available_memory
-from engines.model import Beside, Model, load, on_gpu
 from engines.model import Model
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id

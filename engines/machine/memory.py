@@ -1,4 +1,4 @@
-"""The memory that this process has and may have: the machine's, cut by the limits of its cgroup and of those above it."""
+"""The memory that this process has and may have: the machine's, cut by the limits of its cgroups."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ log = logging.getLogger("latentd.door")
 
 _caller: ContextVar[str] = ContextVar("caller")  # whose call this task answers
 
+
 def _is_news(record: logging.LogRecord) -> bool:
     """Return whether gRPC logs more than that a client left while its answer was on the way, with a traceback."""
     return not (record.exc_info and record.exc_info[0] and record.exc_info[0].__name__ == "ExecuteBatchError")

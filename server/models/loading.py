@@ -36,7 +36,9 @@ def load_model(settings: Settings) -> Model:
     checkpoint = open_checkpoint(settings.model, settings.prediction)
     if checkpoint.has_safety_checker:
         log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")
-    return load(checkpoint, choice, Beside(settings.style_adapter, settings.style_encoder, settings.judge, settings.loras))
+    return load(
+        checkpoint, choice, Beside(settings.style_adapter, settings.style_encoder, settings.judge, settings.loras)
+    )
 
 
 def choice_of(settings: Settings) -> Choice:

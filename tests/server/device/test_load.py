@@ -100,7 +100,9 @@ def test_who_asks_for_more_than_there_is_until_his_deadline_has_asked_for_no_mor
     with running(wired, ready=held.hold) as at_work:
         paced(at_work, 100.0)
         sits = at_work.submit(**PLAIN)
-        with pytest.raises(TooLate, match=r"^the request takes about 800.00 s by itself; its deadline is in (2.00|1.\d\d) s$"):
+        with pytest.raises(
+            TooLate, match=r"^the request takes about 800.00 s by itself; its deadline is in (2.00|1.\d\d) s$"
+        ):
             within(at_work, 2.0, caller="other")
         shares = {caller: share for caller, _, share in at_work.device._jobs.demand.shares(time.monotonic())}
         assert 0 < shares["other"] <= 2.0 / 5

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from engines.choice import Choice
 from engines.machine.cores import available_cores
-from engines.machine.memory import available_memory
+from engines.machine.memory_limit import available_memory
 from engines.model import Beside, Model, load, on_gpu
 from engines.process.exporting import stop_exports
 from pipeline.checkpoint.opened import model_id, open_checkpoint

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.machine.memory import available_memory
+from engines.machine.memory_limit import available_memory
 
 
 @pytest.mark.parametrize(("content", "bytes"), [("max\n", 8 << 30), ("1073741824\n", 1 << 30), ("nonsense", 8 << 30)])

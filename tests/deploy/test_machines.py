@@ -16,7 +16,7 @@ from benchmarks.machines.balancer import ENVOY, Balancer, balanced, until
 from benchmarks.machines.callers import ONCE, SEEDS, blocking, over_http, unary_load
 from benchmarks.machines.fleet import Machine, fleet
 from pipeline.checkpoint.opened import Checkpoint
-from tests.deploy.test_kubernetes import BALANCER, container
+from tests.support.manifests import BALANCER, container
 
 pytestmark = pytest.mark.skipif(
     not ENVOY.exists(), reason="make test installs Envoy where there is one for this machine"

@@ -34,8 +34,8 @@ class Balancer:
 
     def healthy(self, cluster: str = "grpc") -> list[str]:
         """Return the servers of a cluster that get requests, as host:port."""
-        told = _json(f"http://{self.admin}/clusters?format=json")
-        statuses = next(one["host_statuses"] for one in told["cluster_statuses"] if one["name"] == cluster)
+        answer = _json(f"http://{self.admin}/clusters?format=json")
+        statuses = next(one["host_statuses"] for one in answer["cluster_statuses"] if one["name"] == cluster)
         return [
             f"{at['address']}:{at['port_value']}"
             for at, health in ((host["address"]["socket_address"], host["health_status"]) for host in statuses)
@@ -44,8 +44,8 @@ class Balancer:
 
     def counter(self, name: str) -> int:
         """Return a counter of Envoy's, such as cluster.grpc.upstream_rq_retry_success."""
-        told = _json(f"http://{self.admin}/stats?format=json&filter=^{name}$")
-        return next((stat["value"] for stat in told["stats"] if stat.get("name") == name), 0)
+        answer = _json(f"http://{self.admin}/stats?format=json&filter=^{name}$")
+        return next((stat["value"] for stat in answer["stats"] if stat.get("name") == name), 0)
 
     def wait(self, count: int) -> None:
         """Wait until so many servers get requests, at both ports. Errors: TimeoutError."""
@@ -82,19 +82,19 @@ def local_config(machines: Sequence[Machine]) -> dict[str, Any]:
 def balanced(machines: Sequence[Machine]) -> Iterator[Balancer]:
     """Start Envoy before servers; it listens when the block begins. Errors: RuntimeError with Envoy's own words."""
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
-        config, told = Path(folder, "envoy.json"), Path(folder, "admin")
+        config, where = Path(folder, "envoy.json"), Path(folder, "admin")
         config.write_text(json.dumps(local_config(machines)))
-        command = [str(ENVOY), "-c", str(config), "--admin-address-path", str(told), "--use-dynamic-base-id"]
+        command = [str(ENVOY), "-c", str(config), "--admin-address-path", str(where), "--use-dynamic-base-id"]
         # Two threads: a server's connections belong to one of them, and each finds out by itself that it is dead.
         command += ["--concurrency", "2", "--log-level", "warning"]
         with subprocess.Popen(command, stdout=log, stderr=log) as process:
             try:
-                yield _started(process, told, log)
+                yield _started(process, where, log)
             finally:
                 process.terminate()
 
 
-def _started(process: subprocess.Popen[bytes], told: Path, log: TextIO) -> Balancer:
+def _started(process: subprocess.Popen[bytes], where: Path, log: TextIO) -> Balancer:
     ports: dict[str, int] = {}
 
     def listens() -> bool:
@@ -102,12 +102,12 @@ def _started(process: subprocess.Popen[bytes], told: Path, log: TextIO) -> Balan
             log.seek(0)
             raise RuntimeError(f"Envoy did not start: {log.read()[-2000:]}")
         with contextlib.suppress(OSError, urllib.error.URLError):
-            for listener in _json(f"http://{told.read_text()}/listeners?format=json")["listener_statuses"]:
+            for listener in _json(f"http://{where.read_text()}/listeners?format=json")["listener_statuses"]:
                 ports[listener["name"]] = listener["local_address"]["socket_address"]["port_value"]
         return len(ports) == 2 and all(ports.values())
 
     until(listens)
-    return Balancer(told.read_text(), ports)
+    return Balancer(where.read_text(), ports)
 
 
 def _json(url: str) -> Any:

@@ -16,8 +16,7 @@ from latentd.v1 import images_pb2 as pb
 from server.doors.grpc import SERVICE
 from server.doors.oip.door import SERVICE as OIP
 from server.settings import Settings
-from tests.deploy.test_kubernetes import BALANCER, SETTINGS, container
-from tests.support.manifests import documents
+from tests.support.manifests import BALANCER, SETTINGS, container, documents
 
 RESOURCES = yaml.safe_load(CONFIG.read_text())["static_resources"]
 CLUSTERS = {cluster["name"]: cluster for cluster in RESOURCES["clusters"]}

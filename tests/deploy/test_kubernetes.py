@@ -15,33 +15,29 @@ import yaml
 
 from pipeline.checkpoint.opened import model_id
 from server.doors.grpc import LIVE, SERVICE
+from server.metrics import Metrics
 from server.settings import PREFIX, Settings, read_settings
-from tests.deploy.test_compose import samples
-from tests.support.manifests import DEPLOY, VERSIONS, Object, check, documents, merged
+from tests.support.manifests import (
+    BALANCER,
+    BASE,
+    DEPLOY,
+    INFERENCE,
+    OBJECTS,
+    RUNTIME,
+    SERVER,
+    SETTINGS,
+    VERSIONS,
+    Object,
+    check,
+    container,
+    documents,
+    merged,
+    pod,
+    the,
+)
 
-BASE = ["server.yaml", "balancer.yaml", "network.yaml", "scaling.yaml"]
-OBJECTS = [thing for name in BASE for thing in documents(f"kubernetes/{name}")]
-(RUNTIME,), (INFERENCE,) = documents("kserve/servingruntime.yaml"), documents("kserve/inferenceservice.yaml")
-SETTINGS = read_settings(["--config", str(DEPLOY / "kubernetes/latentd.yaml")], {})
 # Settings that come with keys; before them the server says that nobody reads these, and starts.
 COMING = {"LATENTD_KEYS", "LATENTD_INSECURE"}
-
-
-def the(kind: str, name: str) -> Object:
-    (found,) = [thing for thing in OBJECTS if (thing["kind"], thing["metadata"]["name"]) == (kind, name)]
-    return found
-
-
-SERVER, BALANCER = the("Deployment", "latentd"), the("Deployment", "latentd-balancer")
-
-
-def pod(deployment: Object) -> Object:
-    return deployment["spec"]["template"]["spec"]
-
-
-def container(deployment: Object) -> Object:
-    (one,) = pod(deployment)["containers"]
-    return one
 
 
 def on_a_card() -> Object:
@@ -169,8 +165,9 @@ def test_what_it_scales_by_is_in_the_server_s_registry() -> None:
     queries = [trigger["metadata"]["query"] for trigger in scaled["triggers"]]
     (theirs,) = INFERENCE["spec"]["predictor"]["autoScaling"]["metrics"]
     queries.append(theirs["external"]["metric"]["query"])
+    known = {sample.name for family in Metrics("m").registry.collect() for sample in family.samples}
     names = {name for query in queries for name in re.findall(r"latentd_\w+", query)}
-    assert names == {"latentd_queue_wait_seconds", "latentd_rows_live", "latentd_rows_capacity"} <= samples().keys()
+    assert names == {"latentd_queue_wait_seconds", "latentd_rows_live", "latentd_rows_capacity"} <= known
     assert all(float(trigger["metadata"]["threshold"]) > 0 for trigger in scaled["triggers"])
 
 

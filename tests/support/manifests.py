@@ -16,6 +16,8 @@ import kubernetes_validate
 import yaml
 from referencing import Registry, Resource
 
+from server.settings import read_settings
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 VERSIONS = ("1.30", "1.37")  # the first whose `sleep` is on by default, and the newest that the package has
 Object = dict[str, Any]
@@ -26,6 +28,29 @@ _DEFINITIONS = "https://kubernetes.io/api/_definitions.json"
 def documents(path: str) -> list[Object]:
     """The objects of a file below deploy/."""
     return list(yaml.safe_load_all((DEPLOY / path).read_text()))
+
+
+BASE = ["server.yaml", "balancer.yaml", "network.yaml", "scaling.yaml"]
+OBJECTS = [thing for name in BASE for thing in documents(f"kubernetes/{name}")]
+(RUNTIME,), (INFERENCE,) = documents("kserve/servingruntime.yaml"), documents("kserve/inferenceservice.yaml")
+SETTINGS = read_settings(["--config", str(DEPLOY / "kubernetes/latentd.yaml")], {})
+
+
+def the(kind: str, name: str) -> Object:
+    (found,) = [thing for thing in OBJECTS if (thing["kind"], thing["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+SERVER, BALANCER = the("Deployment", "latentd"), the("Deployment", "latentd-balancer")
+
+
+def pod(deployment: Object) -> Object:
+    return deployment["spec"]["template"]["spec"]
+
+
+def container(deployment: Object) -> Object:
+    (one,) = pod(deployment)["containers"]
+    return one
 
 
 def _theirs(name: str) -> Object:

@@ -157,7 +157,7 @@ def _server_span(id: str, request: Request, started: float) -> tuple[Any, ...]:
         "http.route": path,
         "url.path": path,
         "url.scheme": request.url.scheme,
-        "client.address": request.state.caller,
+        "client.address": request.state.address,
     }
     return id, f"{method} {path}", started, request.headers.items(), about
 

@@ -71,7 +71,7 @@ class Guard:
             raise RuntimeError(f"no app for {scope['type']}")
         id = request_id(_values(scope, ID_KEY))
         caller = caller_of(_peer(scope))
-        scope.setdefault("state", {}).update(request_id=id, caller=caller)
+        scope.setdefault("state", {}).update(request_id=id, caller=caller, address=caller)
         begun = False
 
         async def answer(message: MutableMapping[str, Any]) -> None:

@@ -36,10 +36,6 @@ from tests.support.manifests import (
     the,
 )
 
-# Settings that come with keys; before them the server says that nobody reads these, and starts.
-COMING = {"LATENTD_KEYS", "LATENTD_INSECURE"}
-
-
 def on_a_card() -> Object:
     (patch,) = documents("kubernetes/gpu/server.yaml")
     return merged(SERVER, patch)
@@ -115,7 +111,7 @@ def test_the_servers_are_told_settings_that_there_are() -> None:
     assert SETTINGS.max_calls_caller == SETTINGS.max_calls, "all who come through the balancer are one caller"
     annotations = SERVER["spec"]["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == str(SETTINGS.metrics_port)
-    known = {PREFIX + name.upper() for name in vars(Settings())} | {"LATENTD_CONFIG", "LATENTD_CACHE_GB"} | COMING
+    known = {PREFIX + name.upper() for name in vars(Settings())} | {"LATENTD_CONFIG", "LATENTD_CACHE_GB"}
     for one in (container(SERVER), RUNTIME["spec"]["containers"][0]):
         environment = {variable["name"]: variable["value"] for variable in one["env"]}
         assert environment.keys() <= known

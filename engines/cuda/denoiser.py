@@ -27,10 +27,11 @@ class CudaDenoiser(Buffers):
         height: int,
         rows: int,
         chunks: int,
+        rank: int = 0,
         *,
         exact: bool,
     ) -> None:
-        super().__init__(spec, width, height, rows, chunks)
+        super().__init__(spec, width, height, rows, chunks, rank)
         self._network, self._stream, self._exact = network, stream, exact
 
     def run(self, rows: Sequence[int]) -> None:
@@ -53,4 +54,5 @@ class CudaDenoiser(Buffers):
     def _text(self, row: int) -> torch.Tensor:
         new = self._stream.new
         seen = (new(self.styles[row]), float(self.style_weights[row])) if self.styles.size else None
-        return self._network.text(new(self.contexts[row]), seen)
+        lora = {name: new(matrix) for name, matrix in self._loras[row].items()}
+        return self._network.text(new(self.contexts[row]), seen, *([lora] if lora else []))

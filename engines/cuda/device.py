@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.backend import Pending
+from engines.buffers import text_inputs
 from engines.cache import devices
 from engines.cuda.denoiser import CudaDenoiser
 from engines.cuda.errors import device_errors, with_memory
@@ -26,7 +27,10 @@ from engines.cuda.network import Network
 from engines.cuda.stepper import CudaStepper
 from engines.cuda.stream import Fetched, OnDevice, Stream
 from engines.machine.driver import driver_version
+from graphs import ports
 from pipeline.arrays import F32, Pixels
+from pipeline.loras.layers import RANKS
+from pipeline.loras.lora import Inputs, Lora
 from pipeline.spec import Spec
 
 log = logging.getLogger("latentd.cuda")
@@ -42,12 +46,15 @@ def key_of(device: torch.device) -> str:
 class Networks(Protocol):
     """The networks of one model on one device. Each method, and what it returns, is called within one stream."""
 
-    def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
-        """Return the text encoder: ids int64 [1, tokens] to context [1, tokens, width], and skipped [1, skips, ..]."""
+    def text(self, lora: Mapping[str, Tensor] | None = None) -> Callable[[Tensor], Sequence[Tensor]]:
+        """Return the text encoder: ids int64 [1, tokens] to context [1, tokens, width], and skipped [1, skips, ..].
+
+        `lora`: buffers that its A and B are read from (graphs.ports.adapters), of a model that takes LoRAs.
+        """
         ...
 
-    def unet(self, width: int, height: int, chunks: int) -> Network:
-        """Return the UNet for one size and length of prompt. Errors: NoEngine."""
+    def unet(self, width: int, height: int, chunks: int, rank: int = 0) -> Network:
+        """Return the UNet for one size, length of prompt and rank of LoRAs. Errors: NoEngine."""
         ...
 
     def decoder(self, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
@@ -75,18 +82,28 @@ class CudaDevice:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # the streams below do not wait for the one that loaded
             self._encoding, self._stepping, self._decoding, self._side = (Stream(device) for _ in range(4))
-        self._unets: dict[tuple[int, int, int], Network] = {}
+        self._unets: dict[tuple[int, int, int, int], Network] = {}
+        self._encoders: dict[int, _Encoder] = {}  # by the rank of a LoRA
+        self._encoding_with: dict[int, Inputs | None] = {}  # what the buffers of each hold; None: zeros
         self._decoders: dict[tuple[int, ...], _Decoder] = {}
         mend, begin = "free the card (nvidia-smi shows who holds it) or take a larger one", time.monotonic()
-        self._ids, self._contexts, self._encode = with_memory(self._captured_encoder, "the text encoder", mend)
+        self._encoders[RANKS[0]] = with_memory(lambda: self._captured_encoder(RANKS[0]), "the text encoder", mend)
         log.info("captured the text encoder in %.1f s", time.monotonic() - begin)
         networks.captured()
 
-    def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
+    def encode(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> F32:
+        rank = lora.rank if lora is not None and lora.text is not None else RANKS[0]
+        if rank not in self._encoders:
+            self._encoders[rank] = self._captured_encoder(rank)
+        encoder, inputs = self._encoders[rank], text_inputs(self.spec, ids, lora)
         with self._encoding.here():
-            self._encoding.upload(self._ids, ids[None])
-            self._encode()
-            return self._encoding.fetch(self._contexts[skip]).floats()
+            self._encoding.upload(encoder.ids, inputs.pop("ids"))
+            if inputs and self._encoding_with.get(rank) is not (text := lora.text if lora is not None else None):
+                for name, matrix in inputs.items():
+                    self._encoding.upload(encoder.lora[name], matrix)
+                self._encoding_with[rank] = text
+            encoder.run()
+            return self._encoding.fetch(encoder.contexts[skip]).floats()
 
     def decode(self, latents: F32) -> F32:
         decoder = self._decoder_of(latents.shape)
@@ -95,7 +112,7 @@ class CudaDevice:
             decoder.replay()
             return self._decoding.fetch(decoder.picture[0]).floats()
 
-    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+    def row_seconds(self, width: int, height: int, chunks: int, rank: int = 0) -> float | None:
         """See Backend.row_seconds; a capture takes no time, a step does."""
         return None
 
@@ -114,21 +131,23 @@ class CudaDevice:
             decoder.replay()
             return _Picture(stream.fetch(decoder.pixels[0], decoder.broken))
 
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> CudaDenoiser:
-        return self._denoiser(width, height, rows, chunks, exact=self.pixels == "exact")
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> CudaDenoiser:
+        return self._denoiser(width, height, rows, chunks, rank, exact=self.pixels == "exact")
 
-    def together(self, width: int, height: int, rows: int, chunks: int = 1) -> CudaDenoiser:
+    def together(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> CudaDenoiser:
         """See Backend.together: this is how each bucket can be checked."""
-        return self._denoiser(width, height, rows, chunks, exact=False)
+        return self._denoiser(width, height, rows, chunks, rank, exact=False)
 
-    def _denoiser(self, width: int, height: int, rows: int, chunks: int, *, exact: bool) -> CudaDenoiser:
-        network = self._unet(width, height, chunks)
-        return CudaDenoiser(network, self._stepping, self.spec, width, height, rows, chunks, exact=exact)
+    def _denoiser(self, width: int, height: int, rows: int, chunks: int, rank: int, *, exact: bool) -> CudaDenoiser:
+        network = self._unet(width, height, chunks, rank)
+        return CudaDenoiser(network, self._stepping, self.spec, width, height, rows, chunks, rank, exact=exact)
 
-    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> CudaStepper:
+    def stepper(
+        self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150, rank: int = 0
+    ) -> CudaStepper:
         def make() -> CudaStepper:
             return CudaStepper(
-                self._unet(width, height, chunks),
+                self._unet(width, height, chunks, rank),
                 self._kernels,
                 self.spec.latent_shape(width, height),
                 seats,
@@ -143,7 +162,7 @@ class CudaDevice:
                 self._unets.pop(lane, None)
             self._networks.captured()
 
-        lane, known = (width, height, chunks), set(self._unets)
+        lane, known = (width, height, chunks, rank), set(self._unets)
         long = f" and prompts of {chunks} x {self.spec.text.tokens} tokens" if chunks > 1 else ""
         what = f"{seats} seat{'s' if seats > 1 else ''} of {width}x{height}{long}, jobs of up to {steps} steps"
         mend = f"lower --seats (it is {seats}), --max-steps ({steps}) or --sizes, or free the card (nvidia-smi)"
@@ -165,10 +184,10 @@ class CudaDevice:
         """See Backend.device_key."""
         return key_of(self._device)
 
-    def _unet(self, width: int, height: int, chunks: int) -> Network:
-        if (lane := (width, height, chunks)) not in self._unets:
+    def _unet(self, width: int, height: int, chunks: int, rank: int) -> Network:
+        if (lane := (width, height, chunks, rank)) not in self._unets:
             with self._stepping.here():
-                self._unets[lane] = self._networks.unet(*lane)
+                self._unets[lane] = self._networks.unet(*(lane if rank else lane[:3]))
         return self._unets[lane]
 
     def _decoder_of(self, shape: Sequence[int]) -> _Decoder:
@@ -188,11 +207,13 @@ class CudaDevice:
             self._networks.captured()
         return self._decoders[key]
 
-    def _captured_encoder(self) -> tuple[Tensor, Tensor, Callable[[], None]]:
-        """Return ids [1, tokens], contexts [1 + skips, tokens, width], and the captured call from those to these."""
-        text = self.spec.text
+    def _captured_encoder(self, rank: int) -> _Encoder:
+        """Capture the text encoder for LoRAs of this rank; where the model takes none there is one encoder."""
+        text, sides = self.spec.text, {"rows": 1, "rank": rank}
+        adapters = ports.adapters(ports.adapted_layers("text_encoder", self.spec))
         with self._encoding.here():
-            net = self._networks.text()
+            lora = {port.name: torch.zeros(port.sized(sides), device=self._device) for port in adapters}
+            net = self._networks.text(lora) if lora else self._networks.text()
             ids = torch.zeros(1, text.tokens, dtype=torch.int64, device=self._device)
             contexts = torch.zeros(1 + text.skips, text.tokens, text.width, device=self._device)
 
@@ -202,7 +223,16 @@ class CudaDevice:
                 if skipped:
                     contexts[1:] = skipped[0][0]
 
-            return ids, contexts, self._encoding.captured(run)
+            return _Encoder(ids, contexts, lora, self._encoding.captured(run))
+
+
+class _Encoder(NamedTuple):
+    """Holds the text encoder, captured over fixed buffers."""
+
+    ids: Tensor  # [1, tokens]
+    contexts: Tensor  # [1 + skips, tokens, width]
+    lora: dict[str, Tensor]  # A [1, rank, in] and B [1, out, rank] by their inputs' names; none of a plain model
+    run: Callable[[], None]  # from these to the contexts
 
 
 class _Decoder:

@@ -68,18 +68,22 @@ def step(rows: Rows, turns: int, size: tuple[int, int], scratch: Path, ranks: li
         denoiser.put_lora(0, lora)
         handing.append((rank, 1e3 * (read - start), 1e3 * (time.perf_counter() - read)))
     took: dict[str, list[float]] = {name: [] for name in runs}
+    busy: dict[str, list[float]] = {name: [] for name in runs}  # seconds of the cores, which others' work delays less
     for turn in range(turns + 1):  # the first one warms up
         for name, denoiser in runs.items():
-            start = time.perf_counter()
+            start, cores = time.perf_counter(), time.process_time()
             denoiser.run([0])
             if turn:
                 took[name].append(time.perf_counter() - start)
+                busy[name].append(time.process_time() - cores)
     shape = f"SD 1.5 {size[0]}x{size[1]}, {model.backend.precision}"
     for name, seconds in took.items():
         rows.add(f"a row, {name}", shape, "s", seconds)
+        rows.add(f"a row, {name}", shape, "s of cores", busy[name])
         if name != "no LoRAs":
-            ratios = [one / plain for one, plain in zip(seconds, took["no LoRAs"], strict=True)]
-            rows.add(f"a row, {name} over none", shape, "ratio", ratios)
+            for unit, these in (("ratio", took), ("ratio of cores", busy)):
+                ratios = [one / plain for one, plain in zip(these[name], these["no LoRAs"], strict=True)]
+                rows.add(f"a row, {name} over none", shape, unit, ratios)
     for rank, reading, binding in handing:
         rows.add(f"reading a LoRA of rank {rank}", shape, "ms", [reading])
         rows.add(f"handing it to a row, rank {rank}", shape, "ms", [binding])

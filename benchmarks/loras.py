@@ -1,4 +1,4 @@
-"""What LoRAs cost on this machine: `python -m benchmarks.loras [step|requests]`, rows in results/loras-cpu.csv.
+"""What LoRAs cost on this machine: `python -m benchmarks.loras [step|requests]`, as rows.
 
 `step`: a row of SD 1.5's full shape with random weights, by a server's engines with LoRAs of each rank over those of
 one without, in turn. Every layer that a LoRA may add to takes part, whatever a file has. `requests`: pictures a second

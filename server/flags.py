@@ -14,7 +14,7 @@ GROUPS = {
     "the model, and what runs it": (
         *("model", "prediction", "backend", "device", "precision", "pixels", "attention", "threads"),
     ),
-    "what it has beside": ("style_adapter", "style_encoder", "judge"),
+    "what it has beside": ("style_adapter", "style_encoder", "judge", "loras"),
     "where it listens": ("host", "http_port", "grpc_port", "metrics_port", "allow_host"),
     "how much at once": ("seats", "sizes", "chunks", "queue_jobs", "queue_seconds", "priority_callers"),
     "what a request may ask for": ("max_prompt", "max_steps", "max_guidance", "max_images", "max_message"),

@@ -231,6 +231,8 @@ def _value(action: argparse.Action, text: str) -> object:
         return text.lower() in _TRUE
     if text == "":
         return action.default  # set but empty means not set, as in most shells' ${NAME:-default}
+    if action.dest == "lora":  # may be given several times
+        return [lora(part) for part in text.split(",")]
     value = action.type(text) if callable(action.type) else text
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"{text!r} is not one of {', '.join(action.choices)}")

@@ -179,7 +179,7 @@ def _loras(loras: Mapping[str, float] | Sequence[tuple[str, float]] | None) -> l
     pairs = loras.items() if isinstance(loras, Mapping) else loras or ()
     if isinstance(pairs, str | bytes):
         raise TypeError(f"loras is {pairs!r}; it takes names with weights, such as {{'name': 0.8}}")
-    messages = []
+    messages: list[pb.Lora] = []
     for pair in pairs:
         if isinstance(pair, str | bytes) or len(pair) != 2:
             raise TypeError(f"loras has {pair!r}; each is a name and a weight")

@@ -14,7 +14,7 @@ GROUPS = {
     "the model, and what runs it": (
         *("model", "prediction", "backend", "device", "precision", "pixels", "attention", "threads"),
     ),
-    "what it has beside": ("style_adapter", "style_encoder", "judge"),
+    "what it has beside": ("style_adapter", "style_encoder", "judge", "loras"),
     "where it listens": ("host", "http_port", "grpc_port", "metrics_port", "allow_host"),
     "who may come": ("keys", "insecure", "tls_cert", "tls_key", "tls_client_ca", "health_port"),
     "what operators may do": ("admin", "admin_models"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from engines.cuda.network import TorchNetwork
 from engines.cuda.ops import KernelOps, fold_biases, sum_in_float32
 from engines.errors import BackendError
 from model import weights
+from model.adapted import AdaptedOps, pairs_of
 from model.ops import PLAIN, Ops
 from pipeline.checkpoint.opened import Checkpoint
 
@@ -81,24 +82,37 @@ class _Modules:
         self._dtype, decoding = (torch.float32, PLAIN) if wide else (dtype, ops)  # of the decoder
         like = {"device": device, "memory_format": torch.channels_last}
         # The text encoder stays in float32, as on a CPU: its 77 tokens cost little, and every row rests on them.
-        self._text = weights.load_text(spec, stored).to(device)
+        own = ops
+        self._text_ops = AdaptedOps(PLAIN) if spec.text.adapted else PLAIN
+        ops = AdaptedOps(ops) if spec.unet.adapted else ops
+        self._text = weights.load_text(spec, stored, ops=self._text_ops).to(device)
         self._unet = weights.load_unet(spec, stored, dtype, ops).to(**like)
         self._decoder = weights.load_vae_decoder(spec, stored, self._dtype, decoding).to(**like)
-        if ops is not PLAIN:
-            fold_biases(self._unet)
+        if own is not PLAIN:
+            # A LoRA's product is of all that its layer is given, and a folded stream lacks the biases.
+            fold_biases(self._unet, residuals=not spec.unet.adapted)
         if decoding is not PLAIN:
             fold_biases(self._decoder)
         self._tokens = spec.text.tokens
-        self._networks: dict[int, TorchNetwork] = {}
+        self._networks: dict[tuple[int, int], TorchNetwork] = {}
 
-    def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
-        return self._text
+    def text(self, lora: Mapping[str, Tensor] | None = None) -> Callable[[Tensor], Sequence[Tensor]]:
+        """See Networks.text."""
+        ops = self._text_ops
+        if lora is None or not isinstance(ops, AdaptedOps):
+            return self._text
 
-    def unet(self, width: int, height: int, chunks: int) -> TorchNetwork:
-        """Return the network for prompts of `chunks` chunks; it takes pictures of any size."""
-        if chunks not in self._networks:
-            self._networks[chunks] = TorchNetwork(self._unet, chunks * self._tokens)
-        return self._networks[chunks]
+        def adapted(ids: Tensor) -> Sequence[Tensor]:
+            with ops.adding(self._text, pairs_of(lora)):
+                return self._text(ids)
+
+        return adapted
+
+    def unet(self, width: int, height: int, chunks: int, rank: int = 0) -> TorchNetwork:
+        """Return the network for prompts of `chunks` chunks and LoRAs of `rank`; it takes pictures of any size."""
+        if (chunks, rank) not in self._networks:
+            self._networks[chunks, rank] = TorchNetwork(self._unet, chunks * self._tokens, rank)
+        return self._networks[chunks, rank]
 
     def decoder(self, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
         like = {"dtype": self._dtype, "memory_format": torch.channels_last}

@@ -27,10 +27,11 @@ class CudaDenoiser(Buffers):
         height: int,
         rows: int,
         chunks: int,
+        rank: int = 0,
         *,
         exact: bool,
     ) -> None:
-        super().__init__(spec, width, height, rows, chunks)
+        super().__init__(spec, width, height, rows, chunks, rank)
         self._network, self._stream, self._exact = network, stream, exact
 
     def run(self, rows: Sequence[int]) -> None:
@@ -54,4 +55,5 @@ class CudaDenoiser(Buffers):
         new = self._stream.new
         seen = (new(self.styles[row]), float(self.style_weights[row])) if self.styles.size else None
         beside = {name: new(self.inputs[name][row]) for name in ("pooled", "sizes") if name in self.inputs}
-        return self._network.text(new(self.contexts[row]), seen, beside)
+        lora = {name: new(matrix) for name, matrix in self._loras[row].items()}
+        return self._network.text(new(self.contexts[row]), seen, beside, *([lora] if lora else []))

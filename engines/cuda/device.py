@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.backend import Pending
+from engines.buffers import text_inputs
 from engines.cache import devices
 from engines.cuda.denoiser import CudaDenoiser
 from engines.cuda.errors import device_errors, with_memory
@@ -29,6 +30,8 @@ from engines.machine.driver import driver_version
 from graphs import ports
 from pipeline.arrays import F32, Pixels
 from pipeline.conditions.text import Encoded
+from pipeline.loras.layers import RANKS
+from pipeline.loras.lora import Inputs, Lora
 from pipeline.spec import Spec
 
 log = logging.getLogger("latentd.cuda")
@@ -44,12 +47,15 @@ def key_of(device: torch.device) -> str:
 class Networks(Protocol):
     """The networks of one model on one device. Each method, and what it returns, is called within one stream."""
 
-    def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
-        """Return the text encoder: ids int64 [1, ..] to what ports.outputs lists: context [1, tokens, width], .."""
+    def text(self, lora: Mapping[str, Tensor] | None = None) -> Callable[[Tensor], Sequence[Tensor]]:
+        """Return the text encoder: ids int64 [1, ..] to what ports.outputs lists: context [1, tokens, width], ..
+
+        `lora`: buffers that its A and B are read from (graphs.ports.adapters), of a model that takes LoRAs.
+        """
         ...
 
-    def unet(self, width: int, height: int, chunks: int) -> Network:
-        """Return the UNet for one size and length of prompt. Errors: NoEngine."""
+    def unet(self, width: int, height: int, chunks: int, rank: int = 0) -> Network:
+        """Return the UNet for one size, length of prompt and rank of LoRAs. Errors: NoEngine."""
         ...
 
     def decoder(self, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
@@ -78,23 +84,30 @@ class CudaDevice:
                 with ALONE:
                     torch.cuda.synchronize(device)  # the streams below do not wait for the one that loaded
             self._encoding, self._stepping, self._decoding, self._side = (Stream(device) for _ in range(4))
-        self._unets: dict[tuple[int, int, int], Network] = {}
+        self._unets: dict[tuple[int, int, int, int], Network] = {}
+        self._encoders: dict[int, _Encoder] = {}  # by the rank of a LoRA
+        self._encoding_with: dict[int, Inputs | None] = {}  # what the buffers of each hold; None: zeros
         self._decoders: dict[tuple[int, ...], _Decoder] = {}
         mend, begin = "free the card (nvidia-smi shows who holds it) or take a larger one", time.monotonic()
-        self._ids, self._contexts, self._pooled, self._encode = with_memory(
-            self._captured_encoder, "the text encoder", mend
-        )
+        self._encoders[RANKS[0]] = with_memory(lambda: self._captured_encoder(RANKS[0]), "the text encoder", mend)
         log.info("captured the text encoder in %.1f s", time.monotonic() - begin)
         networks.captured()
 
-    def encode_text(self, ids: NDArray[np.int64], skip: int = 0) -> Encoded:
+    def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
+        rank = lora.rank if lora is not None and lora.text is not None else RANKS[0]
+        if rank not in self._encoders:
+            self._encoders[rank] = self._captured_encoder(rank)
+        encoder, inputs = self._encoders[rank], text_inputs(self.spec, ids, lora)
         with self._encoding.here():
-            self._encoding.upload(self._ids, ids[None])
-            self._encode()
-            context = self._encoding.fetch(self._contexts[skip]).floats()
-            if not self.spec.unet.pooled_width:
-                return Encoded(context)
-            return Encoded(context, self._encoding.fetch(self._pooled).floats())
+            self._encoding.upload(encoder.ids, inputs.pop("ids"))
+            if inputs and self._encoding_with.get(rank) is not (text := lora.text if lora is not None else None):
+                for name, matrix in inputs.items():
+                    self._encoding.upload(encoder.lora[name], matrix)
+                self._encoding_with[rank] = text
+            encoder.run()
+            context = self._encoding.fetch(encoder.contexts[skip]).floats()
+            pooled = self._encoding.fetch(encoder.pooled).floats() if self.spec.unet.pooled_width else None
+            return Encoded(context, pooled)
 
     def encode(self, ids: NDArray[np.int64], skip: int = 0) -> F32:
         return self.encode_text(ids, skip).context
@@ -106,7 +119,7 @@ class CudaDevice:
             decoder.replay()
             return self._decoding.fetch(decoder.picture[0]).floats()
 
-    def row_seconds(self, width: int, height: int, chunks: int) -> float | None:
+    def row_seconds(self, width: int, height: int, chunks: int, rank: int = 0) -> float | None:
         """See Backend.row_seconds; a capture takes no time, a step does."""
         return None
 
@@ -125,21 +138,23 @@ class CudaDevice:
             decoder.replay()
             return _Picture(stream.fetch(decoder.pixels[0], decoder.broken))
 
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1) -> CudaDenoiser:
-        return self._denoiser(width, height, rows, chunks, exact=self.pixels == "exact")
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> CudaDenoiser:
+        return self._denoiser(width, height, rows, chunks, rank, exact=self.pixels == "exact")
 
-    def together(self, width: int, height: int, rows: int, chunks: int = 1) -> CudaDenoiser:
+    def together(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> CudaDenoiser:
         """See Backend.together: this is how each bucket can be checked."""
-        return self._denoiser(width, height, rows, chunks, exact=False)
+        return self._denoiser(width, height, rows, chunks, rank, exact=False)
 
-    def _denoiser(self, width: int, height: int, rows: int, chunks: int, *, exact: bool) -> CudaDenoiser:
-        network = self._unet(width, height, chunks)
-        return CudaDenoiser(network, self._stepping, self.spec, width, height, rows, chunks, exact=exact)
+    def _denoiser(self, width: int, height: int, rows: int, chunks: int, rank: int, *, exact: bool) -> CudaDenoiser:
+        network = self._unet(width, height, chunks, rank)
+        return CudaDenoiser(network, self._stepping, self.spec, width, height, rows, chunks, rank, exact=exact)
 
-    def stepper(self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150) -> CudaStepper:
+    def stepper(
+        self, width: int, height: int, seats: int, chunks: int = 1, steps: int = 150, rank: int = 0
+    ) -> CudaStepper:
         def make() -> CudaStepper:
             return CudaStepper(
-                self._unet(width, height, chunks),
+                self._unet(width, height, chunks, rank),
                 self._kernels,
                 self.spec.latent_shape(width, height),
                 seats,
@@ -154,7 +169,7 @@ class CudaDevice:
                 self._unets.pop(lane, None)
             self._networks.captured()
 
-        lane, known = (width, height, chunks), set(self._unets)
+        lane, known = (width, height, chunks, rank), set(self._unets)
         long = f" and prompts of {chunks} x {self.spec.text.tokens} tokens" if chunks > 1 else ""
         what = f"{seats} seat{'s' if seats > 1 else ''} of {width}x{height}{long}, jobs of up to {steps} steps"
         mend = f"lower --seats (it is {seats}), --max-steps ({steps}) or --sizes, or free the card (nvidia-smi)"
@@ -176,10 +191,10 @@ class CudaDevice:
         """See Backend.device_key."""
         return key_of(self._device)
 
-    def _unet(self, width: int, height: int, chunks: int) -> Network:
-        if (lane := (width, height, chunks)) not in self._unets:
+    def _unet(self, width: int, height: int, chunks: int, rank: int) -> Network:
+        if (lane := (width, height, chunks, rank)) not in self._unets:
             with self._stepping.here():
-                self._unets[lane] = self._networks.unet(*lane)
+                self._unets[lane] = self._networks.unet(*(lane if rank else lane[:3]))
         return self._unets[lane]
 
     def _decoder_of(self, shape: Sequence[int]) -> _Decoder:
@@ -199,14 +214,15 @@ class CudaDevice:
             self._networks.captured()
         return self._decoders[key]
 
-    def _captured_encoder(self) -> tuple[Tensor, Tensor, Tensor, Callable[[], None]]:
-        """Return ids as ports.inputs has them, contexts [1 + skips, tokens, width], pooled [width], and the captured
-        call from those to these."""
-        spec = self.spec
-        (port,), skips, unet = ports.inputs("text_encoder", spec), spec.skips, spec.unet
+    def _captured_encoder(self, rank: int) -> _Encoder:
+        """Capture the text encoder for LoRAs of this rank; where the model takes none there is one encoder."""
+        spec, sides = self.spec, {"rows": 1, "rank": rank}
+        port, *adapters = ports.inputs("text_encoder", spec)
+        skips, unet = spec.skips, spec.unet
         with self._encoding.here():
-            net = self._networks.text()
-            ids = torch.zeros(port.sized({"rows": 1}), dtype=torch.int64, device=self._device)
+            lora = {port.name: torch.zeros(port.sized(sides), device=self._device) for port in adapters}
+            net = self._networks.text(lora) if lora else self._networks.text()
+            ids = torch.zeros(port.sized(sides), dtype=torch.int64, device=self._device)
             contexts = torch.zeros(1 + skips, spec.text.tokens, unet.context_width, device=self._device)
             pooled = torch.zeros(unet.pooled_width, device=self._device)
 
@@ -218,7 +234,17 @@ class CudaDevice:
                 if unet.pooled_width:
                     pooled.copy_(others[-1][0])
 
-            return ids, contexts, pooled, self._encoding.captured(run)
+            return _Encoder(ids, contexts, pooled, lora, self._encoding.captured(run))
+
+
+class _Encoder(NamedTuple):
+    """Holds the text encoder, captured over fixed buffers."""
+
+    ids: Tensor  # as ports.inputs has them
+    contexts: Tensor  # [1 + skips, tokens, width]
+    pooled: Tensor  # [width], of SDXL
+    lora: dict[str, Tensor]  # A [1, rank, in] and B [1, out, rank] by their inputs' names; none of a plain model
+    run: Callable[[], None]  # from these to the contexts
 
 
 class _Decoder:

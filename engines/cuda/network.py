@@ -6,6 +6,7 @@ prompt, and of a timestep the timestep and the guidance.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -13,11 +14,17 @@ import torch
 from torch import Tensor
 
 from engines.cuda.choices import CHOSEN
+from graphs import ports
+from model.adapted import AdaptedOps, pairs_of
 from model.unet import Unet
+from pipeline.loras.layers import RANKS, unet_layers
 
 Beside = Mapping[str, Tensor]
 NOTHING: Beside = {}
 Style = tuple[Tensor, float]  # a picture's tokens as they are for one row, and their weight
+
+
+Matrices = Mapping[str, Tensor]  # of a LoRA, by a graph's input: A [1, rank, in], B [1, out, rank]
 
 
 class Network(Protocol):
@@ -33,11 +40,14 @@ class Network(Protocol):
     # k of the samples. False also where no picture has two rows.
     twins: bool
 
-    def text(self, context: Tensor, style: Style | None = None, beside: Beside = NOTHING) -> Tensor:
+    def text(
+        self, context: Tensor, style: Style | None = None, beside: Beside = NOTHING, lora: Matrices | None = None
+    ) -> Tensor:
         """Return what is kept of a context: float32 [T, D] -> [text_width]; once a prompt, outside the step.
 
         `style`: a picture's tokens, float32 [style tokens, D], and how much they weigh; of a model with an adapter.
-        `beside`: what else its row is given, by the names of the UNet's inputs: Sitting.beside.
+        `beside`: what else its row is given, by the names of the UNet's inputs: Sitting.beside. `lora`: what its
+        request adds to the layers, of a model that takes LoRAs.
         """
         ...
 
@@ -63,11 +73,15 @@ class TorchNetwork:
 
     SDXL's shifts depend on prompt and timestep: there what each adds to them is kept, and a step projects the sum. That
     is 0.04 of the 1,500 GFLOP of a row of 1024x1024 (counted), where keeping them would take a table for each prompt.
+
+    Behind a prompt's keys and values lie the matrices of its LoRA, so that they come and go with it, and rows of other
+    LoRAs are one batched product a layer.
     """
 
-    def __init__(self, unet: Unet, tokens: int, *, twins: bool = CHOSEN.twins) -> None:
+    def __init__(self, unet: Unet, tokens: int, rank: int = 0, *, twins: bool = CHOSEN.twins) -> None:
         """Project zeros once, to learn the widths; `tokens` are those of a context, all its chunks.
 
+        `rank`: that LoRAs are filled up to, of a UNet that takes them.
         `twins`: let guided rows be computed once until they differ, where the model has them.
         """
         self._unet = unet
@@ -77,20 +91,35 @@ class TorchNetwork:
         device = parameter.device
         self._no_style = torch.zeros(unet.spec.style_tokens, unet.spec.context_width, device=device)
         self._embedded = 4 * unet.spec.channels[0] if unet.spec.size_width else 0
+        layers = unet_layers(unet.spec) if unet.spec.adapted else {}
+        sides = {"rows": 1, "rank": rank or RANKS[0]}
+        self._no_lora = {port.name: torch.zeros(port.sized(sides), device=device) for port in ports.adapters(layers)}
+        self._loras = [matrix.shape[1:] for matrix in self._no_lora.values()]
+        self._lora_widths = [shape.numel() for shape in self._loras]
         kept = self._kept(torch.zeros(tokens, unet.spec.context_width, device=device))
         self._texts = [kv.shape[1:] for kv in kept]  # [tokens, width] of each that is kept
         self._text_widths = [shape.numel() for shape in self._texts]
         self._time_widths = [shift.shape[1] for shift in self._shifts(torch.ones(1, device=device))]
-        self.text_width, self.time_width = sum(self._text_widths) + self._embedded, sum(self._time_widths)
+        self.text_width = sum(self._text_widths) + sum(self._lora_widths) + self._embedded
+        self.time_width = sum(self._time_widths)
         # A distilled network is given its guidance, and has one row; without attention to the text nothing has twins,
         # nor where rows differ in the time's shifts from the first resnet on.
         self.twins = twins and not (unet.spec.guidance_width or self._embedded) and bool(self._text_widths)
 
-    def text(self, context: Tensor, style: Style | None = None, beside: Beside = NOTHING) -> Tensor:
-        kept = [kv.flatten() for kv in self._kept(context, style)]
+    def text(
+        self, context: Tensor, style: Style | None = None, beside: Beside = NOTHING, lora: Matrices | None = None
+    ) -> Tensor:
+        matrices = {name: (lora or self._no_lora)[name].to(self.text_dtype) for name in self._no_lora}
+        with self._adding(matrices):
+            kept = [part.flatten() for part in (*self._kept(context, style), *matrices.values())]
         if self._embedded:
             kept.append(self._unet.embedded_text(beside["pooled"][None], beside["sizes"][None])[0])
         return torch.cat(kept) if kept else context.new_zeros(0, dtype=self.text_dtype)
+
+    def _adding(self, matrices: Matrices) -> contextlib.AbstractContextManager[None]:
+        """Let the UNet add LoRAs for as long as the context lasts; where it takes none, do nothing."""
+        ops = self._unet.ops
+        return ops.adding(self._unet, pairs_of(matrices)) if isinstance(ops, AdaptedOps) else contextlib.nullcontext()
 
     def _kept(self, context: Tensor, style: Style | None = None) -> list[Tensor]:
         one = context[None].to(self.text_dtype)
@@ -103,11 +132,14 @@ class TorchNetwork:
         return torch.cat(self._shifts(timesteps, guidance), dim=1)
 
     def denoise(self, samples: Tensor, times: Tensor, texts: Tensor) -> Tensor:
-        *kept, embedded = texts.split([*self._text_widths, self._embedded], dim=1)
-        kv = [part.unflatten(1, shape) for part, shape in zip(kept, self._texts, strict=True)]
-        if self._embedded:
-            return self._unet.denoise(samples, self._unet.shifts(times + embedded), kv)
-        return self._unet.denoise(samples, times.split(self._time_widths, dim=1), kv, len(texts) // len(samples))
+        shapes = [*self._texts, *self._loras]
+        *kept, embedded = texts.split([*self._text_widths, *self._lora_widths, self._embedded], dim=1)
+        parts = [part.unflatten(1, shape) for part, shape in zip(kept, shapes, strict=True)]
+        kv, matrices = parts[: len(self._texts)], dict(zip(self._no_lora, parts[len(self._texts) :], strict=True))
+        with self._adding(matrices):
+            if self._embedded:
+                return self._unet.denoise(samples, self._unet.shifts(times + embedded), kv)
+            return self._unet.denoise(samples, times.split(self._time_widths, dim=1), kv, len(texts) // len(samples))
 
     def buckets(self, rows: int) -> list[int]:
         return bucket_sizes(rows)

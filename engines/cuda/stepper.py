@@ -135,11 +135,12 @@ class CudaStepper:
             upload(group.scales[index, :run], table.input_scales.astype(np.float32))
             timesteps = self._stream.new(table.timesteps.astype(np.float32))
             group.times[index, :run] = self._network.time(timesteps, torch.full_like(timesteps, sitting.guidance))
+            new, style, lora = self._stream.new, sitting.style, sitting.lora
+            added = () if lora is None else ({name: new(matrix) for name, matrix in lora.unet.items()},)
             for sign, text in enumerate(sitting.texts):
-                new, style = self._stream.new, sitting.style
                 seen = None if style is None else (new(style.row(sign)), style.weight)
                 beside = {name: new(value) for name, value in sitting.beside[sign].items()}
-                group.texts[index, sign] = self._network.text(new(text), seen, beside)
+                group.texts[index, sign] = self._network.text(new(text), seen, beside, *added)
             if sitting.seen is not None:
                 upload(group.seen[index], sitting.seen)
             group.masked[index].fill_(inpaint is not None)

@@ -29,7 +29,7 @@ _ATTENDING = ("attn2_to_k", "attn2.to_k", "attn2.processor.to_k")
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _METADATA = "lora_adapter_metadata"  # PEFT's configuration, where diffusers saves it
 
-Identity = tuple[int, int, int, int]  # device, inode, size, time
+Identity = tuple[int, int, int, int]  # device, inode, size, and when it was last changed in any way
 
 
 class Pair(NamedTuple):
@@ -156,7 +156,7 @@ def open_lora(name: str, path: Path, names: Names, layers: dict[str, Layers], mo
 
 def identity_of(status: os.stat_result) -> Identity:
     """Return what tells one file from another, and from itself after somebody has written to it."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
 def _opened(name: str, path: Path) -> int:

@@ -36,6 +36,7 @@ from tests.support.manifests import (
     the,
 )
 
+
 def on_a_card() -> Object:
     (patch,) = documents("kubernetes/gpu/server.yaml")
     return merged(SERVER, patch)

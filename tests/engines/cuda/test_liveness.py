@@ -46,7 +46,7 @@ def replays_of(backend: Any, graph: str) -> list[Callable[[], None]]:
     """Those of one kind, made as a server makes them."""
     default = backend.spec.defaults
     if graph == "encoder":
-        return [backend._encode]
+        return [encoder.run for encoder in backend._encoders.values()]
     if graph == "steps":
         return list(backend.stepper(default.width, default.height, SEATS, steps=2)._replays.values())
     return [backend._decoder_of(backend.spec.latent_shape(default.width, default.height)).replay]

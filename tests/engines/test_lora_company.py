@@ -1,0 +1,140 @@
+"""Seats with other LoRAs, or none, in one lane: each has the bits that it has alone, on both steppers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.choice import Choice
+from engines.cpu import openvino
+from engines.cuda.backend import CudaBackend
+from engines.cuda.kernels import plain_kernels
+from engines.model import Beside, Model, load
+from engines.seat import Sitting
+from pipeline.checkpoint.opened import open_checkpoint
+from pipeline.loras.lora import Lora
+from pipeline.noise import standard_normal
+from tests.engines.test_style_company import SEATS, drawn
+from tests.support.checkpoints import make_checkpoint
+from tests.support.comparing import error
+from tests.support.loras import tensors_of, write
+from tests.support.requests import Request, conditions_of, latent_shape, random_request, table_of
+
+FILES = {"one": 4, "two": 20, "three": 30}  # ranks
+CHOICES = [
+    [],
+    [("one", 1.0)],
+    [("one", -0.5)],
+    [("two", 0.8)],
+    [("three", 1.2)],
+    [("one", 0.3), ("two", 0.7)],
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+    (loras := folder.parent / "loras").mkdir()
+    spec = open_checkpoint(folder).spec
+    for name, rank in FILES.items():
+        write(loras / f"{name}.safetensors", tensors_of(spec, rank, seed=rank, text=name != "one"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return load(open_checkpoint(folder), Choice("openvino", "f32", threads=2), Beside(loras=folder.parent / "loras"))
+
+
+@pytest.fixture(scope="module")
+def on_device(model: Model) -> Model:
+    """The CUDA path over CPU tensors; no GPU has run it with a LoRA."""
+    backend = CudaBackend(model.checkpoint, "f32", pixels="exact", device="cpu", kernels=plain_kernels())
+    return replace(model, backend=backend)
+
+
+def loras(model: Model) -> list[Lora | None]:
+    assert model.loras is not None
+    shelf = model.loras
+    return [shelf.lora(shelf.chosen(choice)) if choice else None for choice in CHOICES]
+
+
+def sitting(model: Model, request: Request, lora: Lora | None) -> Sitting:
+    run, shape = table_of(model, request), latent_shape(model)
+    context, negative = (
+        model.backend.encode(model.tokenizer.encode(text).ids, 0, lora) for text in (request.prompt, request.negative)
+    )
+    noise = standard_normal(request.seed, shape, draws=1 + run.draws)
+    guided = negative if request.guidance > 1 else None
+    return Sitting(run, noise, context, guided, request.guidance, lora=lora, **conditions_of(request, shape))
+
+
+def mixes(model: Model, number: int) -> None:
+    chance, choices = random.Random(number), loras(model)
+    chosen = [chance.choice(choices) for _ in range(chance.randrange(2, 2 * SEATS))]
+    sittings = [sitting(model, random_request(chance), lora) for lora in chosen]
+    got = drawn(model, sittings, number)
+    for one, latents in zip(sittings, got, strict=True):
+        assert np.array_equal(latents, drawn(model, [one], 0)[0])
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_any_company(model: Model, on_device: Model, where: str) -> None:
+    for number in range(1):
+        mixes(model if where == "host" else on_device, number)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_two_hundred_mixes(model: Model, on_device: Model, where: str) -> None:
+    for number in range(200):
+        mixes(model if where == "host" else on_device, number)
+
+
+def test_both_steppers_compute_the_same(model: Model, on_device: Model) -> None:
+    request = random_request(random.Random(3), "ddim")
+    for lora in loras(model):
+        one = sitting(model, request, lora)
+        host, device = (drawn(each, [one], 0)[0] for each in (model, on_device))
+        assert error(device, host) < 1e-4
+        again = sitting(on_device, request, lora)
+        assert error(again.context, one.context) < 1e-5
+    none, other = (drawn(model, [sitting(model, request, lora)], 0)[0] for lora in loras(model)[:2])
+    assert error(other, none) > 1e-2, "a LoRA that changes nothing proves nothing"
+
+
+def test_packed_seats_take_twins_and_others(model: Model) -> None:
+    """Not `exact`: rows of guided and unguided seats with other LoRAs are one batch."""
+    backend = CudaBackend(model.checkpoint, "f32", pixels="fast", device="cpu", kernels=plain_kernels())
+    packed, chance = replace(model, backend=backend), random.Random(7)
+    requests = [random_request(chance, "ddim") for _ in range(4)]
+    sittings = [sitting(model, request, lora) for request, lora in zip(requests, loras(model)[1:5], strict=True)]
+    for one, latents in zip(sittings, drawn(packed, sittings, 1), strict=True):
+        assert error(latents, drawn(model, [one], 0)[0]) < 1e-3
+
+
+def test_one_engine_takes_every_rank(folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large network's engine: it computes what the small one's of each rank do, in any order of ranks."""
+    monkeypatch.setattr(openvino, "_SMALL", 0)
+    choice = Choice("openvino", "f32", threads=2)
+    large = load(open_checkpoint(folder), choice, Beside(loras=folder.parent / "loras"))
+    assert model.loras is not None
+    many = model.loras.lora(model.loras.chosen([("two", 1.0), ("three", 1.0)]))
+    assert many.rank == 64
+    size = model.spec.defaults.width, model.spec.defaults.height
+    first: dict[int, np.ndarray] = {}
+    for rank, lora in ((64, many), (32, loras(model)[1]), (32, None), (64, many), (32, loras(model)[1])):
+        results = []
+        for each in (large, model):
+            denoiser = each.backend.denoiser(*size, rows=1, rank=rank)
+            denoiser.samples[:], denoiser.timesteps[:] = 0.5, 300
+            denoiser.contexts[:] = each.backend.encode(model.tokenizer.encode("red apple").ids, 0, lora)
+            denoiser.put_lora(0, lora)
+            denoiser.run([0])
+            results.append(denoiser.outputs.copy())
+        assert error(*results) < 1e-5
+        assert np.array_equal(first.setdefault(id(lora), results[0]), results[0]), "bits depend on what came before"

@@ -257,9 +257,10 @@ def test_seats_on_the_device_hold_their_own_text_and_sizes(made: Made, pixels: s
 
 
 @WHOLE
-def test_half_precision_keeps_a_text(made: Made) -> None:
-    """The UNet in bfloat16 with the kernels' plain forms, which project the time in each step."""
-    backend = CudaBackend(made.model.checkpoint, "bf16", 1, pixels="exact", device="cpu", kernels=plain_kernels())
+@pytest.mark.parametrize("precision", ["bf16", "f16"])
+def test_half_precision_keeps_a_text(made: Made, precision: str) -> None:
+    """The kernels' plain forms project the time in each step; beside float16 the decoder is in float32."""
+    backend = CudaBackend(made.model.checkpoint, precision, 1, pixels="exact", device="cpu", kernels=plain_kernels())
     got = generate(replace(made.model, backend=backend), **ASKED)  # type: ignore[arg-type]
     assert psnr(got, ours(made.model)) >= 25
 

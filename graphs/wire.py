@@ -24,7 +24,7 @@ _FIELDS = {
 }
 _DEEPEST = 64  # messages within messages
 MODEL_GRAPH, _MODEL_OPSET = 7, 8
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT = 1, 5, 11
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, _NODE_INPUT = 1, 5, 11, 1
 _FLOAT = 1
 _TYPES = {_FLOAT: "float32", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
 
@@ -49,6 +49,13 @@ def weights(model: bytes) -> dict[str, tuple[int, ...]]:
 @functools.lru_cache(maxsize=8)
 def _shapes(model: bytes) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((port.name, _fixed(port)) for port in _inputs(parts(model)[1]) if _is_weight(port.name))
+
+
+def idle(model: bytes) -> set[str]:
+    """Return the weights that no node takes: a checkpoint has them, as SDXL's first text tower has a last layer."""
+    nodes = (value for number, value in messages(parts(model)[1]) if number == GRAPH_NODE)
+    taken = {bytes(value).decode() for node in nodes for number, value in messages(node) if number == _NODE_INPUT}
+    return weights(model).keys() - taken
 
 
 def ports(model: bytes) -> tuple[Port, ...]:

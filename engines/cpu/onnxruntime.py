@@ -83,7 +83,8 @@ def _session(checkpoint: Checkpoint | Clip, network: str, threads: int) -> onnxr
     # Idle threads would spin between calls, on the cores that the event loop needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     graph, part, weights = graph_of(network, checkpoint.spec), part_of(network), checkpoint.weights
-    shapes = wire.weights(graph)
+    unused = wire.idle(graph)  # which ONNX Runtime has dropped before it looks for values
+    shapes = {name: shape for name, shape in wire.weights(graph).items() if name not in unused}
     with weights.letting_go():
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights.float32(part, n, s)) for n, s in shapes.items()]
         options.add_external_initializers(list(shapes), values)

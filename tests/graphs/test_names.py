@@ -59,7 +59,7 @@ def test_the_readme_names_each_shipped_graph() -> None:
 def changes(part: object) -> list[object]:
     """Variants of a part of a spec, in each of which one field is another."""
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.5, str: lambda v: v + "!"}
-    other[tuple] = lambda values: (*values, 1)
+    other |= {tuple: lambda values: (*values, 1), type(None): lambda _: 7}
     values = {field.name: getattr(part, field.name) for field in fields(part)}  # type: ignore[arg-type]
     return [replace(part, **{name: other[type(value)](value)}) for name, value in values.items()]  # type: ignore[type-var]
 
@@ -119,6 +119,6 @@ def test_a_single_file_finds_those_of_its_folder(family: Family, model: str, gui
     )
     vae = VaeLayout(3, 4, (128, 256, 512, 512), 2, True, True, True)
     text = TextLayout(49408, 77, width, 4 * width, 12 if old else 23)
-    files = configs(Path("model.safetensors"), family, unet, vae, text, Trained("epsilon", zero_snr=False))
+    files = configs(Path("model.safetensors"), family, unet, vae, [text], Trained("epsilon", zero_snr=False))
     source = InMemory(Path("model.safetensors"), {name: json.dumps(value).encode() for name, value in files.items()})
     assert names(read_spec(source)) == names(PUBLISHED[model])

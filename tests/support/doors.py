@@ -325,6 +325,7 @@ OPENAI_NAMES |= {"init_image": "image"}
 A1111_NAMES = {"images": "batch_size", "guidance": "cfg_scale", "sampler": "sampler_name"}
 A1111_NAMES |= {"strength": "denoising_strength"}
 A1111_SCRIPT = ("style_image", "style_weight", "keep", "guidance_start", "guidance_end")
+A1111_SCRIPT += ("original_size", "crop", "target_size")
 
 
 def _openai(fields: Json, **more: Any) -> Json:

@@ -73,6 +73,7 @@ def test_those_that_are_kept_have_scores(door: Door, whole: Server) -> None:
     [
         ({"style_image": STYLE}, "style_image", "style_image: {} has no style adapter; the server's setting "),
         ({"style_weight": 0.5}, "style_weight", "style_weight needs a picture to take a style from; style_image "),
+        ({"crop": "0x8"}, "crop", "crop: {} is told of no sizes, as SDXL's models are"),
         ({"keep": 1}, "keep", "keep: {} has no judge; the server's setting --judge names one"),
         ({"guidance_end": 1.5}, "guidance_end", "guidance_end is 1.5; it must be 0 to 1"),
         ({"init_image": b"GIF89a"}, "init_image", "init_image is none of PNG, JPEG and WebP, by its first bytes"),

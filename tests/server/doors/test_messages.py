@@ -40,6 +40,7 @@ def test_every_field_arrives() -> None:
         **{"long_prompt": True, "prompt_weights": True, "clip_skip": 1, "init_image": b"file", "mask": b"another"},
         **{"strength": 0.5, "fit": "pad", "guidance_start": 0.25, "guidance_end": 0.75, "quality": 70},
         **{"style_image": b"third", "style_weight": 0.25, "keep": 2, "progress": False},
+        **{"original_size": "64x32", "crop": "0x8", "target_size": "8x8"},
     }
     message = pb.GenerateRequest(format=pb.IMAGE_FORMAT_WEBP, **fields)  # type: ignore[arg-type]
     assert asdict(image_request(message)) == {"format": "webp", **fields}

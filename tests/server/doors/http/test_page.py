@@ -33,7 +33,14 @@ def test_the_model_as_the_page_knows_it(model: Model) -> None:
     assert told["sizes"] == [[default.width, default.height]] and told["samplers"] == list(SAMPLERS)
     assert told["defaults"]["steps"] == default.steps and told["limits"]["images"] == 8
     has = {"init_image": True, "mask": True, "interval": True}
-    assert told["features"] == {**has, "inpaints": False, "style_image": False, "keep": False, "rank": False}
+    assert told["features"] == {
+        **has,
+        "inpaints": False,
+        "style_image": False,
+        "sizes": False,
+        "keep": False,
+        "rank": False,
+    }
     assert told["examples"] == told["things"] == [] and told["about"] == "", "it has no card"
 
 

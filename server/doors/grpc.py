@@ -82,11 +82,9 @@ class ConnectionBounds:
 class GrpcDoor:
     """Listens from `open` on, answers health from `start` on, takes requests once the service is ready."""
 
-    def __init__(
-        self, service: Service, bounds: CallBounds, connections: ConnectionBounds, policy: Policy | None = None
-    ) -> None:
+    def __init__(self, service: Service, bounds: CallBounds, connections: ConnectionBounds, policy: Policy) -> None:
         self._images = ImagesServicer(service)
-        self.calls = Calls(bounds, service.metrics, policy or Policy())
+        self.calls = Calls(bounds, service.metrics, policy)
         few = replace(bounds, calls=_CHECKS, of_caller=_CHECKS_OF_CALLER)
         self.checks = checks = Calls(few, service.metrics, Policy(), "checks of health")
         self._server = grpc.aio.server(options=[*OPTIONS, *connections.options(bounds.message)])

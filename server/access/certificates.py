@@ -85,7 +85,7 @@ def _bytes(setting: str, path: Path) -> bytes:
 
 
 def _context(certificate: bytes, key: bytes, client_ca: bytes | None) -> ssl.SSLContext:
-    """Make TLS 1.2 and later of a pair, 1.3 where clients need certificates. Errors: ssl.SSLError; ValueError."""
+    """Make TLS 1.2 and later of a pair; 1.3 where clients bring certificates. Errors: ssl.SSLError; ValueError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

@@ -92,11 +92,11 @@ class GrpcDoor:
         service: Service,
         bounds: CallBounds,
         connections: ConnectionBounds,
-        policy: Policy | None = None,
+        policy: Policy,
         admin: AdminServicer | None = None,
     ) -> None:
         self._images = ImagesServicer(service)
-        self.calls = Calls(bounds, service.metrics, policy or Policy())
+        self.calls = Calls(bounds, service.metrics, policy)
         few = replace(bounds, calls=_CHECKS, of_caller=_CHECKS_OF_CALLER)
         self.checks = checks = Calls(few, service.metrics, Policy(), "checks of health")
         self._server = grpc.aio.server(options=[*OPTIONS, *connections.options(bounds.message)])

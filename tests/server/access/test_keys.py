@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from server.access import watched
 from server.access.command import main
 from server.access.key import Key, KeyFileError, digest_of, new_token
 from server.access.keys import Keys, read_keys
@@ -117,6 +119,28 @@ def test_a_file_that_changes_counts_at_once_and_a_broken_one_changes_nothing(fil
     write_keys(file, entry("a", revoked=True))
     key = keys.of(token("a"))
     assert key is not None and key.revoked and keys.of(token("b")) is None
+
+
+def test_what_could_not_be_read_for_a_while_is_tried_again(file: Path, monkeypatch, caplog) -> None:
+    """It may have been for want of descriptors, and a key that was revoked meanwhile must not stay for good."""
+    file.touch()
+    now, said = [0.0], ["first"]
+    monkeypatch.setattr(watched, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def read() -> str:
+        if not said:
+            raise KeyFileError("too many open files")
+        return said.pop()
+
+    held = watched.Watched([file], read, "keys")
+    file.write_text("changed")
+    for now[0] in (1.0, 5.0, 12.0):
+        assert held.current() == "first"
+    assert len(caplog.records) == 1
+    said.append("second")
+    assert held.current() == "first", "not at each call"
+    now[0] = 30.0
+    assert held.current() == held.current() == "second"
 
 
 def test_the_command_prints_a_token_and_what_the_file_takes(file: Path, capsys) -> None:

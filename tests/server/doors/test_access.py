@@ -143,6 +143,10 @@ def test_no_method_is_forgotten(secured: Secured) -> None:
     nobody = replace(secured.good, key=None)
     for path in paths:
         if path.endswith("/Watch"):  # which does not end
+            with nobody.channel(secured.server) as channel:
+                watching = channel.unary_stream(path)(b"", timeout=30)
+                assert next(watching) == b"\x08\x01", "SERVING"
+                watching.cancel()
             continue
         code = Method("", "", path=path).ask(secured.server, visitor=nobody).code
         assert path in HEALTH or code in ("UNAUTHENTICATED", "UNIMPLEMENTED"), path

@@ -217,11 +217,11 @@ def _unknown(name: str, key: str, base: str, model: str) -> str:
 
 
 def _base(tensors: dict[str, StoredTensor]) -> str:
-    """Tell the family by the width of the text that most layers attend to; "" where no tensor tells."""
+    """Tell the family by the width of the text that most layers attend to; "" where that is nobody's."""
     widths = Counter(
         tensor.shape[1] for key, tensor in tensors.items() if len(tensor.shape) >= 2 and _is_down_of_text(key)
     )
-    return _BASES.get(widths.most_common(1)[0][0], "another model") if widths else ""
+    return _BASES.get(widths.most_common(1)[0][0], "") if widths else ""
 
 
 def _is_down_of_text(key: str) -> bool:

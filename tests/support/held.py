@@ -88,7 +88,7 @@ class _HeldDenoiser:
         self._held, self._denoiser = held, denoiser
         self.samples, self.timesteps = denoiser.samples, denoiser.timesteps
         self.contexts, self.guidance, self.outputs = denoiser.contexts, denoiser.guidance, denoiser.outputs
-        self.put, self.put_style = denoiser.put, denoiser.put_style
+        self.put, self.put_style, self.put_lora = denoiser.put, denoiser.put_style, denoiser.put_lora
 
     def run(self, rows: Sequence[int]) -> None:
         self._held._enter(rows)

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import genai
+from benchmarks.genai import peer as genai
 from benchmarks.health import longest_gap
 from benchmarks.memory import export_libraries, memory_of
 from benchmarks.random_checkpoint import write_folder, write_single_file

@@ -6,6 +6,8 @@ import ipaddress
 from collections.abc import Iterable
 from urllib.parse import unquote
 
+from pipeline.errors import InvalidRequest
+
 LOCAL = "local"  # whoever comes over a Unix socket, which only this machine reaches
 
 
@@ -44,6 +46,20 @@ def read_callers(text: str) -> tuple[str, ...]:
         if name != LOCAL:
             ipaddress.ip_network(name, strict=False)
     return names
+
+
+def check_priority(priority: int, caller: str, callers: tuple[str, ...], most: int | None) -> None:
+    """Check that a caller may ask for a priority: up to `most`, its key's, or without a key as `callers` names it.
+
+    Errors: InvalidRequest.
+    """
+    if most is not None and priority > most:
+        sentence = f"it must be at most {most}, which is what {caller} may ask for"
+    elif most is None and priority > 0 and not named(caller, callers):
+        sentence = f"it must be at most 0, as the server's setting priority_callers does not name {caller}"
+    else:
+        return
+    raise InvalidRequest(f"priority is {priority}; {sentence}", "priority")
 
 
 __all__ = ["LOCAL", "caller_of", "named", "read_callers"]

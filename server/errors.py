@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from pipeline.errors import InvalidRequest, LatentdError
 
+_CLOCKS = 0.1  # seconds that a client's clock may be ahead
+
 UNEXPECTED = "an unexpected error; the server's log has it under this request's id"
 
 
@@ -88,3 +90,16 @@ class PictureFailed(LatentdError):
 
 class Cancelled(LatentdError):
     code = "CANCELLED"
+
+
+def code_of(error: BaseException | None, left: float | None) -> tuple[str, str]:
+    """Return the gRPC code of a request's end, and what the log says of it beside."""
+    match error:
+        case None:
+            return "OK", ""
+        case LatentdError():
+            return error.code, str(error)
+        case Exception():
+            return "INTERNAL", repr(error)
+    # Its task was cancelled, or its generator closed. A client cancels when its own deadline passes.
+    return "CANCELLED" if left is None or left > _CLOCKS else "DEADLINE_EXCEEDED", ""

@@ -13,8 +13,10 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import AsyncIterator
 
-from server.events import Done, Event, Failed, Preview, Started, Step
+from pipeline.errors import LatentdError
+from server.events import Done, Event, Failed, Image, Preview, Started, Step
 
 _STEP_SECONDS = 0.1
 
@@ -65,3 +67,14 @@ class Mailbox:
 
 def is_last(event: Event) -> bool:
     return isinstance(event, Done | Failed)
+
+
+async def collect(events: AsyncIterator[Event]) -> tuple[list[Image], Done]:
+    """Wait for all pictures of a job; returns them in the order of their indices, and the event of its end."""
+    pictures: list[Image] = []
+    async for event in events:
+        if isinstance(event, Image):
+            pictures.append(event)
+        elif isinstance(event, Done):
+            return sorted(pictures, key=lambda image: image.index), event
+    raise LatentdError("the job ended without saying so")

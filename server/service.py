@@ -11,16 +11,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engines.model import Model
-from pipeline.errors import InvalidRequest, LatentdError
 from pipeline.loras.shelf import Listed
 from server.access.key import Key
-from server.caller import LOCAL, named
+from server.caller import LOCAL, check_priority
 from server.device.fitting import Fitting
 from server.device.holds import Holds
 from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.device.loop import Device
-from server.errors import NotServing, TooLate, UnknownModel
-from server.events import Done, Event, Failed, Image
+from server.errors import NotServing, TooLate, UnknownModel, code_of
+from server.events import Done, Event, Failed
 from server.job import Job
 from server.limits import Limits
 from server.mailbox import Mailbox, is_last
@@ -34,8 +33,6 @@ if TYPE_CHECKING:  # it needs OpenTelemetry, which is not asked for unless trace
     from server.tracing.tracing import Tracing
 
 log = logging.getLogger("latentd.request")
-
-_CLOCKS = 0.1  # seconds that a client's clock may be ahead
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,8 @@ class Service:
         self.ready()
         wish = Wish.of(request, device.model, device.sizes, self.limits)
         key = self._key_of(caller)
-        self._check_priority(wish.priority, caller, key)
+        most = None if key is None else key.priority
+        check_priority(wish.priority, caller, self.limits.priority_callers, most)
         deadline = None if seconds_left is None else now + seconds_left
         if request.loras:
             try:
@@ -169,21 +167,6 @@ class Service:
         if trace:
             trace.jobs.append(job)
         return Accepted(job, ahead)
-
-    def _check_priority(self, priority: int, caller: str, key: Key | None) -> None:
-        """Errors: InvalidRequest for a priority that a caller may not ask for."""
-        if key is not None:
-            if priority > key.priority:
-                sentence = (
-                    f"priority is {priority}; it must be at most {key.priority}, which is what {caller} may ask for"
-                )
-                raise InvalidRequest(sentence, "priority")
-        elif priority > 0 and not named(caller, self.limits.priority_callers):
-            raise InvalidRequest(
-                f"priority is {priority}; it must be at most 0, as the server's setting priority_callers does not name "
-                f"{caller}",
-                "priority",
-            )
 
     async def _with_loras(self, caller: str, loras: Sequence[tuple[str, float]], wish: Wish, model: Model) -> Wish:
         """Return the wish with LoRAs that have been read, so that what is wrong with one is told now. Errors: Busy."""
@@ -275,7 +258,7 @@ class Service:
         `error`: what ended it, None where it was answered; asyncio's CancelledError where its client left. `left`:
         seconds until the client's deadline then.
         """
-        code, reason = _code(error, left)
+        code, reason = code_of(error, left)
         now = time.monotonic()
         took = now - started
         self.metrics.request(door, code, took, "" if job is None else job.model)
@@ -308,28 +291,4 @@ class Service:
             job.cancel()  # of no effect on a job that is done
 
 
-def _code(error: BaseException | None, left: float | None) -> tuple[str, str]:
-    """Return the gRPC code of a request's end, and what the log says of it beside."""
-    match error:
-        case None:
-            return "OK", ""
-        case LatentdError():
-            return error.code, str(error)
-        case Exception():
-            return "INTERNAL", repr(error)
-    # Its task was cancelled, or its generator closed. A client cancels when its own deadline passes.
-    return "CANCELLED" if left is None or left > _CLOCKS else "DEADLINE_EXCEEDED", ""
-
-
-async def collect(events: AsyncIterator[Event]) -> tuple[list[Image], Done]:
-    """Wait for all pictures of a job; returns them in the order of their indices, and the event of its end."""
-    pictures: list[Image] = []
-    async for event in events:
-        if isinstance(event, Image):
-            pictures.append(event)
-        elif isinstance(event, Done):
-            return sorted(pictures, key=lambda image: image.index), event
-    raise LatentdError("the job ended without saying so")
-
-
-__all__ = ["Accepted", "Service", "collect"]
+__all__ = ["Accepted", "Service"]

@@ -33,8 +33,8 @@ from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 from pipeline.checkpoint.opened import open_checkpoint
 from server.app import Server
+from server.mailbox import collect
 from server.request import ImageRequest
-from server.service import collect
 from server.settings import Settings
 
 DEMO = Path(__file__).parents[2] / "demo" / "small-things"

@@ -41,8 +41,9 @@ from server.doors.request_id import ID_KEY, request_id
 from server.doors.rpc import traced
 from server.errors import UnknownFormat
 from server.job import Job
+from server.mailbox import collect
 from server.request import ImageRequest
-from server.service import Accepted, Service, collect
+from server.service import Accepted, Service
 from server.wish import default_size
 
 log = logging.getLogger("latentd.door")

@@ -11,10 +11,10 @@ from server.errors import Busy, NotServing
 from server.events import Done, Event, Failed, Image, Started, Timings
 from server.job import Job
 from server.limits import Limits
-from server.mailbox import Mailbox
+from server.mailbox import Mailbox, collect
 from server.metrics import Metrics
 from server.request import ImageRequest
-from server.service import Service, collect
+from server.service import Service
 from tests.support.jobs import wish
 
 DONE = Done(Timings())

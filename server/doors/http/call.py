@@ -17,8 +17,9 @@ from server.doors.http.errors import Refusal, door_of, renamed, status_of
 from server.errors import Cancelled, TooLate
 from server.events import Done, Event, Image
 from server.job import Job
+from server.mailbox import collect
 from server.request import ImageRequest
-from server.service import Accepted, Service, collect
+from server.service import Accepted, Service
 from server.tracing.traced_id import trace_of
 
 DEADLINE = "x-deadline-ms"

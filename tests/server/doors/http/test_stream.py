@@ -16,8 +16,9 @@ from server.app import Server
 from server.doors.http.app import application
 from server.doors.http.guard import Guard
 from server.limits import Limits
+from server.mailbox import collect
 from server.request import ImageRequest
-from server.service import Service, collect
+from server.service import Service
 from tests.support.doors import events_of
 from tests.support.held import Held, eventually
 from tests.support.jobs import Running, running

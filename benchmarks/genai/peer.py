@@ -73,7 +73,7 @@ def _named(model: ov.Model, network: str) -> ov.Model:
 
 
 def run(python: str, folder: Path, side: int) -> dict[str, Any]:
-    """Load, compile and draw a picture of one step in a process of its own; returns what genai_run.py prints."""
-    script = str(Path(__file__).with_name("genai_run.py"))
+    """Load, compile and draw a picture of one step in a process of its own; returns what run.py prints."""
+    script = str(Path(__file__).with_name("run.py"))
     words = [python, script, str(folder), str(side), str(time.monotonic())]
     return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])

@@ -15,6 +15,7 @@ import webuiapi
 from engines.model import Model
 from latentd import AsyncClient, Client, ServerError
 from pipeline.errors import LatentdError
+from server.access.gate import Gate
 from server.app import Server
 from server.doors.oip.inference import inference_pb2 as pb
 from server.settings import Settings
@@ -26,6 +27,10 @@ from tests.support.patience import PATIENCE
 from tests.support.serving import address, http, nothing_left, quick, serving
 
 
+def gate(**settings: Any) -> Gate:
+    return Gate(Settings(**settings), lambda why: None)
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "keys.yaml"
@@ -34,16 +39,16 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "gpu.example.org", ""])
 def test_nothing_listens_to_others_without_keys_unless_that_is_meant(host: str, file: Path) -> None:
     with pytest.raises(LatentdError) as refused:
-        Server(Settings(host=host))
+        gate(host=host)
     told = str(refused.value)
     assert repr(host) in told and "--keys FILE" in told and "--insecure" in told
-    Server(Settings(host=host, insecure=True))
-    Server(Settings(host=host, keys=write_keys(file, entry("a"))))
+    gate(host=host, insecure=True)
+    gate(host=host, keys=write_keys(file, entry("a")))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
 def test_this_machine_needs_no_keys(host: str) -> None:
-    Server(Settings(host=host))
+    gate(host=host)
 
 
 @pytest.mark.parametrize(
@@ -58,12 +63,12 @@ def test_settings_that_lack_one_another(given: tuple[str, ...], told: str, tmp_p
     cert, key = put(tmp_path, "server", Authority().sign())
     files: dict[str, Any] = {"tls_cert": cert, "tls_key": key, "tls_client_ca": cert}
     with pytest.raises(LatentdError, match=told):
-        Server(Settings(**{name: files[name] for name in given}))
+        gate(**{name: files[name] for name in given})
 
 
 def test_a_file_of_keys_that_cannot_be_read_starts_nothing(tmp_path: Path) -> None:
     with pytest.raises(LatentdError, match="cannot be read: No such file"):
-        Server(Settings(keys=tmp_path / "none"))
+        gate(keys=tmp_path / "none")
 
 
 def test_callers_are_keys_and_not_addresses(wired: Model, held: Held, file: Path) -> None:

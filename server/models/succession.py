@@ -6,6 +6,7 @@ Until it takes over nothing of the old one is touched, so that whatever goes wro
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -48,22 +49,27 @@ class Underway:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.stage = Stage.CHECKING
+        self._stages = [Stage.CHECKING]  # reached so far
         self.error: LatentdError | None = None
         self._begun = time.monotonic()
         self._cancelled = threading.Event()
         self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
 
+    @property
+    def stage(self) -> Stage:
+        return self._stages[-1]
+
     def reach(self, stage: Stage) -> None:
         """Begin a stage. Called by any thread. Errors: Cancelled, before it serves."""
         if self._cancelled.is_set():
             raise Cancelled(f"the swap to {self.name} was cancelled")
-        self.stage = stage
+        self._stages.append(stage)
         self._loop.call_soon_threadsafe(self._changed.set)
 
     def end(self, error: LatentdError | None = None) -> None:
         """End it, well or with an error."""
-        self.stage, self.error = Stage.DONE, error
+        self.error = self.error or error
+        self._stages.append(Stage.DONE)
         self._changed.set()
 
     def cancel(self) -> None:
@@ -77,16 +83,15 @@ class Underway:
 
     async def stages(self) -> AsyncGenerator[Stage]:
         """Yield each stage once it is reached. Errors: the one that it ended with."""
-        seen = None
-        while seen is not Stage.DONE:
-            if seen is not self.stage:
-                seen = self.stage
-                if self.error is not None:
-                    raise self.error
-                yield seen
-            else:
+        for number in itertools.count():
+            while number == len(self._stages):
                 await self._changed.wait()
                 self._changed.clear()
+            if (stage := self._stages[number]) is Stage.DONE and self.error is not None:
+                raise self.error
+            yield stage
+            if stage is Stage.DONE:
+                return
 
 
 class Succession:

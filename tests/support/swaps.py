@@ -31,6 +31,11 @@ def openvino(settings: Settings) -> Model:
     return load(open_checkpoint(settings.model, settings.prediction), Choice("openvino", "f32", threads=2))
 
 
+def host(settings: Settings) -> Model:
+    """The host's stepper over torch: loaded in a moment, as nothing is compiled."""
+    return load(open_checkpoint(settings.model, settings.prediction), Choice("torch", "f32", threads=1, device="cpu"))
+
+
 def cuda(settings: Settings) -> Model:
     """The CUDA backend over CPU tensors, with exact pixels."""
     checkpoint = open_checkpoint(settings.model, settings.prediction)

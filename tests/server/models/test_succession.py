@@ -19,6 +19,7 @@ import pytest
 
 from engines.model import Model
 from latentd import AsyncClient, ServerError
+from latentd.swap import run as swap_command
 from latentd.v1 import admin_pb2 as pb
 from latentd.v1.admin_pb2_grpc import AdminStub
 from server.app import Server
@@ -32,7 +33,7 @@ from tests.support.keys import entry, token, write_keys
 from tests.support.patience import PATIENCE
 from tests.support.server_process import FREE, process
 from tests.support.serving import address
-from tests.support.swaps import Make, Operator, administered, cuda, drawn, openvino
+from tests.support.swaps import Make, Operator, administered, cuda, drawn, host, openvino
 from tests.support.visitor import Visitor
 
 STAGES = [pb.STAGE_CHECKING, pb.STAGE_LOADING, pb.STAGE_MAKING, pb.STAGE_MEASURING, pb.STAGE_DRAINING, pb.STAGE_DONE]
@@ -74,6 +75,12 @@ def drawn_alone(model: Model, seed: int) -> Pixels:
     return alone(model, prompt="a red apple", seed=seed, steps=STEPS)
 
 
+async def command(server: Server, *words: str) -> int:
+    """Run `latentd swap` with an admin's key; its exit code."""
+    flags = ("--server", address(server), "--key", token("op"))
+    return await asyncio.to_thread(swap_command, [*words, *flags], "latentd swap")
+
+
 def told_by_doors(server: Server, name: str) -> list[str]:
     """The model that each door tells of; the Open Inference Protocol's is asked for by its name."""
     visitor, told = Visitor(token("user")), []
@@ -95,7 +102,7 @@ def told_by_doors(server: Server, name: str) -> list[str]:
     return told
 
 
-@pytest.mark.parametrize("make", [openvino, cuda])
+@pytest.mark.parametrize("make", [host, cuda])
 def test_three_swaps_under_load(make: Make, folder: Path) -> None:
     """No request fails, and each picture is to the bit its model's alone."""
     pictures: list[tuple[str, int, bytes]] = []
@@ -145,7 +152,7 @@ def test_what_the_old_model_took_on_ends_there(folder: Path) -> None:
 
     def make(settings: Settings) -> Model:
         name = settings.model.name
-        models[name] = openvino(settings)
+        models[name] = host(settings)
         held[name] = Held(models[name].backend)
         return wrapped(models[name], held[name])
 
@@ -191,9 +198,11 @@ def test_what_the_old_model_took_on_ends_there(folder: Path) -> None:
     in_time(life())
 
 
-def test_what_is_refused_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def life() -> None:
-        async with administered(folder, openvino) as server, user(server) as client, Operator(server) as operator:
+        async with administered(folder, host) as server, user(server) as client, Operator(server) as operator:
             device = server.service.device
             assert list((await operator.state()).models) == ["a", "b", "nan", "short", "unknown"]
             for name in ("c", "", "..", "../models/b", str(folder / "b"), "away", "notes.txt", "https://example.org/b"):
@@ -208,19 +217,25 @@ def test_what_is_refused_changes_nothing(folder: Path, monkeypatch: pytest.Monke
                 room._took, room._weights = 1 << 30, 1
                 code, sentence = await operator.refused("b")
                 assert code == "RESOURCE_EXHAUSTED" and "would take about 1.10 GiB" in sentence, sentence
+            assert await command(server) == 0 and await command(server, "c") == 1
+            out, err = capsys.readouterr()
+            first, *names, stage = out.splitlines()
+            assert first.startswith("a is served, digest ") and stage.endswith(" s: checking")
+            assert names == ["  a", "  b", "  nan", "  short", "  unknown"]
+            assert err.startswith("latentd swap: model is 'c', which is not in the folder of models")
             async with Operator(server, "user") as stranger:
                 assert (await stranger.refused("b"))[0] == "PERMISSION_DENIED"
             assert server.service.device is device and server.service.devices == [device]
             assert (await drawn(client, seed=0, steps=STEPS))[0] == "a"
             told = server.metrics.registry.get_sample_value
-            assert told("latentd_swaps_total", {"model": "a", "outcome": "refused"}) == 13
+            assert told("latentd_swaps_total", {"model": "a", "outcome": "refused"}) == 14
             assert told("latentd_rows_capacity", {"model": "a"})
             assert told("latentd_rows_capacity", {"model": "nan"}) is None, "of one that never served"
 
     in_time(life())
 
 
-def test_who_ends_the_call_before_it_serves_cancels_the_swap(folder: Path) -> None:
+def test_who_ends_the_call_before_it_serves_cancels_the_swap(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loading, go_on = threading.Event(), threading.Event()
 
     def make(settings: Settings) -> Model:
@@ -248,7 +263,15 @@ def test_who_ends_the_call_before_it_serves_cancels_the_swap(folder: Path) -> No
             )
             await asyncio.to_thread(_until, lambda: server.succession and server.succession.underway is None)
             assert server.service.model_id == "a" and server.service.before is None
-            assert (await operator.swap("b"))[-1] == pb.STAGE_DONE, "and the next one goes through"
+            assert await command(server, "b") == 0, "and the next one goes through"
+            assert [line.partition(" s: ")[2] for line in capsys.readouterr().out.splitlines()] == [
+                "checking",
+                "loading",
+                "making its engines",
+                "measuring its pace",
+                "serving; requests of the model before that are left: 0",
+                "done: the model before is gone from memory",
+            ]
             assert await asyncio.to_thread(told_by_doors, server, "b") == ["b"] * 5
             with pytest.raises(grpc.RpcError, match=r"model is 'a'; this server has b and b\.stream"):
                 await asyncio.to_thread(told_by_doors, server, "a")

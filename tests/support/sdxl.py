@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -112,6 +115,7 @@ def make_sdxl(folder: Path, *, unet: dict[str, Any] | None = None, zeros: bool =
         (folder / name).mkdir(parents=True)
         for file, data in tokenizer_files(pad=pad, tokens=TOKENS).items():
             (folder / name / file).write_bytes(data)
+    scheduler: Any = EulerDiscreteScheduler(**SCHEDULE)
     pipe = StableDiffusionXLPipeline(
         vae=nets[3].half(),
         text_encoder=nets[0].half(),
@@ -119,7 +123,7 @@ def make_sdxl(folder: Path, *, unet: dict[str, Any] | None = None, zeros: bool =
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
         unet=nets[2].half(),
-        scheduler=EulerDiscreteScheduler(**SCHEDULE),
+        scheduler=scheduler,
         force_zeros_for_empty_prompt=zeros,
         add_watermarker=False,
     )

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -20,9 +18,9 @@ from latentd.variables import PREFIX, is_service_link, meant
 from pipeline.checkpoint.single_file import PREDICTIONS
 from pipeline.errors import LatentdError
 from pipeline.prompt import MOST_CHUNKS
-from pipeline.size import parse_sizes
 from server.caller import read_callers
-from server.flags import flag, read_flags
+from server.reading import values
+from server.reading.flags import flag, read_flags
 
 
 class SettingsError(LatentdError):
@@ -40,208 +38,160 @@ class _Kind:
     help: str
 
 
-def _number(least: float, most: float, whole: bool = True) -> tuple[Callable[[str], Any], str]:
-    def parse(text: str) -> float:
-        value = int(text) if whole else float(text)
-        if not least <= value <= most:
-            raise ValueError
-        return value
-
-    return parse, f"{'an integer' if whole else 'a number'} from {least:.15g} to {most:.15g}"
-
-
-def _choice(*choices: str) -> tuple[Callable[[str], Any], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError
-        return text
-
-    return parse, "one of " + ", ".join(choices)
-
-
-def _sizes(text: str) -> tuple[tuple[int, int], ...]:
-    return tuple(parse_sizes(text))
-
-
-def _most(number: tuple[Callable[[str], Any], str]) -> tuple[Callable[[str], Any], str]:
-    """Read the largest number of a list, for a variable that another program reads as a list."""
-    parse, takes = number
-    return lambda text: max(parse(part) for part in text.split(",")), takes + ", or several as 1,2: the largest counts"
-
-
-def _setting(default: Any, reads: tuple[Callable[[str], Any], str], help: str) -> Any:
+def _setting(default: Any, reads: values.Reads, help: str) -> Any:
     return field(default=default, metadata={"kind": _Kind(*reads, help)})
-
-
-def _path(text: str) -> Path:
-    if "://" in text:
-        raise ValueError
-    return Path(text).expanduser()
-
-
-_PATH: tuple[Callable[[str], Any], str] = (_path, "a path")
-_HOST: tuple[Callable[[str], Any], str] = (lambda text: text.strip("[]"), "an address")
-_PORT = _number(0, 65535)
-
-
-def _url(text: str) -> str:
-    parts = urlsplit(text)
-    # A password on a command line is everybody's on the machine; OTEL_EXPORTER_OTLP_HEADERS has a place for one.
-    known = parts.scheme in ("http", "https") and parts.hostname and parts.username is None and parts.password is None
-    if not known or parts.query or parts.fragment or parts.port == 0 or re.search(r"[\s\x00-\x1f\x7f]", text):
-        raise ValueError
-    return text
-
-
-_URL: tuple[Callable[[str], Any], str] = (_url, "a URL as http://localhost:4318")
-
-
-def _port_or_off(text: str) -> int | None:
-    """Read a port; None is off, which YAML reads as False."""
-    return None if text.lower() in ("off", "false") else _PORT[0](text)  # type: ignore[return-value]
-
-
-def _on_off(text: str) -> bool:
-    """Read on or off, as YAML has them too. Errors: ValueError."""
-    if text.lower() not in ("on", "true", "1", "yes", "off", "false", "0", "no"):
-        raise ValueError
-    return text.lower() in ("on", "true", "1", "yes")
-
-
-_ON_OFF: tuple[Callable[[str], Any], str] = (_on_off, "on or off")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
-    if not all(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name) for name in names):
-        raise ValueError
-    return names
 
 
 @dataclass(frozen=True)
 class Settings:
     model: Path = _setting(
         Path(__file__).parent.parent / "demo" / "small-things",
-        _PATH,
+        values.PATH,
         "a checkpoint: a folder in diffusers' layout or a .safetensors file; without it, the demo model",
     )
     prediction: str = _setting(
-        "auto", _choice("auto", *PREDICTIONS), "of a single file; auto is what it tells, or the settings beside it"
+        "auto",
+        values.choice("auto", *PREDICTIONS),
+        "of a single file; auto is what it tells, or the settings beside it",
     )
     backend: str = _setting(
         "auto",
-        _choice("auto", *BACKENDS),
+        values.choice("auto", *BACKENDS),
         "what runs the networks; tensorrt and tensorrt_rtx are experimental: no GPU has run them yet",
     )
-    device: str = _setting("auto", _choice(*DEVICES), "where; auto is an NVIDIA GPU if backend torch can use one here")
+    device: str = _setting(
+        "auto", values.choice(*DEVICES), "where; auto is an NVIDIA GPU if backend torch can use one here"
+    )
     precision: str = _setting(
-        "auto", _choice("auto", "f16", "bf16", "f32"), "auto is f16 on a GPU, bf16 where the CPU has it, else f32"
+        "auto", values.choice("auto", "f16", "bf16", "f32"), "auto is f16 on a GPU, bf16 where the CPU has it, else f32"
     )
     pixels: str = _setting(
         "auto",
-        _choice(*PIXELS),
+        values.choice(*PIXELS),
         "exact: a request's pixels do not depend on its company. fast: they may, in the last bits. "
         "auto is fast on a GPU; on a CPU all are exact",
     )
     attention: str = _setting(
         "native",
-        _choice(*ATTENTIONS),
+        values.choice(*ATTENTIONS),
         "of backend tensorrt's plans (experimental): TensorRT's own, or our kernels inside",
     )
-    host: str = _setting("127.0.0.1", _HOST, "address to listen on; others than loopback take --keys or --insecure")
+    host: str = _setting(
+        "127.0.0.1", values.HOST, "address to listen on; others than loopback take --keys or --insecure"
+    )
     http_port: int | None = _setting(
-        8000, (_port_or_off, _PORT[1] + ", or off"), "the page and the HTTP APIs; 0 takes a free one and prints it"
+        8000,
+        (values.port_or_off, values.PORT[1] + ", or off"),
+        "the page and the HTTP APIs; 0 takes a free one and prints it",
     )
     allow_host: tuple[str, ...] = _setting(
         (),
-        (_names, "names as images.example.org,localhost"),
+        (values.names, "names as images.example.org,localhost"),
         "under which browsers may reach the HTTP port, beside this machine's: a proxy's, say",
     )
-    grpc_port: int = _setting(8001, _PORT, "0 takes a free one and prints it")
+    grpc_port: int = _setting(8001, values.PORT, "0 takes a free one and prints it")
     metrics_port: int | None = _setting(
-        8002, (_port_or_off, _PORT[1] + ", or off"), "Prometheus metrics; 0 takes a free one and prints it"
+        8002, (values.port_or_off, values.PORT[1] + ", or off"), "Prometheus metrics; 0 takes a free one and prints it"
     )
-    seats: int = _setting(8, _number(1, 1024), "pictures of a size that are made at once; more wait their turn")
+    seats: int = _setting(8, values.number(1, 1024), "pictures of a size that are made at once; more wait their turn")
     sizes: tuple[tuple[int, int], ...] = _setting(
-        (), (_sizes, "sizes as 512x512,768x512"), "width x height served; without it, the model's own size"
+        (), (values.sizes_of, "sizes as 512x512,768x512"), "width x height served; without it, the model's own size"
     )
     chunks: int = _setting(
         1,
-        _most(_number(1, MOST_CHUNKS)),  # LATENTD_CHUNKS=1,2 is `make engines`' too
+        values.most(values.number(1, MOST_CHUNKS)),  # LATENTD_CHUNKS=1,2 is `make engines`' too
         "make the engines of prompts of up to so many times the text encoder's length at start, for each size; those "
         "of longer ones are made when the first such prompt comes",
     )
     style_adapter: Path | None = _setting(
-        None, _PATH, "an IP-Adapter's .safetensors file; without it, the one in ip_adapter/ of the model's folder"
+        None, values.PATH, "an IP-Adapter's .safetensors file; without it, the one in ip_adapter/ of the model's folder"
     )
     style_encoder: Path | None = _setting(
-        None, _PATH, "the folder of its image encoder; without it, image_encoder/ of the model's folder"
+        None, values.PATH, "the folder of its image encoder; without it, image_encoder/ of the model's folder"
     )
     judge: Path | None = _setting(
-        None, _PATH, "a CLIPModel's folder, which ranks pictures; without it, judge/ of the model's folder"
+        None, values.PATH, "a CLIPModel's folder, which ranks pictures; without it, judge/ of the model's folder"
     )
     loras: Path | None = _setting(
-        None, _PATH, "a folder of LoRAs (.safetensors), which requests name; without it the model takes none"
+        None, values.PATH, "a folder of LoRAs (.safetensors), which requests name; without it the model takes none"
     )
-    threads: int = _setting(0, _number(0, 1024), "0 is as many as the process may use (affinity, cgroup)")
-    grace: float = _setting(30.0, _number(0, 86400, whole=False), "seconds that requests have to end after SIGTERM")
+    threads: int = _setting(0, values.number(0, 1024), "0 is as many as the process may use (affinity, cgroup)")
+    grace: float = _setting(
+        30.0, values.number(0, 86400, whole=False), "seconds that requests have to end after SIGTERM"
+    )
     watchdog: float = _setting(
         300.0,
-        _number(0, 86400, whole=False),
+        values.number(0, 86400, whole=False),
         "seconds without a step or a picture, while there is work, after which the device is stuck and the process "
         "ends (at least ten times what a full step takes); 0 waits for ever",
     )
-    queue_jobs: int = _setting(256, _number(1, 1_000_000), "requests that may wait")
-    queue_seconds: float = _setting(60.0, _number(0, 86400, whole=False), "predicted wait that is still accepted")
-    max_prompt: int = _setting(4096, _number(1, 1_000_000), "characters of a prompt")
-    max_steps: int = _setting(150, _number(1, 1000), "steps of a request")
-    max_guidance: float = _setting(30.0, _number(1, 1000, whole=False), "guidance of a request")
-    max_images: int = _setting(8, _number(1, 64), "pictures of a request")
+    queue_jobs: int = _setting(256, values.number(1, 1_000_000), "requests that may wait")
+    queue_seconds: float = _setting(60.0, values.number(0, 86400, whole=False), "predicted wait that is still accepted")
+    max_prompt: int = _setting(4096, values.number(1, 1_000_000), "characters of a prompt")
+    max_steps: int = _setting(150, values.number(1, 1000), "steps of a request")
+    max_guidance: float = _setting(30.0, values.number(1, 1000, whole=False), "guidance of a request")
+    max_images: int = _setting(8, values.number(1, 64), "pictures of a request")
     priority_callers: tuple[str, ...] = _setting(
         (),
         (read_callers, "addresses and networks as 10.0.0.7,10.1.0.0/16,::1, and local for Unix sockets"),
         "who may ask for a priority above 0 (interactive is 1); without it, nobody",
     )
-    max_message: int = _setting(16 << 20, _number(1 << 10, 1 << 30), "bytes of a request's message")
-    max_calls: int = _setting(1024, _number(1, 1_000_000), "calls that are open at once; health is checked beside them")
-    max_calls_caller: int = _setting(512, _number(1, 1_000_000), "of them, those from one address (a proxy is one)")
-    max_connections: int = _setting(4096, _number(1, 1_000_000), "gRPC connections, as far as descriptors allow")
-    max_streams: int = _setting(512, _number(1, 1_000_000), "calls of a connection; a client's library waits with more")
+    max_message: int = _setting(16 << 20, values.number(1 << 10, 1 << 30), "bytes of a request's message")
+    max_calls: int = _setting(
+        1024, values.number(1, 1_000_000), "calls that are open at once; health is checked beside them"
+    )
+    max_calls_caller: int = _setting(
+        512, values.number(1, 1_000_000), "of them, those from one address (a proxy is one)"
+    )
+    max_connections: int = _setting(4096, values.number(1, 1_000_000), "gRPC connections, as far as descriptors allow")
+    max_streams: int = _setting(
+        512, values.number(1, 1_000_000), "calls of a connection; a client's library waits with more"
+    )
     unread_seconds: float = _setting(
         30.0,
-        _number(0, 86400, whole=False),
+        values.number(0, 86400, whole=False),
         "seconds after which a client that does not take a message is given up, and one more for each 32 KiB of it; "
         "0 waits for ever",
     )
     idle_seconds: float = _setting(
-        60.0, _number(0, 86400, whole=False), "seconds after which a connection without a call is ended; 0 keeps it"
+        60.0,
+        values.number(0, 86400, whole=False),
+        "seconds after which a connection without a call is ended; 0 keeps it",
     )
-    insecure: bool = _setting(False, _ON_OFF, "listen beyond loopback without keys")
+    insecure: bool = _setting(False, values.ON_OFF, "listen beyond loopback without keys")
     tls_cert: Path | None = _setting(
-        None, _PATH, "a certificate with its chain, in PEM; with tls_key, every port but health_port speaks TLS"
+        None, values.PATH, "a certificate with its chain, in PEM; with tls_key, every port but health_port speaks TLS"
     )
-    tls_key: Path | None = _setting(None, _PATH, "its key, in PEM, not encrypted; both are read anew when they change")
+    tls_key: Path | None = _setting(
+        None, values.PATH, "its key, in PEM, not encrypted; both are read anew when they change"
+    )
     tls_client_ca: Path | None = _setting(
-        None, _PATH, "authorities in PEM; clients without a certificate of one of them are turned away (mutual TLS)"
+        None,
+        values.PATH,
+        "authorities in PEM; clients without a certificate of one of them are turned away (mutual TLS)",
     )
     health_port: int | None = _setting(
-        None, (_port_or_off, _PORT[1] + ", or off"), "gRPC's health alone, without TLS and keys, for probes"
+        None, (values.port_or_off, values.PORT[1] + ", or off"), "gRPC's health alone, without TLS and keys, for probes"
     )
     keys: Path | None = _setting(
-        None, _PATH, "a YAML file of keys (latentd keys new NAME); every call then needs one, but for health"
+        None, values.PATH, "a YAML file of keys (latentd keys new NAME); every call then needs one, but for health"
     )
     otlp: str | None = _setting(
-        None, _URL, "where a collector takes traces, OTLP over HTTP (the extra `traces`); without it there are none"
+        None,
+        values.URL,
+        "where a collector takes traces, OTLP over HTTP (the extra `traces`); without it there are none",
     )
-    trace_ratio: float = _setting(1.0, _number(0, 1, whole=False), "of the requests whose caller did not decide")
-    trace_prompts: bool = _setting(False, _ON_OFF, "whether traces tell prompts; logs never do")
+    trace_ratio: float = _setting(1.0, values.number(0, 1, whole=False), "of the requests whose caller did not decide")
+    trace_prompts: bool = _setting(False, values.ON_OFF, "whether traces tell prompts; logs never do")
     admin: bool = _setting(
         False,
-        _ON_OFF,
+        values.ON_OFF,
         "let operators swap the served model; it takes admin_models, and keys of which one has admin: true",
     )
-    admin_models: Path | None = _setting(None, _PATH, "the folder of the models that may be swapped to, and no others")
-    log_format: str = _setting("text", _choice("text", "json"), "of the log on stderr")
+    admin_models: Path | None = _setting(
+        None, values.PATH, "the folder of the models that may be swapped to, and no others"
+    )
+    log_format: str = _setting("text", values.choice("text", "json"), "of the log on stderr")
 
 
 def read_settings(
@@ -281,7 +231,7 @@ def _parse(kind: _Kind, where: str, value: Any) -> Any:
     try:
         return kind.parse(text)
     except ValueError:
-        local = " on this machine: nothing is downloaded" if "://" in text and kind.parse is _path else ""
+        local = " on this machine: nothing is downloaded" if "://" in text and kind.parse is values.path else ""
         raise SettingsError(f"{where} is {text!r}; it takes {kind.takes}{local}") from None
     except RuntimeError:  # of Path.expanduser
         raise SettingsError(f"{where} is {text!r}, and whose home folder that is nobody knows here") from None

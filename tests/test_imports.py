@@ -69,7 +69,7 @@ ROOMS = (
     "engines.tensorrt.ladder", "engines.commands", "engines.__main__", "engines",
     "export",
     "server.errors", "server.limits", "server.events", "server.request", "server.address", "server.caller",
-    "server.descriptors", "server.flags", "server.container", "server.upload",
+    "server.descriptors", "server.reading", "server.container", "server.upload",
     "server.logs", "server.mailbox", "server.settings", "server.access",
     "server.metrics", "server.wish", "server.job", "server.batching", "server.originals", "server.device",
     "server.tracing", "server.service", "server.models", "server.doors",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.flags import GROUPS, flag
+from server.reading.flags import GROUPS, flag
 from server.settings import Settings, SettingsError, read_settings
 
 

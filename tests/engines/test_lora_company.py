@@ -18,8 +18,8 @@ from engines.seat import Sitting
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.loras.lora import Lora
 from pipeline.noise import standard_normal
-from tests.engines.test_style_company import SEATS, drawn
 from tests.support.checkpoints import make_checkpoint
+from tests.support.company import SEATS, drawn
 from tests.support.comparing import error
 from tests.support.loras import tensors_of, write
 from tests.support.requests import Request, conditions_of, latent_shape, random_request, table_of

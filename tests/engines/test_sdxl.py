@@ -140,11 +140,13 @@ def test_sizes_are_said_as_diffusers_says_them(made: Made) -> None:
     assert psnr(ours(made.model, sizes=sizes), theirs(made.folder, **told)) >= EXACT
 
 
+@WHOLE
 def test_layers_that_are_left_out(made: Made) -> None:
     assert made.model.spec.skips == 1  # the first tower has three layers
     assert psnr(ours(made.model, clip_skip=1), theirs(made.folder, clip_skip=1)) >= EXACT
 
 
+@WHOLE
 def test_an_empty_negative_prompt_where_the_folder_wants_none(made: Made, tmp_path: Path) -> None:
     folder = tmp_path / "encoded"
     folder.mkdir()
@@ -169,7 +171,7 @@ def test_pictures_to_begin_with(made: Made, masked: bool) -> None:
     assert psnr(ours(made.model, steps=5, original=original, strength=0.5), wanted) < EXACT
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["openvino", pytest.param("onnxruntime", marks=WHOLE)])
 def test_graphs_draw_what_torch_draws(made: Made, backend: str) -> None:
     model = load(made.model.checkpoint, Choice(backend, "f32", threads=1))
     for asked in ({"negative_prompt": "dog", "sizes": Sizes(original=(32, 48))}, {"clip_skip": 1, "long_prompt": True}):

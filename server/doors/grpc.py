@@ -135,7 +135,7 @@ class GrpcDoor:
 
     async def start(self) -> None:
         self.not_serving()
-        self._health.set(health_pb2.HealthCheckResponse.SERVING, LIVE)
+        self.health.set(health_pb2.HealthCheckResponse.SERVING, LIVE)
         await self._server.start()
 
     def serving(self) -> None:

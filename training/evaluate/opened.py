@@ -17,6 +17,7 @@ from pipeline.checkpoint.adapter import adapter_in, projection_of, with_adapter
 from pipeline.checkpoint.clip import open_encoder, open_judge
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.conditions.style import Projection
+from pipeline.errors import CheckpointError
 from training.batches import Captions
 from training.draw import Drawing, draw
 from training.phases.contrastive import as_seen
@@ -40,9 +41,11 @@ def open_model(folder: Path) -> OpenedModel:
     """Open a checkpoint. Errors: CheckpointError."""
     checkpoint = open_checkpoint(folder)
     spec, weights = checkpoint.spec, checkpoint.weights
+    if not isinstance(text := load_text(spec, weights), ClipText):
+        raise CheckpointError(f"{folder} has two text encoders, as SDXL has; this judges models with one")
     return OpenedModel(
         checkpoint,
-        load_text(spec, weights),
+        text,
         load_unet(spec, weights),
         load_vae_encoder(spec, weights),
         load_vae_decoder(spec, weights),

@@ -7,7 +7,7 @@ tested with stand-ins on a CPU: no card has run this.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,7 +86,8 @@ class _PlanNetworks:
         self._stepping, self._decoding = Workspace(device), Workspace(device)
         self._new: list[tuple[str, Plan, bytes]] = []  # each loaded plan: its SHA-256, and what was kept of it
 
-    def text(self) -> Callable[[Tensor], Sequence[Tensor]]:
+    def text(self, lora: Mapping[str, Tensor] | None = None) -> Callable[[Tensor], Sequence[Tensor]]:
+        assert lora is None, "plans take no LoRAs"
         plan = self._bound(self._plans.text_encoder(), Workspace(self._device))
 
         def run(ids: Tensor) -> list[Tensor]:
@@ -96,7 +97,7 @@ class _PlanNetworks:
 
         return run
 
-    def unet(self, width: int, height: int, chunks: int) -> PlanNetwork:
+    def unet(self, width: int, height: int, chunks: int, rank: int = 0) -> PlanNetwork:
         size, spec = (width, height), self._spec
         rows = self._plans.unet_rows(size, chunks)
         log.info("unet %dx%d, %d tokens: plans of %s rows", width, height, chunks * spec.text.tokens, rows)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import LatentdError
-from server.access.watched import Watched
+from server.access.watched import Watched, contents
 
 _MOST = 1 << 20  # bytes of a file
 
@@ -75,13 +75,9 @@ class Certificates:
 
 def _bytes(setting: str, path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(_MOST + 1)
-    except OSError as error:
-        raise CertificateError(f"{setting}: {path} cannot be read: {error.strerror}") from None
-    if len(data) > _MOST:
-        raise CertificateError(f"{setting}: {path} has more than {_MOST} bytes")
-    return data
+        return contents(path, _MOST)
+    except ValueError as error:
+        raise CertificateError(f"{setting}: {path} {error}") from None
 
 
 def _context(certificate: bytes, key: bytes, client_ca: bytes | None) -> ssl.SSLContext:

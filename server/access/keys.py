@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from server.access.key import Key, KeyFileError, digest_of, read_key
-from server.access.watched import Watched
+from server.access.watched import Watched, contents
 
 _MOST = 1 << 20  # bytes of the file: it is read between two requests
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -50,15 +50,13 @@ class Keys:
 def read_keys(path: Path) -> tuple[Key, ...]:
     """Read a file of keys. Errors: KeyFileError, which names what is wrong and where."""
     try:
-        with path.open("rb") as file:
-            data = file.read(_MOST + 1)
-    except OSError as error:
-        raise KeyFileError(f"keys: {path} cannot be read: {error.strerror}") from None
-    if len(data) > _MOST:
-        raise KeyFileError(f"keys: {path} has more than {_MOST} bytes")
+        data = contents(path, _MOST)
+    except ValueError as error:
+        raise KeyFileError(f"keys: {path} {error}") from None
     try:
         content = yaml.load(data, _Loader)
-    except (UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as error:
+    # A tag that its value does not fit (!!int '', !!bool perhaps) fails with whatever PyYAML's own code stumbles over.
+    except (ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         where = getattr(error, "problem_mark", None)  # the sentence of the error may have a part of the file in it
         line = "" if where is None else f" in line {where.line + 1}"
         raise KeyFileError(f"keys: {path} cannot be read as YAML{line}") from None

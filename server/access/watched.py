@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +47,27 @@ class Watched(Generic[Said]):
 
     def _state(self) -> tuple[object, ...]:
         return tuple(_state_of(path) for path in self._paths)
+
+
+def contents(path: Path, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes. Nothing else is opened to be waited for: calls wait meanwhile.
+
+    Errors: ValueError, whose sentence goes on after the file's name.
+    """
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("is no regular file")
+            data = file.read(most + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    if len(data) > most:
+        raise ValueError(f"has more than {most} bytes")
+    return data
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO is open when somebody writes to it, which may be never
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:

@@ -4,8 +4,8 @@ A job that joins a step makes it longer for those that are in it already. It sav
 taken beside that, and whoever comes after it has that time. So the next one joins if what it adds, times the jobs that
 it holds up, is less than what it saves, times itself and those behind it: the sum of all waits becomes shorter. Where a
 step of many rows takes as long as one of few (a GPU that is not full), all join; where each row takes its time (a CPU),
-the job with the least left goes first (Schrage 1968), and of equal ones who came first. In one step of four the job
-that came first does, however much it has left: no stream of short ones keeps it from ending.
+the job with the least left goes first (Schrage 1968), and of equal ones who came first. In one of four of the
+caller's steps the job that came first does, however much it has left: no stream of short ones keeps it from ending.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def by_turn(seated: Iterable[Seated]) -> list[Seated]:
     return sorted(seated, key=lambda one: one.picture.turn)
 
 
-def by_work(seated: Sequence[Seated], steps: int) -> list[Seated]:
+def by_work(seated: Sequence[Seated], turns: int) -> list[Seated]:
     """Return pictures by what their jobs have left, the least first, then those of the job that came first.
 
-    `steps`: of the device so far; now and then who came first is first.
+    `turns`: that the caller has had in their lane; in one of four who came first is first.
     """
     left: Counter[Job] = Counter()
     for one in seated:
         left[one.picture.job] += one.picture.job.wish.rows_left(one.picture.reached)
-    weighs = steps % _OLDEST > 0
+    weighs = turns % _OLDEST > 0
     return sorted(by_turn(seated), key=lambda one: (weighs * left[one.picture.job], one.picture.job.arrived))
 
 

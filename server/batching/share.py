@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
@@ -23,8 +23,8 @@ from server.batching.seated import Party, Seated
 from server.job import Job
 from server.wish import LaneKey
 
-_LOOKS = 16  # steps, of which nobody rides in one: what a step without riders takes is measured anew
-# A step of all that a party has is measured anew as well: after so many steps for each job that such a step holds up.
+_LOOKS = 16  # steps of a lane, of which nobody rides in one: what a step without riders takes is measured anew
+# A step of all that a party has is measured anew as well: after so many of its lane for each job that it holds up.
 _LEAST = 1e-9  # seconds of a row: else nobody would ever have had anything
 _FREE = 0.05  # of a step: who makes it longer by less than this rides for nothing
 
@@ -37,9 +37,11 @@ class Share:
     def __init__(self) -> None:
         self._had: dict[Party, float] = {}
         self._lanes: dict[tuple[Party, LaneKey], float] = {}
-        self._steps = 0
-        self._most: defaultdict[LaneKey, int] = defaultdict(int)  # rows of a step so far
-        self._whole = 0  # steps until a party steps all that it has
+        # What is due each so many steps is counted apart: who steps by turns with others would always be due, or never.
+        self._turns: dict[tuple[Party, LaneKey], int] = {}  # steps that each has had, as long as it sits
+        self._steps: Counter[LaneKey] = Counter()
+        self._most: Counter[LaneKey] = Counter()  # rows of a step so far
+        self._whole: Counter[LaneKey] = Counter()  # steps until a party steps all that it has
 
     def next(
         self,
@@ -72,7 +74,8 @@ class Share:
         price, quantum = max(row(lane), _LEAST), min(costs.values())
         level, slack = self._had[first] + quantum, min(price, quantum) / 2  # seconds are sums, and these are not exact
         chosen: list[Seated] = []
-        self._whole -= 1
+        self._whole[lane] -= 1
+        self._turns = {who: self._turns.get(who, 0) for who in self._lanes}
         in_lane = [one for one in seated if one.lane == lane]
         for party in costs:
             here = self._lanes.get((party, lane), math.inf) <= turns[party] + slack
@@ -84,10 +87,10 @@ class Share:
                 self._lanes[party, lane] += spent
                 chosen += mine
         rows = sum(one.picture.rows for one in chosen)
-        self._steps += 1
+        self._steps[lane] += 1
         self._most[lane] = max(self._most[lane], rows)
         seats = {one.seat for one in chosen}
-        if self._steps % _LOOKS:
+        if self._steps[lane] % _LOOKS:
             most = (1 + _FREE) * step(lane, rows)
             for one in sorted(in_lane, key=lambda one: (-one.party.level, one.picture.turn)):
                 if one.seat not in seats and step(lane, rows + one.picture.rows) <= most:
@@ -112,11 +115,13 @@ class Share:
         if any(one.picture.job.deadline is not None for one in theirs):
             return _first(by_turn(theirs), rows)
         jobs: dict[Job, list[Seated]] = {}
-        for one in _first(by_work(theirs, self._steps), rows):
+        who = theirs[0].party, lane
+        for one in _first(by_work(theirs, self._turns[who]), rows):
             jobs.setdefault(one.picture.job, []).append(one)
+        self._turns[who] += 1
         of_jobs = [sum(one.picture.rows for one in job) for job in jobs.values()]
-        if self._whole < 0 or sum(of_jobs) > self._most[lane]:
-            self._whole = _LOOKS * len(jobs)
+        if self._whole[lane] < 0 or sum(of_jobs) > self._most[lane]:
+            self._whole[lane] = _LOOKS * len(jobs)
             number = len(jobs)
         else:
             number = joined(of_jobs, functools.partial(step, lane), waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,7 @@ def test_a_key_counts_to_the_end_of_its_last_day() -> None:
         ({"wieght": 2}, "has an unknown field 'wieght'; did you mean weight?; there are: name, digest, "),
         ({"weight": 0}, "entry 1 (a): weight is something else than what it takes: a number from 0.01 to 100"),
         ({"weight": float("nan")}, "weight is"),
+        ({"weight": 10**400}, "weight is"),
         ({"calls": True}, "calls is"),
         ({"calls": 0}, "calls is"),
         ({"rate": "fast"}, "rate is something else than what it takes: requests a minute"),
@@ -85,6 +87,9 @@ def test_what_is_wrong_is_told_by_name_and_never_by_value(file: Path, fields: di
         ("keys:\n  - 'latentd_secret", "cannot be read as YAML in line"),
         ("keys: [!!python/object:os.system {}]", "cannot be read as YAML"),
         ("keys: \ud800".encode("utf-16", "surrogatepass").decode("latin-1"), "cannot be read as YAML"),
+        ("keys: [{name: a, priority: !!int ''}]", "cannot be read as YAML"),
+        ("keys: [{name: a, admin: !!bool perhaps}]", "cannot be read as YAML"),
+        ("keys: [{name: a, expires: !!timestamp secret}]", "cannot be read as YAML"),
         ("#" * (1 << 20) + "\nkeys: []", "has more than 1048576 bytes"),
     ],
 )
@@ -119,6 +124,34 @@ def test_a_file_that_changes_counts_at_once_and_a_broken_one_changes_nothing(fil
     write_keys(file, entry("a", revoked=True))
     key = keys.of(token("a"))
     assert key is not None and key.revoked and keys.of(token("b")) is None
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_holds_nobody_up(file: Path, caplog) -> None:
+    keys = Keys(write_keys(file, entry("a")))
+    for make in (os.mkfifo, os.mkdir):
+        file.unlink()
+        make(file)
+        assert keys.of(token("a")) is not None
+        with pytest.raises(KeyFileError, match=r"is no regular file|Is a directory"):
+            Keys(file)
+        file.rmdir() if file.is_dir() else file.unlink()
+        write_keys(file, entry("a"))
+        assert keys.of(token("a")) is not None
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 2
+
+
+def test_a_folder_that_a_link_stands_for_changes_as_kubernetes_changes_it(tmp_path: Path) -> None:
+    for version, names in (("..1", "a"), ("..2", "ab")):
+        (tmp_path / version).mkdir()
+        write_keys(tmp_path / version / "keys.yaml", *map(entry, names))
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "keys.yaml").symlink_to("..data/keys.yaml")
+    keys = Keys(tmp_path / "keys.yaml")
+    assert keys.of(token("b")) is None
+    (tmp_path / "..new").symlink_to("..2")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    assert keys.of(token("b")) is not None
 
 
 def test_what_could_not_be_read_for_a_while_is_tried_again(file: Path, monkeypatch, caplog) -> None:

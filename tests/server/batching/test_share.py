@@ -118,6 +118,26 @@ def test_lanes_are_shared_by_callers_and_not_by_sizes() -> None:
     assert table.spent[SMALL] == pytest.approx(had["a"] / 2, rel=0.02), "its own sizes take turns"
 
 
+@pytest.mark.parametrize("others", ["b", "bcd", "a", ""])
+def test_no_stream_of_short_jobs_keeps_a_long_one_from_ending_whoever_steps_between(others: str) -> None:
+    """Callers, or lanes of a caller, step by turns, so that one of them may have each second or fourth step alone."""
+    table = Table()
+    for number, caller in enumerate(others):
+        table.sit(caller, 1, lane=LaneKey(16 + 8 * number, 8, 1))
+    long, short = (idle_job(wish(SMALL, evaluations=count)) for count in (1000, 4))
+    long.arrived, short.arrived = 0.0, 1.0
+    sitting = [Picture(job, 0) for job in (long, short)]
+    table.seated += [Seated(SMALL, len(table.seated) + at, one, Party(0, "a")) for at, one in enumerate(sitting)]
+    turns = 0
+    for _ in range(400):
+        lane, seats = table.share.next(table.seated, lambda lane: 1.0, lambda lane, rows: float(rows))
+        turns += lane == SMALL
+        for seat in seats:
+            table.seated[seat].picture.reached += table.seated[seat].lane == SMALL
+        sitting[1].reached %= 4  # the next short one, which came later
+    assert sitting[0].reached == pytest.approx(turns / 4, rel=0.25)
+
+
 @pytest.mark.parametrize("price", [0.0, 1.0])
 def test_somebody_steps_whatever_a_row_takes(price: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """One picture of a row that takes nothing beside one of the larger size."""

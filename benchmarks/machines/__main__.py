@@ -40,10 +40,14 @@ def killed(machines: list[Machine], balancer: Balancer, turn: int) -> tuple[list
 
 
 def restarted(machines: list[Machine], balancer: Balancer) -> list[int]:
-    """Stop each server and start it again, one after the other; returns their exit statuses."""
+    """Stop each server and start it again, one after the other; returns their exit statuses.
+
+    The next one is stopped when the balancer knows of the last one's start, and so that it had stopped.
+    """
     statuses = []
     for machine in machines:
         statuses.append(machine.stop())
+        balancer.wait(len(machines) - 1)
         machine.start()
         balancer.wait(len(machines))
     return statuses

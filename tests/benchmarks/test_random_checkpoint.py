@@ -17,7 +17,7 @@ from pipeline.checkpoint.single_file.kinds import SD1, recognise
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The configs and the tokenizer alone."""
-    for name, data in random_checkpoint._small_files().items():
+    for name, data in random_checkpoint._small_files(random_checkpoint._MODEL).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
     return tmp_path

@@ -213,7 +213,7 @@ def test_seats_that_find_no_room(bare: Checkpoint, monkeypatch: pytest.MonkeyPat
         )
         with pytest.raises(OutOfMemory, match=told):
             backend.stepper(24, 24, 3, 2, steps=9)
-        assert list(backend._unets) == [(24, 24, 1)]
+        assert list(backend._unets) == [(24, 24, 1, 0)]
     assert backend.stepper(24, 24, 3, 2, steps=9).seats == 3
 
 

@@ -42,8 +42,10 @@ def test_every_field_arrives() -> None:
         **{"style_image": b"third", "style_weight": 0.25, "keep": 2, "progress": False},
         **{"original_size": "64x32", "crop": "0x8", "target_size": "8x8"},
     }
-    message = pb.GenerateRequest(format=pb.IMAGE_FORMAT_WEBP, **fields)  # type: ignore[arg-type]
-    assert asdict(image_request(message)) == {"format": "webp", **fields}
+    loras = [pb.Lora(name="one"), pb.Lora(name="two", weight=-0.5), pb.Lora(name="three", weight=0)]
+    message = pb.GenerateRequest(format=pb.IMAGE_FORMAT_WEBP, loras=loras, **fields)  # type: ignore[arg-type]
+    named = [("one", 1.0), ("two", -0.5), ("three", 0.0)]
+    assert asdict(image_request(message)) == {"format": "webp", "loras": named, **fields}
 
 
 def test_formats_are_words_inside_and_numbers_on_the_wire() -> None:

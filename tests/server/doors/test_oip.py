@@ -140,7 +140,7 @@ def set_parameter(name: str, **value: Any) -> Any:
 KNOWN = "prompt, negative_prompt, seed, steps, guidance, sampler, width, height, init_image, mask, style_image"
 PARAMETERS = (
     "format, quality, clip_skip, long_prompt, prompt_weights, guidance_start, guidance_end, strength, fit, "
-    "style_weight, keep, original_size, crop, target_size, timeout"
+    "style_weight, keep, loras, original_size, crop, target_size, timeout"
 )
 
 

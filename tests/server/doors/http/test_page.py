@@ -39,6 +39,7 @@ def test_the_model_as_the_page_knows_it(model: Model) -> None:
         "style_image": False,
         "sizes": False,
         "keep": False,
+        "loras": False,
         "rank": False,
     }
     assert told["examples"] == told["things"] == [] and told["about"] == "", "it has no card"

@@ -102,8 +102,8 @@ class Unet(nn.Module):
         time = self.embedded_time(timestep, given.get("guidance"))
         if self.spec.size_width:
             time = time + self.embedded_text(given["pooled"], given["sizes"])
-        kv = self.context_kv(context, given.get("style"), given.get("style_weight"))
-        return self.denoise(latents, self.shifts(time), kv)
+        shifts = self.shifts(time)
+        return self.denoise(latents, shifts, self.context_kv(context, given.get("style"), given.get("style_weight")))
 
     def time_shifts(self, timestep: Tensor, guidance: Tensor | None = None) -> list[Tensor]:
         """Return what the time adds to each resnet's channels, in order: timestep [n] float32 -> [n, channels] each.

@@ -129,7 +129,7 @@ def test_anything_else_fails_the_same_comparison(made: Made, monkeypatch: pytest
         assert psnr(ours(made.model, **wrong), wanted) < EXACT, wrong
     encode = made.model.backend.encode_text
     neighbour = encode(made.model.tokenizer.encode("a blue apple!").ids).pooled
-    monkeypatch.setattr(made.model.backend, "encode_text", lambda *asked: replace(encode(*asked), pooled=neighbour))
+    monkeypatch.setattr(made.model.backend, "encode_text", lambda *asked, **lora: replace(encode(*asked, **lora), pooled=neighbour))
     assert psnr(ours(made.model), wanted) < EXACT, "the pooled text"
 
 

@@ -55,12 +55,12 @@ _ELSEWHERE = {
 
 
 def test_their_names_are_those_of_diffusers() -> None:
-    known = {*index._PIPELINES, *index._DISTILLED, *index._LED}
+    known = {*index._PIPELINES, *index._XL, *index._DISTILLED, *index._LED, *index._XL_LED}
     assert {name for name in known if not hasattr(diffusers, name)} <= _ELSEWHERE
 
 
 def test_every_other_pipeline_of_diffusers_is_refused_by_name(folder: Path) -> None:
-    known = {*index._PIPELINES, *index._DISTILLED, *index._LED}
+    known = {*index._PIPELINES, *index._XL, *index._DISTILLED, *index._LED, *index._XL_LED}
     others = [name for name in dir(diffusers) if name.endswith("Pipeline") and name not in known]
     assert len(others) > 150
     for name in others:

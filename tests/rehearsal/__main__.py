@@ -50,7 +50,7 @@ def load(name: str, pixels: str, precision: str) -> CudaBackend:
     if name == "SD 2.1":
         spec = dataclasses.replace(spec, text=dataclasses.replace(spec.text, heads=16, layers=23))
     loads: Any = weights  # files hold numbers, which these tensors have not
-    loads.load_text = lambda spec, stored: ClipText(spec.text)
+    loads.load_text = lambda spec, stored, ops: ClipText(spec.text, ops)
     loads.load_unet = lambda spec, stored, dtype, ops: Unet(spec.unet, ops).to(dtype)
     loads.load_vae_decoder = lambda spec, stored, dtype, ops: VaeDecoder(spec.vae, ops).to(dtype)
     checkpoint: Any = types.SimpleNamespace(spec=spec, weights=None)

@@ -103,7 +103,7 @@ class Running:
     """A device at work, its metrics, and how often it said that it died."""
 
     def __init__(self, model: Model, seats: int, sizes: list[Size], admission: Admission, chunks: int) -> None:
-        self.metrics = Metrics("m")
+        self.metrics = Metrics(model.id)
         self.deaths = 0
         self.device = Device(
             model,
@@ -127,7 +127,7 @@ class Running:
         return job
 
     def metric(self, name: str, **labels: str) -> float | None:
-        return self.metrics.registry.get_sample_value(f"latentd_{name}", {"model": "m", **labels})
+        return self.metrics.registry.get_sample_value(f"latentd_{name}", {"model": self._model.id, **labels})
 
     @property
     def leftovers(self) -> list[Any]:

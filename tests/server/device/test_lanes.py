@@ -288,7 +288,7 @@ def test_the_setting_reaches_the_device(model: Model) -> None:
     held = Held(model.backend)
     with serving(wrapped(model, held), chunks=2) as server:
         device = server.service.device
-        assert device is not None and (24, 24, 2) in device._lanes and (24, 24, 3) not in device._lanes
+        assert device is not None and (24, 24, 2, 0) in device._lanes and (24, 24, 3, 0) not in device._lanes
 
 
 def test_who_cannot_wait_for_a_lane_is_told_when_it_is_there_and_has_it_made(wired: Model, held: Held) -> None:
@@ -316,7 +316,7 @@ def test_a_wanted_lane_that_cannot_be_made_is_tried_once_and_the_next_is_told_wh
         soon = time.monotonic() + 300
         with pytest.raises(NotMade):
             at_work.submit(**long(2), deadline=soon)
-        eventually(lambda: at_work.device._lanes._expected[24, 24, 2], 0.0)
+        eventually(lambda: at_work.device._lanes._expected[24, 24, 2, 0], 0.0)
         next_job = at_work.submit(**long(2), deadline=soon)
         assert box_of(next_job).error() == ("FAILED_PRECONDITION", "run `make engines ..`") and len(tries) == 2
 

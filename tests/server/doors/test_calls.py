@@ -217,7 +217,7 @@ def test_a_unary_answer_goes_out_as_one() -> None:
 
         async def Rank(self, request: Any, context: Any) -> None: ...  # noqa: N802
 
-    generic = handlers(pb.DESCRIPTOR.services_by_name["Images"], Servicer(), Calls(CallBounds(), Metrics("m")))
+    generic = handlers(pb.DESCRIPTOR.services_by_name["Images"], Servicer(), Calls(CallBounds(), Metrics("m"), Policy()))
     found = {name: generic.service(Asked(f"/latentd.v1.Images/{name}")) for name in ("Generate", "Rank")}  # type: ignore[arg-type]
     assert found["Generate"] and found["Generate"].response_streaming
     assert found["Rank"] and not found["Rank"].response_streaming and found["Rank"].stream_unary

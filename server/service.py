@@ -158,7 +158,8 @@ class Service:
         if kinds:
             device.foresee(job, self._originals.expected(caller, kinds), first=not self._originals.at_work)
             try:
-                async with asyncio.timeout(seconds_left):
+                left = None if deadline is None else deadline - time.monotonic()  # LoRAs may have taken a while
+                async with asyncio.timeout(left):
                     await self._read(request, job, device.model)
             except TimeoutError:
                 raise TooLate("the deadline passed before the pictures were read") from None

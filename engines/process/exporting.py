@@ -9,6 +9,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from engines.errors import BackendError
@@ -17,7 +18,9 @@ from pipeline.errors import CheckpointError
 from pipeline.extras import install
 
 _ROOT = Path(__file__).parents[2]
-_running: list[subprocess.Popen[bytes]] = []
+_running: dict[subprocess.Popen[bytes], object] = {}  # and what each is run for
+
+purpose: ContextVar[object] = ContextVar("purpose", default=None)  # what this thread has exports run for
 
 
 def check_extra(why: str) -> None:
@@ -43,19 +46,20 @@ def run_export(arguments: Sequence[str], held: Sequence[int] = ()) -> None:
             pass_fds=[*held, end],
         ) as process,
     ):
-        _running.append(process)
+        _running[process] = purpose.get()
         try:
             assert process.stderr
             lines = process.stderr.read().decode(errors="replace").strip().splitlines()
         finally:
-            _running.remove(process)
+            del _running[process]
     if process.returncode:
         # 1 is an error in words; anything else (a signal) left none.
         ended = f"the export ended with status {process.returncode}"
         raise CheckpointError(lines[-1] if lines and process.returncode == 1 else ended)
 
 
-def stop_exports() -> None:
-    """End exports that are under way, for a server that has to stop while it loads."""
-    for process in _running:
-        process.terminate()
+def stop_exports(of: object = None) -> None:
+    """End exports that are under way: those of a purpose, or all, for a server that has to stop while it loads."""
+    for process, what in list(_running.items()):
+        if of in (None, what):
+            process.terminate()

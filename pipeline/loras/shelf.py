@@ -26,7 +26,8 @@ from pipeline.spec import Spec
 ENDING = ".safetensors"
 _KEPT = 512 << 20  # bytes of LoRAs that nobody sits with: some ten of rank 32 for SD 1.5
 _MOST_FILES = 1000  # that are listed
-_NAME = re.compile(r"[^/\\\0:<>.][^/\\\0:<>]{0,127}")  # of those that clients write `name:0.8`
+# Of those that clients write `name:0.8`. A surrogate stands for a byte that is no UTF-8, which no client can be told.
+_NAME = re.compile(r"[^/\\\0:<>.\ud800-\udfff][^/\\\0:<>\ud800-\udfff]{0,127}")
 
 
 @dataclass(frozen=True)

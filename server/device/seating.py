@@ -9,6 +9,7 @@ from engines.backend import Stepper
 from engines.model import Model
 from engines.seat import Sitting
 from pipeline.conditions.original import beginning
+from pipeline.errors import CheckpointError, InvalidRequest
 from server.device.contexts import Contexts
 from server.job import Picture
 from server.wish import Wish
@@ -29,8 +30,8 @@ class Seating:
         )
 
     def sit(self, stepper: Stepper, seat: int, picture: Picture) -> int:
-        """Fill a seat; returns how many chunks had to be encoded. Errors: those of Backend.encode, Stepper.sit and
-        Shelf.lora.
+        """Fill a seat; returns how many chunks had to be encoded. Errors: those of Backend.encode and Stepper.sit;
+        InvalidRequest for LoRAs whose files are others by now.
 
         A picture that was paused goes on with what it had.
         """
@@ -42,7 +43,10 @@ class Seating:
         wish = picture.job.wish
         lora = None
         if wish.loras is not None and (shelf := self._model.loras) is not None:
-            lora = shelf.lora(wish.loras)
+            try:
+                lora = shelf.lora(wish.loras)
+            except CheckpointError as error:  # read once already, but not remembered any more, and its file replaced
+                raise InvalidRequest(f"loras: {error}", "loras") from None
         texts, encoded = [], 0
         for prompt in (wish.prompt, wish.negative):
             if prompt is not None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 from engines.errors import DeviceError, OutOfMemory
 from engines.model import Model
-from pipeline.errors import LatentdError
+from pipeline.errors import InvalidRequest, LatentdError
 from server.batching.pace import Pace
 from server.device.decoding import Decoding
 from server.device.delivery import Delivery
@@ -211,7 +211,7 @@ class Turn:
             yield
         except DeviceError:
             raise
-        except OutOfMemory as error:  # the device is intact
+        except (OutOfMemory, InvalidRequest) as error:  # the device is intact; a LoRA may be another file by now
             log.warning("%s", error, extra=extra)
             self._end([picture.job], error)
         except Exception:

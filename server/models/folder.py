@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from server.errors import UnknownModel
@@ -38,6 +39,6 @@ class Folder:
 
 
 def _is_model(path: Path) -> bool:
-    if path.name.startswith("."):
+    if path.name.startswith(".") or re.search(r"[\ud800-\udfff]", path.name):  # a byte that is no UTF-8, as no text is
         return False
     return path.suffix.lower() == _FILE if path.is_file() else (path / "model_index.json").is_file()

@@ -18,7 +18,7 @@ from engines.choice import Choice
 from engines.cuda import gpu
 from engines.machine import memory
 from engines.model import Model, on_gpu
-from engines.process.exporting import stop_exports
+from engines.process.exporting import purpose, stop_exports
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.errors import LatentdError
 from server.device.loop import Device
@@ -61,8 +61,8 @@ class Underway:
 
     def reach(self, stage: Stage) -> None:
         """Begin a stage. Called by any thread. Errors: Cancelled, before it serves."""
-        if self._cancelled.is_set():
-            raise Cancelled(f"the swap to {self.name} was cancelled")
+        if self.cancelled:
+            raise self.cancellation()
         self._stages.append(stage)
         self._loop.call_soon_threadsafe(self._changed.set)
 
@@ -76,7 +76,14 @@ class Underway:
         """Have it end before the next stage, where that is not DRAINING or later."""
         if self.stage < Stage.DRAINING:
             self._cancelled.set()
-            stop_exports()
+            stop_exports(self)  # and not those that the model that is served waits for
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def cancellation(self) -> Cancelled:
+        return Cancelled(f"the swap to {self.name} was cancelled")
 
     def progress(self, left: int) -> Progress:
         return Progress(self.stage, time.monotonic() - self._begun, left if self.stage is Stage.DRAINING else 0)
@@ -192,6 +199,8 @@ class Succession:
             error, outcome = unknown, "refused"
         except LatentdError as refusal:
             error, outcome = SwapRefused(f"{underway.name} is not served: {refusal}", refusal.code), "refused"
+            if underway.cancelled:  # which an export that was ended for that does not know
+                error, outcome = underway.cancellation(), "cancelled"
         except Exception:
             log.exception("the swap to %s failed", underway.name)
             error = SwapRefused(f"{underway.name} is not served: {UNEXPECTED}", "INTERNAL")
@@ -230,6 +239,7 @@ class Succession:
     def _ready(self, underway: Underway, prediction: str, old: Device) -> Device:
         """Make a device ready to take over. Called in a thread. Errors: LatentdError."""
         self._makes = True
+        purpose.set(underway)
         try:
             path = self._folder.model(underway.name)
             checkpoint = open_checkpoint(path, prediction)

@@ -113,8 +113,13 @@ def _as_many(name: str, values: dict[str, Values], count: int) -> Values:
     return found
 
 
-def _loras(text: str) -> list[tuple[str, float]]:
-    """Read `name:0.8,other`. Errors: InvalidRequest."""
+def _loras(text: str, most: int = 10_000) -> list[tuple[str, float]]:
+    """Read `name:0.8,other`, a text of at most `most` characters. Errors: InvalidRequest.
+
+    Of a longer one the limit on LoRAs would say the same, but 16 MiB of commas take seconds to read.
+    """
+    if len(text) > most:
+        raise InvalidRequest(f"loras has {len(text)} characters; at most {most} are taken", "loras")
     loras = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, colon, weight = part.rpartition(":")

@@ -80,6 +80,34 @@ def test_it_holds_locks_and_can_be_stopped(stage: Path) -> None:
     assert not exporting._running and [str(error) for error in failed] == ["the export ended with status -15"]
 
 
+def test_exports_of_one_purpose_are_stopped_and_others_go_on(stage: Path) -> None:
+    """A swap that is cancelled ends none that the model that is served waits for."""
+    stage.write_text("import os, sys; out, back = map(int, sys.argv[1:]); os.write(out, b'.'); os.read(back, 1)")
+    ended: dict[str, str] = {}
+    here, says = os.pipe()
+    waits, on = os.pipe()
+
+    def run(what: str) -> None:
+        exporting.purpose.set(what)
+        try:
+            run_export([str(says), str(waits)], [says, waits])
+            ended[what] = "whole"
+        except CheckpointError as error:
+            ended[what] = str(error)
+
+    threads = {what: threading.Thread(target=run, args=(what,)) for what in ("swap", "serving")}
+    for thread in threads.values():
+        thread.start()
+        assert os.read(here, 1) == b"."
+    stop_exports("swap")
+    threads["swap"].join(30)
+    os.write(on, b".")
+    threads["serving"].join(30)
+    for end in (here, says, waits, on):
+        os.close(end)
+    assert ended == {"swap": "the export ended with status -15", "serving": "whole"} and not exporting._running
+
+
 @pytest.mark.parametrize("module", ["torch", "onnx"])
 def test_a_missing_extra_is_named(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_extra("tracing")

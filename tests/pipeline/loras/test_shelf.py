@@ -98,10 +98,19 @@ def test_a_file_that_is_replaced_after_it_was_chosen(shelf: Shelf, spec: Spec) -
     assert "is not a whole safetensors file" in refusal(shelf, ("one", 1))
 
 
-@pytest.mark.parametrize("name", ["../secret", "..", ".hidden", "a/b", "/etc/passwd", "a\0b", "", "x" * 200, "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "..", ".hidden", "a/b", "/etc/passwd", "a\0b", "", "x" * 200, "a\\b", "a\ud800", "\udcff"]
+)
 def test_names_never_leave_the_folder(shelf: Shelf, spec: Spec, name: str) -> None:
     write(shelf.folder.parent / "secret.safetensors", tensors_of(spec))
     assert refusal(shelf, (name, 1)).startswith("loras: there is no LoRA")
+
+
+def test_a_file_whose_name_is_no_text_is_not_listed(shelf: Shelf, spec: Spec) -> None:
+    """No message could carry it, and the list would fail for the others' sake."""
+    put(shelf, "café", tensors_of(spec))
+    put(shelf, os.fsdecode(b"caf\xe9"), tensors_of(spec))
+    assert [it.name for it in shelf.listed()] == ["café"]
 
 
 def test_links(shelf: Shelf, spec: Spec) -> None:

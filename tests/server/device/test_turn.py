@@ -17,7 +17,9 @@ from engines.preview import Preview as PreviewMap
 from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
 from pipeline.conditions.text import Encoded
+from pipeline.errors import CheckpointError
 from pipeline.loras.lora import Lora
+from pipeline.loras.shelf import Chosen
 from server.batching.batcher import Batcher
 from server.batching.pace import Median, Pace
 from server.device import turn
@@ -142,11 +144,14 @@ class Flat(Pace):
 class Stage:
     """All that a turn needs."""
 
-    def __init__(self, seats: int = 2, lanes: Sequence[LaneKey] = (SMALL,)) -> None:
+    def __init__(self, seats: int = 2, lanes: Sequence[LaneKey] = (SMALL,), loras: Any = None) -> None:
         self.backend = Writing()
-        unet = SimpleNamespace(size_width=0)
-        spec = SimpleNamespace(latent_shape=lambda width, height: (1, height, width), unet=unet)
-        model: Any = SimpleNamespace(spec=spec, backend=self.backend)
+        spec = SimpleNamespace(
+            latent_shape=lambda width, height: (1, height, width),
+            unet=SimpleNamespace(size_width=0, pooled_width=0, context_width=3),
+            text=SimpleNamespace(tokens=4),
+        )
+        model: Any = SimpleNamespace(spec=spec, backend=self.backend, loras=loras)
         self._metrics = metrics = Metrics("m")
         self.batcher = Batcher(lanes, seats)
         self._lanes = Lanes(model, seats, EVALUATIONS, metrics, lambda: None)
@@ -337,6 +342,21 @@ def test_what_goes_wrong_with_one_picture_ends_its_job_alone(
     while stage.turn.due:
         stage.take()
     assert ended(broken) == sentence and kinds(broken).count(Image) == 0
+    assert kinds(other)[-2:] == [Image, Done] and stage.empty
+
+
+def test_a_lora_that_is_another_file_by_now_is_told_in_its_own_words() -> None:
+    """It was read when the request came, has been forgotten for others' sake, and was replaced meanwhile."""
+
+    def replaced(chosen: Chosen) -> Lora:
+        raise CheckpointError("LoRA a was replaced while it was used; ask again")
+
+    stage = Stage(loras=SimpleNamespace(lora=replaced))
+    broken, other = stage.submit(1), stage.submit(2)
+    broken.wish = dataclasses.replace(broken.wish, loras=Chosen(()))
+    while stage.turn.due:
+        stage.take()
+    assert ended(broken) == ("INVALID_ARGUMENT", "loras: LoRA a was replaced while it was used; ask again")
     assert kinds(other)[-2:] == [Image, Done] and stage.empty
 
 

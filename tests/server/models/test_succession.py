@@ -22,6 +22,7 @@ from latentd import AsyncClient, ServerError
 from latentd.swap import run as swap_command
 from latentd.v1 import admin_pb2 as pb
 from latentd.v1.admin_pb2_grpc import AdminStub
+from pipeline.errors import CheckpointError
 from server.app import Server
 from server.models.room import Room
 from server.settings import Settings, SettingsError
@@ -237,11 +238,14 @@ def test_what_is_refused_changes_nothing(
 
 def test_who_ends_the_call_before_it_serves_cancels_the_swap(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loading, go_on = threading.Event(), threading.Event()
+    ended = ["the export ended with status -15"]  # as one that a cancelled swap waits for does
 
     def make(settings: Settings) -> Model:
         if settings.model.name == "b":
             loading.set()
             assert go_on.wait(PATIENCE)
+            if ended:
+                raise CheckpointError(ended.pop())
         return openvino(settings)
 
     async def life() -> None:

@@ -16,6 +16,7 @@ from engines.preview import ColourMap
 from engines.preview import Preview as PreviewMap
 from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
+from pipeline.conditions.text import Encoded
 from pipeline.loras.lora import Lora
 from server.batching.batcher import Batcher
 from server.batching.pace import Median, Pace
@@ -59,9 +60,9 @@ class Writing:
         self.before.get(name, lambda: None)()
         self.calls.append((name, *details))
 
-    def encode(self, ids: np.ndarray, skip: int, lora: Lora | None) -> F32:
+    def encode_text(self, ids: np.ndarray, skip: int, lora: Lora | None) -> Encoded:
         self.note("encode", int(ids[0]))
-        return np.zeros((len(ids), 3), np.float32)
+        return Encoded(np.zeros((len(ids), 3), np.float32))
 
     def row_seconds(self, width: int, height: int, chunks: int, rank: int) -> float:
         return 0.1
@@ -143,7 +144,8 @@ class Stage:
 
     def __init__(self, seats: int = 2, lanes: Sequence[LaneKey] = (SMALL,)) -> None:
         self.backend = Writing()
-        spec = SimpleNamespace(latent_shape=lambda width, height: (1, height, width))
+        unet = SimpleNamespace(size_width=0)
+        spec = SimpleNamespace(latent_shape=lambda width, height: (1, height, width), unet=unet)
         model: Any = SimpleNamespace(spec=spec, backend=self.backend)
         self._metrics = metrics = Metrics("m")
         self.batcher = Batcher(lanes, seats)

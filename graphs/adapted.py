@@ -21,6 +21,7 @@ from graphs.wire import (
     parts,
     submessage,
     varint,
+    weights,
     wrapped,
 )
 
@@ -42,9 +43,10 @@ class _Node:
 def with_adapters(model: bytes, ports: Sequence[Port]) -> bytes:
     """Return the graph with the inputs `ports`, pairs as ports.adapters lists them.
 
+    No node takes those of a layer whose own weight none takes: SDXL's first text encoder has a layer too many.
     Errors: ValueError for a graph that has no product for one of the layers, or whose bytes are damaged.
     """
-    around, graph = parts(model)
+    (around, graph), known = parts(model), weights(model)
     nodes = [_node(submessage(value)) for what, value, _ in fields(graph) if what == GRAPH_NODE]
     readers: dict[str, list[_Node]] = {}
     for node in nodes:
@@ -53,6 +55,8 @@ def with_adapters(model: bytes, ports: Sequence[Port]) -> bytes:
     renamed: dict[int, bytes] = {}
     for a, b in zip(ports[::2], ports[1::2], strict=True):
         weight = a.name.removesuffix("/A").replace("/", ".") + ".weight"
+        if weight in known and weight not in readers:
+            continue
         product = _product(weight, readers)
         if id(product) in renamed:
             raise ValueError(f"two layers share the product of {weight[:80]!r}")

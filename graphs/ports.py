@@ -65,16 +65,16 @@ def inputs(network: str, spec: Spec | ClipSpec) -> list[Port]:
 def adapted_layers(network: str, spec: Spec | ClipSpec) -> Layers:
     """Return the layers of `network` that LoRAs add to; none where it was not asked for."""
     if network == "text_encoder" and _text(spec).adapted:
-        return text_layers(_text(spec))
+        return text_layers(_text(spec), spec.text_2 if isinstance(spec, Spec) else None)
     if network == "unet" and isinstance(spec, Spec) and spec.unet.adapted:
         return unet_layers(spec.unet)
     return {}
 
 
 def adapted(spec: Spec, takes: bool = True) -> Spec:
-    """Return the spec of the same networks that take LoRAs, or do not; two text encoders side by side take none."""
-    text = replace(spec.text, adapted=takes and spec.text_2 is None)
-    return replace(spec, unet=replace(spec.unet, adapted=takes), text=text)
+    """Return the spec of the same networks that take LoRAs, or do not."""
+    text, second = replace(spec.text, adapted=takes), spec.text_2 and replace(spec.text_2, adapted=takes)
+    return replace(spec, unet=replace(spec.unet, adapted=takes), text=text, text_2=second)
 
 
 def adapters(layers: Layers) -> list[Port]:

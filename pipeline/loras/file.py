@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from pipeline.arrays import F32
 from pipeline.checkpoint.header import BYTES, StoredTensor, read_header
 from pipeline.errors import CheckpointError
 from pipeline.files import parse_json
-from pipeline.loras.layers import RANKS, Layers
-from pipeline.loras.names import ALPHA, DOWN, UP, Names, is_of_convolution, other_kind
+from pipeline.loras.layers import RANKS, SECOND, Layers
+from pipeline.loras.names import ALPHA, DOWN, UP, Names, is_of_convolution, is_of_second, other_kind
 
 _LARGEST = 2 << 30  # bytes of a file; one of rank 128 for every layer of SDXL has 0.9 billion
 _BASES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 4096: "SD 3"}  # by the width of the text that it attends to
 _ATTENDING = ("attn2_to_k", "attn2.to_k", "attn2.processor.to_k")
+_ONLY_TEXT = re.compile(r"lora_te_.*_(q|k|v)_proj\.lora_down")  # kohya's name of a model's only text encoder
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _METADATA = "lora_adapter_metadata"  # PEFT's configuration, where diffusers saves it
 
@@ -142,6 +144,10 @@ def open_lora(name: str, path: Path, names: Names, layers: dict[str, Layers], mo
     found: dict[tuple[str, str], dict[str, StoredTensor]] = {}
     for key, tensor in tensors.items():
         if (place := names.place(key)) is None:
+            if is_of_second(key) and not names.two_texts:
+                raise CheckpointError(
+                    f"LoRA {name} is for a model with several text encoders (SDXL, SD 3); {model} has one: {key[:80]}"
+                )
             raise CheckpointError(_unknown(name, key, base, model))
         entry = found.setdefault((place.part, place.layer), {})
         if place.which in entry:
@@ -210,21 +216,27 @@ def _unknown(name: str, key: str, base: str, model: str) -> str:
     if is_of_convolution(key):
         return (
             f"LoRA {name} adds to layers outside of the transformers (a LoCon): {key[:80]}; latentd adds to the "
-            f"linear layers and 1x1 convolutions of transformers and text encoder"
+            f"linear layers and 1x1 convolutions of transformers and text encoders"
         )
     known = f", and looks like one for {base}" if base else ""
     return f"LoRA {name} has a tensor for which {model} has no layer{known}: {key[:80]}"
 
 
 def _base(tensors: dict[str, StoredTensor]) -> str:
-    """Tell the family by the width of the text that most layers attend to; "" where that is nobody's."""
+    """Tell the family by the width of the text that most layers attend to; "" where that is nobody's.
+
+    Of the families whose UNet is read here SDXL alone has a second text encoder.
+    """
     widths = Counter(
         tensor.shape[1] for key, tensor in tensors.items() if len(tensor.shape) >= 2 and _is_down_of_text(key)
     )
-    return _BASES.get(widths.most_common(1)[0][0], "") if widths else ""
+    base = _BASES.get(widths.most_common(1)[0][0], "") if widths else ""
+    return base or ("SDXL" if any(is_of_second(key) for key in tensors) else "")
 
 
 def _is_down_of_text(key: str) -> bool:
+    if _ONLY_TEXT.match(key):
+        return True
     return any(part in key for part in _ATTENDING) and ("down" in key.rsplit("to_k", 1)[1] or "lora_A" in key)
 
 
@@ -239,12 +251,14 @@ def _alphas(name: str, metadata: dict[str, str]) -> Any:
         config = parse_json(metadata[_METADATA].encode())
         if not isinstance(config, dict):
             raise ValueError
-        for part in ("unet", "text_encoder"):
+        folders = ("unet", "text_encoder", SECOND.removesuffix("."))
+        for part in folders:
             for flag in ("use_rslora", "use_dora"):
                 if config.get(f"{part}.{flag}"):
                     raise CheckpointError(f"LoRA {name} has {flag}; latentd reads plain LoRAs")
 
         def alpha(part: str, layer: str) -> float | None:
+            part = SECOND.removesuffix(".") if layer.startswith(SECOND) else part
             patterns = config.get(f"{part}.alpha_pattern") or {}
             for pattern, value in patterns.items():
                 if layer == pattern or layer.endswith(f".{pattern}"):
@@ -252,7 +266,7 @@ def _alphas(name: str, metadata: dict[str, str]) -> Any:
             value = config.get(f"{part}.lora_alpha")
             return None if value is None else float(value)
 
-        for part in ("unet", "text_encoder"):
+        for part in folders:
             alpha(part, "")
         return alpha
     except (ValueError, TypeError, AttributeError, RecursionError, json.JSONDecodeError):

@@ -10,6 +10,7 @@ from pipeline.networks import TextSpec, UnetSpec
 
 Layers = dict[str, tuple[int, int]]  # path: numbers that come out of it and go in
 
+SECOND = "text_encoder_2."  # before the path of each layer of SDXL's second text encoder
 RANKS = (32, 64, 128, 256)  # that requests are filled up to; a network that is run with one is another lane
 
 
@@ -29,14 +30,15 @@ def unet_layers(unet: UnetSpec) -> Layers:
     return layers
 
 
-def text_layers(text: TextSpec) -> Layers:
-    """List the layers of a text encoder: attentions and MLPs."""
+def text_layers(text: TextSpec, second: TextSpec | None = None) -> Layers:
+    """List the layers of a text encoder, or of SDXL's two, which are one network: attentions and MLPs."""
     layers: Layers = {}
-    for number in range(text.layers):
-        layer = f"text_model.encoder.layers.{number}"
-        layers |= {f"{layer}.self_attn.{kind}_proj": (text.width, text.width) for kind in ("q", "k", "v", "out")}
-        layers[f"{layer}.mlp.fc1"] = (text.hidden, text.width)
-        layers[f"{layer}.mlp.fc2"] = (text.width, text.hidden)
+    for before, tower in ({"": text} | ({SECOND: second} if second else {})).items():
+        for number in range(tower.layers):
+            layer, width = f"{before}text_model.encoder.layers.{number}", tower.width
+            layers |= {f"{layer}.self_attn.{kind}_proj": (width, width) for kind in ("q", "k", "v", "out")}
+            layers[f"{layer}.mlp.fc1"] = (tower.hidden, width)
+            layers[f"{layer}.mlp.fc2"] = (width, tower.hidden)
     return layers
 
 

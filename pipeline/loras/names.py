@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.loras.layers import Layers
+from pipeline.loras.layers import SECOND, Layers
 from pipeline.networks import UnetSpec
 
 DOWN, UP, ALPHA = "A", "B", "alpha"
@@ -39,13 +39,14 @@ _OTHER_KINDS = {
     r"\.(diff|diff_b|set_weight)$": "a difference of whole weights",
     r"(^|\.)(ia3_|on_input)": "an IA3",
     r"^lora_transformer_|^transformer\.|^lora_unet_(double|single)_": "a LoRA of a diffusion transformer (Flux, SD 3)",
-    r"^lora_te[23]_|^text_encoder_[23]\.": "a LoRA of a model with several text encoders (SDXL, SD 3)",
+    r"^lora_te3_|^text_encoder_3\.": "a LoRA of a model with several text encoders (SD 3)",
     r"^base_model\.model\.": "a LoRA as PEFT alone saves it, whose alpha lies in another file",
     r"^(model\.diffusion_model|cond_stage_model|first_stage_model)\.": "a checkpoint",
     r"^(emb_params|string_to_param|clip_[lg])": "a textual inversion",
 }
+_OF_SECOND = re.compile(r"^lora_te2_|^text_encoder_2\.")
 _OF_CONVOLUTIONS = re.compile(
-    r"resnets|downsamplers|upsamplers|conv_|time_emb|_layers_|(in|out)put_blocks_\d+_0|_skip_"
+    r"resnets|downsamplers|upsamplers|conv_|time_emb|(in|out|emb)_layers_|(in|out)put_blocks_\d+_0|_skip_"
 )
 
 
@@ -69,10 +70,16 @@ class Names:
             attention, _, kind = layer.rpartition(".to_")
             if attention:  # ..attn1.processor.to_out_lora.down.weight
                 self._layers[f"unet.{attention}.processor.to_{kind.removesuffix('.0')}"] = ("unet", layer)
+        self.two_texts = any(layer.startswith(SECOND) for layer in text_layers)
         for layer in text_layers:
-            for name in (layer, layer.removeprefix("text_model.")):
-                self._layers[f"text_encoder.{name}"] = ("text_encoder", layer)
-                for prefix in ("lora_te_", "lora_te1_"):
+            if layer.startswith(SECOND):
+                folder, prefixes = SECOND, ["lora_te2_"]
+            else:  # SDXL's first one has the shapes of SD 1.x's only one, for which kohya's files have another name
+                folder, prefixes = "text_encoder.", ["lora_te1_", *["lora_te_"] * (not self.two_texts)]
+            inner = layer.removeprefix(SECOND)
+            for name in (inner, inner.removeprefix("text_model.")):
+                self._layers[folder + name] = ("text_encoder", layer)
+                for prefix in prefixes:
                     self._layers[prefix + name.replace(".", "_")] = ("text_encoder", layer)
 
     def place(self, name: str) -> Place | None:
@@ -86,6 +93,11 @@ class Names:
 def other_kind(name: str) -> str | None:
     """Say what kind of file, which is not read here, has a tensor of this name; None where the name says nothing."""
     return next((kind for pattern, kind in _OTHER_KINDS.items() if re.search(pattern, name)), None)
+
+
+def is_of_second(name: str) -> bool:
+    """Return whether the name is that of a second text encoder's layer."""
+    return _OF_SECOND.search(name) is not None
 
 
 def is_of_convolution(name: str) -> bool:

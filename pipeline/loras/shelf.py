@@ -79,7 +79,7 @@ class Shelf:
             raise CheckpointError(f"loras: {folder} is no folder")
         self.folder = folder.resolve()
         self._model = model
-        self._layers = {"unet": unet_layers(spec.unet), "text_encoder": text_layers(spec.text)}
+        self._layers = {"unet": unet_layers(spec.unet), "text_encoder": text_layers(spec.text, spec.text_2)}
         self._names = Names(spec.unet, self._layers["unet"], self._layers["text_encoder"])
         self._lock = threading.Lock()  # guards the two that follow
         self._opened: dict[str, tuple[tuple[int, int, int, int], LoraFile | str]] = {}  # or why not

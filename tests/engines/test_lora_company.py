@@ -66,7 +66,8 @@ def loras(model: Model) -> list[Lora | None]:
 def sitting(model: Model, request: Request, lora: Lora | None) -> Sitting:
     run, shape = table_of(model, request), latent_shape(model)
     context, negative = (
-        model.backend.encode(model.tokenizer.encode(text).ids, 0, lora) for text in (request.prompt, request.negative)
+        model.backend.encode_text(model.tokenizer.encode(text).ids, 0, lora).context
+        for text in (request.prompt, request.negative)
     )
     noise = standard_normal(request.seed, shape, draws=1 + run.draws)
     guided = negative if request.guidance > 1 else None
@@ -132,7 +133,7 @@ def test_one_engine_takes_every_rank(folder: Path, model: Model, monkeypatch: py
         for each in (large, model):
             denoiser = each.backend.denoiser(*size, rows=1, rank=rank)
             denoiser.samples[:], denoiser.timesteps[:] = 0.5, 300
-            denoiser.contexts[:] = each.backend.encode(model.tokenizer.encode("red apple").ids, 0, lora)
+            denoiser.contexts[:] = each.backend.encode_text(model.tokenizer.encode("red apple").ids, 0, lora).context
             denoiser.put_lora(0, lora)
             denoiser.run([0])
             results.append(denoiser.outputs.copy())

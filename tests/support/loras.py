@@ -10,17 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from pipeline.loras.layers import Layers, text_layers, unet_layers
+from pipeline.loras.layers import text_layers, unet_layers
 from pipeline.spec import Spec
+from tests.support.original import unet_name
 
 Tensors = dict[str, NDArray[np.generic]]
 
-_PREFIXES = {
-    "kohya": ("lora_unet_", "lora_te_"),
-    "peft": ("unet.", "text_encoder."),
-    "diffusers": ("unet.", "text_encoder."),
-    "processor": ("unet.", "text_encoder."),
-}
+_SECOND = "text_encoder_2."
 
 
 def tensors_of(
@@ -37,33 +33,39 @@ def tensors_of(
 ) -> Tensors:
     """Make the tensors of a LoRA for a model. `style`: whose names; `only`: of layers whose path holds this.
 
-    `size`: of what is added, where a layer's input is of order one. Style "processor" has only attentions.
+    `size`: of what is added, where a layer's input is of order one. Style "processor" has only attentions, "original"
+    is kohya's with the original code's names of the UNet's blocks.
     """
     chance, tensors = np.random.default_rng(seed), dict[str, NDArray[np.generic]]()
-    parts: list[Layers] = [unet_layers(spec.unet), text_layers(spec.text) if text else {}]
-    for prefix, layers in zip(_PREFIXES[style], parts, strict=True):
+    parts = [("unet.", unet_layers(spec.unet)), ("text_encoder.", text_layers(spec.text, spec.text_2) if text else {})]
+    for part, layers in parts:
         for path, (out, into) in layers.items():
+            prefix, own = (_SECOND, path.removeprefix(_SECOND)) if path.startswith(_SECOND) else (part, path)
             if only not in path or (style == "processor" and (".to_" not in path or prefix != "unet.")):
                 continue
             sides = (1, 1) if "proj_in" in path or "proj_out" in path else ()
             sides = () if spec.unet.linear_projection else sides
             down = chance.standard_normal((rank, into, *sides)) * into**-0.5
             up = chance.standard_normal((out, rank, *sides)) * size * rank**-0.5
-            name, (a, b) = _named(style, prefix, path)
+            name, (a, b) = _named(style, prefix, own, spec)
             tensors[name + a], tensors[name + b] = down.astype(dtype), up.astype(dtype)
             if alpha is not None:
                 tensors[f"{name}.alpha"] = np.array(alpha, dtype)
     return tensors
 
 
-def _named(style: str, prefix: str, path: str) -> tuple[str, tuple[str, str]]:
+def _named(style: str, prefix: str, path: str, spec: Spec) -> tuple[str, tuple[str, str]]:
     match style:
-        case "kohya":
-            return prefix + path.replace(".", "_"), (".lora_down.weight", ".lora_up.weight")
+        case "kohya" | "original":
+            if style == "original" and prefix == "unet.":
+                path = unet_name(f"{path}.weight", spec.unet.layers[0]).removesuffix(".weight")
+            first = "lora_te1_" if spec.text_2 else "lora_te_"
+            start = {"unet.": "lora_unet_", "text_encoder.": first, _SECOND: "lora_te2_"}[prefix]
+            return start + path.replace(".", "_"), (".lora_down.weight", ".lora_up.weight")
         case "peft":
             return prefix + path, (".lora_A.weight", ".lora_B.weight")
         case "diffusers":
-            middle = ".lora_linear_layer" if prefix == "text_encoder." else ".lora"
+            middle = ".lora" if prefix == "unet." else ".lora_linear_layer"
             return prefix + path, (f"{middle}.down.weight", f"{middle}.up.weight")
         case _:
             attention, _, kind = path.rpartition(".")

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from engines.cuda.network import NOTHING, Beside, Style
+from engines.cuda.network import NOTHING, Beside, Matrices, Style
 from engines.tensorrt.serve.plan import Plan
 
 
@@ -48,7 +48,10 @@ class PlanNetwork:
         # The types at the edge of a plan (engines/tensorrt/types/typed.py): narrower ones are inside.
         self.text_dtype = self.time_dtype = self.sample_dtype = torch.float32
 
-    def text(self, context: Tensor, style: Style | None = None, beside: Beside = NOTHING) -> Tensor:
+    def text(
+        self, context: Tensor, style: Style | None = None, beside: Beside = NOTHING, lora: Matrices | None = None
+    ) -> Tensor:
+        assert lora is None, "plans take no LoRAs"
         return torch.cat([context.flatten(), *(beside[name] for name in self._beside)])
 
     def time(self, timesteps: Tensor, guidance: Tensor) -> Tensor:

@@ -196,6 +196,7 @@ def best(values: dict[str, float], better: Callable[..., str]) -> float:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.batchers", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=120, help="of each run (default 120)")
+    parser.add_argument("--kind", choices=("mixed", "uniform"), help="of jobs; without it both, and a plot in docs")
     parser.add_argument("--dry", action="store_true", help="print, and keep neither rows nor plot")
     options = parser.parse_args(argv)
     engine = Engine(load(open_checkpoint(ROOT / "demo" / "small-things")))
@@ -211,6 +212,8 @@ def main(argv: list[str] | None = None) -> int:
 
     measure(policies, MIXED, min(8, options.jobs), 0.0)  # warm
     for kind, steps in (("mixed", MIXED), ("uniform", UNIFORM)):
+        if options.kind not in (None, kind):
+            continue
         shape = f"{kind}: {' '.join(map(str, steps))} steps, {options.jobs} jobs"
         ended = measure(policies, steps, options.jobs, 0.0)
         rates = {name: len(orders) / max(order.ended for order in orders) for name, orders in ended.items()}
@@ -226,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
                     note(f"p99 of {which} jobs, {name}", at, "s", tail)
                     shown.setdefault(f"{kind} load, {which} jobs", {}).setdefault(name, []).append(tail)
                 note(f"p99 of {which} jobs over the best", at, "ratio", tails[OURS] / best(tails, min))
-    if not options.dry:
+    if not options.dry and options.kind is None:
         lines = {title: {name: (LOADS, tails) for name, tails in each.items()} for title, each in shown.items()}
         panels = [Panel(f"p99, {title}", "load", "s", each) for title, each in lines.items()]
         draw(Path(ROOT / "docs" / "batchers.png"), panels)

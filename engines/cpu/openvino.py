@@ -85,8 +85,11 @@ class OpenVinoBackend(HostBackend):
     def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
         encoder = self._encoder(lora.rank if lora is not None and lora.text is not None else RANKS[0])
         inputs = text_inputs(self.spec, ids, lora)
+        taken = {port.get_any_name() for port in encoder.model_inputs}
         for port in ports.adapters(ports.adapted_layers("text_encoder", self.spec)):
-            encoder.set_tensor(port.name, ov.Tensor(inputs.pop(port.name), shared_memory=True))
+            matrix = inputs.pop(port.name)
+            if port.name in taken:
+                encoder.set_tensor(port.name, ov.Tensor(matrix, shared_memory=True))
         _infer(encoder, **inputs)
         count = len(ports.outputs("text_encoder", self.spec))
         return encoded(self.spec, [encoder.get_output_tensor(i).data[0] for i in range(count)], skip)
@@ -160,6 +163,9 @@ class OpenVinoBackend(HostBackend):
         try:
             with weights.letting_go() if weights.bytes(graphs.part_of(network)) > _SMALL else contextlib.nullcontext():
                 model = bound(self._core, self._checkpoint, network)
+                # Inputs that no node takes are dropped when a graph is read: see graphs.adapted.
+                taken = {parameter.get_friendly_name() for parameter in model.get_parameters()}
+                shapes = {name: shape for name, shape in shapes.items() if name in taken}
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
                 engine = self._core.compile_model(model, "CPU", self._config(network))
                 if network in self._any_size:

@@ -16,7 +16,7 @@ from training.draws import numbers, permuted
 from training.errors import TrainingError
 from training.recipe import DataRecipe
 
-_UNUSUAL = 0.1  # of scenes of one thing: the share that is small, and the share that is tilted
+_UNUSUAL = 0.06  # of scenes of one thing: the share that is small, and the share that is tilted
 _HELD = "held out"  # the purpose that no phase has
 Pair = tuple[str, str]  # a thing and a style
 

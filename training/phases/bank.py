@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,23 +28,28 @@ class Bank:
     def __init__(self, context: Context, encoder: VaeEncoder, scale: float, count: int) -> None:
         """Encode what is not on the disk yet. Errors: TrainingError."""
         self._context, self._count = context, count
+        processes, files = context.processes, [range(f, min(count, f + _FILE)) for f in range(0, count, _FILE)]
+        for rows in files[processes.rank :: processes.count]:
+            self._fill(encoder, scale, rows)
+        processes.wait()
         parts, self._captions = [], list[str]()
-        for first in range(0, count, _FILE):
-            latents, captions = self._part(encoder, scale, range(first, min(count, first + _FILE)))
-            parts.append(latents)
-            self._captions += captions
+        for rows in files:
+            place, words = self._places(rows)
+            parts.append(read_tensors(place)[0]["latents"])
+            self._captions += json.loads(words.read_text(encoding="utf-8"))
         self._latents = torch.cat(parts)
 
-    def _part(self, encoder: VaeEncoder, scale: float, rows: range) -> tuple[Tensor, list[str]]:
+    def _places(self, rows: range) -> tuple[Path, Path]:
         place = self._context.folder / "bank" / f"{rows.start:08d}.safetensors"
-        words = place.with_suffix(".json")
-        if self._context.processes.first and not words.exists():
+        return place, place.with_suffix(".json")
+
+    def _fill(self, encoder: VaeEncoder, scale: float, rows: range) -> None:
+        place, words = self._places(rows)
+        if not words.exists():
             captions: list[str] = []
             latents = torch.cat([each for each in self._encoded(encoder, scale, rows, captions)])
             write_tensors(place, {"latents": latents.half()})
             write_json(words, captions)  # last: it says that the other is whole
-        self._context.processes.wait()
-        return read_tensors(place)[0]["latents"], json.loads(words.read_text(encoding="utf-8"))
 
     @torch.no_grad()
     def _encoded(self, encoder: VaeEncoder, scale: float, rows: range, captions: list[str]) -> Iterator[Tensor]:

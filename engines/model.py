@@ -18,8 +18,8 @@ from engines.errors import BackendError
 from engines.machine import toolchain
 from engines.machine.driver import driver_here
 from graphs.ports import adapted
-from pipeline.checkpoint.adapter import ENCODER, adapter_in, with_adapter
-from pipeline.checkpoint.clip import Clip, open_encoder, open_judge
+from pipeline.checkpoint.adapter import adapter_in, encoder_in, with_adapter
+from pipeline.checkpoint.clip import JUDGE, Clip, open_encoder, open_judge
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.extras import install
@@ -27,8 +27,6 @@ from pipeline.loras.layers import RANKS
 from pipeline.loras.shelf import Shelf
 from pipeline.spec import Spec
 from pipeline.tokenizer import AnyTokenizer, tokenizer_of
-
-JUDGE = "judge"  # where a checkpoint may have one
 
 log = logging.getLogger("latentd.model")
 
@@ -38,7 +36,7 @@ class Beside:
     """Names what a model has beside its checkpoint; None: what the checkpoint's folder brings, if it does."""
 
     adapter: Path | None = None  # a style adapter's file; `ip_adapter/` of the folder
-    encoder: Path | None = None  # the folder of its image encoder; `image_encoder/`
+    encoder: Path | None = None  # the folder of its image encoder; `image_encoder/`, else `judge/`
     judge: Path | None = None  # a CLIPModel's folder; `judge/`
     loras: Path | None = None  # a folder of LoRAs; without it the model takes none
 
@@ -83,7 +81,8 @@ def load(checkpoint: Checkpoint, choice: Choice = Choice(), beside: Beside = Bes
             raise BackendError(f"loras: backend {choice.backend} takes none yet; torch does")
         shelf = Shelf(beside.loras, checkpoint.spec, checkpoint.id)
         checkpoint = replace(checkpoint, spec=adapted(checkpoint.spec))
-    judge = open_judge(folder, log.warning) if (folder := beside.judge or _folder(checkpoint, JUDGE)) else None
+    place = beside.judge or checkpoint.path / JUDGE
+    judge = open_judge(place, log.warning) if beside.judge or place.is_dir() else None
     with ThreadPoolExecutor(1, "digest") as pool:
         digest = pool.submit(checkpoint.weights.digest)
         backend = _backend(checkpoint, choice, cuda)
@@ -124,16 +123,11 @@ def _styled(checkpoint: Checkpoint, choice: Choice, beside: Beside) -> tuple[Che
         log.warning("%s", sentence)
         return checkpoint, None
     styled = with_adapter(checkpoint, adapter)
-    if (encoder := beside.encoder or _folder(checkpoint, ENCODER)) is None:
+    if (encoder := beside.encoder or encoder_in(checkpoint.path)) is None:
         raise CheckpointError(
             f"style adapter {adapter}: there is no image encoder; name its folder with --style-encoder"
         )
     return styled, open_encoder(encoder)
-
-
-def _folder(checkpoint: Checkpoint, name: str) -> Path | None:
-    """Return a folder of the checkpoint's, where it is there."""
-    return folder if (folder := checkpoint.path / name).is_dir() else None
 
 
 def _backend(checkpoint: Checkpoint, choice: Choice, cuda: bool) -> Backend:

@@ -107,7 +107,7 @@ class Settings:
         None, values.PATH, "an IP-Adapter's .safetensors file; without it, the one in ip_adapter/ of the model's folder"
     )
     style_encoder: Path | None = _setting(
-        None, values.PATH, "the folder of its image encoder; without it, image_encoder/ of the model's folder"
+        None, values.PATH, "the folder of its image encoder; without it, image_encoder/ or judge/ of the model's folder"
     )
     judge: Path | None = _setting(
         None, values.PATH, "a CLIPModel's folder, which ranks pictures; without it, judge/ of the model's folder"

@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.checkpoint.clip import JUDGE
 from pipeline.checkpoint.header import read_header
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.checkpoint.weights import Weights
@@ -41,6 +42,12 @@ def adapter_in(folder: Path) -> Path | None:
             f"{place} holds {len(files)} .safetensors files; leave one there, or name one with --style-adapter"
         )
     return files[0]
+
+
+def encoder_in(folder: Path) -> Path | None:
+    """Return the image encoder's folder that a checkpoint brings: `image_encoder/`, else the judge, whose image tower
+    then serves the adapter too and lies there once; None where it has neither."""
+    return next((place for name in (ENCODER, JUDGE) if (place := folder / name).is_dir()), None)
 
 
 def with_adapter(checkpoint: Checkpoint, file: Path) -> Checkpoint:

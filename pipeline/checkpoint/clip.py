@@ -19,6 +19,7 @@ from pipeline.errors import CheckpointError
 from pipeline.networks import ClipSpec, VisionSpec
 from pipeline.source import Folder
 
+JUDGE = "judge"  # where a checkpoint may have one
 PREPROCESSOR = "preprocessor_config.json"
 _VISION = ["CLIPVisionModelWithProjection"]
 _BOTH = ["CLIPModel"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from engines.choice import Choice
 from engines.errors import BackendError
 from engines.model import Beside, load
-from pipeline.checkpoint.adapter import adapter_in, with_adapter
+from pipeline.checkpoint.adapter import adapter_in, encoder_in, with_adapter
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.errors import CheckpointError
+from pipeline.spec import read_spec
 from tests.support.adapters import TOKENS, adapter_tensors, make_styled
-from tests.support.clips import make_judge
+from tests.support.clips import JUDGE, make_judge, pixels_of
 
 Tensors = dict[str, torch.Tensor]
 
@@ -132,6 +134,23 @@ def test_an_adapter_without_its_encoder(folder: Path, tmp_path: Path) -> None:
         load(plain, choice, Beside(encoder=folder / "image_encoder"))
     with pytest.raises(CheckpointError, match="missing is not there; give the folder of a CLIPVisionModelWithP"):
         load(open_checkpoint(folder), choice, Beside(encoder=tmp_path / "missing"))
+
+
+def test_a_judge_encodes_for_an_adapter_without_an_encoder_of_its_own(tmp_path: Path) -> None:
+    """As latentd's own training leaves them: the tower is there once. image_encoder/ comes first where it is there."""
+    folder, choice = make_styled(tmp_path / "model"), Choice("onnxruntime", "f32", threads=1)
+    judge = make_judge(folder / "judge")
+    assert encoder_in(folder) == folder / "image_encoder"
+    shutil.rmtree(folder / "image_encoder")
+    (file,) = (folder / "ip_adapter").iterdir()
+    with pytest.raises(CheckpointError, match="takes embeddings of 24 numbers, and .*/judge gives 20: name the encod"):
+        load(open_checkpoint(folder), choice)
+    tensors = adapter_tensors(read_spec(folder), embedding=JUDGE.vision.projection)
+    save_file(tensors, file)
+    model, named = (load(open_checkpoint(folder), choice, beside) for beside in (Beside(), Beside(encoder=judge)))
+    assert model.styles is not None and model.judge is not None and named.styles is not None
+    tokens, others = (model.styles.of(pixels_of(30, width), 1.0).tokens for width in (30, 40))
+    assert (tokens == named.styles.of(pixels_of(30, 30), 1.0).tokens).all() and (tokens != others).any()
 
 
 def test_another_adapters_encoder(styled: Checkpoint, folder: Path, tmp_path: Path) -> None:

@@ -40,11 +40,11 @@ def vision_spec(recipe: Recipe) -> VisionSpec:
     )  # fmt: skip
 
 
-def vae_spec(recipe: Recipe, scaling_factor: float = 1.0) -> VaeSpec:
+def vae_spec(recipe: Recipe) -> VaeSpec:
     vae = recipe.vae
     return VaeSpec(
         image_channels=3, latent_channels=vae.latent_channels, channels=vae.channels, layers=vae.layers,
-        groups=vae.groups, scaling_factor=scaling_factor, shift_factor=0.0, quant_conv=True, post_quant_conv=True,
+        groups=vae.groups, scaling_factor=1.0, shift_factor=0.0, quant_conv=True, post_quant_conv=True,
         mid_attention=True,
     )  # fmt: skip
 

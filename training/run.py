@@ -15,6 +15,7 @@ import torch
 from model.vae import VaeDecoder, VaeEncoder
 from training.assemble.card import card, write_card
 from training.assemble.checkpoint import Trained, assemble
+from training.assemble.record import keep_record
 from training.batches import Captions, Context, multiplies_bfloat16
 from training.data.opened import open_pictures
 from training.errors import TrainingError
@@ -28,7 +29,7 @@ from training.phases.classifier import Classifier, Net
 from training.phases.contrastive import Contrastive
 from training.phases.denoiser import Denoiser
 from training.processes import Processes
-from training.recipe import Recipe
+from training.recipe import PhasesRecipe, Recipe
 from training.vocabulary import tokenizer_files
 
 _RECIPE, _TOOK, _SCALED = "recipe.json", "took.json", "scaled.safetensors"
@@ -159,8 +160,9 @@ class Run:
         self.say(f"{checkpoint}: assembled; it is being judged")
         out = self.folder / "evaluation"
         figures = evaluate(checkpoint, self.recipe, self.context.pictures, classifier, out, self.say)
-        size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
-        write_card(checkpoint, card(self.recipe, self.context.pictures, figures, self.took(), size))
+        size = sum(path.stat().st_size for path in checkpoint.rglob("*.safetensors"))
+        record = keep_record(self.folder, checkpoint, tuple(field.name for field in dataclasses.fields(PhasesRecipe)))
+        write_card(checkpoint, card(self.recipe, self.context.pictures, figures, self.took(), size, record))
         if (out / "sheet.png").exists():
             write(checkpoint / "sheet.png", (out / "sheet.png").read_bytes())
         for name, value in figures.items():

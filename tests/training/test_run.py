@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 from engines.cpu.torch import TorchBackend
 from engines.generate import generate
 from engines.model import Model
-from pipeline.checkpoint.adapter import adapter_in, with_adapter
+from pipeline.checkpoint.adapter import adapter_in, encoder_in, with_adapter
 from pipeline.checkpoint.clip import open_encoder, open_judge
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.tokenizer import ClipTokenizer
@@ -72,7 +73,27 @@ def test_latents_are_whitened(run: Path, trained: Checkpoint) -> None:
     latents = latents_of(model.encoder, context_of(run, tiny()), "test", 256)
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.15
     assert (latents.std(dim=(0, 2, 3)) - 1).abs().max() < 0.15
-    assert abs(float(latents.std()) * trained.spec.vae.scaling_factor - 1) < 0.05
+    assert abs(float(latents.std()) - 1) < 0.05 and trained.spec.vae.scaling_factor == 1
+
+
+def test_what_is_left_to_scale_is_in_the_convolutions(run: Path) -> None:
+    """So a shape has the same graphs whatever its run measured, and the pictures and their spread are the same."""
+    from training.assemble.checkpoint import scaled_inside
+    from training.files import read_tensors
+    from training.networks import new_vae
+
+    (encoder, decoder), weights = new_vae(tiny()), read_tensors(run / "autoencoder/scaled.safetensors")[0]
+    for name, net in (("encoder", encoder), ("decoder", decoder)):
+        net.load_state_dict({k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")})
+    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        (mean, logvar), drawn = encoder.distribution(pixels), decoder(encoder(pixels))
+        inside = scaled_inside(encoder, decoder, 0.25)
+        for net in (encoder, decoder):
+            net.load_state_dict({name: inside[name] for name in net.state_dict()})
+        scaled, its_logvar = encoder.distribution(pixels)
+        assert torch.allclose(scaled, mean / 4, atol=1e-6) and torch.allclose(decoder(scaled), drawn, atol=1e-4)
+    assert torch.allclose((its_logvar / 2).exp(), (logvar / 2).exp() / 4, rtol=1e-4)
 
 
 def test_diffusers_draws_the_same_picture(trained: Checkpoint) -> None:
@@ -96,21 +117,23 @@ def test_text_encoder_has_published_names(run: Path) -> None:
 
 
 def test_judge_and_encoder_are_transformers_own(run: Path) -> None:
+    """The judge's image tower is also what a style's pictures are encoded with."""
     from transformers import CLIPModel, CLIPVisionModelWithProjection
 
     from model.weights import load_vision
 
-    judge, encoder = run / "tiny/judge", run / "tiny/image_encoder"
+    judge = run / "tiny/judge"
+    assert encoder_in(run / "tiny") == judge and open_encoder(judge).spec.vision == open_judge(judge, print).spec.vision
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     theirs, info = CLIPModel.from_pretrained(judge, output_loading_info=True)  # type: ignore[misc]
     assert not info["missing_keys"] and not info["unexpected_keys"]
     clip = open_judge(judge, lambda remark: None)
     ours = load_vision(clip.spec, clip.weights)(pixels)
-    alone = CLIPVisionModelWithProjection.from_pretrained(encoder)(pixels).image_embeds
+    alone, info = CLIPVisionModelWithProjection.from_pretrained(judge, output_loading_info=True)  # type: ignore[misc]
+    assert not info["missing_keys"]
     features = theirs.get_image_features(pixels)
     features = getattr(features, "pooler_output", features)
-    assert torch.allclose(ours, alone, atol=1e-4) and torch.allclose(ours, features, atol=1e-4)
-    assert open_encoder(encoder).spec.vision == clip.spec.vision
+    assert torch.allclose(ours, alone(pixels).image_embeds, atol=1e-4) and torch.allclose(ours, features, atol=1e-4)
 
 
 def test_the_server_reads_the_adapter(trained: Checkpoint) -> None:
@@ -127,13 +150,18 @@ def test_every_figure_is_kept(run: Path) -> None:
     figures = json.loads((run / "evaluation/evaluation.json").read_text())
     for part in ("held-out PSNR of the autoencoder, dB", "classifier, real, one thing: top1", "one thing: top1",
                  "held-out pairs: top5", "two things on a ground: all right", "style from a picture: style",
-                 "eight seeds: mean pairwise PSNR, dB", "CLIP score of drawn pictures"):  # fmt: skip
+                 "eight seeds: mean pairwise PSNR, dB", "CLIP score of drawn pictures",
+                 "one thing: top1, over classifier, real, one thing: top1"):  # fmt: skip
         assert math.isfinite(figures[part]), part
     assert {path.name for path in (run / "evaluation").glob("*.png")} == {
         "sheet.png", "singles.png", "seeds.png", "held-out.png", "composed.png", "styles.png",
     }  # fmt: skip
     card = (run / "tiny/README.md").read_text()
     assert all(name in card for name in (*PHASES, "held-out PSNR", tiny().digest))
+    linked = set(re.findall(r"\(record/([^)]+)\)", card))
+    kept = {path.name for path in (run / "tiny/record").iterdir()}
+    assert linked == kept - {"evaluation.json"} and len(linked) == 2 * len(PHASES) + 5, "but the sheet, and no other"
+    assert (run / "tiny/record/denoiser-figures.csv").read_bytes() == (run / "denoiser/figures.csv").read_bytes()
 
 
 def test_a_checkpoint_can_be_judged_again(run: Path, tmp_path: Path) -> None:
@@ -143,6 +171,23 @@ def test_a_checkpoint_can_be_judged_again(run: Path, tmp_path: Path) -> None:
     assert again == json.loads((run / "evaluation/evaluation.json").read_text())
     shown(tiny(), tmp_path / "shown.png")
     assert (tmp_path / "shown.png").stat().st_size > 10_000
+
+
+def test_ways_of_drawing_are_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from training.__main__ import main
+
+    command = ["defaults", str(run / "tiny"), str(TINY), "--run", str(run), "--out", str(tmp_path / "ways.csv")]
+    assert main([*command, "--steps", "1,4", "--guidance", "2", "--sampler", "ddim,dpmpp_2m"]) == 0
+    header, *rows = (tmp_path / "ways.csv").read_text().splitlines()
+    assert (
+        header == "sampler,steps,guidance,top1,style,sure,seconds" and capsys.readouterr().out.splitlines()[1:] == rows
+    )
+    assert [row.split(",")[:3] for row in rows] == [[s, n, "2"] for s in ("ddim", "dpmpp_2m") for n in ("1", "4")]
+    figures = json.loads((run / "evaluation/evaluation.json").read_text())
+    assert [float(cell) for cell in rows[-1].split(",")[3:5]] == pytest.approx(
+        [figures["one thing: top1"], figures["one thing: style"]], abs=1e-4
+    ), "the recipe's own way is what it was judged by"
+    assert main([*command, "--sampler", "fast"]) == 2 and "sampler is 'fast'; it must be" in capsys.readouterr().err
 
 
 def test_a_run_that_is_done_trains_nothing_more(run: Path) -> None:

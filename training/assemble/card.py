@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from training.assemble.record import FOLDER, Record
 from training.data.drawn import DrawnPictures
 from training.data.fonts import LICENCES
 from training.data.sample import Pictures
@@ -12,8 +13,10 @@ from training.files import write
 from training.recipe import Recipe
 
 
-def card(recipe: Recipe, pictures: Pictures, figures: dict[str, Any], took: dict[str, float], size: int) -> str:
-    """Return the card in Markdown. `took`: hours of each phase."""
+def card(
+    recipe: Recipe, pictures: Pictures, figures: dict[str, Any], took: dict[str, float], size: int, record: Record
+) -> str:
+    """Return the card in Markdown. `took`: hours of each phase; `size`: bytes of weights."""
     data, evaluate = recipe.data, recipe.evaluate
     what = (
         f"{len(pictures.things)} things in the styles {', '.join(pictures.styles)}" if pictures.things else "pictures"
@@ -21,8 +24,11 @@ def card(recipe: Recipe, pictures: Pictures, figures: dict[str, Any], took: dict
     widget = "\n".join(f"  - text: {prompt}" for prompt in evaluate.sheet[:10])
     numbers = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items() if isinstance(value, float))
     phases = "\n".join(f"| {name} | {hours:.2f} h |" for name, hours in took.items())
-    wrong = figures.get("one thing: wrong") or []
-    missed = f"\nPrompts of one thing that came out wrong: {'; '.join(wrong)}.\n" if wrong else ""
+    missed = "".join(
+        f"\nThese of the {what} came out wrong: {'; '.join(wrong)}.\n"
+        for what, name in (("listed things", "listed things: wrong"), ("prompts of one thing", "one thing: wrong"))
+        if (wrong := figures.get(name))
+    )
     made = LICENCES if data.kind == "drawn" else ""
     sight, judged = "", "CLIP scores are those of `judge/`, which learnt from the same pictures."
     if isinstance(pictures, DrawnPictures):
@@ -52,7 +58,7 @@ Its recipe has the digest {recipe.digest}.
 tokens, {data.vocabulary:,} BPE entries |
 | UNet | {", ".join(map(str, recipe.unet.channels))} channels, v-prediction |
 | VAE | AutoencoderKL, {", ".join(map(str, recipe.vae.channels))} channels |
-| beside them | `ip_adapter/` and `image_encoder/` for styles from pictures, `judge/` (a CLIP model) |
+| beside them | `judge/`, a CLIP model, whose image tower encodes the pictures that `ip_adapter/` takes a style from |
 | good defaults | `{evaluate.sampler}`, {evaluate.steps} steps, guidance {evaluate.guidance:g} |
 
 ## Measured
@@ -63,14 +69,24 @@ tokens, {data.vocabulary:,} BPE entries |
 |---|---|
 {numbers}
 {missed}
-## How long it took
+## How it was made
 
-| phase | {"GPU" if recipe.device == "cuda" else f"{recipe.threads} CPU threads"} |
+| phase | on a {"GPU" if recipe.device == "cuda" else "CPU"} |
 |---|---|
 {phases}
 
+{_recorded(record)}
 {made}The vocabulary is a subset of CLIP's byte pairs (MIT, OpenAI).
 """
+
+
+def _recorded(record: Record) -> str:
+    lines = [
+        f"![curves of the {phase}]({FOLDER}/{phase}-curves.png) [figures]({FOLDER}/{phase}-figures.csv)\n"
+        for phase in record.phases
+    ]
+    lines += [f"![{sheet}]({FOLDER}/{sheet}.webp) {sheet}\n" for sheet in record.sheets]
+    return "\n".join(lines)
 
 
 def write_card(folder: Path, text: str) -> None:

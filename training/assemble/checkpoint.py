@@ -1,7 +1,9 @@
-"""Assembles a run's networks to a checkpoint: diffusers' layout, with a style adapter, its encoder and a judge."""
+"""Assembles a run's networks to a checkpoint: diffusers' layout, with a style adapter, and a judge whose image tower is
+the adapter's encoder."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import Tensor
 from model.clip import ClipText
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeEncoder
-from pipeline.checkpoint.clip import Sight
+from pipeline.checkpoint.clip import JUDGE, PREPROCESSOR, Sight
 from training.assemble import configs
 from training.data.drawn import DrawnPictures
 from training.data.sample import Pictures
@@ -40,7 +42,7 @@ def assemble(
     folder: Path, recipe: Recipe, trained: Trained, tokenizer: Mapping[str, bytes], pictures: Pictures
 ) -> None:
     """Write the checkpoint. Errors: TrainingError."""
-    text, vision, vae = text_spec(recipe), vision_spec(recipe), vae_spec(recipe, trained.scale)
+    text, vision, vae = text_spec(recipe), vision_spec(recipe), vae_spec(recipe)
     evaluate = recipe.evaluate
     write_json(folder / "model_index.json", configs.model_index())
     settings = {"steps": evaluate.steps, "guidance": evaluate.guidance, "sampler": evaluate.sampler}
@@ -54,7 +56,7 @@ def assemble(
         write_json(folder / "concepts.json", {"things": pictures.things, "styles": pictures.styles, "held out": held})
     for name, data in tokenizer.items():
         write(folder / "tokenizer" / name, data)
-        write(folder / "judge" / name, data)
+        write(folder / JUDGE / name, data)
 
     def tensors(path: str, weights: Mapping[str, Tensor]) -> None:
         kind = torch.float16 if recipe.half else torch.float32
@@ -63,21 +65,30 @@ def assemble(
     # ClipText's names begin with `text_model.`, as published checkpoints have them.
     tensors("text_encoder/model.safetensors", trained.text.state_dict())
     tensors("unet/diffusion_pytorch_model.safetensors", trained.unet.state_dict())
-    both = trained.encoder.state_dict() | trained.decoder.state_dict()
+    both = scaled_inside(trained.encoder, trained.decoder, trained.scale)
     tensors("vae/diffusion_pytorch_model.safetensors", both)
 
     towers = trained.towers
-    vision_weights = towers.vision.state_dict()
     head = {"text_projection.weight": towers.text_projection.weight, "logit_scale": towers.logit_scale}
+    tensors(f"{JUDGE}/model.safetensors", {**towers.text.state_dict(), **towers.vision.state_dict(), **head})
+    write_json(folder / JUDGE / "config.json", configs.clip_config(text, vision))
     sight = Sight()
-    preprocessor = configs.preprocessor_config(vision, sight.mean, sight.deviation)
-    tensors("judge/model.safetensors", {**towers.text.state_dict(), **vision_weights, **head})
-    write_json(folder / "judge/config.json", configs.clip_config(text, vision))
-    write_json(folder / "judge/preprocessor_config.json", preprocessor)
-    tensors("image_encoder/model.safetensors", vision_weights)
-    write_json(folder / "image_encoder/config.json", configs.vision_config(vision))
-    write_json(folder / "image_encoder/preprocessor_config.json", preprocessor)
+    write_json(folder / JUDGE / PREPROCESSOR, configs.preprocessor_config(vision, sight.mean, sight.deviation))
     tensors(f"ip_adapter/ip-adapter_{recipe.name}.safetensors", adapter_tensors(trained.adapter))
+
+
+def scaled_inside(encoder: VaeEncoder, decoder: VaeDecoder, scale: float) -> dict[str, Tensor]:
+    """Return the weights of both halves, whose 1x1 convolutions do what is left to scale.
+
+    So `scaling_factor` is 1 in every checkpoint: it is part of a graph, and all runs of one shape have the same graphs.
+    """
+    weights, channels = encoder.state_dict() | decoder.state_dict(), decoder.spec.latent_channels
+    weight, bias = weights["quant_conv.weight"].clone(), weights["quant_conv.bias"].clone()
+    weight[:channels] *= scale
+    bias[:channels] *= scale
+    bias[channels:] += 2 * math.log(scale)  # of log-variances
+    inverse = weights["post_quant_conv.weight"] / scale
+    return weights | {"quant_conv.weight": weight, "quant_conv.bias": bias, "post_quant_conv.weight": inverse}
 
 
 def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:

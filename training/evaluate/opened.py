@@ -13,8 +13,8 @@ from model.clip import ClipText, ClipVision
 from model.unet import Unet
 from model.vae import VaeDecoder, VaeEncoder
 from model.weights import load_text, load_unet, load_vae_decoder, load_vae_encoder, load_vision
-from pipeline.checkpoint.adapter import adapter_in, projection_of, with_adapter
-from pipeline.checkpoint.clip import open_encoder, open_judge
+from pipeline.checkpoint.adapter import adapter_in, encoder_in, projection_of, with_adapter
+from pipeline.checkpoint.clip import JUDGE, open_encoder, open_judge
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.conditions.style import Projection
 from pipeline.errors import CheckpointError
@@ -58,7 +58,7 @@ class OpenedJudge:
 
     def __init__(self, model: OpenedModel) -> None:
         """Open `judge/`. Errors: CheckpointError."""
-        clip = open_judge(model.checkpoint.path / "judge", lambda remark: None)
+        clip = open_judge(model.checkpoint.path / JUDGE, lambda remark: None)
         assert clip.spec.text is not None
         width = clip.spec.text.width
         projection = clip.weights.float32("head", "text_projection.weight", (clip.spec.vision.projection, width))
@@ -77,11 +77,10 @@ class OpenedStyles:
     """A checkpoint's style adapter, and the encoder of its pictures."""
 
     def __init__(self, model: OpenedModel) -> None:
-        """Open `ip_adapter/` and `image_encoder/`. Errors: CheckpointError."""
-        file = adapter_in(model.checkpoint.path)
-        assert file is not None
-        styled = with_adapter(model.checkpoint, file)
-        encoder = open_encoder(model.checkpoint.path / "image_encoder")
+        """Open `ip_adapter/` and its image encoder. Errors: CheckpointError."""
+        file, place = adapter_in(model.checkpoint.path), encoder_in(model.checkpoint.path)
+        assert file is not None and place is not None
+        styled, encoder = with_adapter(model.checkpoint, file), open_encoder(place)
         self._unet, self._model = load_unet(styled.spec, styled.weights), model
         self._vision: ClipVision = load_vision(encoder.spec, encoder.weights)
         self._projection: Projection = projection_of(styled)

@@ -17,7 +17,7 @@ PROMPTS = [
     "fox, ink style",
     "rainbow, color style",
     "castle, ink style",
-    "octopus, color style",
+    "crab, color style",
     "penguin, ink style",
     "hamburger, color style",
     "sailboat, ink style",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 RUNS = Path("runs")
 GLYPHS = RUNS / "data" / "small-things"
@@ -23,6 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     judge.add_argument("recipe", type=Path)
     judge.add_argument("--run", type=Path, required=True, help="the run's folder, which has the classifier")
     judge.add_argument("--out", type=Path, required=True, help="where figures and sheets are written")
+    defaults = words.add_parser("defaults", help="compare steps, guidance and samplers by the classifier of a run")
+    defaults.add_argument("checkpoint", type=Path)
+    defaults.add_argument("recipe", type=Path)
+    defaults.add_argument("--run", type=Path, required=True, help="the run's folder, which has the classifier")
+    defaults.add_argument("--out", type=Path, required=True, help="the CSV file")
+    defaults.add_argument("--steps", type=_list_of(int), default=[8, 12, 20], help="as 8,12,20")
+    defaults.add_argument("--guidance", type=_list_of(float), default=[1.5, 2, 3, 4.5, 6], help="as 1.5,2,3,4.5,6")
+    defaults.add_argument("--sampler", type=_list_of(str), default=["dpmpp_2m"], help="as dpmpp_2m,euler")
     shown = words.add_parser("show", help="write a sheet of the pictures that a recipe trains on")
     shown.add_argument("recipe", type=Path)
     shown.add_argument("--out", type=Path, required=True, help="the PNG file")
@@ -32,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     from training.loop import Interrupted
 
     try:
-        return {"run": _run, "data": _data, "evaluate": _evaluate, "show": _show}[given.word](given)
+        return {"run": _run, "data": _data, "evaluate": _evaluate, "defaults": _defaults, "show": _show}[given.word](
+            given
+        )
     except LatentdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,6 +90,23 @@ def _evaluate(given: argparse.Namespace) -> int:
 
     judged(given.checkpoint, read_recipe(given.recipe), given.run, given.out, _say)
     return 0
+
+
+def _defaults(given: argparse.Namespace) -> int:
+    from training.command import Way, compared_defaults
+    from training.recipe import read_recipe
+
+    ways = [Way(*each) for each in itertools.product(given.sampler, given.steps, given.guidance)]
+    compared_defaults(given.checkpoint, read_recipe(given.recipe), given.run, ways, given.out, _say)
+    return 0
+
+
+def _list_of(kind: type) -> Callable[[str], list[Any]]:
+    def read(text: str) -> list[Any]:
+        return [kind(each) for each in text.split(",")]
+
+    read.__name__ = f"list of {kind.__name__}"  # which argparse names where it refuses one
+    return read
 
 
 def _show(given: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.samplers import SAMPLERS
 from training.errors import TrainingError
 
 KINDS = ("drawn", "folder", "shapes")
@@ -195,6 +196,10 @@ def check(recipe: Recipe) -> None:
         raise TrainingError(f"unet.attention has {len(unet.attention)} entries; unet.channels {len(unet.channels)}")
     if any(width % unet.heads for width in unet.channels) or unet.channels[0] % 2:
         raise TrainingError(f"unet.channels is {list(unet.channels)}; each must be a multiple of unet.heads, and even")
+    if recipe.evaluate.sampler not in SAMPLERS:
+        raise TrainingError(
+            f"evaluate.sampler is {recipe.evaluate.sampler!r:.60}; it must be one of {', '.join(SAMPLERS)}"
+        )
     if data.kind != "shapes" and not data.folder:
         raise TrainingError(f"data.folder is missing; data.kind {data.kind} needs it")
 

@@ -38,6 +38,7 @@ def test_shipped_recipes_are_read(path: Path) -> None:
         ("data: {kind: shapes}\nunet: {channels: [30, 60, 90]}", "unet.channels is [30, 60, 90]; each must be"),
         ("data: {kind: shapes}\ntext: {heads: 5}", "text.width is 192; it must be a multiple of text.heads 5"),
         ("data: {kind: shapes}\nname: ../up", "name is '../up'; it names a folder"),
+        ("data: {kind: shapes}\nevaluate: {sampler: fast}", "evaluate.sampler is 'fast'; it must be one of ddim, ddpm"),
         ("a: [", "cannot be read"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from training.data.caption import RELATIONS, one
 from training.data.drawn import DrawnPictures
@@ -11,6 +12,7 @@ from training.draws import numbers
 from training.evaluate.verdict import Wanted
 
 _SEED = 20261129  # of the choice
+_LISTED = Path(__file__).with_name("listed.txt")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,13 @@ def singles(pictures: DrawnPictures, count: int) -> list[Prompt]:
         seen = [pictures.pairs[i][0] for i in order if pictures.pairs[i][1] == style]
         chosen += [single(thing, style) for thing in seen[:share]]
     return chosen
+
+
+def listed(pictures: DrawnPictures) -> list[Prompt]:
+    """List the prompts of listed.txt, a hundred by their names; of other things than the demo model's none."""
+    lines = [line for line in _LISTED.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    pairs = [(thing, style) for thing, _, style in (line.rpartition(", ") for line in lines)]
+    return [single(*pair) for pair in pairs] if set(pairs) <= set(pictures.pairs) else []
 
 
 def held(pictures: DrawnPictures) -> list[Prompt]:

@@ -18,7 +18,7 @@ from training.draw import Drawing
 from training.evaluate import prompts as fixed
 from training.evaluate.opened import OpenedJudge, OpenedModel, OpenedStyles, open_model
 from training.evaluate.prompts import Prompt
-from training.evaluate.verdict import Wanted, psnr, verdict
+from training.evaluate.verdict import Verdict, Wanted, psnr, verdict
 from training.files import write, write_json
 from training.phases.classifier import Net
 from training.recipe import Recipe
@@ -31,6 +31,16 @@ _PURPOSE = "evaluation"
 _AT_ONCE = 64
 
 Figures = dict[str, Any]
+# Of which figure of real drawings each is a share: a perfect model has 1, as the classifier errs about both.
+_SHARES = {
+    "listed things: top1": "one thing: top1",
+    "one thing: top1": "one thing: top1",
+    "one thing: style": "one thing: style",
+    "eight seeds: top1": "one thing: top1",
+    "held-out pairs: top5": "one thing: top5",
+    "two things on a ground: all right": "two things: all right",
+    "style from a picture: style": "one thing: style",
+}
 
 
 @dataclass(frozen=True)
@@ -102,11 +112,16 @@ class Judged:
 
     def figures(self) -> Figures:
         figures: Figures = {}
-        for part in (self._real, self._singles, self._seeds, self._held, self._composed, self._styled):
+        parts = (self._real, self._listed, self._singles, self._seeds, self._held, self._composed, self._styled)
+        for part in parts:
             figures |= part()
+        real = "classifier, real, "
+        for name, of in _SHARES.items():
+            if name in figures and (best := figures.get(real + of)):
+                figures[f"{name}, over {real}{of}"] = figures[name] / best
         return figures
 
-    def _verdict(self, pictures: Tensor, wanted: list[Wanted]) -> Any:
+    def _verdict(self, pictures: Tensor, wanted: list[Wanted]) -> Verdict:
         return verdict(self._net, self._pictures.things, self._pictures.styles, pictures, wanted)
 
     def _real(self) -> Figures:
@@ -117,26 +132,33 @@ class Judged:
         one = self._verdict(pixels_of(ones), [_wanted(sample) for sample in ones]).mean()
         figures = {f"classifier, real, one thing: {name}": one[name] for name in ("top1", "top5", "style")}
         if several:
-            two = self._verdict(pixels_of(several), [_wanted(sample) for sample in several]).mean()
-            figures["classifier, real, two things: both"] = two["top1"]
-            figures["classifier, real, two things: ground"] = two["ground"]
+            two = self._verdict(pixels_of(several), [_wanted(sample) for sample in several])
+            figures["classifier, real, two things: both"] = two.mean()["top1"]
+            figures["classifier, real, two things: ground"] = two.mean()["ground"]
+            figures["classifier, real, two things: all right"] = _all_right(two)
         return figures
 
-    def _drawn(self, prompts: list[Prompt], file: str) -> tuple[Any, Tensor]:
+    def _drawn(self, prompts: list[Prompt], file: str) -> Verdict:
         self._whole.say(f"{file}: {len(prompts)} pictures")
         drawn = self._whole.model.draw([prompt.text for prompt in prompts], self._whole.drawing())
         write_png(self._whole.out / f"{file}.png", sheet(pictures_of(drawn), 20, [prompt.text for prompt in prompts]))
-        return self._verdict(drawn, [prompt.wanted for prompt in prompts]), drawn
+        return self._verdict(drawn, [prompt.wanted for prompt in prompts])
+
+    def _listed(self) -> Figures:
+        prompts = fixed.listed(self._pictures)
+        if not prompts:
+            return {}
+        said = self._drawn(prompts, "listed")
+        return {"listed things: top1": said.mean()["top1"], "listed things: wrong": _missed(prompts, said)}
 
     def _singles(self) -> Figures:
         prompts = fixed.singles(self._pictures, self._recipe.prompts)
-        said, _ = self._drawn(prompts, "singles")
+        said = self._drawn(prompts, "singles")
         figures: Figures = {f"one thing: {name}": said.mean()[name] for name in ("top1", "top5", "style")}
         for style in self._pictures.styles:
             rows = [i for i, prompt in enumerate(prompts) if prompt.wanted.style == style]
             figures[f"one thing, {style}: top1"] = float(said.top1[rows].float().mean())
-        wrong = [prompt.text for prompt, right in zip(prompts, said.top1.tolist(), strict=True) if not right]
-        return {**figures, "one thing: wrong": wrong}
+        return {**figures, "one thing: wrong": _missed(prompts, said)}
 
     def _seeds(self) -> Figures:
         """Draw a few prompts with eight seeds each: they must differ, and stay right."""
@@ -154,19 +176,18 @@ class Judged:
         prompts = fixed.held(self._pictures)
         if not prompts:
             return {}
-        said, _ = self._drawn(prompts, "held-out")
+        said = self._drawn(prompts, "held-out")
         return {f"held-out pairs: {name}": said.mean()[name] for name in ("top1", "top5", "style")}
 
     def _composed(self) -> Figures:
         prompts = fixed.composed(self._pictures, self._recipe.composed)
         if not prompts:
             return {}
-        said, _ = self._drawn(prompts, "composed")
-        whole = said.top1 & said.ground
+        said = self._drawn(prompts, "composed")
         return {
             "two things on a ground: both": said.mean()["top1"],
             "two things on a ground: ground": said.mean()["ground"],
-            "two things on a ground: all right": float(whole.float().mean()),
+            "two things on a ground: all right": _all_right(said),
         }
 
     def _styled(self) -> Figures:
@@ -193,6 +214,14 @@ class Judged:
         write_png(self._whole.out / "styles.png", sheet(both, 16, names))
         said = self._verdict(drawn, wanted).mean()
         return {"style from a picture: style": said["style"], "style from a picture: top1": said["top1"]}
+
+
+def _missed(prompts: list[Prompt], said: Verdict) -> list[str]:
+    return [prompt.text for prompt, right in zip(prompts, said.top1.tolist(), strict=True) if not right]
+
+
+def _all_right(said: Verdict) -> float:
+    return float((said.top1 & said.ground).float().mean())
 
 
 def _wanted(sample: Sample) -> Wanted:

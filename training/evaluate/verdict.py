@@ -25,12 +25,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Says of each picture whether it is what was wanted, [n] each, in 0 and 1."""
+    """Says of each picture whether it is what was wanted, [n] each."""
 
     top1: Tensor  # is the first thing wanted? Of two things: are they the first two?
     top5: Tensor
     style: Tensor
     ground: Tensor
+    sure: Tensor  # the probability of what was wanted, not 0 or 1
 
     def mean(self) -> dict[str, float]:
         return {name: float(getattr(self, name).float().mean()) for name in ("top1", "top5", "style", "ground")}
@@ -43,7 +44,8 @@ def verdict(
     """Classify pictures [n, 3, side, side]."""
     pictures = pictures.clamp(-1, 1)
     parts = [net(pictures[i : i + _AT_ONCE]) for i in range(0, len(pictures), _AT_ONCE)]
-    ranked = torch.cat([part[0] for part in parts]).argsort(dim=1, descending=True)
+    logits = torch.cat([part[0] for part in parts])
+    ranked = logits.argsort(dim=1, descending=True)
     drawn_styles = torch.cat([part[1] for part in parts]).argmax(dim=1)
     numbers = {thing: i for i, thing in enumerate(things)}
     firsts, fives = [], []
@@ -53,7 +55,12 @@ def verdict(
         fives.append(sought <= set(row[: 4 + len(sought)]))
     grounds = [ground_of(picture) == each.ground for picture, each in zip(pictures, wanted, strict=True)]
     named = [styles[number] == each.style for number, each in zip(drawn_styles.tolist(), wanted, strict=True)]
-    return Verdict(*(torch.tensor(each) for each in (firsts, fives, named, grounds)))
+    sought = torch.zeros_like(logits)
+    for row, each in enumerate(wanted):
+        sought[row, [numbers[thing] for thing in each.things]] = 1
+    sure = (logits.softmax(dim=1) * sought).sum(dim=1)
+    top1, top5, style, ground = (torch.tensor(each) for each in (firsts, fives, named, grounds))
+    return Verdict(top1, top5, style, ground, sure)
 
 
 def ground_of(picture: Tensor) -> str:

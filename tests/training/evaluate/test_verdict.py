@@ -40,6 +40,10 @@ def test_ranks_styles_and_grounds() -> None:
     assert said.style.tolist() == [True, False, False, True]
     assert said.ground.tolist() == [True, True, True, True]
     assert said.mean()["top1"] == 0.5
+    chances = torch.tensor(falling).softmax(dim=0)
+    assert torch.allclose(
+        said.sure, torch.stack([chances[0], chances[4], chances[0] + chances[1], chances[0] + chances[6]])
+    )
 
 
 def test_psnr_is_of_pixels_between_0_and_255() -> None:

@@ -82,18 +82,19 @@ def load(checkpoint: Checkpoint, choice: Choice = Choice(), beside: Beside = Bes
         shelf = Shelf(beside.loras, checkpoint.spec, checkpoint.id)
         checkpoint = replace(checkpoint, spec=adapted(checkpoint.spec))
     place = beside.judge or checkpoint.path / JUDGE
-    judge = open_judge(place, log.warning) if beside.judge or place.is_dir() else None
+    clip = open_judge(place, log.warning) if beside.judge or place.is_dir() else None
     with ThreadPoolExecutor(1, "digest") as pool:
         digest = pool.submit(checkpoint.weights.digest)
         backend = _backend(checkpoint, choice, cuda)
         tokenizer = tokenizer_of(checkpoint.source, checkpoint.spec)
+        judge = Judge(clip, backend.name, choice.threads) if clip else None
         model = Model(
             checkpoint,
             tokenizer,
             backend,
             digest.result(),
-            Styles(checkpoint, encoder, backend.name, choice.threads) if encoder else None,
-            Judge(judge, backend.name, choice.threads) if judge else None,
+            Styles(checkpoint, encoder, backend.name, choice.threads, judge) if encoder else None,
+            judge,
             shelf,
         )
     log.info("%s: weights of %d files, digest %s", model.id, len(checkpoint.weights.files), model.digest)

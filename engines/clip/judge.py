@@ -31,7 +31,7 @@ class Judge:
         self._tokenizer = ClipTokenizer(TokenizerFolder(clip.path), text)
         self._clip = clip
         self._text = tower_of(clip, "text_encoder", backend, threads)
-        self._vision = tower_of(clip, "vision_tower", backend, threads)
+        self.vision = tower_of(clip, "vision_tower", backend, threads)
         self.digest = clip.weights.digest()  # which finds what is not finite
 
     def cut(self, text: str) -> bool:
@@ -46,7 +46,7 @@ class Judge:
 
     def picture(self, picture: Pixels) -> F32:
         """Return the embedding [D] of a picture [H, W, 3], of length one."""
-        return _unit(self._vision(seen(picture, self._clip.spec.vision.side, self._clip.sight)))
+        return _unit(self.vision(seen(picture, self._clip.spec.vision.side, self._clip.sight)))
 
     def scores(self, pictures: Sequence[F32], texts: Sequence[F32]) -> F32:
         """Return the scores [pictures, texts] of embeddings: their cosines times the model's own scale.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from engines.clip.judge import Judge
 from engines.clip.sight import seen
 from engines.clip.tower import tower_of
 from pipeline.arrays import Pixels
@@ -17,8 +18,12 @@ from pipeline.errors import CheckpointError
 class Styles:
     """Makes a Style of a picture. Any thread may call it; one picture at a time is encoded."""
 
-    def __init__(self, checkpoint: Checkpoint, encoder: Clip, backend: str, threads: int | None = None) -> None:
-        """Load the encoder. Errors: those of tower_of; CheckpointError where it is another adapter's encoder."""
+    def __init__(
+        self, checkpoint: Checkpoint, encoder: Clip, backend: str, threads: int | None, judge: Judge | None
+    ) -> None:
+        """Load the encoder, unless it is the judge. Errors: those of tower_of; CheckpointError where it is another
+        adapter's encoder.
+        """
         self._projection = projection_of(checkpoint)
         embedding, width = self._projection.weight.shape[1], encoder.spec.vision.projection
         if embedding != width:
@@ -27,8 +32,11 @@ class Styles:
                 f"the encoder that was published with it, with --style-encoder"
             )
         self._encoder = encoder
-        self._vision = tower_of(encoder, "vision_tower", backend, threads)
-        encoder.weights.digest()  # which finds what is not finite
+        if judge is not None and judge.path == encoder.path:
+            self._vision = judge.vision  # it would take a tenth of the demo model's load again
+        else:
+            self._vision = tower_of(encoder, "vision_tower", backend, threads)
+            encoder.weights.digest()  # which finds what is not finite
         self._empty = self._projection(np.zeros(embedding, np.float32))
 
     def of(self, picture: Pixels, weight: float) -> Style:

@@ -147,8 +147,11 @@ def test_a_judge_encodes_for_an_adapter_without_an_encoder_of_its_own(tmp_path: 
         load(open_checkpoint(folder), choice)
     tensors = adapter_tensors(read_spec(folder), embedding=JUDGE.vision.projection)
     save_file(tensors, file)
-    model, named = (load(open_checkpoint(folder), choice, beside) for beside in (Beside(), Beside(encoder=judge)))
-    assert model.styles is not None and model.judge is not None and named.styles is not None
+    copy = shutil.copytree(judge, tmp_path / "copy")
+    model, named = (load(open_checkpoint(folder), choice, beside) for beside in (Beside(), Beside(encoder=copy)))
+    assert model.styles is not None and model.judge is not None
+    assert named.styles is not None and named.judge is not None
+    assert model.styles._vision is model.judge.vision and named.styles._vision is not named.judge.vision
     tokens, others = (model.styles.of(pixels_of(30, width), 1.0).tokens for width in (30, 40))
     assert (tokens == named.styles.of(pixels_of(30, 30), 1.0).tokens).all() and (tokens != others).any()
 

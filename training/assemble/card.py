@@ -29,7 +29,7 @@ def card(
         for what, name in (("listed things", "listed things: wrong"), ("prompts of one thing", "one thing: wrong"))
         if (wrong := figures.get(name))
     )
-    made = LICENCES if data.kind == "drawn" else ""
+    made = LICENCES.replace("in this folder", "that it learnt from") if data.kind == "drawn" else ""
     sight, judged = "", "CLIP scores are those of `judge/`, which learnt from the same pictures."
     if isinstance(pictures, DrawnPictures):
         judged = (

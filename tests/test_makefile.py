@@ -123,3 +123,11 @@ def test_whoever_else_checks_calls_the_same_words() -> None:
     assert all(re.search(r"@v\d+\.\d+\.\d+$", step["uses"]) for step in steps if "uses" in step), "pinned by version"
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert [hook["entry"] for hook in repository["hooks"]] == ["make lint"]
+
+
+def test_the_demo_model_is_trained_by_two_processes_unless_told_otherwise() -> None:
+    """Its recipe gives each one thread."""
+    told, untold = make("demo-model", "PROCESSES=4").stdout, make("demo-model").stdout
+    assert "--nproc-per-node '2' -m training run training/recipes/small-things.yaml" in untold
+    assert "--nproc-per-node '4' -m training run training/recipes/small-things.yaml" in told
+    assert make("train", "RECIPE=a.yaml").stdout.splitlines()[-1].strip().endswith("python -m training run 'a.yaml'")

@@ -18,15 +18,18 @@ def card(
 ) -> str:
     """Return the card in Markdown. `took`: hours of each phase; `size`: bytes of weights."""
     data, evaluate = recipe.data, recipe.evaluate
-    what = (
-        f"{len(pictures.things)} things in the styles {', '.join(pictures.styles)}" if pictures.things else "pictures"
-    )
+    what = f"Draws pictures of {data.side} x {data.side} pixels."
+    if pictures.things:
+        what = (
+            f"Draws {len(pictures.things)} things in the styles {' and '.join(pictures.styles)}, in {data.side} x "
+            f'{data.side} pixels. Name a thing and a style: "{pictures.things[0]}, {pictures.styles[0]} style".'
+        )
     widget = "\n".join(f"  - text: {prompt}" for prompt in evaluate.sheet[:10])
     numbers = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items() if isinstance(value, float))
     phases = "\n".join(f"| {name} | {hours:.2f} h |" for name, hours in took.items())
     missed = "".join(
-        f"\nThese of the {what} came out wrong: {'; '.join(wrong)}.\n"
-        for what, name in (("listed things", "listed things: wrong"), ("prompts of one thing", "one thing: wrong"))
+        f"\nThese of the {asked} came out wrong: {'; '.join(wrong)}.\n"
+        for asked, name in (("listed things", "listed things: wrong"), ("prompts of one thing", "one thing: wrong"))
         if (wrong := figures.get(name))
     )
     made = LICENCES.replace("in this folder", "that it learnt from") if data.kind == "drawn" else ""
@@ -47,8 +50,9 @@ widget:
 ---
 # {recipe.name}
 
-Draws {what}, in {data.side} x {data.side} pixels. Trained from nothing by latentd (docs/training.md there).
-Its recipe has the digest {recipe.digest}.
+{what}
+
+Trained from nothing by latentd (docs/training.md there), by the recipe {recipe.name} with the digest {recipe.digest}.
 
 {sight}
 | | |

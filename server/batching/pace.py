@@ -72,7 +72,9 @@ class Pace:
     def stepped(self, lane: LaneKey, rows: int, seconds: float, now: float) -> None:
         """Note a step that ended at `now`, monotonic seconds."""
         self._rows[lane].add(seconds / rows)
-        self._steps[lane].setdefault(rows, Median()).add(seconds)
+        steps = self._steps[lane]
+        (taken := steps.get(rows, Median())).add(seconds)
+        self._steps[lane] = {**steps, rows: taken}  # another one: the event loop may be looking through the old one
         if (middle := self._rows[lane].middle) is not None:
             self._bursts.stepped(now, middle, self._rows[lane].value)
         if now >= self._looked + _LOOK:

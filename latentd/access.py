@@ -16,7 +16,8 @@ class Access(TypedDict, total=False):
     """Says how a client is let in; what is not said is read from $LATENTD_KEY, $LATENTD_TLS_CA and so on.
 
     key              a key's token, or @ and the path of a file that has it
-    tls              encrypt, and take a server whose certificate a public authority signed
+    tls              encrypt, and take a server whose certificate a public authority signed; False: do not, whatever
+                     else is said
     tls_ca           the same, but signed by an authority in this file, in PEM
     tls_client_cert  the file of this client's certificate, in PEM, where the server wants one
     tls_client_key   and of its key
@@ -48,11 +49,11 @@ def shown(access: Access) -> Shown:
         lacks = "tls_client_cert" if certificate is None else "tls_client_key"
         raise ValueError(f"{lacks} is missing: a client's certificate takes tls_client_cert and tls_client_key")
     tls = access.get("tls")
+    if tls is None and (said := os.environ.get("LATENTD_TLS")):
+        tls = said.lower() in ("1", "true", "yes", "on")
     if tls is None:
-        tls = os.environ.get("LATENTD_TLS", "").lower() in ("1", "true", "yes", "on")
-    channel = None
-    if tls or ca or certificate:
-        channel = grpc.ssl_channel_credentials(ca, private, certificate)
+        tls = bool(ca or certificate)
+    channel = grpc.ssl_channel_credentials(ca, private, certificate) if tls else None
     return Shown(channel, (("authorization", f"Bearer {_token(key)}"),) if key else ())
 
 

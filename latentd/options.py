@@ -129,7 +129,7 @@ def _parser() -> _Parser:
         help="where the server wants a key: @ and a file that has it; LATENTD_KEY may have it too, while what stands "
         "on a command line is seen by all who use this machine",
     )
-    add("--tls", action=on_off, default=False, help="encrypt; the server's certificate is a public authority's")
+    add("--tls", action=on_off, help="encrypt; the server's certificate is a public authority's")
     add("--tls-ca", metavar="PATH", help="the same, with the authorities of this file, in PEM")
     add("--tls-client-cert", metavar="PATH", help="this client's certificate, in PEM, where the server wants one")
     add("--tls-client-key", metavar="PATH", help="and its key")

@@ -50,8 +50,7 @@ def run(argv: Sequence[str], prog: str) -> int:
             else:
                 request = pb.SwapRequest(model=options.name, prediction=options.prediction)
                 for stage in stub.Swap(request, metadata=show.metadata):
-                    left = f" {stage.left}" if stage.stage == pb.STAGE_DRAINING else ""
-                    print(f"{stage.seconds:.1f} s: {_STAGES.get(stage.stage, str(stage.stage))}{left}", flush=True)
+                    print(f"{stage.seconds:.1f} s: {_words(stage)}", flush=True)
         except grpc.RpcError as error:
             print(f"{prog}: {server_error(error, address)}", file=sys.stderr)
             return 1
@@ -61,9 +60,15 @@ def run(argv: Sequence[str], prog: str) -> int:
 def _print_state(state: pb.StateResponse) -> None:
     print(f"{state.model} is served, digest {state.weights_digest[:12]}")
     if state.swapping_to:
-        print(f"a swap to {state.swapping_to} is under way: {_STAGES[state.stage.stage]}")
+        print(f"a swap to {state.swapping_to} is under way: {_words(state.stage)}")
     for name in state.models:
         print(f"  {name}")
+
+
+def _words(stage: pb.SwapStage) -> str:
+    """Say what a stage is; a newer server may have one more."""
+    left = f" {stage.left}" if stage.stage == pb.STAGE_DRAINING else ""
+    return f"{_STAGES.get(stage.stage, f'stage {stage.stage}')}{left}"
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -225,7 +225,8 @@ class Server:
         if self.succession is not None:
             self.succession.stop()
         devices = self.service.devices
-        late = sum([await asyncio.to_thread(device.dismiss_late, grace) for device in devices] if grace else [])
+        # The older one first: the other has what that leaves of the grace.
+        late = sum([await asyncio.to_thread(one.dismiss_late, grace) for one in reversed(devices)] if grace else [])
         if late:
             log.warning("%d requests cannot be done within the grace of %g s; their clients are told", late, grace)
         await asyncio.gather(self._door.drain(grace), self._http.drain(grace))

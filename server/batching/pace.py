@@ -7,6 +7,7 @@ keep coming, steps cost their mean (bursts.py).
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from server.batching.bursts import Bursts
 from server.wish import LaneKey, Size
 
 _SAMPLES = 9
+_LOOK = 0.1  # seconds between looks at how steps are spread: each took 20 of the 120 microseconds beside a step (Zen 5)
 
 
 class Median:
@@ -46,6 +48,7 @@ class Pace:
         self._rows = {lane: Median([seconds]) for lane, seconds in row_seconds.items()}
         self._bursts = Bursts()
         self._burst = 1.0  # the mean of a step over its median
+        self._looked = -math.inf  # when that was told
         self._steps: dict[LaneKey, dict[int, Median]] = defaultdict(dict)  # by their number of rows
         self._encode = Median()  # of a chunk of a prompt
         self._decode: dict[Size, Median] = defaultdict(Median)
@@ -69,14 +72,17 @@ class Pace:
     def stepped(self, lane: LaneKey, rows: int, seconds: float, now: float) -> None:
         """Note a step that ended at `now`, monotonic seconds."""
         self._rows[lane].add(seconds / rows)
-        self._steps[lane].setdefault(rows, Median()).add(seconds)
+        steps = self._steps[lane]
+        (taken := steps.get(rows, Median())).add(seconds)
+        self._steps[lane] = {**steps, rows: taken}  # another one: the event loop may be looking through the old one
         if (middle := self._rows[lane].middle) is not None:
             self._bursts.stepped(now, middle, self._rows[lane].value)
-        self.forget(now)
+        if now >= self._looked + _LOOK:
+            self.forget(now)
 
     def forget(self, now: float) -> None:
         """Forget how steps were spread that ended more than ten seconds before `now`."""
-        self._burst = self._bursts.value(now)
+        self._burst, self._looked = self._bursts.value(now), now
 
     def encoded(self, chunks: int, seconds: float) -> None:
         self._encode.add(seconds / chunks)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
@@ -59,28 +59,31 @@ class Share:
         along where that costs nothing. `row`: seconds of a row of a lane; `step`: of a step of so many; `waiting`:
         pictures without a seat.
         """
-        top = max(party.level for *_, party in seated)
-        entitled = [one for one in seated if one.party.level == top]
-        costs: dict[Party, float] = defaultdict(float)
-        for one in entitled:
-            costs[one.party] += one.picture.rows * max(row(one.lane), _LEAST)
-        self._had = _kept(self._had, {one.party: one.party.level for one in seated})
+        sitting: dict[Party, list[Seated]] = {}
+        for one in seated:
+            sitting.setdefault(one.party, []).append(one)
+        top = max(party.level for party in sitting)
+        costs = {
+            party: sum(one.picture.rows * max(row(one.lane), _LEAST) for one in theirs)
+            for party, theirs in sitting.items()
+            if party.level == top
+        }
+        self._had = _kept(self._had, {party: party.level for party in sitting})
         self._lanes = _kept(self._lanes, {(one.party, one.lane): one.party for one in seated})
         turns: dict[Party, float] = {}  # what each has had in the lane that is its next
         for (party, _), had in self._lanes.items():
             turns[party] = min(had, turns.get(party, had))
         first = min(costs, key=lambda party: (self._had[party], costs[party]))
-        lane = min((one.lane for one in entitled if one.party == first), key=lambda lane: self._lanes[first, lane])
+        lane = min((one.lane for one in sitting[first]), key=lambda lane: self._lanes[first, lane])
         price, quantum = max(row(lane), _LEAST), min(costs.values())
         level, slack = self._had[first] + quantum, min(price, quantum) / 2  # seconds are sums, and these are not exact
         chosen: list[Seated] = []
         self._whole[lane] -= 1
         self._turns = {who: self._turns.get(who, 0) for who in self._lanes}
-        in_lane = [one for one in seated if one.lane == lane]
         for party in costs:
             here = self._lanes.get((party, lane), math.inf) <= turns[party] + slack
             if here and (short := level - slack - self._had[party]) > 0:
-                theirs = [one for one in in_lane if one.party == party]
+                theirs = [one for one in sitting[party] if one.lane == lane]
                 mine = self._joined(lane, theirs, short / price * theirs[0].picture.job.weight, step, waiting=waiting)
                 spent = price * sum(one.picture.rows / one.picture.job.weight for one in mine)
                 self._had[party] += spent
@@ -92,8 +95,9 @@ class Share:
         seats = {one.seat for one in chosen}
         if self._steps[lane] % _LOOKS:
             most = (1 + _FREE) * step(lane, rows)
-            for one in sorted(in_lane, key=lambda one: (-one.party.level, one.picture.turn)):
-                if one.seat not in seats and step(lane, rows + one.picture.rows) <= most:
+            rest = (one for one in seated if one.lane == lane and one.seat not in seats)
+            for one in sorted(rest, key=lambda one: (-one.party.level, one.picture.turn)):
+                if step(lane, rows + one.picture.rows) <= most:
                     rows += one.picture.rows
                     seats.add(one.seat)
         return lane, sorted(seats)

@@ -66,8 +66,9 @@ class Floor:
 
     def end(self) -> None:
         """Note that the thread has done its last, or is lost."""
-        self._over = True
-        self._resting.set()
+        with self._changed:  # not between at_rest's look at whether it is over and its wait for the rest
+            self._over = True
+            self._resting.set()
         if self._after is not None:
             self._after._wake()
 

@@ -14,6 +14,9 @@ from engines.model import Model
 from latentd import AsyncClient, Client, ServerError
 from latentd.__main__ import main
 from latentd.access import shown
+from latentd.options import parse
+from latentd.swap import _print_state
+from latentd.v1 import admin_pb2 as pb
 from server.app import Server
 from tests.support.certificates import Authority, put
 from tests.support.keys import entry, token, write_keys
@@ -123,3 +126,28 @@ def test_nothing_is_shown_unless_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="key is no key"):
         shown({"key": f"@{tmp_path / 'empty'}"})
     assert shown({"key": "a"}).metadata == (("authorization", "Bearer a"),) and shown({"tls": True}).channel
+
+
+def test_tls_can_be_left_off_though_the_environment_names_an_authority(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTD_TLS_CA", str(secured.folder / "ca.pem"))
+    assert shown({}).channel is not None and shown({"tls": False}).channel is None
+    monkeypatch.setenv("LATENTD_TLS", "off")
+    assert shown({}).channel is None and shown({"tls": True}).channel is not None
+    monkeypatch.delenv("LATENTD_TLS")
+    assert parse(["--no-tls", "x"], {}).tls is False and parse(["x"], {}).tls is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (pb.SwapStage(stage=pb.STAGE_LOADING), "loading"),
+        (pb.SwapStage(stage=pb.STAGE_DRAINING, left=3), "serving; requests of the model before that are left: 3"),
+        (pb.SwapStage(stage=99), "stage 99"),  # type: ignore[arg-type]
+    ],
+    ids=["loading", "draining", "of a newer server"],
+)
+def test_a_swap_under_way_is_told_in_words(stage: pb.SwapStage, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _print_state(pb.StateResponse(model="a", swapping_to="b", stage=stage))
+    assert capsys.readouterr().out.splitlines()[1] == f"a swap to b is under way: {words}"

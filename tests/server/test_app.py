@@ -426,3 +426,30 @@ def test_at_the_beginning_of_the_grace_those_are_told_who_cannot_be_done_in_it(w
             assert len(held.runs) == 3
 
     in_time(life())
+
+
+def test_at_the_beginning_of_the_grace_the_older_of_two_models_is_asked_first(model: Model) -> None:
+    """What it has comes before what the younger one has: of the grace the younger has what that leaves."""
+    asked: list[str] = []
+
+    class Asked:
+        failed = makes_lane = False
+
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def dismiss_late(self, seconds: float) -> int:
+            asked.append(self._name)
+            return 0
+
+        def dismiss(self, why: str) -> None: ...
+
+        def stop(self) -> None: ...
+
+    async def life() -> None:
+        async with opened(model) as server:
+            server.service.device, server.service.before = Asked("new"), Asked("old")  # type: ignore[assignment]
+            await server.close(PATIENCE)
+
+    in_time(life())
+    assert asked == ["old", "new"]

@@ -64,8 +64,8 @@ class Call:
                 left = self._seconds_left()
                 left = None if left is None else left - (time.monotonic() - self.started)
                 submitting = self._submit(request, left, held)
-                # Pictures are read and encoded first, which nobody should wait for who has gone.
-                read = request.init_image or request.style_image
+                # Pictures and LoRAs are read first, which nobody should wait for who has gone.
+                read = request.init_image or request.style_image or request.loras
                 return await (self.unless_gone(submitting) if read else submitting)
         except LatentdError as error:
             raise renamed(error, names or {}) from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 
+from server.batching.bursts import Bursts
 from server.batching.pace import Median, Pace
 from server.wish import LaneKey
 
@@ -62,6 +64,43 @@ def test_slices_of_a_processor_make_a_step_cost_its_mean_until_they_are_forgotte
     assert 3 < pace.row(LANE) / 0.004 < 4.5 and pace.full_step(8) == pytest.approx(16 * pace.row(LANE))
     pace.forget(now + 10)
     assert pace.row(LANE) == pytest.approx(0.004)
+
+
+def test_short_steps_are_not_each_looked_back_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at 256 steps is as dear as all else beside one; what is told is a tenth of a second old at most."""
+    looks: list[float] = []
+
+    def value(bursts: Bursts, now: float) -> float:
+        looks.append(now)
+        return 1.0 + len(looks)
+
+    monkeypatch.setattr(Bursts, "value", value)
+    pace = Pace({LANE: 0.004})
+    for step in range(1000):
+        pace.stepped(LANE, 1, 0.004, NOW + 0.004 * step)
+    assert 30 <= len(looks) <= 41 and max(b - a for a, b in itertools.pairwise(looks)) < 0.105
+    assert pace.row(LANE) == pytest.approx(0.004 * (1 + len(looks)))
+    pace.forget(NOW + 4.0)
+    assert looks[-1] == NOW + 4.0, "a forecast looks by itself"
+
+
+def test_a_pace_may_be_asked_while_steps_of_other_sizes_come() -> None:
+    """The event loop forecasts what is left of the model before; meanwhile its device notes a first step of 3 rows."""
+    pace = Pace({LANE: 0.004})
+    for rows in (2, 16):
+        pace.stepped(LANE, rows, 0.1, NOW)
+
+    class Asks(int):
+        """A number of rows; looking whether another one is less has the device thread note a step."""
+
+        def __gt__(self, other: object) -> bool:
+            pace.stepped(LANE, 3 + len(seen), 0.1, NOW)
+            seen.append(other)
+            return int(self) > int(other)  # type: ignore[call-overload]
+
+    seen: list[object] = []
+    assert pace.step(LANE, Asks(8)) == pytest.approx(0.1)
+    assert seen
 
 
 def test_of_two_samples_the_lower_one_counts() -> None:

@@ -93,7 +93,8 @@ def _context(certificate: bytes, key: bytes, client_ca: bytes | None) -> ssl.SSL
         # Who resumes a session is not asked for a certificate again, and would outlive its authority. Of TLS 1.2
         # Python cannot leave them out.
         context.minimum_version, context.num_tickets = ssl.TLSVersion.TLSv1_3, 0
-        context.load_verify_locations(cadata=client_ca.decode("ascii"))
+        with _file(client_ca) as authorities:  # as text they would have to be ASCII, which bundles' comments are not
+            context.load_verify_locations(authorities)
     return context
 
 

@@ -51,17 +51,22 @@ def run(argv: Sequence[str], prog: str) -> int:
                 request = pb.SwapRequest(model=options.name, prediction=options.prediction)
                 for stage in stub.Swap(request, metadata=show.metadata):
                     left = f" {stage.left}" if stage.stage == pb.STAGE_DRAINING else ""
-                    print(f"{stage.seconds:.1f} s: {_STAGES.get(stage.stage, str(stage.stage))}{left}", flush=True)
+                    print(f"{stage.seconds:.1f} s: {_named(stage.stage)}{left}", flush=True)
         except grpc.RpcError as error:
             print(f"{prog}: {server_error(error, address)}", file=sys.stderr)
             return 1
     return 0
 
 
+def _named(stage: pb.Stage) -> str:
+    """Name a stage; one of a server that is newer than this is its number."""
+    return _STAGES.get(stage, str(stage))
+
+
 def _print_state(state: pb.StateResponse) -> None:
     print(f"{state.model} is served, digest {state.weights_digest[:12]}")
     if state.swapping_to:
-        print(f"a swap to {state.swapping_to} is under way: {_STAGES[state.stage.stage]}")
+        print(f"a swap to {state.swapping_to} is under way: {_named(state.stage.stage)}")
     for name in state.models:
         print(f"  {name}")
 

@@ -52,6 +52,11 @@ class Certificates:
         """Return whether clients need certificates."""
         return "tls_client_ca" in self._paths
 
+    @property
+    def stale(self) -> bool:
+        """Return whether the files have changed and could not be read, so that the pair before is still shown."""
+        return self._watched.stale
+
     def current(self) -> Pair:
         """Return the pair that counts now."""
         return self._watched.current()

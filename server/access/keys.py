@@ -30,6 +30,11 @@ class Keys:
         self._watched = Watched([path], functools.partial(_read_index, path), "keys")
         self._reading: asyncio.Task[_Index] | None = None
 
+    @property
+    def stale(self) -> bool:
+        """Return whether the file has changed and could not be read, so that a key that it revokes still counts."""
+        return self._watched.stale
+
     async def fresh(self) -> None:
         """Have what the file says by now count.
 

@@ -41,6 +41,11 @@ class Watched(Generic[Said]):
         """Return whether they are to be read again: they are others than those that were read, or it is time to try."""
         return self._due(self._state())
 
+    @property
+    def stale(self) -> bool:
+        """Return whether they have changed and could not be read, so that what was before still counts."""
+        return self._failed is not None and self._state() != self._seen
+
     def current(self) -> Said:
         """Return what the files say now."""
         with self._lock:

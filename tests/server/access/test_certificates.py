@@ -69,10 +69,10 @@ def test_a_pair_that_does_not_fit_starts_nothing_and_changes_nothing(
     certificates = Certificates(*put(tmp_path, "pair", good))
     put(tmp_path, "pair", spoil(good, other))
     for _ in range(3):
-        assert certificates.current().certificate == good.certificate
+        assert certificates.current().certificate == good.certificate and certificates.stale
     assert [record.levelname for record in caplog.records] == ["ERROR"], "once"
     put(tmp_path, "pair", other)
-    assert certificates.current().certificate == other.certificate
+    assert certificates.current().certificate == other.certificate and not certificates.stale
 
 
 def test_what_is_no_authority_is_refused(authority: Authority, tmp_path: Path) -> None:
@@ -81,6 +81,8 @@ def test_what_is_no_authority_is_refused(authority: Authority, tmp_path: Path) -
         (tmp_path / "ca.pem").write_bytes(data)
         with pytest.raises(CertificateError, match="and an authority"):
             Certificates(*pair, tmp_path / "ca.pem")
+    (tmp_path / "ca.pem").write_bytes("# Autorité de Düsseldorf\n".encode() + authority.pem)
+    assert Certificates(*pair, tmp_path / "ca.pem").mutual
     with pytest.raises(CertificateError, match="tls_client_ca: .* cannot be read: No such file"):
         Certificates(*pair, tmp_path / "none.pem")
 

@@ -16,8 +16,8 @@ _LEAST = 0.001  # of the device: less is nothing
 _CALLERS = 1024  # who asked longest ago is forgotten first
 
 
-class Asked(NamedTuple):
-    """Says what a caller asked for lately."""
+class Claim(NamedTuple):
+    """Says what a caller asked for lately, and so has a claim to."""
 
     caller: str
     priority: int  # of the last request
@@ -49,14 +49,14 @@ class Demand:
         if len(self._past) > _CALLERS:
             del self._past[next(iter(self._past))]
 
-    def shares(self, now: float) -> Iterator[Asked]:
+    def shares(self, now: float) -> Iterator[Claim]:
         """Yield what each caller asked for lately."""
         for caller, asked in list(self._past.items()):
             share = asked.seconds * _left(now - asked.when) / _SECONDS
             if share < _LEAST:
                 del self._past[caller]
             else:
-                yield Asked(caller, asked.priority, asked.weight, share)
+                yield Claim(caller, asked.priority, asked.weight, share)
 
 
 def _left(seconds: float) -> float:

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
 
-from server.batching.demand import Asked
+from server.batching.demand import Claim
 from server.batching.seated import Party
 from server.job import Job
 
@@ -83,14 +83,16 @@ class Away:
     sum of its squares.
     """
 
-    def __init__(self, parties: Mapping[Party, float], shares: Iterable[Asked] = (), *, known: bool = False) -> None:
-        asked = {one.caller: one for one in shares}
-        share = {who: one.share for who, one in asked.items()}
+    def __init__(self, parties: Mapping[Party, float], shares: Iterable[Claim] = (), *, known: bool = False) -> None:
+        claims = {claim.caller: claim for claim in shares}
         self._asks = {
-            party: (weight, share.get(party.caller, 0.0) if known else 1.0) for party, weight in parties.items()
+            party: (weight, (claims[party.caller].share if party.caller in claims else 0.0) if known else 1.0)
+            for party, weight in parties.items()
         }
         here = {party.caller for party in parties}
-        self._asks |= {Party(one.priority, who): one[2:] for who, one in asked.items() if who not in here}
+        self._asks |= {
+            Party(one.priority, who): (one.weight, one.share) for who, one in claims.items() if who not in here
+        }
         self._number: defaultdict[int, int] = defaultdict(int)  # of those that are away, by level
         self._weight: defaultdict[int, float] = defaultdict(float)  # of all of them
         self._share: defaultdict[int, float] = defaultdict(float)  # what they ask for together

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.batching.demand import _CALLERS, _SECONDS, Asked, Demand
+from server.batching.demand import _CALLERS, _SECONDS, Claim, Demand
 from server.batching.parties import Away
 from server.batching.seated import Party
 
@@ -49,7 +49,7 @@ def test_parties_come_again_each_with_its_share() -> None:
 
 def test_where_it_is_known_they_come_with_what_they_ask_for() -> None:
     shares = {"a": (0, 9.0), "b": (0, 0.04), "c": (0, 0.03), "d": (3, 1.0)}
-    asked = [Asked(who, level, 1.0, share) for who, (level, share) in shares.items()]
+    asked = [Claim(who, level, 1.0, share) for who, (level, share) in shares.items()]
     away = Away({A: 1.0, B: 1.0}, asked, known=True)
     away.comes(A)
     assert away.sharing(0, 1) == pytest.approx(1 / (1 - 0.04 - 0.03 - 3 * 0.05)), "and three times the root, for bursts"
@@ -70,6 +70,6 @@ def test_whose_weight_is_more_takes_more_when_it_comes_again() -> None:
     away = Away({A: 1.0, B: 3.0})
     away.comes(A)
     assert away.sharing(0, 1.0) == 4.0
-    away = Away({A: 2.0}, [Asked("b", 0, 5.0, 1.0), Asked("c", 0, 0.5, 0.0)], known=True)
+    away = Away({A: 2.0}, [Claim("b", 0, 5.0, 1.0), Claim("c", 0, 0.5, 0.0)], known=True)
     away.comes(A)
     assert away.sharing(0, 2.0) == 2.0 + 5.0 + 0.5, "b asks for all, and has its share at most"

@@ -106,9 +106,10 @@ def p95(values: list[float]) -> float:
     return sorted(values)[round(0.95 * (len(values) - 1))] if values else 0.0
 
 
-def counters(metrics: str) -> dict[str, float]:
-    """The server's sums and counts, by name without the prefix."""
-    with urllib.request.urlopen(metrics, timeout=10) as page:
+def counters(metrics: str, key: str | None = None) -> dict[str, float]:
+    """The server's sums and counts, by name without the prefix. `key`: where it wants one."""
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    with urllib.request.urlopen(urllib.request.Request(metrics, headers=headers), timeout=10) as page:
         lines = page.read().decode().splitlines()
     found = (re.fullmatch(r'latentd_(\w+)\{model="[^"]*"\} (\S+)', line) for line in lines)
     return {match[1]: float(match[2]) for match in found if match}
@@ -121,12 +122,12 @@ async def load_of(address: str) -> AsyncIterator[Load]:
 
 
 @contextlib.contextmanager
-def measured(metrics: str) -> Iterator[dict[str, float]]:
+def measured(metrics: str, key: str | None = None) -> Iterator[dict[str, float]]:
     """Give the growth of the server's counters, once the block is over."""
     grew: dict[str, float] = {}
-    before = counters(metrics)
+    before = counters(metrics, key)
     yield grew
-    grew.update({name: value - before.get(name, 0.0) for name, value in counters(metrics).items()})
+    grew.update({name: value - before.get(name, 0.0) for name, value in counters(metrics, key).items()})
 
 
 async def measure(whose: str, address: str, metrics: str, seconds: float, figures: Figures) -> None:

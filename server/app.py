@@ -56,6 +56,8 @@ class Server:
         name = model_id(settings.model)
         self.metrics = Metrics(name)
         self.gate = gate = Gate(settings, self.metrics.call_refused)
+        for file, stale in gate.stale.items():
+            self.metrics.file_stale(file, stale)
         self.metrics.memory_limit_bytes.set(available_memory() or math.inf)
         limits = Limits(
             settings.max_prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import (
@@ -94,6 +95,9 @@ class Metrics:
         self.spans_sent_total = self._make(Counter, "spans_sent_total", "Spans that the collector of traces took")
         self._spans_dropped = self._make(Counter, "spans_dropped_total", "Spans that it did not get", "why")
         self._engine_info = self._make(Gauge, "engine_info", "Always 1", "backend", "precision", "weights")
+        self._files_stale = self._make(
+            Gauge, "files_stale", "1 while keys or certificates have changed and cannot be read", "file"
+        )
         self._swaps = self._make(Counter, "swaps_total", "Swaps of the served model that ended", "outcome")
         if beside is not None:  # the device fills them when it does something
             for gauge in (self.queue_depth, self.pictures_paused, self.rows_live, self.decode_backlog):
@@ -135,6 +139,10 @@ class Metrics:
 
     def spans_dropped(self, why: str, count: int) -> None:
         self._spans_dropped.labels(self._model, why).inc(count)
+
+    def file_stale(self, file: str, stale: Callable[[], bool]) -> None:
+        """Tell of a file that is read anew when it changes whether that failed, as `stale` says at each scrape."""
+        self._files_stale.labels(self._model, file).set_function(stale)
 
     def swap(self, outcome: str) -> None:
         self._swaps.labels(self._model, outcome).inc()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engines.model import Model
 from pipeline.loras.shelf import Listed
-from server.access.key import Key
+from server.access.key import Key, by_key
 from server.caller import LOCAL, check_priority
 from server.device.fitting import Fitting
 from server.device.holds import Holds
@@ -266,9 +266,7 @@ class Service:
         details = ""
         if job is not None:
             wish, timings = job.wish, job.timings
-            details = (
-                f" caller={job.caller}" if self._key_of(job.caller) else ""
-            )  # an address is no business of a log's
+            details = f" caller={job.caller}" if by_key(job.caller) else ""  # an address is no business of a log's
             details += (
                 f" size={wish.size[0]}x{wish.size[1]} images={wish.images} steps={wish.steps}"
                 f" guidance={wish.guidance:g} sampler={wish.sampler} seed={wish.seed}"

@@ -20,16 +20,19 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup"), process: Path = Path(
     hierarchies are looked for beside the places that `process` (a folder of /proc) says.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for folder in cgroup_folders(cgroup, process) if (quota := _quota(folder)) is not None]
+    quotas = [quota for folder in cgroup_folders(cgroup, process, "cpu") if (quota := _quota(folder)) is not None]
     return max(1, min([affinity, *quotas]))
 
 
-def cgroup_folders(cgroup: Path, process: Path) -> Iterator[Path]:
-    """Yield the folders of this process's cgroups, its own first, up to each hierarchy's mount; some may not exist."""
-    unified, cpu = _places(process)
-    mounts = [(cgroup, "/", unified), (cgroup / "cpu", "/", cpu)]
-    for mount, root, version in _mounts(process):
-        mounts.append((mount, root, unified if version == 2 else cpu))
+def cgroup_folders(cgroup: Path, process: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's cgroups, its own first, up to each hierarchy's mount; some may not exist.
+
+    Those of cgroup v2, and those of v1's hierarchy of a `controller`, each where it is mounted.
+    """
+    unified, own = _places(process, controller)
+    mounts = [(cgroup, "/", unified), (cgroup / controller, "/", own)]
+    for mount, root, version in _mounts(process, controller):
+        mounts.append((mount, root, unified if version == 2 else own))
     for mount, root, place in mounts:
         # A container may have a part of the hierarchy mounted, and be told of its place in the whole of it.
         inner, top = PurePosixPath(place), PurePosixPath(root)
@@ -39,23 +42,23 @@ def cgroup_folders(cgroup: Path, process: Path) -> Iterator[Path]:
         yield mount
 
 
-def _places(process: Path) -> tuple[str, str]:
-    """Return the process's place in cgroup v2 and in v1's hierarchy of CPU time; "/" where it is in none.
+def _places(process: Path, controller: str) -> tuple[str, str]:
+    """Return the process's place in cgroup v2 and in v1's hierarchy of a controller; "/" where it is in none.
 
     Lines of /proc/PID/cgroup are number:controllers:place; v2's has no controllers (cgroups(7)).
     """
-    unified = cpu = "/"
+    unified = own = "/"
     for line in _lines(process / "cgroup"):
         number, _, rest = line.partition(":")
         controllers, _, place = rest.partition(":")
         if place.startswith("/"):
             unified = place if (number, controllers) == ("0", "") else unified
-            cpu = place if "cpu" in controllers.split(",") else cpu
-    return unified, cpu
+            own = place if controller in controllers.split(",") else own
+    return unified, own
 
 
-def _mounts(process: Path) -> Iterator[tuple[Path, str, int]]:
-    """Yield where each hierarchy is mounted, which part of it, and its version.
+def _mounts(process: Path, controller: str) -> Iterator[tuple[Path, str, int]]:
+    """Yield where each hierarchy of a controller is mounted, which part of it, and its version.
 
     Lines of /proc/PID/mountinfo: .. .. .. root mount-point options [optional ..] - type source options (proc(5)).
     """
@@ -67,7 +70,7 @@ def _mounts(process: Path) -> Iterator[tuple[Path, str, int]]:
         root, mount = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text) for text in first[3:5])
         if last[0] == "cgroup2":
             yield Path(mount), root, 2
-        elif last[0] == "cgroup" and "cpu" in last[2].split(","):
+        elif last[0] == "cgroup" and controller in last[2].split(","):
             yield Path(mount), root, 1
 
 

@@ -7,7 +7,7 @@ import ctypes
 import gc
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from engines.machine.cores import cgroup_folders
 
@@ -51,13 +51,9 @@ def give_back() -> None:
 
 
 def _groups(cgroup: Path, process: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    for folder in cgroup_folders(cgroup, process):
-        yield folder, _V2
-    places = (line.split(":", 2)[1:] for line in _text(process / "cgroup").splitlines() if line.count(":") >= 2)
-    place = next((path for controllers, path in places if "memory" in controllers.split(",")), "/")
-    if place.startswith("/") and ".." not in place:
-        within = PurePosixPath(place).relative_to("/")
-        yield from ((cgroup / "memory" / part, _V1) for part in (within, *within.parents))
+    for folder in cgroup_folders(cgroup, process, "memory"):
+        yield folder, _V2  # of each one of these two is there
+        yield folder, _V1
 
 
 def _kilobytes(path: Path, name: str) -> int | None:

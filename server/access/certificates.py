@@ -52,6 +52,11 @@ class Certificates:
         """Return whether clients need certificates."""
         return "tls_client_ca" in self._paths
 
+    @property
+    def stale(self) -> bool:
+        """Return whether the files have changed and could not be read, so that the pair before is still shown."""
+        return self._watched.stale
+
     def current(self) -> Pair:
         """Return the pair that counts now."""
         return self._watched.current()
@@ -93,7 +98,8 @@ def _context(certificate: bytes, key: bytes, client_ca: bytes | None) -> ssl.SSL
         # Who resumes a session is not asked for a certificate again, and would outlive its authority. Of TLS 1.2
         # Python cannot leave them out.
         context.minimum_version, context.num_tickets = ssl.TLSVersion.TLSv1_3, 0
-        context.load_verify_locations(cadata=client_ca.decode("ascii"))
+        with _file(client_ca) as authorities:  # as text they would have to be ASCII, which bundles' comments are not
+            context.load_verify_locations(authorities)
     return context
 
 

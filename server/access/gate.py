@@ -31,6 +31,12 @@ class Gate:
         self.policy = Policy(settings.keys and Keys(settings.keys), refused)
         self.certificates = _certificates(settings)
 
+    @property
+    def stale(self) -> dict[str, Callable[[], bool]]:
+        """Return what tells whether a changed file could not be read, for the keys and for the certificates."""
+        watched = {"keys": self.policy.keys, "certificates": self.certificates}
+        return {name: lambda each=each: each.stale for name, each in watched.items() if each is not None}
+
     def warn(self) -> None:
         """Log what others may do or read."""
         if is_loopback(self._host):

@@ -14,6 +14,7 @@ from typing import Any
 from latentd.variables import meant
 from pipeline.errors import LatentdError
 
+_CALLER = "key:"
 _PREFIX = "latentd_"
 _TOKEN = re.compile(_PREFIX + r"[A-Za-z0-9_-]{43}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -48,11 +49,16 @@ class Key:
     @property
     def caller(self) -> str:
         """Return how callers are called who bring this key."""
-        return f"key:{self.name}"
+        return f"{_CALLER}{self.name}"
 
     def lapsed(self, now: datetime | None = None) -> bool:
         """Return whether its last day is over."""
         return self.expires is not None and (now or datetime.now(UTC)).date() > self.expires
+
+
+def by_key(caller: str) -> bool:
+    """Return whether a caller is called after a key, which need not be there any more; an address looks otherwise."""
+    return caller.startswith(_CALLER)
 
 
 def new_token() -> str:
@@ -121,4 +127,4 @@ def read_key(entry: object, where: str) -> Key:
     return Key(**{**values, "digest": values["digest"].removeprefix("sha256:")})
 
 
-__all__ = ["Key", "KeyFileError", "digest_of", "new_token", "read_key"]
+__all__ = ["Key", "KeyFileError", "by_key", "digest_of", "new_token", "read_key"]

@@ -1,75 +1,73 @@
-"""The keys of a YAML file, read anew when it changes, and the search for the one whose token a caller has."""
+"""The keys of a file, read anew when it changes, and the search for the one whose token a caller has."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hmac
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
+from server.access.key import Key, digest_of
+from server.access.key_file import read_keys
+from server.access.watched import Watched
 
-from server.access.key import Key, KeyFileError, digest_of, read_key
-from server.access.watched import Watched, contents
+_NOBODYS = "0" * 64  # a digest of no token that anybody knows
 
-_MOST = 1 << 20  # bytes of the file: it is read between two requests
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+@dataclass(frozen=True)
+class _Index:
+    """Holds the keys of a file, by digest and by what their callers are called."""
+
+    by_digest: dict[str, Key]
+    by_caller: dict[str, Key]
 
 
 class Keys:
-    """Holds the keys of a file. Errors: KeyFileError, of the constructor alone.
-
-    A file that has changed is read before the next call is answered.
-    """
+    """Holds the keys of a file, as it was when it was read last. Errors: KeyFileError, of the constructor alone."""
 
     def __init__(self, path: Path) -> None:
-        self._watched = Watched([path], functools.partial(read_keys, path), "keys")
+        self._watched = Watched([path], functools.partial(_read_index, path), "keys")
+        self._reading: asyncio.Task[_Index] | None = None
 
     @property
-    def current(self) -> tuple[Key, ...]:
-        """Return the keys, as the file has them now."""
-        return self._watched.current()
+    def stale(self) -> bool:
+        """Return whether the file has changed and could not be read, so that a key that it revokes still counts."""
+        return self._watched.stale
+
+    async def fresh(self) -> None:
+        """Have what the file says by now count.
+
+        One that has changed is read in a thread, once for all who wait for it: 8,000 keys take 0.4 s.
+        """
+        if self._reading is None and self._watched.changed:
+            self._reading = reading = asyncio.create_task(asyncio.to_thread(self._watched.current))
+            reading.add_done_callback(self._read)
+        if self._reading is not None:
+            await asyncio.shield(self._reading)
+
+    def _read(self, reading: asyncio.Task[_Index]) -> None:
+        self._reading = None
 
     def of(self, token: str) -> Key | None:
         """Return the key of a token, whatever it is worth; None where there is none.
 
-        All keys are compared, each in constant time: how long it takes tells nothing of any digest.
+        Its digest is compared in constant time, and so is that of a token that is nobody's: how long that takes tells
+        nothing of any digest. How long the search takes follows from hashes that are seeded anew in each process.
         """
         digest = digest_of(token) or ""
-        match = None
-        for key in self.current:
-            if hmac.compare_digest(key.digest, digest):
-                match = key
-        return match
+        key = self._watched.said.by_digest.get(digest)
+        same = hmac.compare_digest(_NOBODYS if key is None else key.digest, digest)
+        return key if same else None
 
     def called(self, caller: str) -> Key | None:
         """Return the key that a caller is called after (Key.caller); None where there is none any more."""
-        return next((key for key in self.current if key.caller == caller), None)
+        return self._watched.said.by_caller.get(caller)
 
 
-def read_keys(path: Path) -> tuple[Key, ...]:
-    """Read a file of keys. Errors: KeyFileError, which names what is wrong and where."""
-    try:
-        data = contents(path, _MOST)
-    except ValueError as error:
-        raise KeyFileError(f"keys: {path} {error}") from None
-    try:
-        content = yaml.load(data, _Loader)
-    # A tag that its value does not fit (!!int '', !!bool perhaps) fails with whatever PyYAML's own code stumbles over.
-    except (ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
-        where = getattr(error, "problem_mark", None)  # the sentence of the error may have a part of the file in it
-        line = "" if where is None else f" in line {where.line + 1}"
-        raise KeyFileError(f"keys: {path} cannot be read as YAML{line}") from None
-    if not isinstance(content, dict) or set(content) != {"keys"} or not isinstance(content["keys"], list):
-        raise KeyFileError(f"keys: {path} must have one field, keys, with a list in it")
-    keys = [read_key(entry, f"keys: {path}: entry {number}") for number, entry in enumerate(content["keys"], 1)]
-    for field in ("name", "digest"):
-        seen: set[str] = set()
-        for key in keys:
-            if (value := getattr(key, field)) in seen:
-                raise KeyFileError(f"keys: {path} has the {field} of {key.name} more than once")
-            seen.add(value)
-    return tuple(keys)
+def _read_index(path: Path) -> _Index:
+    keys = read_keys(path)
+    return _Index({key.digest: key for key in keys}, {key.caller: key for key in keys})
 
 
-__all__ = ["Keys", "read_keys"]
+__all__ = ["Keys"]

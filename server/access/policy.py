@@ -36,14 +36,16 @@ class Policy:
         self._buckets: dict[str, Bucket] = {}
         self._logged: set[tuple[str, str]] = set()  # of whose end the log has a line
 
-    def caller(self, credentials: Sequence[str], address: str) -> str:
+    async def caller(self, credentials: Sequence[str], address: str) -> str:
         """Let a request in and name its caller, by key or else by `address` (server/caller.py).
 
-        `credentials`: the values of its `authorization`, each as it was sent.
+        What the file of keys says by now is what counts. `credentials`: the values of the request's `authorization`,
+        each as it was sent.
         Errors: Unauthenticated; OverRate, where the key asks more often than it may.
         """
         if self.keys is None:
             return address
+        await self.keys.fresh()
         try:
             key = self._key(self.keys, credentials)
         except Unauthenticated:

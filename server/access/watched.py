@@ -31,19 +31,36 @@ class Watched(Generic[Said]):
         self._seen = self._state()  # before it is read: what changes meanwhile is another state
         self._said = read()
 
+    @property
+    def said(self) -> Said:
+        """Return what the files said when they were read last."""
+        return self._said
+
+    @property
+    def changed(self) -> bool:
+        """Return whether they are to be read again: they are others than those that were read, or it is time to try."""
+        return self._due(self._state())
+
+    @property
+    def stale(self) -> bool:
+        """Return whether they have changed and could not be read, so that what was before still counts."""
+        return self._failed is not None and self._state() != self._seen
+
     def current(self) -> Said:
         """Return what the files say now."""
         with self._lock:
-            state, now = self._state(), time.monotonic()
-            if state != self._seen and (state != self._failed or now >= self._again):
+            if self._due(state := self._state()):
                 try:
                     self._said, self._seen, self._failed = self._read(), state, None
                     log.info("%s read anew: %s", self._noun, self._paths[0])
                 except LatentdError as error:
                     if state != self._failed:
                         log.error("%s; the %s before are kept", error, self._noun)
-                    self._failed, self._again = state, now + _AGAIN
+                    self._failed, self._again = state, time.monotonic() + _AGAIN
             return self._said
+
+    def _due(self, state: object) -> bool:
+        return state != self._seen and (state != self._failed or time.monotonic() >= self._again)
 
     def _state(self) -> tuple[object, ...]:
         return tuple(_state_of(path) for path in self._paths)

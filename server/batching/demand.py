@@ -16,10 +16,20 @@ _LEAST = 0.001  # of the device: less is nothing
 _CALLERS = 1024  # who asked longest ago is forgotten first
 
 
+class Claim(NamedTuple):
+    """Says what a caller asked for lately, and so has a claim to."""
+
+    caller: str
+    priority: int  # of the last request
+    weight: float  # of its share
+    share: float  # of the device: above 1 is too much
+
+
 class _Past(NamedTuple):
     seconds: float  # of the device, as they were not forgotten yet
     when: float
     priority: int  # of the last request
+    weight: float
 
 
 class Demand:
@@ -31,22 +41,22 @@ class Demand:
     def __len__(self) -> int:
         return len(self._past)
 
-    def note(self, caller: str, priority: int, seconds: float, now: float) -> None:
+    def note(self, caller: str, priority: int, seconds: float, now: float, weight: float = 1.0) -> None:
         """Note a request that takes so many seconds by itself; `now` in monotonic seconds."""
         before = self._past.pop(caller, None)
         kept = 0.0 if before is None else before.seconds * _left(now - before.when)
-        self._past[caller] = _Past(kept + max(0.0, seconds), now, priority)
+        self._past[caller] = _Past(kept + max(0.0, seconds), now, priority, weight)
         if len(self._past) > _CALLERS:
             del self._past[next(iter(self._past))]
 
-    def shares(self, now: float) -> Iterator[tuple[str, int, float]]:
-        """Yield callers, their priority and the share of the device that they asked for lately: above 1 is too much."""
+    def shares(self, now: float) -> Iterator[Claim]:
+        """Yield what each caller asked for lately."""
         for caller, asked in list(self._past.items()):
             share = asked.seconds * _left(now - asked.when) / _SECONDS
             if share < _LEAST:
                 del self._past[caller]
             else:
-                yield caller, asked.priority, share
+                yield Claim(caller, asked.priority, asked.weight, share)
 
 
 def _left(seconds: float) -> float:

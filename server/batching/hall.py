@@ -53,7 +53,7 @@ class Hall:
         self._lanes: list[PlayedLane] = []
         self._parties: dict[Party, PlayedParty] = {}
         self._live: dict[Party, PlayedParty] = {}  # those that sit
-        self._away = Away()
+        self._away = Away({})
         self._early = 0  # evaluations that who sits down need not have
 
     def _charge(self) -> None:

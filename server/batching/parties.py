@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
 
+from server.batching.demand import Claim
 from server.batching.seated import Party
 from server.job import Job
 
@@ -50,15 +51,21 @@ class PlayedLane:
 
 
 class PlayedParty:
-    """Holds what a party has of all lanes' seats."""
+    """Holds what a party has of all lanes' seats. `weight`: of its share, beside others of its level."""
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
         self.at = 0.0  # evaluations done
         self.rows: defaultdict[PlayedLane, float] = defaultdict(float)
         # A heap: after which evaluation they end, order, number, lane, job.
         self.live: list[tuple[float, int, int, PlayedLane, Job]] = []
         self.cost = 0.0  # of one evaluation of them, in seconds
         self.drains = True  # seats do: the cost follows the rows
+
+    @property
+    def charged(self) -> float:
+        """Return what one evaluation is charged with: the seconds of it, by its weight."""
+        return self.cost / self.weight
 
     def change(self, lane: PlayedLane, rows: float) -> None:
         """Take more rows in a lane, or less."""
@@ -68,26 +75,26 @@ class PlayedParty:
 
 
 class Away:
-    """Counts parties that share the device though nothing of theirs sits.
+    """Weighs parties that share the device though nothing of theirs sits.
 
-    Those of `parties` come again, each with its share; where demand is `known`, with no more than its caller asked for.
-    So do callers that asked lately (`shares`: whose, priority, share of the device) and have nothing here. Requests
-    come in bursts, which for many callers even out: counted are the sum of what they ask for, and a few times the root
-    of the sum of its squares.
+    Those of `parties`, each with its weight, come again, each with its share; where demand is `known`, with no more
+    than its caller asked for. So do callers that asked lately (`shares`) and have nothing here. Requests come in
+    bursts, which for many callers even out: counted are the sum of what they ask for, and a few times the root of the
+    sum of its squares.
     """
 
-    def __init__(
-        self,
-        parties: Iterable[Party] = (),
-        shares: Iterable[tuple[str, int, float]] = (),
-        *,
-        known: bool = False,
-    ) -> None:
-        asks = {caller: (priority, share) for caller, priority, share in shares}
-        self._asks = {party: asks.get(party.caller, (0, 0.0))[1] if known else 1.0 for party in parties}
-        here = {party.caller for party in self._asks}
-        self._asks |= {Party(level, who): share for who, (level, share) in asks.items() if who not in here}
+    def __init__(self, parties: Mapping[Party, float], shares: Iterable[Claim] = (), *, known: bool = False) -> None:
+        claims = {claim.caller: claim for claim in shares}
+        self._asks = {
+            party: (weight, (claims[party.caller].share if party.caller in claims else 0.0) if known else 1.0)
+            for party, weight in parties.items()
+        }
+        here = {party.caller for party in parties}
+        self._asks |= {
+            Party(one.priority, who): (one.weight, one.share) for who, one in claims.items() if who not in here
+        }
         self._number: defaultdict[int, int] = defaultdict(int)  # of those that are away, by level
+        self._weight: defaultdict[int, float] = defaultdict(float)  # of all of them
         self._share: defaultdict[int, float] = defaultdict(float)  # what they ask for together
         self._squares: defaultdict[int, float] = defaultdict(float)  # of what each asks for
         for party in self._asks:
@@ -95,23 +102,26 @@ class Away:
 
     def comes(self, party: Party) -> None:
         """Note that a party begins to sit."""
-        if (share := self._asks.get(party)) is not None:
-            self._note(party.level, -1, share)
+        if party in self._asks:
+            self._note(party, -1)
 
     def leaves(self, party: Party) -> None:
         """Note that nothing of a party sits any more."""
-        if (share := self._asks.get(party)) is not None:
-            self._note(party.level, 1, share)
+        if party in self._asks:
+            self._note(party, 1)
 
-    def sharing(self, level: int, sitting: int) -> float:
-        """Return by how many parties of a level the time is divided, so many of which sit."""
-        if not (away := self._number.get(level, 0)):
+    def sharing(self, level: int, sitting: float) -> float:
+        """Return by what weight the time of a level is divided, of which so much sits."""
+        if not self._number.get(level, 0):
             return sitting
         share = self._share[level] + _BURST * math.sqrt(max(0.0, self._squares[level]))
-        return min(sitting + away, sitting / (1 - share)) if share < 1 - _NEARLY else sitting + away
+        everybody = sitting + self._weight[level]
+        return min(everybody, sitting / (1 - share)) if share < 1 - _NEARLY else everybody
 
-    def _note(self, level: int, number: int, share: float) -> None:
+    def _note(self, party: Party, number: int) -> None:
+        level, (weight, share) = party.level, self._asks[party]
         self._number[level] += number
+        self._weight[level] += number * weight
         self._share[level] += number * share
         self._squares[level] += number * share**2
 

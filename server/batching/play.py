@@ -2,7 +2,7 @@
 
 Every live row costs its lane's measured row time at each evaluation (on a CPU a row is a call), and between two steps
 the device encodes one new prompt and decodes one finished picture at most (server/device/turn.py). Parties of the
-highest level that sits have equal shares of the time, as server/batching/share.py deals them out step by step; all that
+highest level that sit share the time by their weights, as server/batching/share.py deals it out step by step; all that
 a party has advances together. Seats are given and taken as the batcher does. Nobody sits in a lane before it is made,
 nor while too many wait for the decoder. Pictures that are judged are so one after the other, beside the device. While a
 lane is made the others' steps are slower; that is left out, as nothing tells by how much. Nobody rises to another level
@@ -78,8 +78,8 @@ class Play(Hall):
         lanes = {key: PlayedLane(len(lane.tenants), pace.row(key), ready[key]) for key, lane in batcher.lanes.items()}
         self._lanes += lanes.values()
         sitting = [alike(tenant) for tenant in seated]
-        parties = [kind[1] for kind in (*sitting, *(kind for kind, _ in groups))]
-        self._parties.update((party, PlayedParty()) for party in dict.fromkeys(parties))
+        weights = {party: job.weight for job, party, *_ in (*sitting, *(kind for kind, _ in groups))}
+        self._parties.update((party, PlayedParty(weight)) for party, weight in weights.items())
         self._early = 1 if hopeful and len(self._parties) > 1 else 0  # evaluations
         for job, party, evaluations, _ in sitting:
             self._left += self._of(job).counts
@@ -91,7 +91,7 @@ class Play(Hall):
             lanes[costs.lane].wait(party, (number, evaluations, encode, job))
         if full:
             self._charge()
-            self._away = Away(self._parties, () if demand is None else demand.shares(now), known=demand is not None)
+            self._away = Away(weights, () if demand is None else demand.shares(now), known=demand is not None)
             for party in self._live:
                 self._away.comes(party)
             alone = newcomer is not None and not self._costs.keys() - {newcomer}
@@ -110,10 +110,10 @@ class Play(Hall):
             busy = [seats for party, seats in self._live.items() if party.level == top]
             coming = [lane.ready for lane in self._lanes if lane.waiting and lane.ready > self._now]
             if busy:
-                # In a turn each has what the smallest of them takes for an evaluation of all that it has.
-                least = min(seats.cost for seats in busy)
-                turn = least * self._away.sharing(top, len(busy))
-                parts = [(seats, least / seats.cost if least else 1.0) for seats in busy]
+                # A turn is an evaluation of all that one of them has, and as much by its weight of what each other has.
+                least = min(seats.charged for seats in busy)
+                turn = least * self._away.sharing(top, sum(seats.weight for seats in busy))
+                parts = [(seats, least / seats.charged if least else 1.0) for seats in busy]
                 steps = min(steps, *((seats.live[0][0] - seats.at) / part for seats, part in parts))
                 if coming and turn:
                     steps = min(steps, max(1, (min(coming) - self._now) / turn))
@@ -142,8 +142,8 @@ class Play(Hall):
             if party in waiting or party in self._live:
                 levels[party.level].append(party)
         for level, parties in sorted(levels.items(), reverse=True):
-            sharing = self._away.sharing(level, len(parties))
-            turn = sharing * min(self._parties[party].cost for party in parties)
+            sharing = self._away.sharing(level, sum(self._parties[party].weight for party in parties))
+            turn = sharing * min(self._parties[party].charged for party in parties)
             self._now = max(self._now, *(self._go_on(lane, parties, sharing, turn) for lane in self._lanes))
 
     def _go_on(self, lane: PlayedLane, parties: list[Party], sharing: float, turn: float) -> float:
@@ -160,7 +160,7 @@ class Play(Hall):
         seats: dict[Party, Seats] = {}
         for party in entries:
             number = lane.seats[party] or max(1, total // len(entries))
-            evaluation = sharing * self._parties[party].cost
+            evaluation = sharing * self._parties[party].charged
             seats[party] = Seats(number, begin, evaluation, turn * number, number * len(entries))
         free, done = total - sum(map(len, seats.values())), self._now
         # Who needs its seats no more leaves them to those who have fewest, and they are as many as the lane has.

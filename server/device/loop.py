@@ -167,7 +167,7 @@ class Device:
             # Whoever cannot be let in, as his deadline is before that, has asked for no more than until then.
             seconds = device_seconds(pictures_of(job), self._pace)
             seconds = seconds if job.deadline is None else min(seconds, job.deadline - now)
-            jobs.demand.note(job.caller, job.wish.priority, seconds, now)
+            jobs.demand.note(job.caller, job.wish.priority, seconds, now, job.weight)
         try:
             return self._admission.check(
                 job, self._batcher, self._pace, now, margin, making, jobs.demand, reading, jobs.alike, before

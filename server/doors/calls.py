@@ -66,24 +66,24 @@ class Calls:
         self.answered.set()
         self.closed: str | None = None
 
-    def entered(
+    async def entered(
         self, context: grpc.aio.ServicerContext, *, keyed: bool = True
     ) -> contextlib.AbstractContextManager[None]:
-        """Let a call in and count it during a block, in which `current_caller` tells whose it is.
+        """Let a call in; it is counted during the block of what this returns. `current_caller` tells whose it is.
 
-        `keyed`: it needs a key where the policy asks for one. Errors: Unauthenticated; Busy.
+        `keyed`: it needs a key where the policy asks for one. Errors: Unauthenticated; Busy, which the block may raise.
         """
-        caller = self.again(context) if keyed else caller_of(context.peer())
+        caller = await self.again(context) if keyed else caller_of(context.peer())
         _caller.set(caller)
         return self.of(caller)
 
-    def again(self, context: grpc.aio.ServicerContext) -> str:
+    async def again(self, context: grpc.aio.ServicerContext) -> str:
         """Ask the policy for a request of a call, a further one on a stream too; returns its caller.
 
         Errors: Unauthenticated; Busy.
         """
         sent = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
-        return self._policy.caller(sent, caller_of(context.peer()))
+        return await self._policy.caller(sent, caller_of(context.peer()))
 
     @contextlib.contextmanager
     def of(self, caller: str) -> Iterator[None]:

@@ -96,7 +96,7 @@ def _streamed(behaviour: Callable[..., Any], method: Any, calls: Calls, keyed: b
     async def guarded(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(calls.entered(context, keyed=keyed))
+                stack.enter_context(await calls.entered(context, keyed=keyed))
                 request = await _request(requests, method, calls, context)
                 await _stream(behaviour(request, context), calls, context)
             except Exception as error:
@@ -109,7 +109,7 @@ def _answered(behaviour: Callable[..., Any], method: Any, calls: Calls, keyed: b
     async def guarded(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> bytes | None:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(calls.entered(context, keyed=keyed))
+                stack.enter_context(await calls.entered(context, keyed=keyed))
                 request = await _request(requests, method, calls, context)
                 return calls.answer(context, _written(await behaviour(request, context)), stack)
             except Exception as error:

@@ -18,7 +18,7 @@ def keyed(app: _App, policy: Policy) -> _App:
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
         try:
-            policy.caller(sent, str((scope.get("client") or ("local",))[0]))
+            await policy.caller(sent, str((scope.get("client") or ("local",))[0]))
         except Unauthenticated as error:
             await _refuse(send, 401, error, (b"www-authenticate", b'Bearer realm="latentd"'))
         except Busy as error:

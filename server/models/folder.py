@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -41,4 +42,5 @@ class Folder:
 def _is_model(path: Path) -> bool:
     if path.name.startswith(".") or re.search(r"[\ud800-\udfff]", path.name):  # a byte that is no UTF-8, as no text is
         return False
-    return path.suffix.lower() == _FILE if path.is_file() else (path / "model_index.json").is_file()
+    # Path.is_file raises where it may not look: a volume's lost+found would leave nobody any model.
+    return path.suffix.lower() == _FILE if os.path.isfile(path) else os.path.isfile(path / "model_index.json")

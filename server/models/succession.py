@@ -152,7 +152,7 @@ class Succession:
         Whoever closes this before DRAINING cancels the swap. Errors: SwapRefused, while another is under way and where
         the model cannot be served beside the old one; UnknownModel; Cancelled; NotServing.
         """
-        self._service.ready()
+        old = self._service.ready()
         if self._underway is not None:
             name, progress = self._underway.name, self._progress(self._underway)
             raise SwapRefused(
@@ -160,7 +160,7 @@ class Succession:
                 "ago; wait for its end"
             )
         underway = self._underway = Underway(name)
-        self._task = asyncio.create_task(self._run(underway, prediction))
+        self._task = asyncio.create_task(self._run(underway, prediction, old))
         try:
             async for stage in underway.stages():
                 yield Progress(stage, *self._since(underway))
@@ -186,9 +186,9 @@ class Succession:
         progress = self._progress(underway)
         return progress.seconds, progress.left
 
-    async def _run(self, underway: Underway, prediction: str) -> None:
+    async def _run(self, underway: Underway, prediction: str, old: Device) -> None:
         """Do a swap from its beginning to its end, whoever watches."""
-        old, outcome, device = self._service.ready(), "failed", None
+        outcome, device = "failed", None
         error: LatentdError | None = None
         try:
             device = await self._replace(underway, prediction, old)

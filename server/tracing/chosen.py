@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def tracing_of(settings: Settings, metrics: Metrics) -> Tracing | None:
-    """Return what traces requests; None where they are not. Errors: SettingsError where the extra is missing."""
+    """Return what traces requests; None where they are not.
+
+    Errors: SettingsError where the extra is missing, and where a variable of the standard's cannot be read.
+    """
     if settings.otlp is None:
         return None
     try:
@@ -22,7 +25,12 @@ def tracing_of(settings: Settings, metrics: Metrics) -> Tracing | None:
         raise SettingsError(
             f"otlp is {settings.otlp!r}, and what sends traces is not installed ({error.name}): {install('traces')}"
         ) from None
-    return Tracing(settings.otlp, settings.trace_ratio, metrics, prompts=settings.trace_prompts)
+    try:
+        return Tracing(settings.otlp, settings.trace_ratio, metrics, prompts=settings.trace_prompts)
+    except ValueError as error:
+        raise SettingsError(
+            f"otlp is {settings.otlp!r}, and a variable OTEL_.. of the environment cannot be used: {error}"
+        ) from None
 
 
 __all__ = ["tracing_of"]

@@ -29,12 +29,21 @@ from server.tracing.traced_id import TracedId
 _KEYS = ("traceparent", "tracestate")  # W3C Trace Context
 
 
+def _without_value(record: logging.LogRecord) -> bool:
+    """Tell of a header that cannot be read, and not what it is: it is a token as a rule."""
+    record.msg, record.args = "a header of OTEL_EXPORTER_OTLP_HEADERS is left out: it is no NAME=VALUE", ()
+    return True
+
+
+logging.getLogger("opentelemetry.util.re").addFilter(_without_value)
+
+
 class Tracing:
     """Begins a trace for each request, and sends those that have ended to the collector at `url`.
 
     `ratio`: of the requests whose caller did not decide. `prompts`: whether they stand in the spans. The standard's
     variables OTEL_EXPORTER_OTLP_HEADERS, .._CERTIFICATE, .._TIMEOUT, OTEL_BSP_SCHEDULE_DELAY and
-    OTEL_RESOURCE_ATTRIBUTES are read by the SDK.
+    OTEL_RESOURCE_ATTRIBUTES are read by the SDK. Errors: ValueError for one that it cannot read.
     """
 
     def __init__(self, url: str, ratio: float, metrics: Metrics, *, prompts: bool = False) -> None:
@@ -50,9 +59,7 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(self._outbox, max_queue_size=ROOM))
         self._tracer = self._provider.get_tracer("latentd", __version__)
         self._propagator = TraceContextTextMapPropagator()
-        logging.getLogger("opentelemetry.trace").setLevel(
-            logging.CRITICAL
-        )  # else headers stand in the log as they came
+        logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)  # else headers are logged as they came
 
     def begin(
         self,

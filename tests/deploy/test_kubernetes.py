@@ -106,12 +106,24 @@ def test_the_network_lets_the_balancer_and_prometheus_in() -> None:
     assert ports == {"http", "grpc", "metrics"} and policy["egress"] == []
 
 
+def test_prometheus_finds_the_servers_and_brings_a_key() -> None:
+    """An annotation of the pods would have it come without one, and hear 401."""
+    assert "annotations" not in SERVER["spec"]["template"]["metadata"]
+    (job,) = yaml.safe_load((DEPLOY / "prometheus-kubernetes.yml").read_text())["scrape_configs"]
+    assert job["job_name"] == "latentd" and job["authorization"]["credentials_file"]
+    labels = {
+        f"__meta_kubernetes_pod_label_{re.sub(r'[^a-z]', '_', name)}": value
+        for name, value in SERVER["spec"]["template"]["metadata"]["labels"].items()
+    } | {"__meta_kubernetes_pod_container_port_name": "metrics"}
+    assert "metrics" in {port["name"] for port in container(SERVER)["ports"]}
+    for rule in job["relabel_configs"][:2]:
+        assert rule["action"] == "keep" and rule["regex"] == ";".join(labels[name] for name in rule["source_labels"])
+
+
 def test_the_servers_are_told_settings_that_there_are() -> None:
     ports = {port["name"]: port["containerPort"] for port in container(SERVER)["ports"]}
     assert ports == {"http": SETTINGS.http_port, "grpc": SETTINGS.grpc_port, "metrics": SETTINGS.metrics_port}
     assert SETTINGS.max_calls_caller == SETTINGS.max_calls, "all who come through the balancer are one caller"
-    annotations = SERVER["spec"]["template"]["metadata"]["annotations"]
-    assert annotations["prometheus.io/port"] == str(SETTINGS.metrics_port)
     known = {PREFIX + name.upper() for name in vars(Settings())} | {"LATENTD_CONFIG", "LATENTD_CACHE_GB"}
     for one in (container(SERVER), RUNTIME["spec"]["containers"][0]):
         environment = {variable["name"]: variable["value"] for variable in one["env"]}

@@ -86,6 +86,10 @@ def test_methods_of_one_server_are_not_led_to_any(balancer: Balancer) -> None:
     assert refused.value.code == 501 and "of one server" in json.load(refused.value)["detail"]
     with urllib.request.urlopen(f"{balancer.http}/sdapi/v1/samplers", timeout=60) as answer:
         assert json.load(answer), "the others are"
+    with grpc.insecure_channel(balancer.address, ONCE) as channel, pytest.raises(grpc.RpcError) as swap:
+        channel.unary_unary("/latentd.v1.Admin/State")(b"", timeout=60)
+    assert swap.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+    assert swap.value.details() == "latentd.v1.Admin is of one server: ask each one directly"  # type: ignore[attr-defined]
 
 
 def test_the_balancer_drains_as_its_pod_does(machines: list[Machine]) -> None:

@@ -48,6 +48,7 @@ NAMES = {
     "spans_sent_total": set(),
     "spans_dropped_total": {"why"},
     "swaps_total": {"outcome"},
+    "files_stale": {"file"},
     "engine_info": {"backend", "precision", "weights"},
 }
 
@@ -77,6 +78,7 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         server.metrics.call_refused("caller")
         server.metrics.spans_dropped("full", 1)
         server.metrics.swap("done")
+        server.metrics.file_stale("keys", lambda: True)
         told = scrape(server)
         for name, labels in NAMES.items():
             own = [line for line in told.splitlines() if re.match(rf"latentd_{name}(_bucket|_sum|_count)?\{{", line)]

@@ -24,10 +24,15 @@ class Signed(NamedTuple):
 class Authority:
     """Signs certificates. Whoever trusts `pem` trusts them."""
 
-    def __init__(self, name: str = "authority") -> None:
+    def __init__(self, name: str = "authority", above: Authority | None = None) -> None:
+        """`above`: who signs its own certificate; None: itself."""
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _named(name)
-        self.pem = self._signed(self._name, self._key.public_key(), authority=True)
+        self.pem = (above or self)._signed(self._name, self._key.public_key(), authority=True)
+
+    def below(self, name: str) -> Authority:
+        """An authority whose certificate this one has signed."""
+        return Authority(name, self)
 
     def sign(self, name: str = "localhost") -> Signed:
         """A new certificate for `name`, 127.0.0.1 and ::1, and its new key."""

@@ -85,15 +85,16 @@ class Simulated:
         rows: int = 2,
         caller: str = LOCAL,
         priority: int = 0,
+        weight: float = 1.0,
     ) -> Job | None:
         """Let a job in, or not; it has a deadline so many seconds from now."""
         self.sent += 1
         job = idle_job(wish(LANE, evaluations, rows, images, priority))
-        job.caller = caller
+        job.caller, job.weight = caller, weight
         job.arrived, job.unencoded = self.now, 1
         job.deadline = None if seconds is None else self.now + seconds
         asks = min(device_seconds(pictures_of(job), self.pace), math.inf if seconds is None else seconds)
-        self.demand.note(caller, priority, asks, self.now)
+        self.demand.note(caller, priority, asks, self.now, weight)
         try:
             margin = self.margin.value(self.now)
             job.expected = self.admission.check(

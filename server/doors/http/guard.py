@@ -89,7 +89,7 @@ class Guard:
                 await self._app(scope, receive, answer)
             else:
                 if scope["path"] not in _KEYLESS and not scope["path"].startswith(_FILES):
-                    caller = self._policy.caller(_values(scope, "authorization"), caller)
+                    caller = await self._policy.caller(_values(scope, "authorization"), caller)
                     scope["state"]["caller"] = caller
                 with self._admitted(caller):
                     await self._app(scope, receive, answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from pipeline.errors import LatentdError
 from server.doors.oip.inference import inference_pb2 as pb
@@ -27,7 +27,7 @@ class Stream:
         answer: Callable[[pb.ModelInferRequest], AsyncGenerator[Response]],
         refuse: Callable[[pb.ModelInferRequest, LatentdError], Response],
         slot: Slot,
-        again: Callable[[], object],
+        again: Callable[[], Awaitable[object]],
     ) -> None:
         self._answer, self._refuse, self._slot, self._again = answer, refuse, slot, again
         self._running: set[asyncio.Task[None]] = set()
@@ -59,7 +59,7 @@ class Stream:
                 with contextlib.ExitStack() as stack:
                     try:
                         if not first:
-                            self._again()
+                            await self._again()
                         first = False
                         if self._running:
                             stack.enter_context(self._slot())

@@ -44,3 +44,39 @@ def test_what_is_free_is_what_the_tightest_limit_leaves(tmp_path: Path) -> None:
     assert free_memory(groups, process) == 20 << 20, "v1, of a group above"
     (groups / "memory/a/memory.usage_in_bytes").write_text(f"{90 << 20}\n")
     assert free_memory(groups, process) == 0
+
+
+V1 = "36 32 0:31 {root} {mount} rw,nosuid shared:16 - cgroup cgroup rw,memory\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "root", "mount", "limited"),
+    [
+        ("/system.slice/latentd.service", "/", "elsewhere/memory", "elsewhere/memory/system.slice/latentd.service"),
+        ("/system.slice/latentd.service", "/", "elsewhere/memory", "elsewhere/memory/system.slice"),
+        ("/docker/0a1b", "/docker/0a1b", "cgroup/memory", "cgroup/memory"),
+        ("/docker/0a1b/in", "/docker/0a1b", "cgroup/memory", "cgroup/memory/in"),
+        ("/kubepods/pod1/0a1b", "/kubepods/pod1/0a1b", "elsewhere/m", "elsewhere/m"),
+    ],
+)
+def test_version_one_counts_where_it_is_mounted(
+    tmp_path: Path, place: str, root: str, mount: str, limited: str
+) -> None:
+    """A service's or a slice's own limit, wherever the hierarchy is; a container sees its own part of it."""
+    process, groups = tmp_path / "proc/self", tmp_path / "cgroup"
+    process.mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: {8 << 20} kB\nMemAvailable: {4 << 20} kB\n")
+    (process / "cgroup").write_text(f"9:memory:{place}\n4:cpu,cpuacct:/other\n0::/unified\n")
+    (process / "mountinfo").write_text(V1.format(root=root, mount=tmp_path / mount))
+    assert available_memory(groups, process) == 8 << 30 and free_memory(groups, process) == 4 << 30
+    for folder, limit in ((tmp_path / mount, 0x7FFFFFFFFFFFF000), (tmp_path / limited, 1 << 30)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")  # the first is v1's word for none
+        (folder / "memory.usage_in_bytes").write_text(f"{900 << 20}\n")
+        (folder / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {200 << 20}\n")
+    assert available_memory(groups, process) == 1 << 30
+    assert free_memory(groups, process) == (1 << 30) - (900 << 20) + (200 << 20)
+    other = tmp_path / mount / "other"
+    other.mkdir()
+    (other / "memory.limit_in_bytes").write_text("1000\n")
+    assert available_memory(groups, process) == 1 << 30, "another group's is not ours"

@@ -69,10 +69,10 @@ def test_a_pair_that_does_not_fit_starts_nothing_and_changes_nothing(
     certificates = Certificates(*put(tmp_path, "pair", good))
     put(tmp_path, "pair", spoil(good, other))
     for _ in range(3):
-        assert certificates.current().certificate == good.certificate
+        assert certificates.current().certificate == good.certificate and certificates.stale
     assert [record.levelname for record in caplog.records] == ["ERROR"], "once"
     put(tmp_path, "pair", other)
-    assert certificates.current().certificate == other.certificate
+    assert certificates.current().certificate == other.certificate and not certificates.stale
 
 
 def test_what_is_no_authority_is_refused(authority: Authority, tmp_path: Path) -> None:
@@ -81,6 +81,8 @@ def test_what_is_no_authority_is_refused(authority: Authority, tmp_path: Path) -
         (tmp_path / "ca.pem").write_bytes(data)
         with pytest.raises(CertificateError, match="and an authority"):
             Certificates(*pair, tmp_path / "ca.pem")
+    (tmp_path / "ca.pem").write_bytes("# Autorité de Düsseldorf\n".encode() + authority.pem)
+    assert Certificates(*pair, tmp_path / "ca.pem").mutual
     with pytest.raises(CertificateError, match="tls_client_ca: .* cannot be read: No such file"):
         Certificates(*pair, tmp_path / "none.pem")
 
@@ -147,6 +149,33 @@ def test_certificates_change_under_load_and_no_request_fails(
                     thread.join()
     print(f"{times} changes, {dict(asked)} requests, {len(failures)} failed")
     assert failures == [] and all(asked[name] >= times for name in loads)
+
+
+def windows(pem: bytes) -> bytes:
+    """With a comment, and lines as Windows ends them."""
+    return "# déjà vu\n".encode() + pem.replace(b"\n", b"\r\n")
+
+
+def test_a_chain_is_shown_whole_and_files_are_as_tools_write_them(
+    model: Model, authority: Authority, ca: Path, tmp_path: Path
+) -> None:
+    """Who trusts the root alone is let in by the one between; so are clients, whose authority is the root."""
+    between = authority.below("between")
+    server_s, mine = between.sign(), between.sign("me")
+    chain = server_s._replace(certificate=windows(server_s.certificate + between.pem), key=windows(server_s.key))
+    cert, key = put(tmp_path, "server", chain)
+    pair = put(tmp_path, "mine", mine._replace(certificate=mine.certificate + between.pem))
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(windows(Authority("another").pem + authority.pem))
+    visitor = Visitor(ca=ca, certificate=pair)
+    with serving(model, tls_cert=cert, tls_key=key, tls_client_ca=bundle, http_port=0) as server:
+        for door in (DOORS[0], DOORS[-1]):
+            assert door.ask(server, visitor=visitor, prompt="a", steps=1).code == "OK", door.name
+        put(tmp_path, "server", server_s)
+        for door in (DOORS[0], DOORS[-1]):
+            assert door.ask(server, visitor=visitor, prompt="a", steps=1).code == "UNAVAILABLE", (
+                "its chain is not there"
+            )
 
 
 def test_an_authority_that_changes_counts_for_the_next_connection(

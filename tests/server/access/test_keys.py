@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +16,18 @@ import yaml
 from server.access import watched
 from server.access.command import main
 from server.access.key import Key, KeyFileError, digest_of, new_token
-from server.access.keys import Keys, read_keys
+from server.access.key_file import read_keys
+from server.access.keys import Keys
 from tests.support.keys import entry, token, write_keys
+from tests.support.patience import PATIENCE
 
 ALL = {"priority": 1, "weight": 2.5, "calls": 8, "rate": 60, "admin": True, "expires": date(2031, 1, 31)}
+
+
+def anew(keys: Keys, name: str) -> Key | None:
+    """The key of a name's token, as the file has it by now."""
+    asyncio.run(keys.fresh())
+    return keys.of(token(name))
 
 
 @pytest.fixture
@@ -27,7 +37,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_every_field_is_read(file: Path) -> None:
     keys = Keys(write_keys(file, entry("studio", **ALL), entry("night", revoked=True)))
-    studio, night = keys.current
+    studio, night = read_keys(file)
     assert studio == Key("studio", digest_of(token("studio")) or "", 1, 2.5, 8, 60, True, date(2031, 1, 31))
     assert night.revoked and (night.weight, night.priority, night.calls, night.rate) == (1.0, 0, None, None)
     assert keys.of(token("studio")) == studio and keys.of(token("night")) == night
@@ -90,6 +100,12 @@ def test_what_is_wrong_is_told_by_name_and_never_by_value(file: Path, fields: di
         ("keys: [{name: a, priority: !!int ''}]", "cannot be read as YAML"),
         ("keys: [{name: a, admin: !!bool perhaps}]", "cannot be read as YAML"),
         ("keys: [{name: a, expires: !!timestamp secret}]", "cannot be read as YAML"),
+        ("keys: []\nkeys: []", "must have one field"),
+        ("keys: []\n---\nkeys: []", "must have one field"),
+        ("- keys", "must have one field"),
+        ("keys: *elsewhere", "must have one field"),
+        ("keys: [*elsewhere]", "cannot be read as YAML in line 1"),
+        ("keys: [{name: a}", "cannot be read as YAML"),
         ("#" * (1 << 20) + "\nkeys: []", "has more than 1048576 bytes"),
     ],
 )
@@ -115,15 +131,15 @@ def test_names_and_tokens_are_there_once(file: Path) -> None:
 def test_a_file_that_changes_counts_at_once_and_a_broken_one_changes_nothing(file: Path, caplog) -> None:
     keys = Keys(write_keys(file, entry("a")))
     write_keys(file, entry("a"), entry("b"))
-    assert keys.of(token("b")) is not None
+    assert anew(keys, "b") is not None
     for spoil in (lambda: file.write_text("keys: ["), file.unlink):
         spoil()
         caplog.clear()
-        assert keys.of(token("b")) is not None and keys.of(token("a")) is not None
+        assert anew(keys, "b") is not None and anew(keys, "a") is not None
         assert [record.levelname for record in caplog.records] == ["ERROR"], "once"
     write_keys(file, entry("a", revoked=True))
-    key = keys.of(token("a"))
-    assert key is not None and key.revoked and keys.of(token("b")) is None
+    key = anew(keys, "a")
+    assert key is not None and key.revoked and anew(keys, "b") is None
 
 
 @pytest.mark.timeout(20)
@@ -132,12 +148,12 @@ def test_what_is_no_file_holds_nobody_up(file: Path, caplog) -> None:
     for make in (os.mkfifo, os.mkdir):
         file.unlink()
         make(file)
-        assert keys.of(token("a")) is not None
+        assert anew(keys, "a") is not None
         with pytest.raises(KeyFileError, match=r"is no regular file|Is a directory"):
             Keys(file)
         file.rmdir() if file.is_dir() else file.unlink()
         write_keys(file, entry("a"))
-        assert keys.of(token("a")) is not None
+        assert anew(keys, "a") is not None
     assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 2
 
 
@@ -148,10 +164,40 @@ def test_a_folder_that_a_link_stands_for_changes_as_kubernetes_changes_it(tmp_pa
     (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "keys.yaml").symlink_to("..data/keys.yaml")
     keys = Keys(tmp_path / "keys.yaml")
-    assert keys.of(token("b")) is None
+    assert anew(keys, "b") is None
     (tmp_path / "..new").symlink_to("..2")
     (tmp_path / "..new").rename(tmp_path / "..data")
-    assert keys.of(token("b")) is not None
+    assert anew(keys, "b") is not None
+
+
+def test_who_comes_while_a_file_is_read_waits_for_it_and_nobody_else_does(file: Path, monkeypatch) -> None:
+    """It is read once, in a thread; who leaves meanwhile takes it from nobody."""
+    keys = Keys(write_keys(file, entry("a")))
+    begun, go_on, reads = threading.Event(), threading.Event(), []
+
+    def slowly(path: Path) -> tuple[Key, ...]:
+        reads.append(threading.current_thread())
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return read_keys(path)
+
+    async def life() -> None:
+        await keys.fresh()
+        assert not reads, "nothing has changed"
+        monkeypatch.setattr("server.access.keys.read_keys", slowly)
+        write_keys(file, entry("a", revoked=True))
+        leaves, *waiting = [asyncio.create_task(keys.fresh()) for _ in range(3)]
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        leaves.cancel()
+        done, _ = await asyncio.wait([leaves])
+        assert leaves in done and not any(task.done() for task in waiting), "and this goes on beside it"
+        go_on.set()
+        await asyncio.gather(*waiting)
+        assert reads != [threading.main_thread()] and len(reads) == 1
+
+    asyncio.run(life())
+    key = keys.of(token("a"))
+    assert key is not None and key.revoked
 
 
 def test_what_could_not_be_read_for_a_while_is_tried_again(file: Path, monkeypatch, caplog) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.support.certificates import Authority, put
 from tests.support.held import Held, eventually
 from tests.support.keys import entry, token, write_keys
 from tests.support.patience import PATIENCE
-from tests.support.serving import address, http, nothing_left, quick, serving
+from tests.support.serving import address, http, metric, nothing_left, quick, serving
 
 
 def gate(**settings: Any) -> Gate:
@@ -115,6 +116,58 @@ def test_a_key_s_priority_is_its_own(model: Model, file: Path) -> None:
                 client.generate("a cat", steps=1, priority=3)
         with Client(address(server), key=token("b")) as client, pytest.raises(ServerError, match="must be at most 0"):
             client.generate("a cat", steps=1, priority=1)
+
+
+def test_what_runs_when_its_key_goes_is_finished_and_logged_by_its_name(
+    wired: Model, held: Held, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The entry is taken out while the picture is drawn; the next call is refused."""
+    caplog.set_level(logging.INFO, "latentd.request")
+    write_keys(file, entry("a"), entry("b"))
+    with serving(wired, keys=file) as server, Client(address(server), key=token("a")) as client:
+        held.hold()
+        first = client.stream("a red apple", steps=1)
+        next(first)
+        held.begun()
+        write_keys(file, entry("b"))
+        with pytest.raises(ServerError, match="was revoked"):
+            client.models()
+        held.release()
+        assert list(first)
+        nothing_left(server)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "latentd.request"]
+    assert "code=OK" in line and " caller=key:a " in line
+
+
+def test_limits_that_are_lowered_count_for_what_comes_next(wired: Model, held: Held, file: Path) -> None:
+    write_keys(file, entry("a", calls=2, weight=3, priority=1))
+    with serving(wired, keys=file) as server, Client(address(server), key=token("a")) as client:
+        held.hold()
+        running = [client.stream("a red apple", steps=1, priority=1) for _ in range(2)]
+        for each in running:
+            next(each)
+        held.begun()
+        write_keys(file, entry("a", calls=1))
+        with pytest.raises(ServerError, match="2 calls of key:a are open; at most 1 of a caller may be"):
+            client.models()
+        device = server.service.device
+        assert device and [(job.weight, job.wish.priority) for job in device._jobs] == [(3, 1)] * 2
+        held.release()
+        assert all(list(each) for each in running)
+        nothing_left(server)
+        with pytest.raises(ServerError, match="priority is 1; it must be at most 0"):
+            client.generate("a cat", steps=1, priority=1)
+
+
+def test_the_metrics_tell_of_a_file_that_cannot_be_read_anew(model: Model, file: Path) -> None:
+    """A key that it revokes still counts, and somebody must hear of it."""
+    with serving(model, keys=write_keys(file, entry("a"))) as server, Client(address(server), key=token("a")) as client:
+        told = server.metrics.registry.get_sample_value
+        assert told("latentd_files_stale", {"model": model.id, "file": "keys"}) == 0
+        file.write_text("keys: [{name: a, revoked: true")
+        assert client.models() and metric(server, "files_stale", file="keys") == 1
+        write_keys(file, entry("a"), entry("b"))
+        assert client.models() and metric(server, "files_stale", file="keys") == 0
 
 
 def test_a_key_that_floods_leaves_the_other_its_share(wired: Model, held: Held, file: Path) -> None:

@@ -83,6 +83,36 @@ def test_two_floods_have_equal_shares_whatever_they_ask_for() -> None:
     assert abs(server.rows["a"] - server.rows["b"]) <= 4
 
 
+@pytest.mark.parametrize("weight", [0.5, 1.0, 2.0, 4.0])
+def test_a_key_has_its_weight_beside_a_flood_and_so_it_was_told(weight: float) -> None:
+    """One key floods with 8 x 150 steps; of the other's weight and one more, its request has its part of the time."""
+    server = quiet()
+    server.submit(150, None, images=8, caller="key:flood")
+    for _ in range(5):
+        server.turn()
+    job, had = server.submit(40, None, caller="key:other", weight=weight), server.rows["key:flood"]
+    assert job is not None and job.expected is not None
+    told = job.expected
+    while not server.delivered:
+        server.turn()
+    took = (server.delivered[0][0] - job.arrived) / server.row
+    mine, theirs = server.rows["key:other"], server.rows["key:flood"] - had
+    assert mine == 40 * 2 and theirs == pytest.approx(mine / weight, abs=FULL)
+    assert took == pytest.approx(mine + theirs) and told / server.row == pytest.approx(mine * (1 + 1 / weight))
+
+
+@pytest.mark.parametrize(("one", "other"), [(1.0, 2.0), (0.5, 4.0), (3.0, 1.0)])
+def test_two_floods_have_shares_as_their_weights(one: float, other: float) -> None:
+    server = quiet()
+    server.submit(1000, None, images=8, caller="key:a", weight=one)
+    server.submit(1000, None, images=8, caller="key:b", weight=other)
+    server.turn()
+    server.rows.clear()
+    while server.rows.total() < 100 * FULL:
+        server.turn()
+    assert server.rows["key:a"] == pytest.approx(100 * FULL * one / (one + other), abs=2 * FULL)
+
+
 def test_more_callers_than_seats_take_turns() -> None:
     server = quiet(seats=2)
     for caller in "abcde":

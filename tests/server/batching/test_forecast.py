@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.conditions.interval import Interval
 from server.batching.batcher import Batcher
+from server.batching.demand import Demand
 from server.batching.forecast import Forecast, endangers, outlook
 from server.batching.forecast import forecast as forecast_job
 from server.batching.making import Making
@@ -125,6 +126,32 @@ def test_another_callers_flood_is_no_queue() -> None:
     )
     mine = forecast(flood(8, seats=4), wish(evaluations=10, priority=1))
     assert mine == about(0, 10 * 0.2), "alone"
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.5, 2.0, 10.0])
+def test_a_weight_is_a_share_of_what_is_forecast(weight: float) -> None:
+    """Its ten evaluations take 2 s of the device, and the flood of weight 1 has a part of the time for each of them."""
+    job = idle_job(wish(evaluations=10))
+    job.caller, job.weight = "key:other", weight
+    beside = forecast_job(flood(8, seats=4), job, PACE, NOW)
+    assert beside.finish == pytest.approx(2 * (weight + 1) / weight, rel=0.03), "steps are whole"
+    job.deadline = NOW + 99
+    demand = Demand()
+    demand.note("key:third", 0, 1e6, NOW, weight=3.0)
+    beside = forecast_job(flood(8, seats=4), job, PACE, NOW, demand=demand)
+    assert beside.finish == pytest.approx(2 * (weight + 1 + 3) / weight, rel=0.03), "who may come again has a part too"
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_what_is_reckoned_has_weights_too(weight: float) -> None:
+    """Two floods of a thousand pictures, of one seat each: when the heavier one is done."""
+    sides = [idle_job(wish(evaluations=10, images=1000)) for _ in range(2)]
+    for job, caller, each in zip(sides, ("key:a", "key:b"), (1.0, weight), strict=True):
+        job.caller, job.weight, job.deadline = caller, each, NOW + 1e9
+    crowd = batcher(*sides, seats=2)
+    ends = Play(crowd, PACE, crowd.waiting, now=NOW, full=True).played.finished
+    assert min(ends.values()) == pytest.approx(1000 * 10 * 0.2 * (1 + weight) / max(1.0, weight))
+    assert min(ends, key=ends.__getitem__).weight == max(1.0, weight)
 
 
 def test_a_flood_is_slower_for_the_sake_of_others() -> None:

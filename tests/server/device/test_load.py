@@ -104,7 +104,7 @@ def test_who_asks_for_more_than_there_is_until_his_deadline_has_asked_for_no_mor
             TooLate, match=r"^the request takes about 800.00 s by itself; its deadline is in (2.00|1.\d\d) s$"
         ):
             within(at_work, 2.0, caller="other")
-        shares = {caller: share for caller, _, share in at_work.device._jobs.demand.shares(time.monotonic())}
+        shares = {asked.caller: asked.share for asked in at_work.device._jobs.demand.shares(time.monotonic())}
         assert 0 < shares["other"] <= 2.0 / 5
         held.release()
         assert isinstance(box_of(sits).end(), Done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ def test_a_wrong_key(entrance: Door, secured: Secured, name: str) -> None:
 def test_a_key_over_its_rate(entrance: Door, secured: Secured) -> None:
     name = f"slow-{ENTRANCES.index(entrance)}"
     visitor = replace(secured.good, key=token(name))
-    secured.server.gate.policy.caller([f"Bearer {visitor.key}"], "here")  # the one that it has in hours
+    asyncio.run(secured.server.gate.policy.caller([f"Bearer {visitor.key}"], "here"))  # the one that it has in hours
     fields = {"prompt": "a", "steps": 1} if entrance in DOORS else {}
     outcome = entrance.ask(secured.server, visitor=visitor, **fields)
     assert outcome.code == "RESOURCE_EXHAUSTED" and not outcome.pictures

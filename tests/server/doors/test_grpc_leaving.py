@@ -184,7 +184,7 @@ def test_a_client_that_leaves_while_a_message_is_on_its_way(events: int, wired: 
         service.device = at_work.device
         images, context = ImagesServicer(service), Context()
         # As the door has it: whose call it is.
-        Calls(CallBounds(), at_work.metrics, Policy()).entered(context)  # type: ignore[arg-type]
+        await Calls(CallBounds(), at_work.metrics, Policy()).entered(context)  # type: ignore[arg-type]
         call = images.Generate(pb.GenerateRequest(prompt="a cat", steps=100), context)  # type: ignore[arg-type]
         for _ in range(events):
             await anext(call)

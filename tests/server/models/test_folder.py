@@ -19,3 +19,21 @@ def test_a_name_that_is_no_text_is_left_out(tmp_path: Path) -> None:
     assert folder.names() == ["café.safetensors"]
     with pytest.raises(UnknownModel, match="it has café"):
         folder.model(os.fsdecode(b"caf\xe9.safetensors"))
+
+
+def test_a_folder_that_may_not_be_looked_into_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lost+found of a volume, for everybody but root."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model_index.json").touch()
+    (tmp_path / "lost+found").mkdir()
+    look = os.stat
+
+    def refused(path: str | os.PathLike[str], *args: object, **options: object) -> os.stat_result:
+        if "lost+found/" in os.fspath(path):
+            raise PermissionError(13, "Permission denied", path)
+        return look(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(PermissionError):
+        (tmp_path / "lost+found" / "model_index.json").is_file()
+    assert Folder(tmp_path).names() == ["a"]

@@ -283,6 +283,45 @@ def test_who_ends_the_call_before_it_serves_cancels_the_swap(folder: Path, capsy
     in_time(life())
 
 
+def test_a_server_that_stops_while_the_old_model_drains_ends_the_requests_of_both(folder: Path) -> None:
+    """Within the grace, each by its own model; who swaps hears that it is done."""
+    held: dict[str, Held] = {}
+    models: dict[str, Model] = {}
+
+    def make(settings: Settings) -> Model:
+        name = settings.model.name
+        models[name] = host(settings)
+        held[name] = Held(models[name].backend)
+        return wrapped(models[name], held[name])
+
+    async def life() -> None:
+        async with administered(folder, make, seats=1) as server, user(server) as client, Operator(server) as operator:
+            held["a"].hold()
+            old = asyncio.create_task(drawn(client, seed=0, steps=STEPS))
+            await asyncio.to_thread(held["a"].begun)
+            call = operator.call("b")
+            async for stage in call:
+                if stage.stage == pb.STAGE_MEASURING:
+                    held["a"].let()
+                if stage.stage == pb.STAGE_DRAINING:
+                    break
+            await asyncio.to_thread(held["a"].begun)
+            new = asyncio.create_task(drawn(client, seed=1, steps=STEPS))
+            await asyncio.to_thread(_until, lambda: server.service.device and server.service.device.jobs == 1)
+            stopping = asyncio.create_task(server.close(2 * PATIENCE))
+            await asyncio.to_thread(_until, lambda: server.service.draining)
+            with pytest.raises(ServerError, match="draining"):
+                await client.models()
+            held["a"].release()
+            for name, seed, (drew, picture) in (("a", 0, await old), ("b", 1, await new)):
+                assert drew == name
+                np.testing.assert_array_equal(decoded(picture), drawn_alone(models[name], seed), name)
+            assert [stage.stage async for stage in call] == [pb.STAGE_DONE]
+            await stopping
+
+    in_time(life())
+
+
 SLOW_SECOND = """
 import sys, threading
 from server import app

@@ -123,6 +123,25 @@ def test_an_extra_that_is_missing_is_a_sentence(monkeypatch: pytest.MonkeyPatch)
     assert "traces]'" in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096"), ("OTEL_SPAN_EVENT_COUNT_LIMIT", "x")]
+)
+def test_a_variable_that_cannot_be_read_is_a_sentence(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=r"^otlp is 'http://localhost:4318', and a variable OTEL_\.\. of the env"):
+        Server(Settings(otlp="http://localhost:4318"))
+
+
+def test_a_token_that_is_no_header_is_told_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization: Bearer s3cret")
+    Server(Settings(otlp="http://localhost:4318"))
+    assert "a header of OTEL_EXPORTER_OTLP_HEADERS is left out" in caplog.text and "s3cret" not in caplog.text
+
+
 IMPORTED = """
 import importlib, sys
 for name in ("server.__main__", "server.app", "server.doors.http.app", "server.tracing.tracing"):

@@ -137,13 +137,15 @@ def loras_of(prompt: str) -> tuple[str, list[tuple[str, float]]]:
     A weight of the text encoder's own has to be the same: here a LoRA is one thing.
     """
     loras = []
-    for match in _LORA.finditer(prompt):
+    for number, match in enumerate(_LORA.finditer(prompt), 1):
         name, words = match[1].strip(), [word.partition("=") for word in (match[2] or "1").split(":")]
         try:
             weights = {float(value if equals else key) for key, equals, value in words}
             (weight,) = weights
         except ValueError:
-            raise InvalidRequest(f"prompt has {match[0][:96]!r}; it takes <lora:name:weight>", "prompt") from None
+            # What stands there is a part of the prompt, which has no place in the log.
+            sentence = f"prompt names LoRA {number} with something else than one weight; it takes <lora:name:weight>"
+            raise InvalidRequest(sentence, "prompt") from None
         loras.append((name, weight))
     return _LORA.sub("", prompt), loras
 

@@ -17,11 +17,10 @@ from engines.preview import Preview as PreviewMap
 from engines.seat import Sitting
 from pipeline.arrays import F32, Pixels
 from pipeline.conditions.text import Encoded
-from pipeline.errors import CheckpointError
 from pipeline.loras.lora import Lora
-from pipeline.loras.shelf import Chosen
 from server.batching.batcher import Batcher
 from server.batching.pace import Median, Pace
+from server.caller import LOCAL
 from server.device import turn
 from server.device.decoding import Decoding
 from server.device.delivery import Delivery
@@ -177,12 +176,13 @@ class Stage:
         images: int = 1,
         preview_every: int = 0,
         deadline: float | None = None,
+        caller: str = LOCAL,
     ) -> Job:
         """A job as Device lets it in, its prompts made of one token; tests start with none that is remembered."""
         plain = wish(lane, EVALUATIONS, images=images)
         prompt = dataclasses.replace(plain.prompt, ids=np.full_like(plain.prompt.ids, word))
         job = idle_job(dataclasses.replace(plain, prompt=prompt, negative=prompt, preview_every=preview_every))
-        job.deadline = deadline
+        job.deadline, job.caller = deadline, caller
         if self.batcher.open(lane):
             self._pace.open(lane)
         self.jobs.add(job)
@@ -342,21 +342,6 @@ def test_what_goes_wrong_with_one_picture_ends_its_job_alone(
     while stage.turn.due:
         stage.take()
     assert ended(broken) == sentence and kinds(broken).count(Image) == 0
-    assert kinds(other)[-2:] == [Image, Done] and stage.empty
-
-
-def test_a_lora_that_is_another_file_by_now_is_told_in_its_own_words() -> None:
-    """It was read when the request came, has been forgotten for others' sake, and was replaced meanwhile."""
-
-    def replaced(chosen: Chosen) -> Lora:
-        raise CheckpointError("LoRA a was replaced while it was used; ask again")
-
-    stage = Stage(loras=SimpleNamespace(lora=replaced))
-    broken, other = stage.submit(1), stage.submit(2)
-    broken.wish = dataclasses.replace(broken.wish, loras=Chosen(()))
-    while stage.turn.due:
-        stage.take()
-    assert ended(broken) == ("INVALID_ARGUMENT", "loras: LoRA a was replaced while it was used; ask again")
     assert kinds(other)[-2:] == [Image, Done] and stage.empty
 
 

@@ -156,12 +156,12 @@ class Shelf:
     def has_room(self, chosen: Chosen) -> bool:
         """Return whether LoRAs have room beside those that live, if need be without those that are remembered alone.
 
-        One that is alone has, whatever its size.
+        One that is alone has, whatever its size, also while another is being read: nobody has that yet who would leave.
         """
         needed = chosen.nbytes
         with self._lock:
-            while living := self._reading + sum(lora.nbytes for lora in self._living.values()):
-                if living + needed <= self._most:
+            while living := sum(lora.nbytes for lora in self._living.values()):
+                if living + self._reading + needed <= self._most:
                     return True
                 if not self._known:
                     return False

@@ -20,6 +20,7 @@ from tests.web.acts import TILES, draw, drawn, faults, ready
 
 CHOSEN = "[...document.querySelectorAll('#loras-chosen input')].map((each) => [each.dataset.name, Number(each.value)])"
 OFFERED = "[...document.querySelectorAll('#loras option')].filter((each) => !each.hidden && !each.disabled)"
+OPEN = "for (const each of document.querySelectorAll('#settings, #told')) each.open = true"
 SETTINGS = "[...document.querySelectorAll('#viewer-settings dt')].map((e) => [e.innerText, e.nextSibling.innerText])"
 
 
@@ -52,7 +53,9 @@ def test_loras_are_chosen_drawn_with_remembered_and_let_go(browser: Browser, xl:
     choose(browser, "glow")
     browser.fill("[data-name='glow']", "-0.5")
     assert browser.run(CHOSEN) == [["ink", 1], ["glow", -0.5]] and browser.run(f"{OFFERED}.length") == 1
+    browser.run(OPEN)
     browser.fill("#crop", "0x8")
+    browser.fill("#steps", "2")
     drawn(browser, "a red apple")
     ready(browser, xl)
     assert browser.run(CHOSEN) == [["ink", 1], ["glow", -0.5]], "as every other setting"
@@ -73,6 +76,7 @@ def test_what_is_wrong_with_them_is_told_beside_them(browser: Browser, xl: Serve
     draw(browser, "a red apple")
     browser.wait("document.querySelector('#loras-complaint').innerText.includes('must be -10 to 10')")
     browser.fill("[data-name='ink']", "1")
+    browser.run(OPEN)
     browser.fill("#target_size", "64")
     draw(browser, "a red apple")
     browser.wait("document.querySelector('#target_size-complaint').innerText.includes('WIDTHxHEIGHT')")
@@ -83,7 +87,7 @@ def test_what_is_wrong_with_them_is_told_beside_them(browser: Browser, xl: Serve
 def test_it_fits_and_axe_finds_no_serious_fault(browser: Browser, xl: Server, view: str) -> None:
     browser.resize(375 if "narrow" in view else 1440, 900, dark="dark" in view)
     ready(browser, xl)
-    browser.run("for (const each of document.querySelectorAll('#settings, #told')) each.open = true")
+    browser.run(OPEN)
     choose(browser, "ink")
     choose(browser, "glow")
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")

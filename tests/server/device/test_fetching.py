@@ -15,8 +15,8 @@ from pipeline.loras.shelf import Chosen
 from server.caller import LOCAL
 from server.events import Done, Image
 from server.job import Job
-from tests.server.device.test_turn import SMALL, Stage, ended, kinds
 from tests.support.patience import PATIENCE
+from tests.support.stage import SMALL, Stage, ended, kinds
 
 
 class Named(Chosen):

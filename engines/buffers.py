@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ from pipeline.spec import Spec
 
 
 class Buffers:
-    """Rows of a UNet's inputs and outputs as host arrays: the data of engines.backend.Denoiser."""
+    """Rows of a UNet's inputs and outputs as host arrays: the data of engines.backend.Denoiser.
+
+    Of a subclass `laid` is what these are laid out for: width, height, rows, chunks and rank.
+    """
 
     def __init__(self, spec: Spec, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> None:
         """Allocate for pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length.
@@ -62,9 +65,26 @@ class Buffers:
         return {**{name: buffer[row : row + 1] for name, buffer in self.inputs.items()}, **self._loras[row]}
 
 
-def text_inputs(spec: Spec, ids: NDArray[np.int64], lora: Lora | None) -> dict[str, NDArray[Any]]:
-    """Return the text encoder's inputs for token ids [tokens], as a batch of one; `lora`: see Backend.encode."""
+class CalledRows(Buffers):
+    """See engines.backend.Denoiser: one whose rows are calls, so that a row's bits do not depend on its company."""
+
+    def __init__(self, call: Callable[[dict[str, F32]], F32], spec: Spec, *laid: int) -> None:
+        """`call`: from a row's inputs, as a batch of one, to its output without the batch."""
+        super().__init__(spec, *laid)
+        self._call = call
+
+    def run(self, rows: Sequence[int]) -> None:
+        """See Denoiser.run."""
+        for row in rows:
+            self.outputs[row] = self._call(self.row(row))
+
+
+def text_inputs(spec: Spec, ids: NDArray[np.int64], lora: Lora | None, rank: int = RANKS[0]) -> dict[str, NDArray[Any]]:
+    """Return the text encoder's inputs for token ids [tokens], as a batch of one; `lora`: see Backend.encode_text.
+
+    `rank`: of the zeros that it is given where no LoRA adds to it.
+    """
     layers = ports.adapted_layers("text_encoder", spec)
     assert layers or lora is None, "the model takes no LoRA"
-    adds = lora.text if lora is not None and lora.text is not None else zeros(layers, RANKS[0])
+    adds = lora.text if lora is not None and lora.text is not None else zeros(layers, rank)
     return {"ids": ids[None], **adds}

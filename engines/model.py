@@ -17,6 +17,7 @@ from engines.cuda import gpu
 from engines.errors import BackendError
 from engines.machine import toolchain
 from engines.machine.driver import driver_here
+from engines.machine.memory import available_memory
 from graphs.ports import adapted
 from pipeline.checkpoint.adapter import adapter_in, encoder_in, with_adapter
 from pipeline.checkpoint.clip import JUDGE, Clip, open_encoder, open_judge
@@ -24,9 +25,11 @@ from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.extras import install
 from pipeline.loras.layers import RANKS
-from pipeline.loras.shelf import Shelf
+from pipeline.loras.shelf import KEPT, Shelf
 from pipeline.spec import Spec
 from pipeline.tokenizer import AnyTokenizer, tokenizer_of
+
+_LORAS = 8  # of the memory that this process may have one part of so many is for LoRAs
 
 log = logging.getLogger("latentd.model")
 
@@ -79,7 +82,8 @@ def load(checkpoint: Checkpoint, choice: Choice = Choice(), beside: Beside = Bes
     if beside.loras is not None:
         if choice.backend in PLANS:
             raise BackendError(f"loras: backend {choice.backend} takes none yet; torch does")
-        shelf = Shelf(beside.loras, checkpoint.spec, checkpoint.id)
+        most = max(KEPT, (available_memory() or 0) // _LORAS)
+        shelf = Shelf(beside.loras, checkpoint.spec, checkpoint.id, most)
         checkpoint = replace(checkpoint, spec=adapted(checkpoint.spec))
     place = beside.judge or checkpoint.path / JUDGE
     clip = open_judge(place, log.warning) if beside.judge or place.is_dir() else None

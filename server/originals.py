@@ -217,12 +217,12 @@ LORAS = Kind("loras")
 
 
 def chosen_of(stay: Stay, loras: Sequence[tuple[str, float]], model: Model) -> Chosen:
-    """Open and read the LoRAs that a request names; who sits down finds them remembered. Errors: InvalidRequest."""
+    """Open and read the LoRAs that a request names; who sits down soon finds them in memory. Errors: InvalidRequest."""
     assert model.loras is not None
     chosen = model.loras.chosen([(name, decimal(weight)) for name, weight in loras])
     stay()
     try:
-        model.loras.lora(chosen)
+        model.loras.check(chosen)
     except CheckpointError as error:
         raise InvalidRequest(f"loras: {error}", "loras") from None
     return chosen

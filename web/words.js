@@ -46,6 +46,7 @@ export function settingsOf(picture) {
     ["Guidance", String(round(picture.guidance)) + intervalWords(picture)],
     ["Sampler", samplerWords(picture.sampler)],
     ["Size", sizeWords(picture.width, picture.height)],
+    ["Told sizes", toldWords(picture)],
     ["Started from", picture.original && originalWords(picture.original)],
     ["Style", picture.style && `of a picture, ${Math.round(100 * picture.style.weight)}%`],
     ["LoRAs", picture.loras?.map(({ name, weight }) => `${name} ${round(weight)}`).join(", ")],
@@ -53,6 +54,11 @@ export function settingsOf(picture) {
     ["Model", picture.model],
     ["Drawn", new Date(picture.when).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })],
   ].filter(([, words]) => words);
+}
+
+function toldWords({ original_size, crop, target_size }) {
+  const told = [original_size && `as if ${original_size}`, crop && `cut at ${crop}`, target_size && `became ${target_size}`];
+  return told.filter(Boolean).join(", ");
 }
 
 function intervalWords({ guidance_start, guidance_end }) {

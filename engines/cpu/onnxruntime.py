@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from engines.buffers import Buffers, text_inputs
+from engines.buffers import CalledRows, text_inputs
 from engines.cpu.host import HostBackend, encoded
 from engines.errors import BackendError, DeviceError
 from engines.graphs import check_fit, graph_of
@@ -21,7 +20,6 @@ from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.conditions.text import Encoded
 from pipeline.loras.lora import Lora
-from pipeline.spec import Spec
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -50,8 +48,8 @@ class OnnxRuntimeBackend(HostBackend):
     def decode(self, latents: F32) -> F32:
         return _run(self._decoder, latents=latents[None])[0]
 
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> OnnxRuntimeDenoiser:
-        return OnnxRuntimeDenoiser(self._unet, self.spec, width, height, rows, chunks, rank)
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> CalledRows:
+        return CalledRows(lambda row: _run(self._unet, **row)[0], self.spec, width, height, rows, chunks, rank)
 
     def moments(self, picture: F32) -> F32:
         """See Backend.moments."""
@@ -94,28 +92,6 @@ def _session(checkpoint: Checkpoint | Clip, network: str, threads: int) -> onnxr
             )
         except Exception as error:  # pybind classes without a common base
             raise BackendError(f"onnxruntime cannot load {network} of {checkpoint.path}: {error}") from error
-
-
-class OnnxRuntimeDenoiser(Buffers):
-    """See engines.backend.Denoiser. A row is a call, so that its bits do not depend on its company."""
-
-    def __init__(
-        self,
-        unet: onnxruntime.InferenceSession,
-        spec: Spec,
-        width: int,
-        height: int,
-        rows: int,
-        chunks: int,
-        rank: int = 0,
-    ) -> None:
-        super().__init__(spec, width, height, rows, chunks, rank)
-        self._unet = unet
-
-    def run(self, rows: Sequence[int]) -> None:
-        """See Denoiser.run."""
-        for row in rows:
-            self.outputs[row] = _run(self._unet, **self.row(row))[0]
 
 
 def _run(session: onnxruntime.InferenceSession, **inputs: NDArray[Any]) -> list[F32]:

@@ -83,14 +83,16 @@ class OpenVinoBackend(HostBackend):
                 self._engine(network, shapes)
 
     def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
-        encoder = self._encoder(lora.rank if lora is not None and lora.text is not None else RANKS[0])
-        inputs = text_inputs(self.spec, ids, lora)
-        taken = {port.get_any_name() for port in encoder.model_inputs}
-        for port in ports.adapters(ports.adapted_layers("text_encoder", self.spec)):
-            matrix = inputs.pop(port.name)
-            if port.name in taken:
-                encoder.set_tensor(port.name, ov.Tensor(matrix, shared_memory=True))
-        _infer(encoder, **inputs)
+        adds = lora is not None and lora.text is not None
+        rank = lora.rank if lora is not None and adds else RANKS[0]
+        encoder = self._encoder(rank)
+        if adds:
+            _bind(encoder, text_inputs(self.spec, ids, lora))
+        try:
+            _infer(encoder, ids=ids[None])
+        finally:
+            if adds:  # what is bound stays in memory
+                _bind(encoder, text_inputs(self.spec, ids, None, rank))
         count = len(ports.outputs("text_encoder", self.spec))
         return encoded(self.spec, [encoder.get_output_tensor(i).data[0] for i in range(count)], skip)
 
@@ -147,6 +149,7 @@ class OpenVinoBackend(HostBackend):
             shapes = ports.shapes("text_encoder", self.spec, {"rows": 1, "rank": rank})
             with self._first_run("text_encoder", shapes):
                 self._encoders[rank] = self._engine("text_encoder", shapes).create_infer_request()
+            _bind(self._encoders[rank], text_inputs(self.spec, np.zeros(shapes["ids"][1:], np.int64), None, rank))
         return self._encoders[rank]
 
     def _engine(self, network: str, shapes: dict[str, Shape]) -> ov.CompiledModel:
@@ -215,6 +218,14 @@ class OpenVinoBackend(HostBackend):
         }
 
 
+def _bind(request: ov.InferRequest, inputs: dict[str, NDArray[Any]]) -> None:
+    """Bind the arrays themselves to the inputs that nodes take."""
+    taken = {port.get_any_name() for port in request.model_inputs}
+    for name, value in inputs.items():
+        if name in taken:
+            request.set_tensor(name, ov.Tensor(value, shared_memory=True))
+
+
 def _infer(request: ov.InferRequest, **inputs: NDArray[Any]) -> None:
     try:
         for name, value in inputs.items():
@@ -249,19 +260,10 @@ class OpenVinoTower:
 class OpenVinoDenoiser(Buffers):
     """See engines.backend.Denoiser. Row r is one inference request bound to the r-th slices of the buffers."""
 
-    def __init__(
-        self,
-        engine: ov.CompiledModel,
-        spec: Spec,
-        width: int,
-        height: int,
-        rows: int,
-        chunks: int,
-        rank: int = 0,
-    ) -> None:
+    def __init__(self, engine: ov.CompiledModel, spec: Spec, *laid: int) -> None:
         """Bind the buffers to `engine`, which takes one row of them; it may serve other buffers, too."""
-        super().__init__(spec, width, height, rows, chunks, rank)
-        self._requests = [self._bound(engine, row) for row in range(rows)]
+        super().__init__(spec, *laid)
+        self._requests = [self._bound(engine, row) for row in range(len(self.samples))]
 
     def _bound(self, engine: ov.CompiledModel, row: int) -> ov.InferRequest:
         request = engine.create_infer_request()

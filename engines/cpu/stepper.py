@@ -54,7 +54,10 @@ class HostStepper:
         self._reached[seat] = sitting.start
 
     def leave(self, seat: int) -> None:
-        self._sittings[seat] = None
+        sitting, self._sittings[seat] = self._sittings[seat], None
+        if sitting is not None and sitting.lora is not None:  # it may be the last to keep that in memory
+            for row in (2 * seat, 2 * seat + 1):
+                self.denoiser.put_lora(row, None)
 
     def pause(self, seat: int) -> Ready[F32]:
         """See Stepper.pause."""

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.buffers import Buffers, text_inputs
+from engines.buffers import CalledRows, text_inputs
 from engines.cpu.host import HostBackend, encoded
 from engines.errors import BackendError
 from engines.machine.cores import available_cores
 from model import weights
 from model.adapted import AdaptedOps, pairs_of
 from model.ops import PLAIN, Ops
-from model.unet import Unet
 from model.vae import VaeMoments
 from pipeline.arrays import F32
 from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.conditions.text import Encoded
 from pipeline.loras.lora import Lora
-from pipeline.spec import Spec
 
 
 class TorchBackend(HostBackend):
@@ -50,8 +48,11 @@ class TorchBackend(HostBackend):
     def decode(self, latents: F32) -> F32:
         return _run(self._decoder, PLAIN, {"latents": latents[None]})[0]
 
-    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> TorchDenoiser:
-        return TorchDenoiser(self._unet, self._ops, self.spec, width, height, rows, chunks, rank)
+    def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> CalledRows:
+        def call(row: Mapping[str, F32]) -> F32:
+            return _run(self._unet, self._ops, row)[0]
+
+        return CalledRows(call, self.spec, width, height, rows, chunks, rank)
 
 
 class Moments:
@@ -78,29 +79,6 @@ class TorchTower:
 
     def __call__(self, value: NDArray[np.generic]) -> F32:
         return _run(self._net, PLAIN, {"value": value[None]})[0]
-
-
-class TorchDenoiser(Buffers):
-    """See engines.backend.Denoiser. A row is a call, so that its bits do not depend on its company."""
-
-    def __init__(
-        self,
-        unet: Unet,
-        ops: AdaptedOps,
-        spec: Spec,
-        width: int,
-        height: int,
-        rows: int,
-        chunks: int,
-        rank: int = 0,
-    ) -> None:
-        super().__init__(spec, width, height, rows, chunks, rank)
-        self._unet, self._ops = unet, ops
-
-    def run(self, rows: Sequence[int]) -> None:
-        """See Denoiser.run."""
-        for row in rows:
-            (self.outputs[row],) = _run(self._unet, self._ops, self.row(row))
 
 
 def _run(net: torch.nn.Module, ops: Ops, inputs: Mapping[str, NDArray[np.generic]]) -> list[F32]:

@@ -18,20 +18,8 @@ class CudaDenoiser(Buffers):
     They are never twins, whatever the stepper would take: nobody says here which rows belong together.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        stream: Stream,
-        spec: Spec,
-        width: int,
-        height: int,
-        rows: int,
-        chunks: int,
-        rank: int = 0,
-        *,
-        exact: bool,
-    ) -> None:
-        super().__init__(spec, width, height, rows, chunks, rank)
+    def __init__(self, network: Network, stream: Stream, spec: Spec, *laid: int, exact: bool) -> None:
+        super().__init__(spec, *laid)
         self._network, self._stream, self._exact = network, stream, exact
 
     def run(self, rows: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -31,7 +31,7 @@ from graphs import ports
 from pipeline.arrays import F32, Pixels
 from pipeline.conditions.text import Encoded
 from pipeline.loras.layers import RANKS
-from pipeline.loras.lora import Inputs, Lora
+from pipeline.loras.lora import Lora
 from pipeline.spec import Spec
 
 log = logging.getLogger("latentd.cuda")
@@ -86,7 +86,7 @@ class CudaDevice:
             self._encoding, self._stepping, self._decoding, self._side = (Stream(device) for _ in range(4))
         self._unets: dict[tuple[int, int, int, int], Network] = {}
         self._encoders: dict[int, _Encoder] = {}  # by the rank of a LoRA
-        self._encoding_with: dict[int, Inputs | None] = {}  # what the buffers of each hold; None: zeros
+        self._encoding_with: dict[int, Hashable] = {}  # whose matrices the buffers of each hold, by key; None: zeros
         self._decoders: dict[tuple[int, ...], _Decoder] = {}
         mend, begin = "free the card (nvidia-smi shows who holds it) or take a larger one", time.monotonic()
         self._encoders[RANKS[0]] = with_memory(lambda: self._captured_encoder(RANKS[0]), "the text encoder", mend)
@@ -100,10 +100,11 @@ class CudaDevice:
         encoder, inputs = self._encoders[rank], text_inputs(self.spec, ids, lora)
         with self._encoding.here():
             self._encoding.upload(encoder.ids, inputs.pop("ids"))
-            if inputs and self._encoding_with.get(rank) is not (text := lora.text if lora is not None else None):
+            key = lora.key if lora is not None and lora.text is not None else None
+            if inputs and self._encoding_with.get(rank) != key:
                 for name, matrix in inputs.items():
                     self._encoding.upload(encoder.lora[name], matrix)
-                self._encoding_with[rank] = text
+                self._encoding_with[rank] = key
             encoder.run()
             context = self._encoding.fetch(encoder.contexts[skip]).floats()
             pooled = self._encoding.fetch(encoder.pooled).floats() if self.spec.unet.pooled_width else None

@@ -54,11 +54,12 @@ def read_second_text(config: Config, first: TextSpec) -> TextSpec:
             "max_position_embeddings", f"the contexts lie side by side, and the first text encoder's is {first.tokens}"
         )
     end = config.integer("eos_token_id", 49407, least=0, most=1 << 20)
+    highest = end in (_LEGACY_END, text.vocab_size - 1)  # the vocabulary's last, unless a tokenizer has more
     return replace(
         text,
         penultimate=True,
         projection=config.integer("projection_dim", 512),
-        end=None if end == _LEGACY_END else end,
+        end=None if highest else end,
     )
 
 

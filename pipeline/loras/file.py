@@ -45,6 +45,11 @@ class Pair(NamedTuple):
     def rank(self) -> int:
         return self.down.shape[0]
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Return the numbers that come out of the layer and go in."""
+        return self.up.shape[0], self.down.shape[1]
+
 
 class Added(NamedTuple):
     """Holds what a file adds to a layer: B A, where B has been multiplied by alpha / rank."""
@@ -257,17 +262,24 @@ def _alphas(name: str, metadata: dict[str, str]) -> Any:
                 if config.get(f"{part}.{flag}"):
                     raise CheckpointError(f"LoRA {name} has {flag}; latentd reads plain LoRAs")
 
+        # Of each part the patterns, ends of layers' paths, each with its place: PEFT takes the first that fits.
+        patterns = {
+            part: {
+                pattern: (place, float(value))
+                for place, (pattern, value) in enumerate((config.get(f"{part}.alpha_pattern") or {}).items())
+            }
+            for part in folders
+        }
+        whole = {part: value for part in folders if (value := config.get(f"{part}.lora_alpha")) is not None}
+        whole = {part: float(value) for part, value in whole.items()}
+
         def alpha(part: str, layer: str) -> float | None:
             part = SECOND.removesuffix(".") if layer.startswith(SECOND) else part
-            patterns = config.get(f"{part}.alpha_pattern") or {}
-            for pattern, value in patterns.items():
-                if layer == pattern or layer.endswith(f".{pattern}"):
-                    return float(value)
-            value = config.get(f"{part}.lora_alpha")
-            return None if value is None else float(value)
+            names = layer.split(".")
+            ends = (".".join(names[first:]) for first in range(len(names)))
+            fitting = [patterns[part][end] for end in ends if end in patterns[part]]
+            return min(fitting)[1] if fitting else whole.get(part)
 
-        for part in folders:
-            alpha(part, "")
         return alpha
     except (ValueError, TypeError, AttributeError, RecursionError, json.JSONDecodeError):
         raise CheckpointError(f"LoRA {name}: its {_METADATA} cannot be read") from None

@@ -22,10 +22,7 @@ class Lora:
     unet: Inputs
     text: Inputs | None  # None: they add nothing to the text encoder
     key: Hashable = None  # of the text encoder's part: of two that are equal so are the contexts
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for inputs in (self.unet, self.text or {}) for array in inputs.values())
+    nbytes: int = 0  # of its own arrays: where it adds nothing, all share the same zeros
 
 
 def zeros(layers: Layers, rank: int) -> dict[str, F32]:

@@ -46,7 +46,7 @@ _OTHER_KINDS = {
 }
 _OF_SECOND = re.compile(r"^lora_te2_|^text_encoder_2\.")
 _OF_CONVOLUTIONS = re.compile(
-    r"resnets|downsamplers|upsamplers|conv_|time_emb|(in|out|emb)_layers_|(in|out)put_blocks_\d+_0|_skip_"
+    r"resnets|downsamplers|upsamplers|conv[_.]|time_emb|(in|out|emb)_layers_|(in|out)put_blocks_\d+_0|_skip_|unet_out_"
 )
 
 
@@ -77,6 +77,8 @@ class Names:
             else:  # SDXL's first one has the shapes of SD 1.x's only one, for which kohya's files have another name
                 folder, prefixes = "text_encoder.", ["lora_te1_", *["lora_te_"] * (not self.two_texts)]
             inner = layer.removeprefix(SECOND)
+            if kind := re.search(r"(?<=\.self_attn\.)\w+(?=_proj$)", inner):  # as a processor's, the oldest
+                self._layers[f"{folder}{inner[: kind.start()]}to_{kind[0]}"] = ("text_encoder", layer)
             for name in (inner, inner.removeprefix("text_model.")):
                 self._layers[folder + name] = ("text_encoder", layer)
                 for prefix in prefixes:

@@ -9,23 +9,27 @@ from __future__ import annotations
 import os
 import re
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.arrays import F32
 from pipeline.errors import CheckpointError, InvalidRequest
-from pipeline.loras.file import LoraFile, identity_of, open_lora
+from pipeline.loras.file import Identity, LoraFile, identity_of, open_lora
 from pipeline.loras.layers import RANKS, bucket, inputs_of, text_layers, unet_layers
 from pipeline.loras.lora import Lora, zeros
 from pipeline.loras.names import Names
 from pipeline.spec import Spec
 
 ENDING = ".safetensors"
-_KEPT = 512 << 20  # bytes of LoRAs that nobody sits with: some ten of rank 32 for SD 1.5
+KEPT = 512 << 20  # bytes of LoRAs that are remembered: of rank 32 some six of SD 1.5, one of SDXL
 _MOST_FILES = 1000  # that are listed
+Key = tuple[tuple[Identity, float], ...]  # of LoRAs: each one's file, and its weight
+
 # Of those that clients write `name:0.8`. A surrogate stands for a byte that is no UTF-8, which no client can be told.
 _NAME = re.compile(r"[^/\\\0:<>.\ud800-\udfff][^/\\\0:<>\ud800-\udfff]{0,127}")
 
@@ -52,14 +56,24 @@ class Chosen:
         return bucket(self._ranks())
 
     @property
-    def key(self) -> tuple[tuple[tuple[int, int, int, int], float], ...]:
+    def key(self) -> Key:
         """Tell these LoRAs at these weights from others."""
         return tuple((file.identity, weight) for file, weight in self.files)
 
     @property
-    def text_key(self) -> tuple[tuple[tuple[int, int, int, int], float], ...]:
-        """Tell what they add to the text encoder from what others add; empty: nothing."""
-        return tuple((file.identity, weight) for file, weight in self.files if file.of_text)
+    def text_key(self) -> Hashable:
+        """Tell what they add to the text encoder from what others add; None: nothing.
+
+        The rank is a part of it: where others' files make it larger, another engine may have other last bits.
+        """
+        key = tuple((file.identity, weight) for file, weight in self.files if file.of_text)
+        return (self.rank, key) if key else None
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes of what Shelf.lora makes of them: two matrices a layer, in float32, filled up to the rank."""
+        sides = {place: sum(pair.sides) for file, _ in self.files for place, pair in file.pairs.items()}
+        return 4 * self.rank * sum(sides.values())
 
     def _ranks(self) -> int:
         """Add up the ranks of the layer that has most."""
@@ -71,19 +85,28 @@ class Chosen:
 
 
 class Shelf:
-    """Opens, reads and remembers the LoRAs of a folder for one model. Any thread may call its methods."""
+    """Opens, reads and remembers the LoRAs of a folder for one model. Any thread may call its methods.
 
-    def __init__(self, folder: Path, spec: Spec, model: str) -> None:
-        """`model`: what errors call it. Errors: CheckpointError where there is no such folder."""
+    It knows every LoRA that lives, also those that pictures sit with and that it does not remember any more, and tells
+    whether one more has room beside them.
+    """
+
+    def __init__(self, folder: Path, spec: Spec, model: str, most: int = 4 * KEPT) -> None:
+        """`model`: what errors call it; `most`: bytes that LoRAs may have together while more than one is there.
+
+        Errors: CheckpointError where there is no such folder.
+        """
         if not folder.is_dir():
             raise CheckpointError(f"loras: {folder} is no folder")
         self.folder = folder.resolve()
-        self._model = model
+        self._model, self._most = model, most
         self._layers = {"unet": unet_layers(spec.unet), "text_encoder": text_layers(spec.text, spec.text_2)}
         self._names = Names(spec.unet, self._layers["unet"], self._layers["text_encoder"])
-        self._lock = threading.Lock()  # guards the two that follow
-        self._opened: dict[str, tuple[tuple[int, int, int, int], LoraFile | str]] = {}  # or why not
-        self._known: OrderedDict[object, Lora] = OrderedDict()
+        self._lock = threading.Lock()  # guards all that follow
+        self._opened: dict[str, tuple[Identity, LoraFile | str]] = {}  # or why not
+        self._known: OrderedDict[Key, Lora] = OrderedDict()  # remembered, the latest last
+        self._living: weakref.WeakValueDictionary[Key, Lora] = weakref.WeakValueDictionary()
+        self._reading = 0  # bytes that will live once they have been read
 
     def listed(self) -> list[Listed]:
         """List the folder's files by name. Each that is new is opened."""
@@ -116,42 +139,76 @@ class Shelf:
             raise InvalidRequest(f"loras: {error} in all; ranks of several add up", "loras") from None
         return chosen
 
+    def check(self, chosen: Chosen) -> None:
+        """Read the numbers of LoRAs, and remember them where there is room. Errors: those of `lora`."""
+        if self.living(chosen) is None:
+            if self.has_room(chosen):
+                self.lora(chosen)
+            else:
+                for _ in _numbers(chosen):
+                    pass
+
+    def living(self, chosen: Chosen) -> Lora | None:
+        """Return what LoRAs add where that is in memory, whoever keeps it there; reads no file."""
+        with self._lock:
+            return self._found(chosen.key)
+
+    def has_room(self, chosen: Chosen) -> bool:
+        """Return whether LoRAs have room beside those that live, if need be without those that are remembered alone.
+
+        One that is alone has, whatever its size, also while another is being read: nobody has that yet who would leave.
+        """
+        needed = chosen.nbytes
+        with self._lock:
+            while living := sum(lora.nbytes for lora in self._living.values()):
+                if living + self._reading + needed <= self._most:
+                    return True
+                if not self._known:
+                    return False
+                self._known.popitem(last=False)
+            return True
+
     def lora(self, chosen: Chosen) -> Lora:
-        """Return what LoRAs add, read from their files where that is not remembered.
+        """Return what LoRAs add, read from their files where it is not in memory. It asks for no room.
 
         Errors: CheckpointError, for numbers that are not finite and files that are others by now.
         """
         with self._lock:
-            if (known := self._known.get(chosen.key)) is not None:
-                self._known.move_to_end(chosen.key)
+            if (known := self._found(chosen.key)) is not None:
                 return known
-        made = self._merged(chosen)
+            self._reading += chosen.nbytes
+        try:
+            made = self._merged(chosen)
+        finally:
+            with self._lock:
+                self._reading -= chosen.nbytes
         with self._lock:
+            made = self._living.setdefault(chosen.key, made)  # another thread may have been faster
             self._known[chosen.key] = made
             total = sum(lora.nbytes for lora in self._known.values())
-            while total > _KEPT and len(self._known) > 1:
+            while total > KEPT and len(self._known) > 1:
                 total -= self._known.popitem(last=False)[1].nbytes
         return made
+
+    def _found(self, key: Key) -> Lora | None:
+        if key in self._known:
+            self._known.move_to_end(key)
+        return self._living.get(key)
 
     def _merged(self, chosen: Chosen) -> Lora:
         """Lay the matrices of all files side by side along the rank: their products add up."""
         rank = chosen.rank
         inputs = {part: zeros(layers, rank) for part, layers in self._layers.items()}
         used: dict[tuple[str, str], int] = {}
-        for file, weight in chosen.files:
-            for part, layer, a, b in file.read():
-                (name_a, name_b), into = inputs_of(layer), inputs[part]
-                at = used.get((part, layer), 0)
-                if not at:
-                    into[name_a], into[name_b] = np.zeros_like(into[name_a]), np.zeros_like(into[name_b])
-                used[part, layer] = end = at + len(a)
-                into[name_a][0, at:end] = a
-                with np.errstate(over="ignore"):
-                    np.multiply(b, np.float32(weight), out=into[name_b][0, :, at:end])
-                if not np.isfinite(into[name_b][0, :, at:end]).all():
-                    raise CheckpointError(f"LoRA {file.name}: at weight {weight:g} its numbers for {layer} overflow")
+        for part, layer, a, b in _numbers(chosen):
+            (name_a, name_b), into = inputs_of(layer), inputs[part]
+            at = used.get((part, layer), 0)
+            if not at:
+                into[name_a], into[name_b] = np.zeros_like(into[name_a]), np.zeros_like(into[name_b])
+            used[part, layer] = end = at + len(a)
+            into[name_a][0, at:end], into[name_b][0, :, at:end] = a, b
         key = chosen.text_key
-        return Lora(rank, inputs["unet"], inputs["text_encoder"] if key else None, key or None)
+        return Lora(rank, inputs["unet"], inputs["text_encoder"] if key else None, key, chosen.nbytes)
 
     def _file(self, name: str) -> LoraFile:
         """Return the file that is called so, opened anew where it is another one by now. Errors: CheckpointError."""
@@ -205,4 +262,15 @@ class Shelf:
             return 0
 
 
-__all__ = ["ENDING", "RANKS", "Chosen", "Listed", "Shelf"]
+def _numbers(chosen: Chosen) -> Iterator[tuple[str, str, F32, F32]]:
+    """Yield part, layer, A and the weighted B of each pair of all files. Errors: those of LoraFile.read."""
+    for file, weight in chosen.files:
+        for part, layer, a, b in file.read():
+            with np.errstate(over="ignore"):
+                b = b * np.float32(weight)
+            if not np.isfinite(b).all():
+                raise CheckpointError(f"LoRA {file.name}: at weight {weight:g} its numbers for {layer} overflow")
+            yield part, layer, a, b
+
+
+__all__ = ["ENDING", "KEPT", "RANKS", "Chosen", "Listed", "Shelf"]

@@ -170,12 +170,18 @@ class Batcher:
                     left.append((key, seat))
         return left
 
-    def seat_next(self, now: float = 0.0, endangers: Callable[[Picture], bool] = lambda picture: False) -> Place | None:
+    def seat_next(
+        self,
+        now: float = 0.0,
+        endangers: Callable[[Picture], bool] = lambda picture: False,
+        has: Callable[[Picture], bool] = lambda picture: True,
+    ) -> Place | None:
         """Give a seat to the first in the queue whose lane is ready and has one for it: free, or of who is paused.
 
-        First is who has the highest level, then whose caller has the fewest seats there, then who waits longest. None
-        where nobody can be seated, or where that one `endangers` the deadline of somebody who sits: it waits then, and
-        so do those behind it, lest it starve. `now`: monotonic seconds.
+        First is who has the highest level, then whose caller has the fewest seats there, then who waits longest; who
+        has not all that it sits down with is passed over. None where nobody can be seated, or where that one
+        `endangers` the deadline of somebody who sits: it waits then, and so do those behind it, lest it starve. `now`:
+        monotonic seconds.
         """
         if self.crowded:
             return None
@@ -183,7 +189,7 @@ class Batcher:
         for line, picture in self._in_order(level):
             lane = self.lanes[line.lane]
             seat = lane.tenants.index(None) if None in lane.tenants else self._surplus(line.lane, picture, level)
-            if seat is None:
+            if seat is None or not has(picture):
                 continue
             if endangers(picture):
                 return None

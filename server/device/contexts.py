@@ -28,7 +28,7 @@ class Contexts:
 
         `lora`: Lora.key of what is added to the text encoder; None: nothing.
         """
-        weighted = (prompt.weights != 1).any()
+        weighted, lora = (prompt.weights != 1).any(), None if prompt.zeros else lora
         chunks = {(ids.tobytes(), prompt.skip, lora) for ids in (*prompt.ids, *([prompt.empty] if weighted else []))}
         return sum(1 for key in chunks if key not in self._known)
 
@@ -38,7 +38,8 @@ class Contexts:
         `lora`: what its request adds to the networks.
         Errors: those of Backend.encode.
         """
-        encoded, adds = 0, None if lora is None or lora.text is None else lora
+        # What becomes zeros is encoded for its shape alone.
+        encoded, adds = 0, None if lora is None or lora.text is None or prompt.zeros else lora
 
         def encode(ids: NDArray[np.int64], skip: int) -> Encoded:
             nonlocal encoded

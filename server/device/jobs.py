@@ -57,6 +57,11 @@ class Jobs:
     def __iter__(self) -> Iterator[Job]:
         return iter(self._jobs)
 
+    def wake(self) -> None:
+        """Wake who waits for a change. Called by any thread."""
+        with self.changed:
+            self.changed.notify()
+
     def add(self, job: Job) -> int:
         """Queue a job's pictures; returns how many wait before them."""
         with self.changed:
@@ -131,11 +136,11 @@ class Jobs:
             self._count()
         return seats
 
-    def seat_next(self, now: float) -> Place | None:
+    def seat_next(self, now: float, has: Callable[[Picture], bool]) -> Place | None:
         """See Batcher.seat_next; nobody sits down who makes others miss their deadlines. `now`: monotonic seconds."""
         with self.changed:
             self.batcher.level_seconds = _LEVEL * self._steps * self._pace.full_step(self.batcher.seats) or math.inf
-            place = self.batcher.seat_next(now, lambda picture: endangers(self.batcher, picture, self._pace, now))
+            place = self.batcher.seat_next(now, lambda picture: endangers(self.batcher, picture, self._pace, now), has)
             if place and place.paused:
                 self._metrics.pauses_total.inc()
             self._count()

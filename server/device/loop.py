@@ -193,10 +193,12 @@ class Device:
     def owes(self) -> bool:
         """Return whether there is a job that only the device thread can go on with.
 
-        While a lane is being made there is none: that takes as long as it takes, and the device is not stuck. Nor is it
-        while it stands for another's sake.
+        While a lane is being made, or a LoRA read for all who could sit, there is none: that takes as long as it takes,
+        and the device is not stuck. Nor is it while it stands for another's sake.
         """
-        return bool(self._jobs) and self._lanes.free and not self.floor.stands
+        with self._changed:
+            fetches = self._turn.fetches
+        return bool(self._jobs) and self._lanes.free and not self.floor.stands and not fetches
 
     @property
     def full_step(self) -> float:
@@ -293,8 +295,7 @@ class Device:
             self._died()
 
     def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify()
+        self._jobs.wake()
 
     def _wait(self) -> bool:
         """Sleep until there may be work; False when the thread is to end."""

@@ -11,6 +11,7 @@ from engines.seat import Sitting
 from pipeline.conditions.original import beginning
 from pipeline.errors import CheckpointError, InvalidRequest
 from server.device.contexts import Contexts
+from server.device.fetching import Fetching
 from server.job import Picture
 from server.wish import Wish
 
@@ -18,13 +19,13 @@ from server.wish import Wish
 class Seating:
     """Fills seats. Used by the device thread."""
 
-    def __init__(self, model: Model) -> None:
-        self._spec, self._model = model.spec, model
+    def __init__(self, model: Model, fetching: Fetching) -> None:
+        self._spec, self._fetching = model.spec, fetching
         self._contexts = Contexts(model.backend)
 
     def unencoded(self, wish: Wish) -> int:
         """Count the chunks of a wish's prompts that would have to be encoded now. Called by any thread."""
-        adds = (wish.loras.text_key or None) if wish.loras is not None else None
+        adds = None if wish.loras is None else wish.loras.text_key
         return sum(
             self._contexts.missing(prompt, adds) for prompt in (wish.prompt, wish.negative) if prompt is not None
         )
@@ -41,12 +42,10 @@ class Seating:
             picture.state = None
             return 0
         wish = picture.job.wish
-        lora = None
-        if wish.loras is not None and (shelf := self._model.loras) is not None:
-            try:
-                lora = shelf.lora(wish.loras)
-            except CheckpointError as error:  # read once already, but not remembered any more, and its file replaced
-                raise InvalidRequest(f"loras: {error}", "loras") from None
+        try:
+            lora = self._fetching.take(picture)
+        except CheckpointError as error:  # read once already, but not remembered any more, and its file replaced
+            raise InvalidRequest(f"loras: {error}", "loras") from None
         texts, encoded = [], 0
         for prompt in (wish.prompt, wish.negative):
             if prompt is not None:

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from engines.errors import DeviceError, OutOfMemory
 from engines.model import Model
 from pipeline.errors import InvalidRequest, LatentdError
+from server.batching.batcher import Place
 from server.batching.pace import Pace
 from server.device.decoding import Decoding
 from server.device.delivery import Delivery
+from server.device.fetching import Fetching
 from server.device.jobs import Jobs
 from server.device.lanes import Lanes, refusal
 from server.device.seating import Seating
@@ -50,7 +52,9 @@ class Turn:
     ) -> None:
         self._jobs, self._lanes, self._pace, self._metrics = jobs, lanes, pace, metrics
         self._decoding, self._delivery = decoding, delivery
-        self._seating = Seating(model)
+        self._fetching = Fetching(model.loras, jobs.wake)
+        self._seating = Seating(model, self._fetching)
+        self._looked = 0  # Batcher.changes when somebody was sought who may sit down
         self.pulse = 0  # seatings, steps and pictures so far
 
     def take(self) -> None:
@@ -72,11 +76,21 @@ class Turn:
     def due(self) -> bool:
         """Return whether there is anything to do now. Called with the jobs' lock held.
 
-        A picture that may not be decoded yet, or a lane that may not be made yet, does not count.
+        A picture that may not be decoded yet, a lane that may not be made yet, or one who waits for a LoRA does not
+        count.
         """
-        if not self._jobs.batcher.idle or self._decoding.may_begin:
+        if not (self._jobs.batcher.idle or self.fetches) or self._decoding.may_begin:
             return True
         return self._lanes.over or (self._lanes.free and self._jobs.batcher.unmade is not None)
+
+    @property
+    def fetches(self) -> bool:
+        """Return whether those who could sit wait for a LoRA that is being read, and nobody sits. Called with the lock.
+
+        When it has been read the thread is woken, as for a picture that comes.
+        """
+        batcher, fetching = self._jobs.batcher, self._fetching
+        return fetching.missed and fetching.at_work and self._looked == batcher.changes and not batcher.seated
 
     def drop(self) -> None:
         """Take jobs that are cancelled, expired or hopeless out of their seats and the queue."""
@@ -121,7 +135,7 @@ class Turn:
         After one prompt is encoded the others step first: encoding takes a while.
         """
         encoded = False
-        while not encoded and (place := self._jobs.seat_next(time.monotonic())) is not None:
+        while not encoded and (place := self._next_place()) is not None:
             lane, seat, picture, paused = place
             if paused is not None:
                 with self._contained(paused, "paused", lambda picture, failure: self._end([picture.job], failure)):
@@ -162,6 +176,11 @@ class Turn:
                 with self._contained(picture, "decoded", self._delivery.settle):
                     self._decoding.begin(picture, latents)
         self.pulse += self._decoding.deliver()
+
+    def _next_place(self) -> Place | None:
+        self._looked = self._jobs.batcher.changes
+        self._fetching.look()
+        return self._jobs.seat_next(time.monotonic(), self._fetching.has)
 
     def _sit(self, lane: LaneKey, seat: int, picture: Picture) -> bool:
         """Fill a seat and post to the client that its picture has started; returns whether a prompt was encoded."""

@@ -12,14 +12,22 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from numpy.typing import NDArray
 
 from engines.choice import Choice
+from engines.commands.compare import psnr
 from engines.generate import generate
 from engines.model import Beside, Model, load
 from pipeline.checkpoint.opened import open_checkpoint
 from tests.support.checkpoints import VELOCITY, make_checkpoint
-from tests.support.loras import tensors_of, write
+from tests.support.loras import configured, drawn_by, tensors_of, write
 from tests.support.trajectories import THEIRS
 
-PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE, SAMPLER = "a red apple of the cat", "blue", 11, 3, 4.0, "ddim"
+ASKED: dict[str, Any] = {
+    "prompt": "a red apple of the cat",
+    "negative_prompt": "blue",
+    "seed": 11,
+    "steps": 3,
+    "guidance": 4.0,
+}
+SAMPLER = "ddim"
 # What each file is made with; ranks from 4 to 128.
 FILES: dict[str, dict[str, Any]] = {
     "kohya": {"rank": 4, "style": "kohya", "alpha": 2.0, "seed": 1},
@@ -42,11 +50,6 @@ CHOICES = {
 }
 
 
-def psnr(got: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
-    error = np.square(got.astype(float) - wanted).mean()
-    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
-
-
 @pytest.fixture(scope="module", params=["sd1", "sd2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = VELOCITY if request.param == "sd2" else {}
@@ -54,20 +57,10 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     (loras := folder.parent / "loras").mkdir()
     spec = open_checkpoint(folder).spec
     for name, made in FILES.items():
-        config = {"lora_adapter_metadata": _configured()} if name == "peft" else None
+        # Alpha is not the rank.
+        config = configured(128, {"unet": 96, "text_encoder": 96}) if name == "peft" else None
         write(loras / f"{name}.safetensors", tensors_of(spec, **made), config)
     return folder
-
-
-def _configured() -> dict[str, object]:
-    """PEFT's configuration, as diffusers keeps it beside the tensors; alpha is not the rank."""
-    layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
-    text = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-    return {
-        f"{part}.{key}": value
-        for part, modules in (("unet", layers), ("text_encoder", text))
-        for key, value in {"r": 128, "lora_alpha": 96, "target_modules": modules}.items()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -89,22 +82,7 @@ def theirs(folder: Path) -> Any:
 def drawn(model: Model, loras: list[tuple[str, float]]) -> NDArray[np.uint8]:
     assert model.loras is not None
     lora = model.loras.lora(model.loras.chosen(loras)) if loras else None
-    options = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE, "sampler": SAMPLER, "lora": lora}
-    return generate(model, PROMPT, NEGATIVE, **options)
-
-
-def drawn_by(pipe: Any, folder: Path, loras: list[tuple[str, float]]) -> NDArray[np.uint8]:
-    for name, _ in loras:
-        pipe.load_lora_weights(folder.parent / "loras", weight_name=f"{name}.safetensors", adapter_name=name)
-    if loras:
-        pipe.set_adapters([name for name, _ in loras], [weight for _, weight in loras])
-    try:
-        generator = torch.Generator().manual_seed(SEED)
-        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generator}
-        (picture,) = pipe(PROMPT, negative_prompt=NEGATIVE, output_type="np", **options).images
-    finally:
-        pipe.unload_lora_weights()
-    return (picture * 255).round().astype(np.uint8)
+    return generate(model, **ASKED, sampler=SAMPLER, lora=lora)
 
 
 # PEFT's, where a pipeline is given a second LoRA.
@@ -114,7 +92,7 @@ def test_pictures_are_diffusers(model: Model, theirs: Any, folder: Path, choice:
     if model.spec.unet.linear_projection and choice not in ("kohya", "two", "text encoder alone"):
         pytest.skip("where the projections are linear, those that differ by that")
     loras = CHOICES[choice]
-    wanted, got = drawn_by(theirs, folder, loras), drawn(model, loras)
+    wanted, got = drawn_by(theirs, folder.parent / "loras", loras, **ASKED), drawn(model, loras)
     assert psnr(got, wanted) >= 45
     assert psnr(drawn(model, []), wanted) < 35, "a LoRA that changes nothing proves nothing"
     name, weight = loras[0]

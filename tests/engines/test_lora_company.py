@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from engines.model import Beside, Model, load
 from engines.seat import Sitting
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.loras.lora import Lora
+from pipeline.loras.shelf import Shelf
 from pipeline.noise import standard_normal
 from tests.support.checkpoints import make_checkpoint
 from tests.support.company import SEATS, drawn
@@ -106,6 +110,28 @@ def test_both_steppers_compute_the_same(model: Model, on_device: Model) -> None:
         assert error(again.context, one.context) < 1e-5
     none, other = (drawn(model, [sitting(model, request, lora)], 0)[0] for lora in loras(model)[:2])
     assert error(other, none) > 1e-2, "a LoRA that changes nothing proves nothing"
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_whoever_has_left_keeps_nothing(folder: Path, model: Model, on_device: Model, where: str) -> None:
+    """Neither a seat nor the text encoder: of large LoRAs each may have gigabytes."""
+    taken = model if where == "host" else on_device
+    shelf = Shelf(folder.parent / "loras", model.spec, "tiny")
+    stepper = taken.backend.stepper(model.spec.defaults.width, model.spec.defaults.height, seats=1, rank=32)
+
+    def stepped() -> tuple[weakref.ref[Any], ...]:
+        lora = shelf.lora(shelf.chosen([("two", 0.9)]))
+        assert lora.text is not None
+        stepper.sit(0, sitting(taken, random_request(random.Random(3), "ddim"), lora))
+        stepper.step([0])
+        return tuple(weakref.ref(next(iter(part.values()))) for part in (lora.unet, lora.text))
+
+    refs = stepped()
+    assert shelf.has_room(shelf.chosen([("one", 1.0)])) and all(ref() is not None for ref in refs)
+    stepper.leave(0)
+    shelf._known.clear()
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]
 
 
 def test_packed_seats_take_twins_and_others(model: Model) -> None:

@@ -32,7 +32,7 @@ from server.device.contexts import Contexts
 from tests.support.checkpoints import make_checkpoint
 from tests.support.company import SEATS, drawn
 from tests.support.comparing import error
-from tests.support.loras import Tensors, tensors_of, write
+from tests.support.loras import Tensors, configured, drawn_by, tensors_of, write
 from tests.support.requests import conditions_of, latent_shape, random_request, table_of
 from tests.support.sdxl import make_sdxl
 from tests.support.trajectories import THEIRS
@@ -44,7 +44,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 EXACT = 45.0  # dB
 WHOLE = pytest.mark.exhaustive
-PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE = "a red apple of the cat", "blue", 11, 2, 4.0
+PROMPT = "a red apple of the cat"
+ASKED: dict[str, Any] = {"prompt": PROMPT, "negative_prompt": "blue", "seed": 11, "steps": 2, "guidance": 4.0}
 # What each file is made with.
 FILES: dict[str, dict[str, Any]] = {
     "unet": {"rank": 8, "style": "original", "alpha": 4.0, "seed": 1, "text": False},
@@ -92,20 +93,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         write(
             loras / f"{name}.safetensors",
             tensors,
-            {"lora_adapter_metadata": _configured(alphas)} if name == "peft" else None,
+            configured(16, alphas) if name == "peft" else None,
         )
     return Made(folder, loras, load(checkpoint, Choice("torch", "f32", threads=1, device="cpu"), Beside(loras=loras)))
-
-
-def _configured(alphas: dict[str, int]) -> dict[str, object]:
-    """PEFT's configuration, as diffusers keeps it beside the tensors: each network has its own."""
-    layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
-    text = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-    return {
-        f"{part}.{key}": value
-        for part, alpha in alphas.items()
-        for key, value in {"r": 16, "lora_alpha": alpha, "target_modules": layers if part == "unet" else text}.items()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -123,27 +113,13 @@ def lora_of(model: Model, loras: list[tuple[str, float]]) -> Lora | None:
 
 
 def ours(model: Model, loras: list[tuple[str, float]]) -> Pixels:
-    options = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE, "sampler": "ddim"}
-    return generate(model, PROMPT, NEGATIVE, lora=lora_of(model, loras), **options)
-
-
-def theirs(pipe: Any, folder: Path, loras: list[tuple[str, float]]) -> Pixels:
-    for name, _ in loras:
-        pipe.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
-    pipe.set_adapters([name for name, _ in loras], [weight for _, weight in loras])
-    try:
-        generator = torch.Generator().manual_seed(SEED)
-        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generator}
-        (picture,) = pipe(PROMPT, negative_prompt=NEGATIVE, output_type="np", **options).images
-    finally:
-        pipe.unload_lora_weights()
-    return (picture * 255).round().astype(np.uint8)
+    return generate(model, **ASKED, sampler="ddim", lora=lora_of(model, loras))
 
 
 @pytest.mark.parametrize("choice", [*CHOICES, *(pytest.param(name, marks=WHOLE) for name in MORE)], ids=str)
 def test_pictures_are_diffusers(made: Made, pipe: Any, choice: str) -> None:
     loras = (CHOICES | MORE)[choice]
-    wanted, got = theirs(pipe, made.loras, loras), ours(made.model, loras)
+    wanted, got = drawn_by(pipe, made.loras, loras, **ASKED), ours(made.model, loras)
     assert psnr(got, wanted) >= EXACT
     assert psnr(ours(made.model, []), wanted) < 35, "a LoRA that changes nothing proves nothing"
     name, weight = loras[0]
@@ -201,6 +177,10 @@ def test_contexts_are_remembered_for_their_lora(made: Made) -> None:
         assert encoded == fresh and text.pooled is not None and wanted.pooled is not None
         assert np.array_equal(text.context, wanted.context) and np.array_equal(text.pooled, wanted.pooled)
         got[id(lora)] = text
+    zeros = read_prompts(model.tokenizer, [PROMPT, ""], zero_negative=True)[1]
+    contexts.of(zeros)
+    for lora in (first, second):
+        assert contexts.missing(zeros, lora and lora.key) == 0 and contexts.of(zeros, lora)[1] == 0, "for its shape"
     assert not np.array_equal(got[id(first)].context, got[id(second)].context)
 
 
@@ -307,6 +287,8 @@ def test_a_file_of_sdxl_says_so(shelves: dict[str, Shelf], made: Made) -> None:
         ("lora_te2_text_model_encoder_layers_9_mlp_fc1", "xl has no layer"),
         ("lora_unet_label_emb_0_0", "xl has no layer"),
         ("lora_unet_input_blocks_1_0_in_layers_2", "a LoCon"),
+        ("lora_unet_output_blocks_2_2_conv", "a LoCon"),
+        ("lora_unet_out_2", "a LoCon"),
         ("lora_unet_down_blocks_0_resnets_0_time_emb_proj", "a LoCon"),
     ],
 )

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
-    StableDiffusionXLImg2ImgPipeline,
-)
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint import (
-    StableDiffusionXLInpaintPipeline,
-)
-from numpy.typing import NDArray
-from PIL import Image
 
 from engines.choice import Choice
 from engines.commands.compare import psnr
@@ -38,17 +27,13 @@ from pipeline.prompt import read_prompts
 from pipeline.samplers import table
 from pipeline.spec import read_spec
 from pipeline.tokenizer import tokenizer_of
-from tests.support.diffusers_originals import original_of
+from tests.support.diffusers_sdxl import ASKED, EXACT, in_torch, ours, pipeline_of, theirs
 from tests.support.sdxl import change, make_sdxl, write_configs, write_sdxl_file
-from tests.support.trajectories import THEIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
-EXACT = 45.0  # dB; measured 80 and more
 WHOLE = pytest.mark.exhaustive
 SAMPLERS = ["ddim", "euler_a", "dpmpp_2m", *(pytest.param(name, marks=WHOLE) for name in ("euler", "unipc", "heun"))]
-ASKED: dict[str, Any] = {"prompt": "a red apple!", "seed": 3, "steps": 3, "guidance": 5.0, "sampler": "ddim"}
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -61,36 +46,6 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = make_sdxl(tmp_path_factory.mktemp("sdxl") / "sdxl")
     return Made(folder, in_torch(folder))
-
-
-def in_torch(path: Path) -> Model:
-    checkpoint = open_checkpoint(path)
-    tokenizer = tokenizer_of(checkpoint.source, checkpoint.spec)
-    return Model(checkpoint, tokenizer, TorchBackend(checkpoint, threads=1))
-
-
-@functools.cache
-def pipeline_of(folder: Path, kind: Any = StableDiffusionXLPipeline) -> Any:
-    pipe = kind.from_pretrained(folder, dtype=torch.float32, add_watermarker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe, pipe.scheduler.config
-
-
-def theirs(folder: Path, kind: Any = StableDiffusionXLPipeline, **asked: Any) -> Pixels:
-    asked = ASKED | asked
-    pipe, config = pipeline_of(folder, kind)
-    scheduler, switches = THEIRS[asked.pop("sampler")]
-    pipe.scheduler = scheduler.from_config(config, **switches)
-    generator = torch.Generator().manual_seed(asked.pop("seed"))
-    steps, guidance = asked.pop("steps"), asked.pop("guidance")
-    drawn = pipe(num_inference_steps=steps, guidance_scale=guidance, generator=generator, output_type="np", **asked)
-    pixels = (drawn.images[0] * 255).round().astype(np.uint8)
-    assert pixels.std() > 20, "a flat picture would prove nothing"
-    return pixels
-
-
-def ours(model: Model, **asked: Any) -> Pixels:
-    return generate(model, **ASKED | asked)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -157,20 +112,6 @@ def test_an_empty_negative_prompt_where_the_folder_wants_none(made: Made, tmp_pa
     change(folder, "model_index.json", force_zeros_for_empty_prompt=False)
     wanted = theirs(folder)
     assert psnr(ours(in_torch(folder)), wanted) >= EXACT > psnr(ours(made.model), wanted)
-
-
-@pytest.mark.parametrize("masked", [pytest.param(False, marks=WHOLE), True])
-def test_pictures_to_begin_with(made: Made, masked: bool) -> None:
-    original = original_of(64, 64, masked=masked)
-    more: dict[str, Any] = {"image": Image.fromarray(original.pixels), "strength": 0.7}
-    kind: Any = StableDiffusionXLImg2ImgPipeline
-    if original.mask is not None:
-        kind = StableDiffusionXLInpaintPipeline
-        more |= {"mask_image": Image.fromarray(original.mask), "width": 64, "height": 64}
-    wanted = original.over(theirs(made.folder, kind, steps=5, **more))
-    got = ours(made.model, steps=5, original=original, strength=0.7)
-    assert psnr(got, wanted) >= EXACT
-    assert psnr(ours(made.model, steps=5, original=original, strength=0.5), wanted) < EXACT
 
 
 @pytest.mark.parametrize("backend", ["openvino", pytest.param("onnxruntime", marks=WHOLE)])

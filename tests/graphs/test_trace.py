@@ -20,8 +20,10 @@ from export.graph import trace
 from export.graphs_command import random_error
 from export.networks import NETWORKS, VISION, Network
 from graphs import name_of
-from model.random import init_random
+from model.random import init_random, init_windows
+from model.unet import Unet
 from model.vae import VaeEncoder, VaeMoments
+from model.weights import empty
 
 ROOT = Path(__file__).parents[2]
 SPECS = under_test()
@@ -41,6 +43,18 @@ def test_the_committed_bytes_come_out_again(network: Network) -> None:
     graph = trace(network, spec)
     assert graph == (TESTS / name_of(network.name, spec)).read_bytes()
     assert random_error(network, spec, graph) < 1e-5
+
+
+def test_weights_that_lie_over_each_other_are_others_each() -> None:
+    net = init_windows(empty(lambda: Unet(SPECS["sd1"].unet)), 1)
+    alike: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    for parameter in net.parameters():
+        assert all((parameter != other).float().mean() > 0.99 for other in alike.get(tuple(parameter.shape), []))
+        alike.setdefault(tuple(parameter.shape), []).append(parameter)
+    stored = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in net.parameters()}
+    assert (
+        max(map(len, alike.values())) > 10 and sum(stored.values()) < sum(each.nbytes for each in net.parameters()) / 2
+    )
 
 
 def test_those_of_a_vision_tower_too() -> None:

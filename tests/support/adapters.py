@@ -54,7 +54,11 @@ def adapter_tensors(spec: Spec, embedding: int = ENCODER.vision.projection, seed
 
 def make_styled(folder: Path, **options: object) -> Path:
     """Writes a checkpoint (see make_checkpoint) with `ip_adapter/` and `image_encoder/`, and returns `folder`."""
-    make_checkpoint(folder, **options)  # type: ignore[arg-type]
+    return add_style(make_checkpoint(folder, **options))  # type: ignore[arg-type]
+
+
+def add_style(folder: Path) -> Path:
+    """Writes `ip_adapter/` and `image_encoder/` into a checkpoint's folder, and returns it."""
     (folder / "ip_adapter").mkdir()
     tensors = {name: value.half() for name, value in adapter_tensors(read_spec(folder)).items()}
     save_file(tensors, folder / "ip_adapter/ip-adapter_small.safetensors")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -41,7 +43,7 @@ def tensors_of(
     for part, layers in parts:
         for path, (out, into) in layers.items():
             prefix, own = (_SECOND, path.removeprefix(_SECOND)) if path.startswith(_SECOND) else (part, path)
-            if only not in path or (style == "processor" and (".to_" not in path or prefix != "unet.")):
+            if only not in path or (style == "processor" and ".to_" not in path and "self_attn" not in path):
                 continue
             sides = (1, 1) if "proj_in" in path or "proj_out" in path else ()
             sides = () if spec.unet.linear_projection else sides
@@ -68,9 +70,39 @@ def _named(style: str, prefix: str, path: str, spec: Spec) -> tuple[str, tuple[s
             middle = ".lora" if prefix == "unet." else ".lora_linear_layer"
             return prefix + path, (f"{middle}.down.weight", f"{middle}.up.weight")
         case _:
-            attention, _, kind = path.rpartition(".")
-            attention, kind = (attention.rpartition(".")[0], "to_out") if kind == "0" else (attention, kind)
-            return f"{prefix}{attention}.processor.{kind}", ("_lora.down.weight", "_lora.up.weight")
+            ends = ("_lora.down.weight", "_lora.up.weight")
+            attention, _, kind = path.removesuffix(".0").rpartition(".")
+            if prefix != "unet.":
+                return f"{prefix}{attention}.to_{kind.removesuffix('_proj')}", ends
+            return f"{prefix}{attention}.processor.{kind}", ends
+
+
+def configured(rank: int, alphas: Mapping[str, int]) -> dict[str, object]:
+    """PEFT's configuration, as diffusers keeps it beside the tensors: each network has its own alpha."""
+    layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
+    text = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+    words: dict[str, object] = {}
+    for part, alpha in alphas.items():
+        targets = layers if part == "unet" else text
+        words |= {
+            f"{part}.{key}": value for key, value in {"r": rank, "lora_alpha": alpha, "target_modules": targets}.items()
+        }
+    return {"lora_adapter_metadata": words}
+
+
+def drawn_by(pipe: Any, folder: Path, loras: Sequence[tuple[str, float]], **asked: Any) -> NDArray[np.uint8]:
+    """The picture of diffusers' pipeline with LoRAs of a folder, which are taken out of it again."""
+    for name, _ in loras:
+        pipe.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
+    if loras:
+        pipe.set_adapters([name for name, _ in loras], [weight for _, weight in loras])
+    try:
+        generator = torch.Generator().manual_seed(asked["seed"])
+        options = {"num_inference_steps": asked["steps"], "guidance_scale": asked["guidance"], "generator": generator}
+        (picture,) = pipe(asked["prompt"], negative_prompt=asked["negative_prompt"], output_type="np", **options).images
+    finally:
+        pipe.unload_lora_weights()
+    return (picture * 255).round().astype(np.uint8)
 
 
 def write(path: Path, tensors: Tensors, metadata: Mapping[str, object] | None = None) -> Path:

@@ -198,15 +198,13 @@ def _vae_tensor(name: str, tensor: Tensor, levels: int) -> tuple[str, Tensor]:
     return name, tensor
 
 
-def _openclip(text: Weights) -> Weights:
-    """With one more layer than the text tower has, and the heads of a whole OpenCLIP."""
-    root, found = "cond_stage_model.model.", dict[str, Tensor]()
+def openclip_tower(text: Weights) -> Weights:
+    """A text tower as OpenCLIP calls its parts; what it does not know keeps its name."""
+    text, found = {name.removeprefix("text_model."): tensor for name, tensor in text.items()}, dict[str, Tensor]()
     for name, tensor in text.items():
-        name = name.removeprefix("text_model.")
         if ".self_attn.q_proj." in name:
-            fused = [text["text_model." + name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            tensor = torch.cat([text[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"])
             name = name.replace("self_attn.q_proj.", "attn.in_proj_")
-            tensor = torch.cat(fused)
         elif ".self_attn.k_proj." in name or ".self_attn.v_proj." in name:
             continue
         for ours, theirs in (
@@ -221,7 +219,14 @@ def _openclip(text: Weights) -> Weights:
             ("embeddings.position_embedding.weight", "positional_embedding"),
         ):
             name = name.replace(ours, theirs)
-        found[root + name] = tensor
+        found[name] = tensor
+    return found
+
+
+def _openclip(text: Weights) -> Weights:
+    """With one more layer than the text tower has, and the heads of a whole OpenCLIP."""
+    root = "cond_stage_model.model."
+    found = {root + name: tensor for name, tensor in openclip_tower(text).items()}
     last = max(int(m[1]) for m in (re.search(r"resblocks\.(\d+)", name) for name in found) if m)
     more = {
         k.replace(f".{last}.", f".{last + 1}."): torch.full_like(v, 7)

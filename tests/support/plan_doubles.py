@@ -110,8 +110,9 @@ def ports(order: Order, artifact: Artifact) -> tuple[list[dict[str, Any]], list[
     if order.network == "unet":
         outputs = {"out": shapes["sample"]}
     elif order.network == "text_encoder":
-        outputs = {"context": [1, spec.text.tokens, spec.text.width]}
-        outputs |= {"skipped": [1, spec.text.skips, *outputs["context"][1:]]} if spec.text.skips else {}
+        outputs = {"context": [1, spec.text.tokens, spec.unet.context_width]}
+        outputs |= {"skipped": [1, spec.skips, *outputs["context"][1:]]} if spec.skips else {}
+        outputs |= {"pooled": [1, spec.unet.pooled_width]} if spec.unet.pooled_width else {}
     else:
         _, _, h, w = shapes["latents"]
         outputs = {"picture": [1, 3, h * spec.vae.factor, w * spec.vae.factor]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from model.random import init_random
 from pipeline.clip_vocabulary import END, SIZE, tokenizer_files
-from tests.support.original import _vae_tensor, unet_name
+from tests.support.original import _vae_tensor, openclip_tower, unet_name
 
 TOKENS, LEVELS, LAYERS = 77, 3, 1
 TEXTS: tuple[dict[str, Any], ...] = (
@@ -166,31 +165,8 @@ def _unet(name: str) -> str:
 
 
 def _openclip(text: dict[str, Tensor]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {"logit_scale": torch.tensor(4.6)}
-    for name, tensor in text.items():
-        if name == "text_projection.weight":
-            found["text_projection"] = tensor.T
-            continue
-        name = name.removeprefix("text_model.")
-        if match := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", name):
-            prefix = "text_model." if any(key.startswith("text_model.") for key in text) else ""
-            parts = [text[prefix + name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
-            found[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[2]}"] = torch.cat(parts)
-        elif "k_proj" not in name and "v_proj" not in name:
-            for ours, theirs in (
-                ("encoder.layers.", "transformer.resblocks."),
-                ("layer_norm1", "ln_1"),
-                ("layer_norm2", "ln_2"),
-                ("self_attn.", "attn."),
-                ("mlp.fc1", "mlp.c_fc"),
-                ("mlp.fc2", "mlp.c_proj"),
-                ("final_layer_norm", "ln_final"),
-                ("embeddings.token_embedding", "token_embedding"),
-                ("embeddings.position_embedding.weight", "positional_embedding"),
-            ):
-                name = name.replace(ours, theirs)
-            found[name] = tensor
-    return found
+    found = openclip_tower(text) | {"logit_scale": torch.tensor(4.6)}
+    return found | {"text_projection": found.pop("text_projection.weight").T}
 
 
 def change(folder: Path, file: str, **keys: Any) -> None:

@@ -22,7 +22,7 @@ export class Form extends EventTarget {
   #model = null;
   #locked = false;
   #conditions = new Conditions();
-  #loras = new Loras();
+  #loras = new Loras(() => this.#remember());
   #things = new Things((prompt) => {
     this.set({ prompt });
     this.#remember();
@@ -54,6 +54,7 @@ export class Form extends EventTarget {
     });
     at("defaults").addEventListener("click", () => {
       this.set({ ...this.#model.defaults, ...PLAIN });
+      this.#loras.set([]);
       at("seed").value = "";
       this.#lock(false);
       this.#remember();
@@ -85,7 +86,9 @@ export class Form extends EventTarget {
     this.set({ ...model.defaults, ...PLAIN });
     const remembered = read(REMEMBERED);
     // The settings of another model are no settings of this one; words are words.
-    this.set(remembered.model === model.id ? remembered : pick(remembered, "prompt", "negative_prompt"));
+    const same = remembered.model === model.id;
+    this.set(same ? remembered : pick(remembered, "prompt", "negative_prompt"));
+    if (same) this.#loras.set(remembered.loras);
     if (early) this.set({ prompt: early });
     this.#lock(Boolean(remembered.locked));
     this.#conditions.offer(model);
@@ -105,7 +108,7 @@ export class Form extends EventTarget {
     if (at("negative_prompt").value) at("without").open = true;
     if (Number(at("guidance_start").value) > 0 || Number(at("guidance_end").value) < 1) at("interval").open = true;
     if (TOLD.some((name) => at(name).value)) at("told").open = true;
-    this.#slide();
+    this.#follow();
     this.#things.look(at("prompt").value);
     this.#conditions.refresh();
     this.complain(null);
@@ -182,7 +185,7 @@ export class Form extends EventTarget {
       at(at(`${picture}-choose`).hidden ? `${picture}-other` : `${picture}-choose`).focus();
       return;
     }
-    const name = PLACES[field];
+    const name = PLACES[field?.split("[")[0]]; // loras[0].weight
     const input = name ? at(name) : null;
     at(input ? `${name}-complaint` : "form-complaint").textContent = message;
     if (!input) return;
@@ -197,12 +200,14 @@ export class Form extends EventTarget {
     if (input.id === "images") this.#keepable(at("keep").value);
     if (input.id === "prompt") this.#things.look(input.value);
     if (input.hasAttribute("aria-invalid") || at("form-complaint").textContent) this.complain(null);
-    this.#slide();
+    this.#follow();
     this.#remember();
   }
 
-  #slide() {
+  /** Has what goes with other fields follow them. */
+  #follow() {
     for (const name of ["steps", "guidance"]) at(`${name}-slider`).value = at(name).value;
+    for (const name of ["original_size", "target_size"]) at(name).placeholder = at("size").value;
   }
 
   /** Offers to keep 1, 2, .. of the pictures, where the model has a judge and there are several. */
@@ -224,7 +229,7 @@ export class Form extends EventTarget {
 
   #remember() {
     const settings = Object.fromEntries(FIELDS.map((name) => [name, at(name).value]));
-    write(REMEMBERED, { ...settings, model: this.#model?.id, locked: this.#locked });
+    write(REMEMBERED, { ...settings, loras: this.#loras.read(), model: this.#model?.id, locked: this.#locked });
   }
 }
 

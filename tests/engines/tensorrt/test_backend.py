@@ -32,14 +32,16 @@ from engines.tensorrt.serve.backend import TensorRtRtxBackend
 from engines.tensorrt.serve.network import PlanNetwork
 from pipeline.arrays import F32, to_pixels
 from pipeline.checkpoint.opened import open_checkpoint
+from pipeline.conditions.sizes import AS_IT_IS, Sizes
 from pipeline.noise import standard_normal
 from pipeline.samplers import SAMPLERS, table
-from pipeline.tokenizer import ClipTokenizer
+from pipeline.tokenizer import ClipTokenizer, tokenizer_of
 from tests.support.bare import bare_checkpoint, plain_artifact
 from tests.support.comparing import error
 from tests.support.crowd import BATCHED, crowd, poisoned_sit
 from tests.support.plan_doubles import TARGET, Engines, keep_plans
 from tests.support.requests import Request, finish, random_request, sit
+from tests.support.sdxl import make_sdxl
 
 SEATS = 4
 ROWS = (2, 4)
@@ -160,6 +162,18 @@ def test_a_distilled_unet_gets_its_guidance(tmp_path_factory: pytest.TempPathFac
     found = [latents_of(model, "a cat", guidance=guidance, **options) for guidance in (1.5, 8.0)]
     assert error(found[1], latents_of(oracle, "a cat", guidance=8.0, **options)) < 3e-5
     assert np.abs(found[0] - found[1]).max() > 1e-3, "the guidance shows"
+
+
+def test_sdxl_s_plans_get_both_texts_and_the_sizes(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(make_sdxl(tmp_path / "sdxl"))
+    keep_plans(plain_artifact(checkpoint), [2, 4])
+    tokenizer = tokenizer_of(checkpoint.source, checkpoint.spec)
+    oracle = Model(checkpoint, tokenizer, TorchBackend(checkpoint, threads=1))
+    model = Model(checkpoint, tokenizer, backend_of(plain_artifact(checkpoint)))
+    options: dict[str, Any] = {"seed": 4, "steps": 2, "guidance": 4.0, "clip_skip": 1}
+    found = [latents_of(model, "a cat", sizes=sizes, **options) for sizes in (AS_IT_IS, Sizes(crop=(8, 0)))]
+    assert error(found[0], latents_of(oracle, "a cat", **options)) < 3e-5
+    assert np.abs(found[0] - found[1]).max() > 1e-3, "the sizes show"
 
 
 def test_memory_is_shared_where_nothing_runs_at_once(plain: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,15 @@ from engines.tensorrt.build.header import HEADER, Header, read_header
 from engines.tensorrt.notes import ProcessNotes
 from engines.tensorrt.types.islands import METHOD, Study, study
 from engines.tensorrt.types.typed import element_types
+from export.artifact import export
+from pipeline.checkpoint.opened import open_checkpoint
 from tests.support.pairs import grid
 from tests.support.plan_doubles import ports
+from tests.support.sdxl import make_sdxl
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 NETWORKS = ("text_encoder", "unet", "vae_decoder")
-SIZES = {"artifact": (24, 24), "sd1_artifact": (64, 64)}
+SIZES = {"artifact": (24, 24), "sd1_artifact": (64, 64), "sdxl_artifact": (64, 64)}
 
 
 def silent(line: str) -> None:
@@ -65,6 +68,12 @@ def check_plan(facts: dict[str, Any], out: Path, target: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
+def sdxl_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("sdxl")
+    return export(open_checkpoint(make_sdxl(folder / "sdxl")), folder / "artifact", say=silent)
+
+
+@pytest.fixture(scope="module")
 def digests() -> dict[tuple[str, str], dict[str, bytes]]:
     """Of a model's network: each target's plan."""
     return {}
@@ -83,9 +92,9 @@ def test_a_plan(
     digests: dict[tuple[str, str], dict[str, bytes]],
     tmp_path: Path,
 ) -> None:
-    """Of the tiny model, and of every block, head and layer of SD 1.5's at a fifth of its width."""
+    """Of the tiny model, of every block, head and layer of SD 1.5's at a fifth of its width, and of SDXL's topology."""
     artifact: Artifact = request.getfixturevalue(model)
-    if model == "sd1_artifact" and not request.config.getoption("exhaustive"):
+    if model != "artifact" and not request.config.getoption("exhaustive"):
         # The study of a network of this size takes longer than its plans, and test_islands.py is about studies.
         plain = {"islands": [], "errors": {"f32": 1e-3, "bf16": 1e-3}, "side": 64}
         notes.remember(plain, what="float16 ranges", artifact=artifact.digest, network=network, method=METHOD)

@@ -32,6 +32,16 @@ def without(prefix: str) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in XL.items() if not name.startswith(prefix)}
 
 
+def test_the_end_of_a_text_is_the_highest_number_by_either_name(tmp_path: Path) -> None:
+    """As published, 2 stands for it; what newer programs save names it. It is one network, and has one graph."""
+    write_configs(tmp_path)
+    specs = []
+    for end in (2, 49407, 49406):
+        change(tmp_path, "text_encoder_2/config.json", eos_token_id=end)
+        specs.append(read_spec(tmp_path))
+    assert specs[0] == specs[1] != specs[2]
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [

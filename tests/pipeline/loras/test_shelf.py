@@ -59,6 +59,20 @@ def test_a_lora_adds_b_a_times_alpha_over_rank(shelf: Shelf, spec: Spec) -> None
     assert not lora.unet[inputs_of(LAYER.replace("to_q", "to_k"))[1]].any()
 
 
+def test_peft_s_patterns_name_alphas(shelf: Shelf, spec: Spec) -> None:
+    """Ends of paths; of several that fit PEFT takes the first one."""
+    tensors = tensors_of(spec, rank=4, style="peft", only="attn1.to_", text=False)
+    patterns = {"to_k": 3.0, "attn1.to_q": 2.0, LAYER: 8.0, "attn1": 5.0, "n1.to_v": 7.0}
+    config = {"unet.lora_alpha": 12, "unet.alpha_pattern": patterns}
+    put(shelf, "one", tensors, {"lora_adapter_metadata": config})
+    lora = shelf.lora(shelf.chosen([("one", 1)]))
+    for kind, alpha in (("to_q", 2), ("to_k", 3), ("to_v", 12), ("to_out.0", 12)):
+        layer = LAYER.replace("to_q", kind)
+        a, b = (lora.unet[name][0].astype(np.float64) for name in inputs_of(layer))
+        down, up = (tensors[f"unet.{layer}.lora_{which}.weight"].astype(np.float64) for which in "AB")
+        np.testing.assert_allclose(b @ a, alpha / 4 * (up @ down), atol=1e-5)
+
+
 def test_several_lie_side_by_side(shelf: Shelf, spec: Spec) -> None:
     for name, seed, rank in (("one", 1, 20), ("two", 2, 30)):
         put(shelf, name, tensors_of(spec, rank, seed=seed))
@@ -68,6 +82,64 @@ def test_several_lie_side_by_side(shelf: Shelf, spec: Spec) -> None:
     assert (one.rank, both.rank) == (32, 64) and both.text is not None and both.key != one.key
     products = [lora.unet[inputs_of(LAYER)[1]][0] @ lora.unet[inputs_of(LAYER)[0]][0] for lora in (one, two, both)]
     np.testing.assert_allclose(products[2], products[0] + products[1], atol=1e-6)
+
+
+def test_contexts_are_of_a_rank_too(shelf: Shelf, spec: Spec) -> None:
+    """Another LoRA may make it larger: the text encoder's last bits may be others then."""
+    put(shelf, "text", tensors_of(spec, only="text_model"))
+    put(shelf, "unet", tensors_of(spec, 200, text=False))
+    alone, both, unet = (
+        shelf.chosen([(name, 1) for name in names]) for names in (["text"], ["text", "unet"], ["unet"])
+    )
+    assert (alone.rank, both.rank, unet.text_key) == (32, 256, None)
+    assert alone.text_key != both.text_key == shelf.lora(both).key
+
+
+def test_bytes_are_counted_before_they_are_there(shelf: Shelf, spec: Spec) -> None:
+    put(shelf, "one", tensors_of(spec, 20, only="attn1.to_q", text=False))
+    put(shelf, "two", tensors_of(spec, 30, seed=1))
+    for names in ([("one", 1)], [("one", 1), ("two", 0.5)]):
+        chosen = shelf.chosen(names)
+        lora, layers = shelf.lora(chosen), {place for file, _ in chosen.files for place in file.pairs}
+        parts = {"unet": lora.unet, "text_encoder": lora.text or {}}
+        own = [parts[part][name].nbytes for part, layer in layers for name in inputs_of(layer)]
+        assert lora.nbytes == chosen.nbytes == sum(own)
+
+
+def test_one_that_somebody_sits_with_lives_on(shelf: Shelf, spec: Spec) -> None:
+    for seed in range(3):
+        put(shelf, f"lora{seed}", tensors_of(spec, seed=seed))
+    first, second, third = (shelf.chosen([(f"lora{seed}", 1)]) for seed in range(3))
+    small = Shelf(shelf.folder, spec, "tiny", most=2 * first.nbytes)
+    assert small.living(first) is None and small.has_room(first)
+    seated = small.lora(first)
+    small.lora(second)
+    (small.folder / "lora0.safetensors").unlink()
+    assert small.living(first) is seated and small.lora(first) is seated, "it is not read again"
+    assert small.has_room(third), "the second one is remembered alone"
+    assert small.living(second) is None and small.living(first) is seated
+    other = small.lora(second)
+    assert not small.has_room(third) and small.living(third) is None and other is not seated
+    del seated
+    assert small.has_room(third), "the first one has left"
+
+
+def test_one_that_is_alone_has_room_whatever_its_size(shelf: Shelf, spec: Spec) -> None:
+    put(shelf, "one", tensors_of(spec))
+    put(shelf, "bad", spoilt(spec, lambda tensors: tensors[DOWN].__setitem__((0, 0), np.nan)))
+    chosen = shelf.chosen([("one", 1)])
+    small = Shelf(shelf.folder, spec, "tiny", most=1)
+    small._reading = 1
+    assert small.has_room(chosen), "though another is being read"
+    small._reading = 0
+    small.check(chosen)
+    seated = small.living(chosen)
+    assert seated is not None
+    other = small.chosen([("one", 0.5)])
+    small.check(other)
+    assert small.living(other) is None, "it was looked at, and there is no room to keep it"
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        small.check(small.chosen([("bad", 1)]))
 
 
 def test_names_come_and_go(shelf: Shelf, spec: Spec) -> None:

@@ -151,7 +151,7 @@ class Shelf:
     def living(self, chosen: Chosen) -> Lora | None:
         """Return what LoRAs add where that is in memory, whoever keeps it there; reads no file."""
         with self._lock:
-            return self._found(chosen.key)
+            return self._living_one(chosen.key)
 
     def has_room(self, chosen: Chosen) -> bool:
         """Return whether LoRAs have room beside those that live, if need be without those that are remembered alone.
@@ -174,7 +174,7 @@ class Shelf:
         Errors: CheckpointError, for numbers that are not finite and files that are others by now.
         """
         with self._lock:
-            if (known := self._found(chosen.key)) is not None:
+            if (known := self._living_one(chosen.key)) is not None:
                 return known
             self._reading += chosen.nbytes
         try:
@@ -190,7 +190,7 @@ class Shelf:
                 total -= self._known.popitem(last=False)[1].nbytes
         return made
 
-    def _found(self, key: Key) -> Lora | None:
+    def _living_one(self, key: Key) -> Lora | None:
         if key in self._known:
             self._known.move_to_end(key)
         return self._living.get(key)

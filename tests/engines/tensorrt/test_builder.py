@@ -49,8 +49,11 @@ def notes() -> ProcessNotes:
     return ProcessNotes()
 
 
-def check_plan(facts: dict[str, Any], out: Path, target: str) -> bytes:
-    """The plan's hash, length and target, on its own bytes; returns its digest."""
+def check_plan(facts: dict[str, Any], out: Path, target: str, *, shows_norms: bool = True) -> bytes:
+    """The plan's hash, length and target, on its own bytes; returns its digest.
+
+    `shows_norms`: the source of its norms' kernels is in it.
+    """
     data = out.read_bytes()
     digest = hashlib.sha256(data)
     assert facts["plan"]["sha256"] == digest.hexdigest() and facts["plan"]["bytes"] == len(data)
@@ -63,7 +66,7 @@ def check_plan(facts: dict[str, Any], out: Path, target: str) -> bytes:
     # RTX writes the kernels that it makes into the plan as source, named by what they do: a mean, a square, a mean of
     # squares are taken of values cast to float32, as the graph's stash_type says. (An island's are in it already.)
     norms = {name.decode() for name in re.findall(rb"__global__ void __myl_([A-Za-z]*Mean[A-Za-z]*)", data)}
-    assert norms and (facts["islands"] or all("CastMean" in name for name in norms)), norms
+    assert bool(norms) == shows_norms and (facts["islands"] or all("CastMean" in name for name in norms)), norms
     return digest.digest()
 
 
@@ -109,7 +112,13 @@ def test_a_plan(
     assert 0 < facts["emulated_error"] < 1e-2
     assert facts["unproven"] == ["islands chosen on a CPU; no card has run this plan"]
     others = digests.setdefault((model, network), {})
-    others[target] = check_plan(facts, tmp_path / "plan", target)
+    others[target] = check_plan(
+        # RTX writes none into the plan of SDXL's small decoder: nothing tells from outside how its norms are taken.
+        facts,
+        tmp_path / "plan",
+        target,
+        shows_norms=(model, network) != ("sdxl_artifact", "vae_decoder"),
+    )
     assert len(set(others.values())) == len(others), "another target, another plan"
 
 

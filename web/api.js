@@ -1,6 +1,6 @@
 // What the page asks of its server: the model, and pictures as a stream of events.
 
-import { shown } from "./key.js";
+import { asked, shown } from "./key.js";
 
 const here = (path) => new URL(path, document.baseURI);
 
@@ -20,6 +20,7 @@ export class Refused extends Error {
 export class Lost extends Error {}
 
 async function ask(path, options) {
+  await asked();
   let answer;
   try {
     answer = await fetch(here(path), { ...options, headers: { ...options?.headers, ...shown() } });

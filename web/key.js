@@ -30,6 +30,11 @@ export function askForKey() {
   return asking;
 }
 
+/** Waits while a key is asked for: a dialog that closes has its key a moment later. */
+export async function asked() {
+  await asking;
+}
+
 async function ask() {
   const dialog = at("key"), field = at("key-field"), complaint = at("key-complaint");
   complaint.textContent = Object.keys(shown()).length ? "The server does not take this key: it is wrong, or no longer counts." : "";

@@ -39,6 +39,8 @@ class DataRecipe:
     styles: tuple[str, ...] = ("color", "ink")
     plain: float = _limited(0.5, 0, 1)  # of drawn pictures: the share that stands on white
     composed: float = _limited(0.25, 0, 1)  # of drawn pictures: the share with two or three things
+    # Of drawn pictures of one thing: the share, in what the denoiser and the adapter read, whose thing keeps its place.
+    settled: float = _limited(0.0, 0, 1)
     unstyled: float = _limited(0.08, 0, 1)  # of captions: the share that names no style
     held_pairs: float = _limited(0.05, 0, 0.5)  # of (thing, style) pairs: the share that training never sees
     vocabulary: int = _limited(2560, 514, 49408)  # entries of the tokenizer

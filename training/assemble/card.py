@@ -40,9 +40,10 @@ def card(
             f"answers on real drawings stands there too. {judged}"
         )
         sight = (
-            f"Pictures were drawn while it was trained: place, size, tilt and ground vary, {data.composed:.0%} of them "
-            f"have two or three things. {len(pictures.held_pairs)} pairs of thing and style were never shown to it; "
-            f"concepts.json lists things and pairs.\n"
+            f"Pictures were drawn while it was trained: {data.composed:.0%} of them have two or three things, "
+            f"{1 - data.plain:.0%} a coloured ground; of one thing place, size and tilt vary"
+            f"{f' in {1 - data.settled:.0%} of the pictures' if data.settled else ''}. {len(pictures.held_pairs)} "
+            f"pairs of thing and style were never shown to it; concepts.json lists things and pairs.\n"
         )
     return f"""---
 widget:

@@ -17,6 +17,9 @@ from training.errors import TrainingError
 from training.recipe import DataRecipe
 
 _UNUSUAL = 0.06  # of scenes of one thing: the share that is small, and the share that is tilted
+# What learns to draw is shown things that keep their place in the share `settled`; judges and copies are not. With
+# places, sizes and tilts as free as `_single` has them, 300,000 pictures of 400 things taught colours and outlines.
+_DRAWING = ("bank", "denoiser", "adapter")
 _HELD = "held out"  # the purpose that no phase has
 Pair = tuple[str, str]  # a thing and a style
 
@@ -73,6 +76,8 @@ class DrawnPictures:
         if random.random() < recipe.composed:
             others = [t for t in self._of_style[style] if t != thing]
             scene = _composed(random, thing, others[random.integers(len(others))], style, recipe.plain)
+        elif purpose.split()[0] in _DRAWING and random.random() < recipe.settled:
+            scene = _settled(random, thing, style, recipe.plain)
         else:
             scene = _single(random, thing, style, _UNUSUAL, recipe.plain)
         return self._sample(scene, random)
@@ -98,6 +103,13 @@ def _ground(random: np.random.Generator, plain: float) -> tuple[str, tuple[int, 
     name = list(GROUNDS)[1 + random.integers(len(GROUNDS) - 1)]
     red, green, blue = (int(v) for v in np.clip(GROUNDS[name] + random.integers(-JITTER, JITTER + 1, 3), 0, 255))
     return name, (red, green, blue)
+
+
+def _settled(random: np.random.Generator, thing: str, style: str, plain: float) -> Scene:
+    """Choose a scene of one thing that fills the picture; it moves by a pixel or two of 64."""
+    x, y = 0.5 + random.uniform(-0.02, 0.02, 2)
+    ground, shade = _ground(random, plain)
+    return Scene((Item(thing, x, y, random.uniform(0.9, 0.96), random.uniform(-2, 2)),), style, ground, shade)
 
 
 def _single(random: np.random.Generator, thing: str, style: str, unusual: float, plain: float) -> Scene:

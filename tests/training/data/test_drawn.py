@@ -51,6 +51,25 @@ def test_every_pair_comes_once_a_pass_but_those_held_out(pictures: DrawnPictures
         assert not {(thing, sample.style) for thing in sample.things} & pictures.held_pairs
 
 
+def test_what_learns_to_draw_is_shown_things_that_keep_their_place() -> None:
+    """Whatever else learns from pictures, a bank's among what draws, is shown what it was without `settled`."""
+    recipe = dataclasses.replace(RECIPE, composed=0, plain=1)
+    free, settled = (
+        DrawnPictures(GLYPHS, SHAPES, dataclasses.replace(recipe, settled=share), seed=5) for share in (0, 1)
+    )
+
+    def sides(pictures: DrawnPictures, purpose: str) -> set[int]:
+        """How long the longer side of what is drawn is, in pixels, over many pictures."""
+        drawn = (pictures.sample(purpose, i).pixels.min(axis=2) < 200 for i in range(60))
+        return {max(int(np.ptp(np.flatnonzero(each.any(axis=axis)))) for axis in (0, 1)) for each in drawn}
+
+    for purpose in ("denoiser", "bank", "adapter companion"):
+        assert max(sides(settled, purpose)) - min(sides(settled, purpose)) <= 5 < np.ptp([*sides(free, purpose)])
+    for purpose in ("autoencoder", "classifier", "evaluation"):
+        pairs = ((each.sample(purpose, i).pixels for each in (free, settled)) for i in range(60))
+        assert all(np.array_equal(*pair) for pair in pairs)
+
+
 def test_held_pairs_do_not_depend_on_the_order_of_things() -> None:
     names = [f"thing {i}" for i in range(50)]
     first, second = held_pairs(names, ("color", "ink"), 0.05), held_pairs(names[::-1], ("color", "ink"), 0.05)

@@ -112,7 +112,7 @@ need-model:
 
 # Files are handed out in the order that tests/conftest.py gives them, the longest first.
 PYTEST := $(BIN)/python -m pytest
-SHARED := -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations=20
+SHARED := -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=20
 one: need-tests
 test test-all one durations: $(VENV)/.dev $(VENV)/.triton-3.6 $(VENV)/.tensorrt-bindings $(VENV)/.axe \
     $(VENV)/.tritonclient $(VENV)/.envoy

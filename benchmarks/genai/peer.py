@@ -18,6 +18,7 @@ from openvino.preprocess import PrePostProcessor
 
 import graphs
 from engines.cpu.bound import bound
+from engines.cpu.core import core
 from pipeline.checkpoint.opened import open_checkpoint
 
 # With the tokenizer's own converter, which needs transformers, and no torch.
@@ -41,10 +42,10 @@ def is_there(python: str) -> bool:
 def write_folder(out: Path, checkpoint: Path, dtype: str, python: str) -> Path:
     """Write the pipeline of a folder with float32 weights, itself in `dtype`, "float16" or "float32"."""
     shutil.rmtree(out, ignore_errors=True)
-    opened, core = open_checkpoint(checkpoint), ov.Core()
+    opened = open_checkpoint(checkpoint)
     for network in ("text_encoder", "unet", "vae_decoder"):
         (out / network).mkdir(parents=True)
-        model = bound(core, opened, network)
+        model = bound(core(), opened, network)
         model.validate_nodes_and_infer_types()
         model = _named(model, network)
         ov.save_model(model, out / network / "openvino_model.xml", compress_to_fp16=dtype == "float16")

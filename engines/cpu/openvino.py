@@ -25,6 +25,7 @@ import graphs
 from engines.backend import Stepper
 from engines.buffers import Buffers, text_inputs
 from engines.cpu.bound import bound
+from engines.cpu.core import core, has_bf16
 from engines.cpu.host import HostBackend, encoded
 from engines.errors import BackendError, DeviceError
 from engines.graphs import check_fit
@@ -56,8 +57,7 @@ class OpenVinoBackend(HostBackend):
         check_fit(checkpoint)
         self.spec = checkpoint.spec
         self._checkpoint = checkpoint
-        self._core = ov.Core()
-        bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        bf16 = has_bf16()
         if precision not in ("auto", "bf16", "f32"):
             raise BackendError(f"precision {precision!r} is unknown; openvino does auto, bf16 and f32")
         if precision == "bf16" and not bf16:
@@ -139,7 +139,7 @@ class OpenVinoBackend(HostBackend):
         """See Backend.identity."""
         return {
             "version": ov.get_version(),
-            "device": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
+            "device": core().get_property("CPU", "FULL_DEVICE_NAME"),
             "threads": self._threads,
         }
 
@@ -165,12 +165,12 @@ class OpenVinoBackend(HostBackend):
         weights = self._checkpoint.weights
         try:
             with weights.letting_go() if weights.bytes(graphs.part_of(network)) > _SMALL else contextlib.nullcontext():
-                model = bound(self._core, self._checkpoint, network)
+                model = bound(core(), self._checkpoint, network)
                 # Inputs that no node takes are dropped when a graph is read: see graphs.adapted.
                 taken = {parameter.get_friendly_name() for parameter in model.get_parameters()}
                 shapes = {name: shape for name, shape in shapes.items() if name in taken}
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
-                engine = self._core.compile_model(model, "CPU", self._config(network))
+                engine = core().compile_model(model, "CPU", self._config(network))
                 if network in self._any_size:
                     # It packs its weights when it first runs, at whatever size. Not at the smallest one, where the
                     # deepest level has a single position: packed for that, larger pictures came out wrong altogether
@@ -239,14 +239,14 @@ class OpenVinoTower:
     """See engines.clip.tower: one tower of a CLIP folder, compiled from memory as the networks above."""
 
     def __init__(self, clip: Clip, network: str, threads: int) -> None:
-        core, self._clip = ov.Core(), clip  # whose mapped files are read
+        self._clip = clip  # whose mapped files are read
         shapes = ports.shapes(network, clip.spec, {"rows": 1})
         config = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
         try:
             with clip.weights.letting_go():
-                model = bound(core, clip, network)
+                model = bound(core(), clip, network)
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
-                engine = core.compile_model(model, "CPU", {**config, "ENABLE_CPU_PINNING": False})
+                engine = core().compile_model(model, "CPU", {**config, "ENABLE_CPU_PINNING": False})
         except RuntimeError as error:
             raise BackendError(f"openvino cannot compile {network} of {clip.path}: {error}") from error
         self._request = engine.create_infer_request()

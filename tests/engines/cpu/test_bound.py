@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import graphs
 from engines.cpu.bound import bound
+from engines.cpu.core import core, has_bf16
 from engines.graphs import graph_of
 from export.committed import published
 from export.layout import lay_out
@@ -35,14 +36,14 @@ SHAPES: dict[str, dict[str, list[int]]] = {  # of the first kind of tests/suppor
     "vae_encoder": {"picture": [1, 3, 24, 24]},
 }
 LEFT_OUT = {(torch.bfloat16, "f32"), (torch.float32, "bf16")}
-PRECISIONS = ["f32"] + ["bf16"] * ("BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+PRECISIONS = ["f32"] + ["bf16"] * has_bf16()
 
 
 def outputs(model: ov.Model, shapes: dict[str, list[int]] | None, precision: str) -> list[np.ndarray]:
     """Compile for `shapes`, or for any where there are none, and run once."""
     if shapes:
         model.reshape(shapes)
-    engine = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    engine = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
     chance = np.random.default_rng(3)
     feeds = {}
     for name, shape in (shapes or SHAPES["unet"]).items():
@@ -60,7 +61,7 @@ def from_disk(checkpoint: Checkpoint, network: str, folder: Path) -> ov.Model:
     stored = open_checkpoint(folder).weights.tensors(graphs.part_of(network))
     point(graph, dict(stored), place)
     onnx.save(graph, place / f"{network}.onnx")
-    return ov.Core().read_model(place / f"{network}.onnx")
+    return core().read_model(place / f"{network}.onnx")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_bound_is_read_from_disk_bit_for_bit(tmp_path: Path, dtype: torch.dtype,
     for network, shapes in SHAPES.items():
         disk = from_disk(checkpoint, network, tmp_path / "laid")
         wanted = outputs(disk, shapes, precision)
-        got = outputs(bound(ov.Core(), checkpoint, network), shapes, precision)
+        got = outputs(bound(core(), checkpoint, network), shapes, precision)
         assert wanted[0].std() > 1e-3
         for a, b in zip(got, wanted, strict=True):
             if dtype == torch.float32 or precision == "bf16":
@@ -93,14 +94,14 @@ def test_a_single_file_is_its_folder_bit_for_bit(tmp_path: Path, kind: str) -> N
     one, other = open_checkpoint(folder), open_checkpoint(file, "epsilon")
     for network in ("text_encoder", "vae_decoder"):
         shapes = {"ids": [1, 77]} if network == "text_encoder" else {"latents": [1, 4, 8, 8]}
-        a, b = (outputs(bound(ov.Core(), each, network), shapes, "f32") for each in (one, other))
+        a, b = (outputs(bound(core(), each, network), shapes, "f32") for each in (one, other))
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) and a[0].std() > 1e-3, network
 
 
 def test_any_size_from_disk_too(checkpoint: Checkpoint, tmp_path: Path) -> None:
     disk = from_disk(checkpoint, "unet", tmp_path / "laid")
     free = {"sample": [1, 3, -1, -1], "timestep": [1], "context": [1, -1, 48]}
-    memory = bound(ov.Core(), checkpoint, "unet")
+    memory = bound(core(), checkpoint, "unet")
     for model in (disk, memory):
         model.reshape(free)
     a, b = outputs(memory, None, PRECISIONS[-1]), outputs(disk, None, PRECISIONS[-1])
@@ -108,9 +109,9 @@ def test_any_size_from_disk_too(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 
 def test_letting_go_while_it_compiles_changes_no_bit(checkpoint: Checkpoint) -> None:
-    wanted = outputs(bound(ov.Core(), checkpoint, "unet"), SHAPES["unet"], "f32")
+    wanted = outputs(bound(core(), checkpoint, "unet"), SHAPES["unet"], "f32")
     with checkpoint.weights.letting_go():
-        model = bound(ov.Core(), checkpoint, "unet")
+        model = bound(core(), checkpoint, "unet")
         for _ in range(3):
             checkpoint.weights._let_go()
         got = outputs(model, SHAPES["unet"], "f32")
@@ -212,7 +213,7 @@ def test_a_copy_of_a_weight_outlives_its_binding(tmp_path: Path, kind: str) -> N
             path.write_bytes((size + 1).to_bytes(8, "little") + data[8 : 8 + size] + b" " + data[8 + size :])
     results = []
     for checkpoint in (open_checkpoint(plain), open_checkpoint(other)):
-        model = bound(ov.Core(), checkpoint, "unet")
+        model = bound(core(), checkpoint, "unet")
         gc.collect()
         taken = [np.full(1 << 18, 7.0, np.float32) for _ in range(64)]  # whoever frees too early finds sevens
         results.append(outputs(model, SHAPES["unet"], "f32"))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
 
 from engines.cpu import openvino as module
+from engines.cpu.core import core, has_bf16
 from engines.cpu.openvino import OpenVinoBackend, OpenVinoDenoiser
 from engines.errors import BackendError
 from engines.machine.cores import available_cores
@@ -20,10 +20,6 @@ from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from tests.support.checkpoints import make_checkpoint
 
 ROWS = 8
-
-
-def has_bf16() -> bool:
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def denoiser_of(backend: OpenVinoBackend, rows: int = ROWS) -> OpenVinoDenoiser:
@@ -286,12 +282,11 @@ def test_an_unknown_precision(checkpoint: Checkpoint, precision: str) -> None:
 
 
 def test_a_cpu_without_bf16(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OldCore(ov.Core):
-        def get_property(self, device: str, name: str) -> Any:  # type: ignore[override]
-            known = super().get_property(device, name)
-            return [each for each in known if each != "BF16"] if name == "OPTIMIZATION_CAPABILITIES" else known
+    class OldCpu:
+        def get_property(self, device: str, name: str) -> Any:
+            return [each for each in core().get_property(device, name) if each != "BF16"]
 
-    monkeypatch.setattr(ov, "Core", OldCore)
+    monkeypatch.setattr("engines.cpu.core.core", OldCpu)
     assert OpenVinoBackend(checkpoint).precision == "f32"
     with pytest.raises(BackendError, match="precision bf16: this CPU has no bf16 instructions; use f32 or auto"):
         OpenVinoBackend(checkpoint, "bf16")

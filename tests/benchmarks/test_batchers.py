@@ -28,10 +28,10 @@ def test_whom_a_batcher_takes(name: str, taken: list[int]) -> None:
 
 
 def test_arrivals_are_the_same_for_everybody() -> None:
-    first, second = arrivals((4, 20), 2.0, 50), arrivals((4, 20), 2.0, 50)
+    first, second = arrivals((4, 20), 2.0, 50, seed=5), arrivals((4, 20), 2.0, 50, seed=5)
     assert first == second and {order.steps for order in first} == {4, 20}
     assert 10 < first[-1].at < 50 and all(a.at <= b.at for a, b in itertools.pairwise(first))
-    assert {order.at for order in arrivals((4,), 0.0, 5)} == {0.0}, "a queue that never empties"
+    assert {order.at for order in arrivals((4,), 0.0, 5, seed=5)} == {0.0}, "a queue that never empties"
 
 
 def test_figures() -> None:
@@ -48,8 +48,19 @@ def test_everything_is_finished_by_each(model: Model) -> None:
     engine.stepper.step = lambda seats, predict=(): steps.append(list(seats)) or stepping(seats)
     policies: batchers.Policies = {batchers.OURS: engine.seats}
     policies |= {name: lambda some, choose=choose: engine.batches(some, choose) for name, choose in BATCHERS.items()}
-    ended = measure(policies, (1, 2, 3), 5, 0.0)
-    assert all(len(each) == 5 and all(order.ended > 0 for order in each) for each in ended.values())
-    wanted = [order.steps for order in arrivals((1, 2, 3), 0.0, 5)]
+    ended = measure(policies, (1, 2, 3), 5, 0.0, rounds=1)
+    assert all(len(one) == 5 and all(order.ended > 0 for order in one) for (one,) in ended.values())
+    wanted = [order.steps for order in arrivals((1, 2, 3), 0.0, 5, seed=5)]
     assert sum(map(len, steps)) == 3 * sum(wanted), "who is done is not stepped any more"
     assert len(steps) == sum(wanted) + sum(set(wanted)) + max(wanted)
+
+
+def test_rounds_have_arrivals_of_their_own_and_another_batcher_first() -> None:
+    ran: list[tuple[str, list[float]]] = []
+    policies: batchers.Policies = {
+        name: lambda some, name=name: ran.append((name, [o.at for o in some])) for name in "abc"
+    }
+    ended = measure(policies, (4,), 3, 1.0, rounds=2)
+    assert [name for name, _ in ran] == list("abcbca")
+    assert ran[0][1] == ran[1][1] == ran[2][1] != ran[3][1] == ran[5][1]
+    assert [[order.at for order in one] for one in ended["c"]] == [ran[2][1], ran[4][1]]

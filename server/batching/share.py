@@ -59,6 +59,40 @@ class Share:
         along where that costs nothing. `row`: seconds of a row of a lane; `step`: of a step of so many; `waiting`:
         pictures without a seat.
         """
+        party, lane = seated[0].party, seated[0].lane
+        if all(one.party == party and one.lane == lane for one in seated):
+            chosen = self._alone(seated, row, step, waiting)
+        else:
+            lane, chosen = self._beside_others(seated, row, step, waiting)
+        return lane, sorted(self._with_riders(lane, chosen, seated, step))
+
+    def _alone(
+        self,
+        seated: Sequence[Seated],
+        row: Callable[[LaneKey], float],
+        step: Callable[[LaneKey, int], float],
+        waiting: int,
+    ) -> Sequence[Seated]:
+        """Choose of one party's pictures in one lane: what is nearly always asked, before every step."""
+        party, lane = seated[0].party, seated[0].lane
+        who = party, lane
+        self._had = {party: self._had.get(party, 0.0)}
+        self._lanes = {who: self._lanes.get(who, 0.0)}
+        self._turns = {who: self._turns.get(who, 0)}
+        self._whole[lane] -= 1
+        chosen = self._joined(lane, seated, math.inf, step, waiting=waiting)
+        spent = max(row(lane), _LEAST) * sum(one.picture.rows / one.picture.job.weight for one in chosen)
+        self._had[party] += spent
+        self._lanes[who] += spent
+        return chosen
+
+    def _beside_others(
+        self,
+        seated: Sequence[Seated],
+        row: Callable[[LaneKey], float],
+        step: Callable[[LaneKey, int], float],
+        waiting: int,
+    ) -> tuple[LaneKey, Sequence[Seated]]:
         sitting: dict[Party, list[Seated]] = {}
         for one in seated:
             sitting.setdefault(one.party, []).append(one)
@@ -89,23 +123,37 @@ class Share:
                 self._had[party] += spent
                 self._lanes[party, lane] += spent
                 chosen += mine
+        return lane, chosen
+
+    def _with_riders(
+        self,
+        lane: LaneKey,
+        chosen: Sequence[Seated],
+        seated: Sequence[Seated],
+        step: Callable[[LaneKey, int], float],
+    ) -> set[int]:
+        """Return the seats of those who were chosen, and of the others in the lane who make the step hardly longer."""
         rows = sum(one.picture.rows for one in chosen)
         self._steps[lane] += 1
         self._most[lane] = max(self._most[lane], rows)
         seats = {one.seat for one in chosen}
-        if self._steps[lane] % _LOOKS:
-            most = (1 + _FREE) * step(lane, rows)
+        if self._steps[lane] % _LOOKS and len(seats) < len(seated):
+            most, too_many = (1 + _FREE) * step(lane, rows), set[int]()
             rest = (one for one in seated if one.lane == lane and one.seat not in seats)
             for one in sorted(rest, key=lambda one: (-one.party.level, one.picture.turn)):
-                if step(lane, rows + one.picture.rows) <= most:
-                    rows += one.picture.rows
+                if (more := one.picture.rows) in too_many:
+                    continue
+                if step(lane, rows + more) <= most:
+                    rows += more
                     seats.add(one.seat)
-        return lane, sorted(seats)
+                else:
+                    too_many.add(more)  # of others with as many it would be asked again, and answered the same
+        return seats
 
     def _joined(
         self,
         lane: LaneKey,
-        theirs: list[Seated],
+        theirs: Sequence[Seated],
         rows: float,
         step: Callable[[LaneKey, int], float],
         *,

@@ -141,9 +141,10 @@ class Jobs:
         with self.changed:
             self.batcher.level_seconds = _LEVEL * self._steps * self._pace.full_step(self.batcher.seats) or math.inf
             place = self.batcher.seat_next(now, lambda picture: endangers(self.batcher, picture, self._pace, now), has)
-            if place and place.paused:
-                self._metrics.pauses_total.inc()
-            self._count()
+            if place is not None:
+                if place.paused:
+                    self._metrics.pauses_total.inc()
+                self._count()
         return place
 
     def finish(self, lane: LaneKey, seat: int) -> None:

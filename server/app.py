@@ -23,7 +23,7 @@ from server.access.gate import Gate
 from server.address import joined
 from server.descriptors import Descriptors, connections, raise_limit
 from server.device.loop import Device
-from server.device.watchdog import watch
+from server.device.watchdog import Watchdog
 from server.doors.admin import AdminServicer
 from server.doors.asgi import AsgiServer, Bounds
 from server.doors.calls import CallBounds
@@ -78,6 +78,7 @@ class Server:
         bounds = ConnectionBounds(
             min(most - pages, settings.max_connections), settings.max_streams, settings.idle_seconds
         )
+        self._watchdog = Watchdog(settings.watchdog, self.metrics.stalled_seconds.set)
         self.succession: Succession | None = None
         if settings.admin:
             if settings.admin_models is None:
@@ -85,7 +86,7 @@ class Server:
             if settings.keys is None:
                 raise SettingsError("admin is on, and keys is not given: only an admin's key may swap the model")
             self.succession = Succession(
-                self.service, Folder(settings.admin_models), self._another, self._watch, self._let_go
+                self.service, Folder(settings.admin_models), self._another, self._watchdog.begin, self._watchdog.end
             )
         admin = self.succession and AdminServicer(self.service, self.succession, gate.policy)
         self._door = GrpcDoor(self.service, calls, bounds, gate.policy, admin)
@@ -100,7 +101,6 @@ class Server:
         self._scrapes = AsgiServer(scrapes, "metrics", Bounds(connections=scrapers), ended, gate.certificates)
         self._died = asyncio.Event()
         self._watching: list[asyncio.Task[None]] = []
-        self._watched: dict[Device, asyncio.Task[None]] = {}
         self._make: Callable[[Settings], Model] = load_model
         self._end: Callable[[], object] = self._died.set  # of any thread, once it is loaded
         self.grpc_port = 0
@@ -140,7 +140,7 @@ class Server:
         self.metrics.engine(device.model)
         device.start()
         self.service.device = device
-        self._watch(device)
+        self._watchdog.begin(device)
         self._tell()
         model = device.model
         log.info(
@@ -158,18 +158,6 @@ class Server:
         """Make a device of another model, with the settings of the first: see server.models.succession.Make."""
         settings = dataclasses.replace(self.settings, model=path, prediction=prediction)
         return device_of(settings, self.metrics.beside(model_id(path)), self._make, self._end, reach)
-
-    def _watch(self, device: Device) -> None:
-        """Watch a device that serves."""
-        self._watched[device] = asyncio.create_task(
-            watch(device, self.settings.watchdog, stalled=self.metrics.stalled_seconds.set)
-        )
-
-    async def _let_go(self, device: Device) -> None:
-        """Watch a device no more: it has stopped."""
-        watching = self._watched.pop(device)
-        watching.cancel()
-        await asyncio.wait([watching])  # it holds the device until then
 
     def addresses(self) -> list[str]:
         """List where the doors are, in words."""
@@ -245,8 +233,9 @@ class Server:
             await asyncio.to_thread(device.stop)
         if self.succession is not None:
             self.succession.close()
-        for watching in (*self._watching, *self._watched.values()):
+        for watching in self._watching:
             watching.cancel()
+        self._watchdog.close()
         if self.service.tracing is not None:
             await asyncio.to_thread(self.service.tracing.close, FAREWELL if not grace else _TRACES)
         await self._scrapes.close()

@@ -7,12 +7,43 @@ signal interrupts. Patience follows the measured times, so that a slow machine i
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 
 from server.device.loop import Device
 
 _TICK = 1.0  # seconds between looks
 _FORECASTS = 10  # of what a step of all seats takes: slow is not stuck
+
+
+class Watchdog:
+    """Watches every device that serves: one, or two while the model is swapped. `stalled` hears of the longest idle."""
+
+    def __init__(self, seconds: float, stalled: Callable[[float], object]) -> None:
+        self._seconds, self._stalled = seconds, stalled
+        self._watching: dict[Device, asyncio.Task[None]] = {}
+        self._idle: dict[Device, float] = {}
+
+    def begin(self, device: Device) -> None:
+        """Watch a device from now on."""
+        heard = functools.partial(self._heard, device)
+        self._watching[device] = asyncio.create_task(watch(device, self._seconds, stalled=heard))
+
+    async def end(self, device: Device) -> None:
+        """Watch a device no more: it has stopped."""
+        watching = self._watching.pop(device)
+        watching.cancel()
+        await asyncio.wait([watching])  # it holds the device until then
+        self._idle.pop(device, None)
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        for watching in self._watching.values():
+            watching.cancel()
+
+    def _heard(self, device: Device, idle: float) -> None:
+        self._idle[device] = idle
+        self._stalled(max(self._idle.values()))
 
 
 async def watch(

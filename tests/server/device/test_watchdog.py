@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from engines.model import Model
 from server.device import watchdog
-from server.device.watchdog import watch
+from server.device.watchdog import Watchdog, watch
 from server.errors import NotServing
 from tests.support.held import Held, wrapped
 from tests.support.jobs import box_of, running
@@ -103,3 +103,28 @@ def test_a_stuck_device_is_given_up(model: Model, held: Held) -> None:
         held.release()  # should it come back after all, its jobs have ended once
         at_work.device._thread.join(30)
         assert [box_of(job).ends for job in jobs] == [1, 1]
+
+
+def test_of_two_devices_the_longer_idle_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a model is swapped: the one that works does not hide the one that is stuck, until that has gone."""
+    told: list[float] = []
+
+    async def ticks(device: tuple[float, ...], seconds: float, stalled: Callable[[float], object]) -> None:
+        for idle in device:
+            stalled(idle)
+            await asyncio.sleep(0)
+
+    async def life() -> None:
+        dog, stuck, at_work = Watchdog(9.0, told.append), (0.0, 1.0, 2.0), (0.0,) * 20
+        dog.begin(stuck)  # type: ignore[arg-type]
+        dog.begin(at_work)  # type: ignore[arg-type]
+        while len(told) < 6:
+            await asyncio.sleep(0)
+        await dog.end(stuck)  # type: ignore[arg-type]
+        while told[-1]:
+            await asyncio.sleep(0)
+        dog.close()
+
+    monkeypatch.setattr(watchdog, "watch", ticks)
+    asyncio.run(life())
+    assert told[:6] == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0] and told[-1] == 0.0

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import functools
 import hashlib
+import http.client
 import itertools
 import json
 import threading
@@ -58,7 +59,7 @@ def over_http(base: str, seed: int, **fields: Any) -> End:
         return End(seed, "OK", "", time.monotonic(), hashlib.sha256(picture).hexdigest())
     except urllib.error.HTTPError as error:
         return End(seed, str(error.code), error.read().decode(), time.monotonic(), "")
-    except OSError as error:  # no answer at all
+    except (OSError, http.client.HTTPException) as error:  # no answer at all, or a part of one
         return End(seed, type(error).__name__, str(error), time.monotonic(), "")
 
 
@@ -107,7 +108,7 @@ class Stream:
 
 
 @contextlib.contextmanager
-def unary_load(address: str, http: str, callers: int, **fields: Any) -> Iterator[list[End]]:
+def unary_load(address: str, base: str, callers: int, **fields: Any) -> Iterator[list[End]]:
     """Ask for pictures with so many callers, each one after another, during a block; gives their ends, as they come.
 
     One of them asks over HTTP. A caller's last call ends before the block does.
@@ -120,7 +121,7 @@ def unary_load(address: str, http: str, callers: int, **fields: Any) -> Iterator
             ends.append(ask(next(seeds)))
 
     with contextlib.ExitStack() as stack:
-        asks: list[Callable[[int], End]] = [lambda seed: over_http(http, seed, **fields)]
+        asks: list[Callable[[int], End]] = [lambda seed: over_http(base, seed, **fields)]
         for _ in range(callers - 1):
             channel = stack.enter_context(grpc.insecure_channel(address, ONCE))
             asks.append(functools.partial(blocking, channel, **fields))

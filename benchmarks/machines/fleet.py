@@ -52,9 +52,9 @@ class Machine:
     def _end(self, number: signal.Signals) -> int:
         if (process := self._process) is None:
             return 0
-        self._process = None
         process.send_signal(number)
-        status = process.wait()
+        status = process.wait()  # who is interrupted here still has it, and may kill it
+        self._process = None
         if process.stdout:
             process.stdout.close()
         return status
@@ -68,8 +68,18 @@ def fleet(model: Path, count: int, *flags: str) -> Iterator[list[Machine]]:
     machines = [Machine(model, f"127.{second + 1}.{third + 1}.{n + 1}", *flags) for n in range(count)]
     try:
         with ThreadPoolExecutor() as pool:
-            list(pool.map(Machine.start, machines))
+            starts = [pool.submit(machine.start) for machine in machines]
+            try:
+                for start in starts:
+                    start.result()
+            except BaseException:
+                _kill(machines)  # else the end of the pool waits until the others serve
+                raise
         yield machines
     finally:
-        for machine in machines:
-            machine.kill()
+        _kill(machines)
+
+
+def _kill(machines: list[Machine]) -> None:
+    for machine in machines:
+        machine.kill()

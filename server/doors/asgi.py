@@ -7,7 +7,7 @@ import functools
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from pipeline.errors import LatentdError
 from server.access.certificates import Certificates
 from server.address import ABSENT, joined, refuse_taken
+from server.doors.transport import AnswerTransport
 
 _FAREWELL = 0.5  # seconds for an app to notice that its connection is gone
 
@@ -145,6 +146,7 @@ class _Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport = cast(asyncio.Transport, AnswerTransport(transport, self.loop))
         if len(self.connections) >= self._bounds.connections:
             self._ended("full")
             free = [other for other in self.connections if isinstance(other, _Connection) and other._free]

@@ -47,6 +47,16 @@ def retried(path: str) -> set[str]:
     raise AssertionError(f"nothing matches {path}")
 
 
+def policies() -> list[dict[str, Any]]:
+    """Each retry policy there is: the streams', the unary calls', HTTP's."""
+    routes = [host("grpc"), *(route.get("route", {}) for name in CLUSTERS for route in host(name)["routes"])]
+    return [route["retry_policy"] for route in routes if "retry_policy" in route]
+
+
+def seconds(duration: str) -> float:
+    return float(duration.removesuffix("s"))
+
+
 def validated(config: Path) -> subprocess.CompletedProcess[str]:
     command = [str(ENVOY), "--mode", "validate", "--log-level", "warning", "-c", str(config)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -64,7 +74,7 @@ def test_envoy_takes_it_and_warns_of_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("path", "streams"), METHODS)
 def test_unary_calls_are_repeated_and_streams_only_before_they_begin(path: str, streams: bool) -> None:
-    before = {"connect-failure", "refused-stream", "unavailable"}
+    before = {"connect-failure", "refused-stream", "unavailable", "cancelled"}
     assert retried(path) == (before if streams else before | {"reset"})
 
 
@@ -74,17 +84,26 @@ def test_a_method_that_it_does_not_know_is_a_stream() -> None:
 
 
 def test_overload_and_bad_numbers_are_never_asked_again() -> None:
-    policies = [host("grpc")["retry_policy"]]
-    policies += [
-        route["route"]["retry_policy"] for route in host("grpc")["routes"] if "retry_policy" in route.get("route", ())
-    ]
     (http,) = [route["route"] for route in host("http")["routes"] if "route" in route]
-    policies.append(http["retry_policy"])
     assert http["retry_policy"]["retriable_status_codes"] == [503]
-    for policy in policies:
+    assert len(policies()) > 5
+    for policy in policies():
         asked = set(policy["retry_on"].split(","))
-        assert asked <= {"connect-failure", "refused-stream", "reset", "unavailable", "retriable-status-codes"}
-        assert policy["num_retries"] == 3 and "previous_hosts" in policy["retry_host_predicate"][0]["name"]
+        said = {"unavailable", "cancelled", "retriable-status-codes"}
+        assert asked <= {"connect-failure", "refused-stream", "reset", *said}
+        assert "previous_hosts" in policy["retry_host_predicate"][0]["name"]
+
+
+@pytest.mark.parametrize("name", ["grpc", "http"])
+def test_a_call_asks_on_until_health_is_known(name: str) -> None:
+    """Where one server stops as soon as the other serves, calls have nowhere to go until a check has found that out."""
+    (check,) = CLUSTERS[name]["health_checks"]
+    known = max(seconds(check["interval"]), seconds(check["unhealthy_interval"]))
+    assert CLUSTERS[name]["common_lb_config"]["update_merge_window"] == "0s", "and all threads know at once"
+    for policy in policies():
+        base, most = (seconds(policy["retry_back_off"][key]) for key in ("base_interval", "max_interval"))
+        waits = [min(base * 2**turn, most) for turn in range(policy["num_retries"])]
+        assert sum(waits) / 2 > 1.5 * known, "each wait is anything between nothing and so long"
 
 
 @pytest.mark.parametrize("name", ["grpc", "http"])
@@ -95,7 +114,7 @@ def test_deadlines_are_the_server_s_and_bounds_are_its_own(name: str) -> None:
     assert routes and all(route["timeout"] == "0s" and route["cluster"] == name for route in routes)
     cluster = CLUSTERS[name]
     options = next(iter(cluster["typed_extension_protocol_options"].values()))
-    idle = float(options["common_http_protocol_options"]["idle_timeout"].rstrip("s"))
+    idle = seconds(options["common_http_protocol_options"]["idle_timeout"])
     assert idle < default.idle_seconds, "who closes a connection is who sends the next request"
     (threshold,) = cluster["circuit_breakers"]["thresholds"]
     assert threshold["max_retries"] >= default.max_calls, "a kill has all of a server's calls asked again"

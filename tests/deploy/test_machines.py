@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,7 +18,7 @@ import pytest
 from benchmarks.machines.__main__ import killed, restarted
 from benchmarks.machines.balancer import ENVOY, Balancer, balanced, until
 from benchmarks.machines.callers import ONCE, SEEDS, blocking, over_http, unary_load
-from benchmarks.machines.fleet import Machine, fleet
+from benchmarks.machines.fleet import ROOT, Machine, fleet
 from pipeline.checkpoint.opened import Checkpoint
 from tests.support.manifests import BALANCER, container
 
@@ -64,18 +68,19 @@ def test_no_unary_call_fails_at_a_kill_and_streams_end(
     with unary_load(balancer.address, balancer.http, 4, steps=4) as ends:
         for turn in range(2):
             until(lambda: len(ends) > 4)
-            streams += killed(machines, balancer, turn)[0]
+            streams += killed(machines, balancer, turn, at_once=True)[0]
     assert [end for end in ends if end.code != "OK"] == []
     assert all(end.picture == pictures[end.seed] for end in ends) and len(ends) > 10
     assert {end.code for end in streams} <= {"UNAVAILABLE", "INTERNAL"}
 
 
 @UNLOADED
+@pytest.mark.parametrize("at_once", [False, True], ids=["waits-for-envoy", "at-once"])
 def test_nothing_fails_at_a_rolling_restart(
-    machines: list[Machine], balancer: Balancer, pictures: dict[int, str]
+    machines: list[Machine], balancer: Balancer, pictures: dict[int, str], at_once: bool
 ) -> None:
     with unary_load(balancer.address, balancer.http, 4, steps=4) as ends:
-        assert restarted(machines, balancer) == [0, 0]
+        assert restarted(machines, balancer, at_once=at_once) == [0, 0]
     assert [end for end in ends if end.code != "OK"] == []
     assert all(end.picture == pictures[end.seed] for end in ends) and len(ends) > 4
 
@@ -103,3 +108,23 @@ def test_the_balancer_drains_as_its_pod_does(machines: list[Machine]) -> None:
             told = subprocess.run([*shell, words], capture_output=True, text=True, check=True, timeout=60).stdout
             assert told.startswith("HTTP/1.1 200 OK") and "\nOK\n" in told
             assert blocking(channel, 1, steps=1).code == "OK", "who is connected is served on"
+
+
+@pytest.mark.parametrize("serving", [False, True], ids=["while-they-load", "once-they-serve"])
+def test_the_benchmark_leaves_no_server_behind_when_it_is_told_to_end(checkpoint: Checkpoint, serving: bool) -> None:
+    command = [sys.executable, "-m", "benchmarks.machines", "--dry", "--steps", "1", "--model", str(checkpoint.path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until(lambda: len(_children(process.pid)) == 2 + serving)  # Envoy starts once both serve
+        children = _children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    left = [child for child in children if Path("/proc", child).exists()]
+    for child in left:
+        os.kill(int(child), signal.SIGKILL)
+    assert left == []
+
+
+def _children(pid: int) -> list[str]:
+    """The processes that any thread of a process has started."""
+    lists = Path("/proc", str(pid), "task").glob("*/children")
+    return [child for children in lists for child in children.read_text().split()]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pipeline.errors import LatentdError
+from server.doors import asgi
 from server.doors.asgi import AsgiServer, Bounds
+from server.doors.transport import AnswerTransport
 from tests.support.patience import PATIENCE
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -34,7 +36,7 @@ class App:
 
 
 @asynccontextmanager
-async def listening(app: App, **bounds: Any) -> AsyncIterator[tuple[AsgiServer, int, list[str]]]:
+async def listening(app: Callable[..., Any], **bounds: Any) -> AsyncIterator[tuple[AsgiServer, int, list[str]]]:
     ended: list[str] = []
     server = AsgiServer(app, "metrics", Bounds(**bounds), ended.append)
     port = server.open("127.0.0.1", 0)
@@ -102,6 +104,60 @@ def test_where_all_are_being_answered_a_new_one_is_refused_in_words() -> None:
             assert refused.startswith(b"HTTP/1.1 503 ") and refused.endswith(b"1 connections are open; at most 1 may")
             app.go_on.set()
             assert await answer == b"HTTP/1.1 200 OK well" and ended == ["full"]
+
+    asyncio.run(run())
+
+
+def test_an_answer_goes_out_in_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between two, the server would leave an answer that has begun, which a balancer may not ask for again."""
+    written: list[bytes] = []
+
+    class Recorded:
+        def __init__(self, transport: asyncio.Transport) -> None:
+            self._transport = transport
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._transport, name)
+
+        def write(self, data: bytes) -> None:
+            written.append(data)
+            self._transport.write(data)
+
+    def recorded(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> AnswerTransport:
+        return AnswerTransport(cast(asyncio.Transport, Recorded(transport)), loop)
+
+    monkeypatch.setattr(asgi, "AnswerTransport", recorded)
+
+    async def run() -> None:
+        async with listening(App()) as (_, port, _):
+            peer = await connect(port)
+            for _ in range(2):
+                assert await ask(peer) == b"HTTP/1.1 200 OK well"
+        whole = [data for data in written if data]
+        assert len(whole) == 2 and all(data.startswith(b"HTTP/1.1 200 ") and data.endswith(b"well") for data in whole)
+
+    asyncio.run(run())
+
+
+def test_the_head_of_a_stream_does_not_wait_for_its_first_event() -> None:
+    async def run() -> None:
+        app = App()
+        start = asyncio.Event()
+
+        async def streaming(scope: Any, receive: Any, send: Any) -> None:
+            async def sent(message: Any) -> None:
+                await send(message)
+                if message["type"] == "http.response.start":
+                    await start.wait()
+
+            await app(scope, receive, sent)
+
+        async with listening(streaming) as (_, port, _):
+            reader, writer = await connect(port)
+            writer.write(REQUEST)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            start.set()
+            assert await reader.readexactly(4) == b"well"
 
     asyncio.run(run())
 

@@ -3,8 +3,8 @@
 Random weights in SD 1.5's shape, as a folder in float16 and float32 and as a single file. Each turn starts a server on
 each with an empty cache, asks for a picture of one unguided step, and starts it again; with --genai (an interpreter
 that has OpenVINO GenAI) that loads, compiles and draws the same between them. Then the demo model, with --base
-interleaved with another clone. Weights are in the page cache; seconds depend on what else runs, so CPU seconds stand
-beside them.
+interleaved with another clone. With --sdxl a folder of SDXL's shape in place of all these. Weights are in the page
+cache; seconds depend on what else runs, so CPU seconds stand beside them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 from benchmarks.genai import peer as genai
 from benchmarks.health import longest_gap
 from benchmarks.memory import export_libraries, memory_of
-from benchmarks.random_checkpoint import write_folder, write_single_file
+from benchmarks.random_checkpoint import SDXL, write_folder, write_single_file
 from benchmarks.rows import Rows
 from benchmarks.serving import IN_FLIGHT, ROOT, Work, cpu_seconds, server, through_grpc
 from benchmarks.untouched import Places
 from latentd import Client
 
-SIDE = 512  # of SD 1.5's pictures
+SIDE = 512  # of SD 1.5's pictures; SDXL's are four times as large
 Figures = dict[str, list[float]]  # of each turn, by row
 _UNITS = {
     "CPU time": "s",
@@ -46,16 +46,7 @@ _UNITS = {
 def serve(model: Path, scratch: Path, figures: Figures) -> None:
     """Start a server with empty places, draw, start it again; append a figure to each row."""
     places = Places(model, scratch)
-    with server(model, places.environment) as (address, seconds, pid):
-        figures["start to SERVING"].append(seconds)
-        figures["CPU time from start to SERVING"].append(cpu_seconds(pid))
-        figures["peak memory at SERVING"].append(memory_of(pid).peak)
-        figures["first picture of one unguided step"].append(picture(address))
-        memory = memory_of(pid)
-        figures["peak memory after that picture"].append(memory.peak)
-        figures["lasting memory, anonymous"].append(memory.anonymous)
-        figures["lasting memory, mapped files"].append(memory.file)
-        figures["libraries of torch, onnx, ONNX Runtime"].append(len(export_libraries(pid)))
+    seconds = first_start(model, places, figures)
     with server(model, places.environment) as (_, again, _):
         figures["second start to SERVING"].append(again)
         figures["second start over first"].append(again / seconds)
@@ -65,12 +56,33 @@ def serve(model: Path, scratch: Path, figures: Figures) -> None:
     figures["files written or changed"].append(len(written))
 
 
-def picture(address: str) -> float:
+def first_start(model: Path, places: Places, figures: Figures) -> float:
+    """Start a server that makes engines of SIDE alone, and draw; append a figure to each row, and return the first."""
+    flags = ("--sizes", f"{SIDE}x{SIDE}")
+    with server(model, places.environment, flags=flags) as (address, seconds, pid):
+        figures["start to SERVING"].append(seconds)
+        figures["CPU time from start to SERVING"].append(cpu_seconds(pid))
+        figures["peak memory at SERVING"].append(memory_of(pid).peak)
+        figures["first picture of one unguided step"].append(picture(address))
+        memory = memory_of(pid)
+        figures["peak memory after that picture"].append(memory.peak)
+        figures["lasting memory, anonymous"].append(memory.anonymous)
+        figures["lasting memory, mapped files"].append(memory.file)
+        begun = cpu_seconds(pid)
+        one, one_cpu = picture(address), cpu_seconds(pid) - begun
+        four, four_cpu = picture(address, 4), cpu_seconds(pid) - begun - one_cpu
+        figures["one unguided step more"].append((four - one) / 3)
+        figures["CPU time of one unguided step more"].append((four_cpu - one_cpu) / 3)
+        figures["libraries of torch, onnx, ONNX Runtime"].append(len(export_libraries(pid)))
+    return seconds
+
+
+def picture(address: str, steps: int = 1) -> float:
     """Time one request until its PNG is in hand, in seconds."""
     client = Client(address)
     try:
         start = time.perf_counter()
-        client.generate("red apple", seed=1, steps=1, guidance=1, sampler="ddim")
+        client.generate("red apple", seed=1, steps=steps, guidance=1, sampler="ddim", width=SIDE, height=SIDE)
         return time.perf_counter() - start
     finally:
         client.close()
@@ -87,11 +99,19 @@ def peer(python: str, folder: Path, figures: Figures) -> str:
         "peak": "GenAI peak memory after that picture",
         "anonymous": "GenAI lasting memory, anonymous",
         "file": "GenAI lasting memory, mapped files",
+        "step": "GenAI one unguided step more",
+        "step_cpu": "GenAI CPU time of one unguided step more",
     }
     values = genai.run(python, folder, SIDE)
     for key, row in names.items():
         figures[row].append(values[key])
     return values["version"]
+
+
+def compare(ours: Figures, theirs: Figures) -> None:
+    """Append the ratio of the last starts: the server's, which draws before it serves, over GenAI's, which does not."""
+    ratio = ours["start to SERVING"][-1] / theirs["GenAI load and compile"][-1]
+    ours["start to SERVING over GenAI's load and compile"].append(ratio)
 
 
 def full_width(rows: Rows, scratch: Path, turns: int, python: str | None) -> None:
@@ -111,15 +131,34 @@ def full_width(rows: Rows, scratch: Path, turns: int, python: str | None) -> Non
         for name, model in models.items():
             serve(model, scratch, figures[name])
             if theirs:
-                compiled = figures[f"IR {name.split()[-1]}"]["GenAI load and compile"][-1]
-                figures[name]["start to SERVING over GenAI's load and compile"].append(
-                    figures[name]["start to SERVING"][-1] / compiled
-                )
+                compare(figures[name], figures[f"IR {name.split()[-1]}"])
     for name, values in figures.items():
-        contents = (
-            f"all in bf16, one row, static, GenAI {version}" if name.startswith("IR") else "text encoder f32, rest bf16"
-        )
+        contents = _contents(name, version, "text encoder")
         add(rows, f"SD 1.5's shape, random, {name}, {SIDE}x{SIDE} ddim; {contents}", values)
+
+
+def sdxl(rows: Rows, scratch: Path, turns: int, python: str | None) -> None:
+    """Measure the checkpoint of SDXL's shape, a folder in float16, interleaved with GenAI where it is there."""
+    figures: Mapping[str, Figures] = defaultdict(lambda: defaultdict(list))
+    theirs, version = None, ""
+    if python:
+        f32 = write_folder(scratch / "f32", "float32", SDXL)
+        theirs = genai.write_folder(scratch / "genai", f32, "float16", python)
+        shutil.rmtree(f32)
+    model = write_folder(scratch / "f16", "float16", SDXL)
+    for _ in range(turns):
+        if theirs:
+            version = peer(python or "", theirs, figures["IR float16"])
+        first_start(model, Places(model, scratch), figures["folder float16"])
+        if theirs:
+            compare(figures["folder float16"], figures["IR float16"])
+    for name, values in figures.items():
+        contents = _contents(name, version, "text encoders")
+        add(rows, f"SDXL base's shape, random, {name}, {SIDE}x{SIDE} ddim; {contents}", values)
+
+
+def _contents(name: str, version: str, text: str) -> str:
+    return f"all in bf16, one row, static, GenAI {version}" if name.startswith("IR") else f"{text} f32, rest bf16"
 
 
 def demo(rows: Rows, scratch: Path, turns: int, base: Path | None) -> None:
@@ -156,7 +195,10 @@ def main() -> int:
     parser.add_argument("--genai", metavar="PYTHON", help=f"an interpreter that has {genai.NEEDS}")
     parser.add_argument("--base", metavar="CLONE", type=Path, help="a clone of an earlier commit, for the demo model")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--scratch", metavar="DIR", type=Path, help="where 14 GB fit (default: a temporary folder)")
+    parser.add_argument("--sdxl", action="store_true", help="SDXL's shape alone, of a folder in float16")
+    parser.add_argument(
+        "--scratch", metavar="DIR", type=Path, help="where 14 GB fit, 21 of SDXL (default: a temporary folder)"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints there")
     options = parser.parse_args()
     python = options.genai
@@ -168,8 +210,11 @@ def main() -> int:
         options.scratch.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="latentd-loading-", dir=options.scratch))
     try:
-        demo(rows, scratch, options.turns, options.base)
-        full_width(rows, scratch, options.turns, python)
+        if options.sdxl:
+            sdxl(rows, scratch, options.turns, python)
+        else:
+            demo(rows, scratch, options.turns, options.base)
+            full_width(rows, scratch, options.turns, python)
     finally:
         if options.keep:
             print(f"kept: {scratch}", file=sys.stderr)

@@ -31,7 +31,7 @@ from pipeline.spec import read_spec
 Shape = tuple[int, ...]
 Array = NDArray[np.floating[Any]]
 
-_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # of graphs/configs.json
+MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # of graphs/configs.json
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 _CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -59,15 +59,13 @@ _PREFIXES = {
 _DTYPES = {"float16": "F16", "float32": "F32"}
 
 
-def write_folder(folder: Path, dtype: str, model: str = _MODEL) -> Path:
+def write_folder(folder: Path, dtype: str, model: str = MODEL) -> Path:
     """Write the folder with weights of `dtype`, "float16" or "float32"; what lay there is deleted first.
 
     `model`: of graphs/configs.json.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    for name, data in _small_files(model).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
+    write_small_files(folder, model)
     for part, shapes in _shapes(folder).items():
         tensors = [(name, shape, _random(part, name, shape, dtype)) for name, shape in shapes.items()]
         second = [each for each in tensors if each[0].startswith(f"{SECOND}.")]
@@ -77,6 +75,13 @@ def write_folder(folder: Path, dtype: str, model: str = _MODEL) -> Path:
             tensors = [each for each in tensors if each not in second]
         write_safetensors(folder / part / f"{STEMS[part]}.safetensors", dtype, tensors)
     return folder
+
+
+def write_small_files(folder: Path, model: str = MODEL) -> None:
+    """Write the folder without its weights: configs as published, and tokenizers."""
+    for name, data in _small_files(model).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 def write_single_file(path: Path, folder: Path) -> Path:

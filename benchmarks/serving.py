@@ -49,13 +49,17 @@ class Work:
 
 @contextlib.contextmanager
 def server(
-    model: Path, environment: dict[str, str] | None = None, folder: Path = ROOT, words: tuple[str, ...] = WORDS
+    model: Path,
+    environment: dict[str, str] | None = None,
+    folder: Path = ROOT,
+    words: tuple[str, ...] = WORDS,
+    flags: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, float, int]]:
     """Start a server process; yields its address, seconds from its start to SERVING, its process id.
 
-    `folder` is the clone that serves, `words` what begins its command there.
+    `folder` is the clone that serves, `words` what begins its command there, `flags` more of its settings.
     """
-    with server_process(model, environment, folder, words) as (line, seconds, pid):
+    with server_process(model, environment, folder, words, flags) as (line, seconds, pid):
         yield re.findall(r"gRPC (\S+),", line)[0], seconds, pid
 
 

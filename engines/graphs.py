@@ -23,7 +23,7 @@ from pipeline.files import read_file
 from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
-_LARGEST = 64 << 20  # bytes of a graph; SD 1.5's UNet has 0.2 million
+_LARGEST = 64 << 20  # bytes of a graph; SDXL's UNet has 0.5 million
 # What decides which graph a spec is traced to: the networks, how they are traced, and how inputs are called.
 _TRACER = (
     "model/*.py",
@@ -40,7 +40,7 @@ log = logging.getLogger("latentd.graphs")
 def graph_of(network: str, spec: Spec | ClipSpec) -> bytes:
     """Return the ONNX graph of `network` (one of graphs.NETWORKS or TOWERS), serialised, with its weights as inputs.
 
-    Where there is no graph yet, a child process traces it, which takes half a minute for a large network.
+    Where there is no graph yet, a child process traces it: SDXL's UNet, the largest, takes three minutes of CPU time.
     One that takes LoRAs is made of the one that does not.
     Errors: BackendError where tracing needs an extra that is not installed; CheckpointError; DiskError.
     """

@@ -17,9 +17,7 @@ from pipeline.checkpoint.single_file.kinds import SD1, recognise
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The configs and the tokenizer alone."""
-    for name, data in random_checkpoint._small_files(random_checkpoint._MODEL).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(data)
+    random_checkpoint.write_small_files(tmp_path)
     return tmp_path
 
 
@@ -46,6 +44,15 @@ def test_a_single_file_holds_every_tensor_under_its_original_name(folder: Path) 
         "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight",
         "first_stage_model.decoder.mid.attn_1.proj_out.weight",
     } <= originals
+
+
+def test_sdxl_has_both_text_encoders(tmp_path: Path) -> None:
+    """As many tensors as diffusers' and transformers' classes have; its folder begins the names of the second one's."""
+    random_checkpoint.write_small_files(tmp_path, random_checkpoint.SDXL)
+    shapes = random_checkpoint._shapes(tmp_path)
+    assert {part: len(each) for part, each in shapes.items()} == {"text_encoder": 196 + 517, "unet": 1680, "vae": 248}
+    assert shapes["text_encoder"]["text_encoder_2.text_projection.weight"] == (1280, 1280)
+    assert sum(name.startswith("text_encoder_2.") for name in shapes["text_encoder"]) == 517
 
 
 def test_what_is_written_is_a_safetensors_file(tmp_path: Path) -> None:

@@ -20,12 +20,14 @@ from engines import graphs
 from engines.errors import BackendError
 from engines.graphs import check_fit, graph_of, known_graph
 from engines.process import exporting
+from graphs import ports, wire
 from pipeline.checkpoint.opened import Checkpoint, open_checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.extras import install
 from pipeline.spec import Spec
 from pipeline.spec_json import spec_from_json
 from tests.support.checkpoints import make_checkpoint
+from tests.support.full_size import make_full_size
 
 ROOT = Path(__file__).parents[2]
 TRACED = next(Path(shipped_graphs.__file__).parent.glob("vae_encoder-*.onnx")).read_bytes()  # any graph
@@ -71,6 +73,30 @@ def test_the_demo_model_s_graphs_ship(empty: Path, monkeypatch: pytest.MonkeyPat
         path = shipped_graphs.shipped(network, demo.spec)
         assert path and graph_of(network, demo.spec) == path.read_bytes()
     check_fit(demo)
+    assert not empty.exists()
+
+
+@pytest.mark.parametrize(
+    "model", ["stabilityai/stable-diffusion-xl-base-1.0", "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"]
+)
+def test_sdxl_s_full_size_ships_and_takes_loras(
+    tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """Of the tensors that diffusers' and transformers' own networks have, none is missing and none too many."""
+    monkeypatch.setattr(graphs, "run_export", never)
+    monkeypatch.setattr(graphs, "check_extra", never)
+    sdxl = open_checkpoint(make_full_size(tmp_path / "sdxl", model))
+    check_fit(sdxl)
+    layers = {network: ports.adapted_layers(network, ports.adapted(sdxl.spec)) for network in ("text_encoder", "unet")}
+    assert {network: len(each) for network, each in layers.items()} == {"text_encoder": 6 * (12 + 32), "unet": 722}
+    for network, each in layers.items():
+        graph = graph_of(network, ports.adapted(sdxl.spec))
+        assert wire.weights(graph) == wire.weights(graph_of(network, sdxl.spec))
+        taken = {port.name: port.dims for port in wire.ports(graph)}
+        assert all(
+            taken[port.name] == tuple(side if isinstance(side, int) else None for side in port.shape)
+            for port in ports.adapters(each)
+        )
     assert not empty.exists()
 
 

@@ -12,7 +12,7 @@ import graphs
 from engines.graphs import kept_name
 from export.committed import SHIPPED, TESTS, committed, published, under_test
 from pipeline.checkpoint.single_file.configs import configs
-from pipeline.checkpoint.single_file.kinds import SD1, SD2, Family
+from pipeline.checkpoint.single_file.kinds import SD1, SD2, SDXL, Family
 from pipeline.checkpoint.single_file.layout import TextLayout, UnetLayout, VaeLayout
 from pipeline.checkpoint.single_file.marks import Trained
 from pipeline.source import InMemory
@@ -21,6 +21,8 @@ from tests.support.graph_specs import SPECS, specs_of_all, text_of
 
 PUBLISHED, TESTED = published(), under_test()
 SD15 = PUBLISHED["stable-diffusion-v1-5/stable-diffusion-v1-5"]
+SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_INPAINTING = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
 
 
 def names(spec: Spec) -> list[str]:
@@ -47,6 +49,10 @@ def test_what_the_published_models_share() -> None:
     assert names(PUBLISHED["stabilityai/stable-diffusion-2-1"]) == names(turbo), "at 768 pixels as at 512"
     assert [a == b for a, b in zip(names(SD15), names(lcm), strict=True)] == [True, False, True, True]
     assert [a == b for a, b in zip(names(SD15), names(turbo), strict=True)] == [False, False, True, True]
+    base, inpainting = names(PUBLISHED[SDXL_BASE]), names(PUBLISHED[SDXL_INPAINTING])
+    assert names(PUBLISHED["stabilityai/sdxl-turbo"]) == base, "at 512 pixels as at 1024"
+    assert [a == b for a, b in zip(base, inpainting, strict=True)] == [True, False, True, True]
+    assert not set(base) & set(names(SD15)), "its VAE has another scale"
     assert names(SD15)[1] == "unet-1b6cdec081dee6fd.onnx"
     assert names(SD15)[2] == "vae_decoder-774418f31ce46555.onnx"
 
@@ -117,8 +123,25 @@ def test_a_single_file_finds_those_of_its_folder(family: Family, model: str, gui
     unet = UnetLayout(
         4, 4, (320, 640, 1280, 1280), (2,) * 4, ATTENDS, ATTENDS[::-1], (1,) * 4, width, not old, guidance
     )
-    vae = VaeLayout(3, 4, (128, 256, 512, 512), 2, True, True, True)
     text = TextLayout(49408, 77, width, 4 * width, 12 if old else 23)
-    files = configs(Path("model.safetensors"), family, unet, vae, [text], Trained("epsilon", zero_snr=False))
+    assert names_of_a_file(family, unet, [text]) == names(PUBLISHED[model])
+
+
+@pytest.mark.parametrize(
+    ("channels", "model"),
+    [(4, SDXL_BASE), (9, SDXL_INPAINTING)],
+)
+def test_a_single_file_of_sdxl_too(channels: int, model: str) -> None:
+    attends = (False, True, True)
+    unet = UnetLayout(
+        channels, 4, (320, 640, 1280), (2,) * 3, attends, attends[::-1], (1, 2, 10), 2048, True, None, given=2816
+    )
+    texts = [TextLayout(49408, 77, 768, 3072, 12), TextLayout(49408, 77, 1280, 5120, 32, projection=1280)]
+    assert names_of_a_file(SDXL, unet, texts) == names(PUBLISHED[model])
+
+
+def names_of_a_file(family: Family, unet: UnetLayout, texts: list[TextLayout]) -> list[str]:
+    vae = VaeLayout(3, 4, (128, 256, 512, 512), 2, True, True, True)
+    files = configs(Path("model.safetensors"), family, unet, vae, texts, Trained("epsilon", zero_snr=False))
     source = InMemory(Path("model.safetensors"), {name: json.dumps(value).encode() for name, value in files.items()})
-    assert names(read_spec(source)) == names(PUBLISHED[model])
+    return names(read_spec(source))

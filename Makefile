@@ -88,21 +88,21 @@ serve: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx
 onnx: need-model $(VENV)/.export
 	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out) $(call given,PREDICTION,prediction)
 
-# Training: the pictures, a model by a recipe, and the demo model's recipe. torchrun starts several processes. What is
-# trained has an architecture whose graphs do not ship, so that serving it takes the export extra, which brings torch.
+# Training: the pictures, a model by a recipe, and the demo model's recipe. What is trained
+# has an architecture whose graphs do not ship, so that serving it takes the export extra, which brings torch.
 SHIPPED := training/recipes/small-things.yaml
-TRAIN = $(BIN)/$(if $(PROCESSES),torchrun --standalone --nproc-per-node '$(PROCESSES)',python) -m training run
+TRAIN = $(BIN)/python -m training run
 demo-data: $(VENV)/.export
 	@$(BIN)/python -m training data $(call given,OUT,out)
 
 train: need-recipe $(VENV)/.export
-	@$(TRAIN) '$(RECIPE)' $(call given,OUT,out)
+	@$(TRAIN) '$(RECIPE)' $(call given,OUT,out) $(call given,PROCESSES,processes)
 
 # Two processes of one thread, as the recipe says: docs/training.md has what that gains.
 demo-model: PROCESSES ?= 2
 demo-model: $(VENV)/.export
 	@test -f runs/data/small-things/things.json || $(BIN)/python -m training data
-	@$(TRAIN) $(SHIPPED) $(call given,OUT,out)
+	@$(TRAIN) $(SHIPPED) $(call given,OUT,out) $(call given,PROCESSES,processes)
 
 need-recipe:
 	@test -n '$(RECIPE)' || { echo 'give RECIPE=, a YAML file such as training/recipes/own-pictures.yaml' >&2; exit 2; }

@@ -128,6 +128,6 @@ def test_whoever_else_checks_calls_the_same_words() -> None:
 def test_the_demo_model_is_trained_by_two_processes_unless_told_otherwise() -> None:
     """Its recipe gives each one thread."""
     told, untold = make("demo-model", "PROCESSES=4").stdout, make("demo-model").stdout
-    assert "--nproc-per-node '2' -m training run training/recipes/small-things.yaml" in untold
-    assert "--nproc-per-node '4' -m training run training/recipes/small-things.yaml" in told
+    assert "-m training run training/recipes/small-things.yaml  --processes '2'" in untold
+    assert "-m training run training/recipes/small-things.yaml  --processes '4'" in told
     assert make("train", "RECIPE=a.yaml").stdout.splitlines()[-1].strip().endswith("python -m training run 'a.yaml'")

@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = words.add_parser("run", help="train by a recipe, or go on where that was stopped")
     run.add_argument("recipe", type=Path)
     run.add_argument("--out", type=Path, help="the run's folder (runs/NAME)")
+    run.add_argument("--processes", type=_positive, default=1, help="that share each batch (1)")
     data = words.add_parser("data", help="draw the things of the shipped model from two fonts")
     data.add_argument("--out", type=Path, default=GLYPHS)
     judge = words.add_parser("evaluate", help="judge a checkpoint by the classifier of a run")
@@ -39,25 +40,36 @@ def main(arguments: list[str] | None = None) -> int:
     shown.add_argument("--out", type=Path, required=True, help="the PNG file")
     given = parser.parse_args(arguments)
 
-    from pipeline.errors import LatentdError
-    from training.loop import Interrupted
+    from training.launch import launch, stop_with_parent
 
+    if given.word == "run" and given.processes > 1:
+        command = [sys.executable, "-m", "training", "run", str(given.recipe)]
+        return launch([*command, *(["--out", str(given.out)] if given.out else [])], given.processes)
+    stop_with_parent()
     try:
-        return {"run": _run, "data": _data, "evaluate": _evaluate, "defaults": _defaults, "show": _show}[given.word](
-            given
-        )
-    except LatentdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 130
+        return _do(given)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from what is on the disk", file=sys.stderr)
         return 130
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _do(given: argparse.Namespace) -> int:
+    """Do a word. What it imports takes seconds, in which Ctrl-C comes too."""
+    from pipeline.errors import LatentdError
+    from training.loop import Interrupted
+
+    does = {"run": _run, "data": _data, "evaluate": _evaluate, "defaults": _defaults, "show": _show}[given.word]
+    try:
+        return does(given)
+    except LatentdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 130
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -99,6 +111,12 @@ def _defaults(given: argparse.Namespace) -> int:
     ways = [Way(*each) for each in itertools.product(given.sampler, given.steps, given.guidance)]
     compared_defaults(given.checkpoint, read_recipe(given.recipe), given.run, ways, given.out, _say)
     return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes; it must be at least 1")
+    return int(text)
 
 
 def _list_of(kind: type) -> Callable[[str], list[Any]]:

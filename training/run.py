@@ -62,6 +62,7 @@ class Run:
         if processes.first:
             for name, data in self._tokenizer.items():
                 write(folder / "tokenizer" / name, data)
+        self.say(f"{recipe.data.folder or recipe.data.kind}: {pictures.summary}")
         processes.wait()
         captions = Captions(folder, text_spec(recipe))
         self.context = Context(recipe, folder, pictures, captions, processes, torch.device(recipe.device))

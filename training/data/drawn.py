@@ -41,6 +41,10 @@ class DrawnPictures:
         self._of_style = {style: [t for t, s in self.pairs if s == style] for style in self.styles}
 
     @property
+    def summary(self) -> str:
+        return f"{len(self.things)} things in {len(self.styles)} styles"
+
+    @property
     def digest(self) -> str:
         seal = hashlib.sha256("\0".join(self.things).encode())
         for name, glyph in sorted(self._glyphs.items(), key=lambda one: one[0]):

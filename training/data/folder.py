@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -20,6 +22,17 @@ METADATA = "metadata.jsonl"
 LEAST = 4  # pictures: some to learn from, and one that is held out
 _MOST_PIXELS = 64_000_000  # of one picture, before it is decoded
 _LONGEST = 2000  # characters of a caption
+# How to turn what a camera that was held upright has written, by EXIF's orientation.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class FolderPictures:
@@ -37,6 +50,10 @@ class FolderPictures:
         every = [Sample(read_picture(path, side), captions[path], captions[path]) for path in paths]
         self._held, self._seen = every[:held], every[held:]
         self.count: int | None = len(self._seen)
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self._seen) + len(self._held)} pictures, {len(self._held)} of them held out"
 
     @property
     def digest(self) -> str:
@@ -63,10 +80,12 @@ def read_captions(folder: Path) -> dict[Path, str]:
     """Read which pictures there are, and their captions. Errors: TrainingError naming the file."""
     if not folder.is_dir():
         raise TrainingError(f"data.folder {folder} is no folder")
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
     if (folder / METADATA).exists():
-        captions = dict(_listed(folder))
+        captions = _listed(folder)
+        if left := [path for path in pictures if path not in captions]:
+            raise TrainingError(f"{left[0]} has no caption: {METADATA} is there and does not name it")
     else:
-        pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
         captions = {path: _beside(path) for path in pictures}
     for path, caption in captions.items():
         if not caption.strip():
@@ -76,8 +95,9 @@ def read_captions(folder: Path) -> dict[Path, str]:
     return captions
 
 
-def _listed(folder: Path) -> list[tuple[Path, str]]:
-    place, rows = folder / METADATA, []
+def _listed(folder: Path) -> dict[Path, str]:
+    place = folder / METADATA
+    rows: dict[Path, str] = {}
     for number, line in enumerate(_text(place).splitlines(), 1):
         if not line.strip():
             continue
@@ -90,7 +110,9 @@ def _listed(folder: Path) -> list[tuple[Path, str]]:
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise TrainingError(f"{place}, line {number}: {name!r:.80} lies outside the folder")
-        rows.append((path, " ".join(caption.split())))
+        if path in rows:
+            raise TrainingError(f"{place}, line {number}: {name!r:.80} is named by a line before")
+        rows[path] = " ".join(caption.split())
     return rows
 
 
@@ -114,10 +136,11 @@ def read_picture(path: Path, side: int) -> Pixels:
     Errors: TrainingError for one that is missing, does not decode, or is too large.
     """
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:  # of EXIF that is cut off
             if picture.width * picture.height > _MOST_PIXELS:
                 raise TrainingError(f"{path} has {picture.width}x{picture.height} pixels; the most is {_MOST_PIXELS}")
-            whole = picture.convert("RGBA")
+            turn = _turn(picture)
+            whole = (picture if turn is None else picture.transpose(turn)).convert("RGBA")
     except FileNotFoundError:
         raise TrainingError(f"{path} is missing, though {METADATA} names it") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -128,3 +151,10 @@ def read_picture(path: Path, side: int) -> Pixels:
     left, top = (whole.width - short) // 2, (whole.height - short) // 2
     square = ground.convert("RGB").crop((left, top, left + short, top + short))
     return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except (struct.error, SyntaxError, ValueError, TypeError, KeyError, OSError):  # no EXIF that can be read
+        return None

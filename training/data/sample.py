@@ -27,6 +27,11 @@ class Pictures(Protocol):
     count: int | None  # of different pictures to learn from; None: there is no end of them
 
     @property
+    def summary(self) -> str:
+        """Return how many there are, in words."""
+        ...
+
+    @property
     def digest(self) -> str:
         """Return 16 hex digits that differ where pictures or captions do."""
         ...

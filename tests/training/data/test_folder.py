@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from training.data.folder import FolderPictures
+from training.data.folder import FolderPictures, read_picture
 from training.errors import TrainingError
 
 
@@ -68,10 +68,37 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     place = listed / "metadata.jsonl"
     place.write_text(place.read_text() + '\n{"file_name": "9.png", "text": "gone"}')
     assert "9.png is missing, though metadata.jsonl names it" in refusal(listed)
+    whole = place.read_text().splitlines()[:6]
+    place.write_text("\n".join([*whole, whole[2]]))
+    assert "metadata.jsonl, line 7: '2.png' is named by a line before" in refusal(listed)
+    place.write_text("\n".join(whole[1:]))
+    assert "0.png has no caption: metadata.jsonl is there and does not name it" in refusal(listed)
     place.write_text('{"file_name": "../9.png", "text": "up"}')
     assert "line 1: '../9.png' lies outside the folder" in refusal(listed)
     place.write_text('{"file": "0.png"}')
     assert 'line 1: it must be {"file_name": "..", "text": ".."}' in refusal(listed)
+
+
+def test_it_is_said_how_many_there_are(tmp_path: Path) -> None:
+    assert FolderPictures(filled(tmp_path, 40), 16, 0).summary == "40 pictures, 2 of them held out"
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_a_picture_stands_as_its_camera_was_held(tmp_path: Path, orientation: int) -> None:
+    """0 is no orientation, 1 upright; the others are told by Pillow's own way."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8, :8], pixels[:8, 8:], pixels[8:, :8] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert np.array_equal(read_picture(tmp_path / "a.png", 16), np.asarray(ImageOps.exif_transpose(picture)))
+    assert np.array_equal(read_picture(tmp_path / "a.png", 16), pixels) == (orientation < 2)
+
+
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xf0\0")
+    assert read_picture(tmp_path / "a.jpg", 16)[8, 8, 0] > 250
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""Starts a command as several processes that train together, and ends them together.
+
+torchrun would do, but for its own words: it answers Ctrl-C, and a caption that is missing, with its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import IO
+
+_TETHER = "TRAINING_TETHER"  # in a child's environment: the number of its end of the pipe
+_STOPPED = 130  # the status of one that was asked to stop, and did
+_SAID = (2, _STOPPED)  # those of one that said why in a sentence, which all say alike
+_WRITING = 120.0  # seconds that a state may take to be written, after which it is the one before that stays
+_GRACE = 10.0  # seconds in which the others may end by themselves, and say why, once one has failed
+
+
+def launch(command: Sequence[str], count: int) -> int:
+    """Run a command `count` times at once, and return the status of the one that first failed, else 0.
+
+    SIGINT and SIGTERM are handed on once; if this process dies, the children are told to stop, and keep their state.
+    """
+    with contextlib.ExitStack() as kept:
+        theirs, ours = os.pipe()
+        kept.callback(os.close, ours)
+        kept.callback(os.close, theirs)
+        children: list[subprocess.Popen[bytes]] = []
+        asked: list[int] = []
+
+        def hand_on(number: int, frame: FrameType | None) -> None:
+            asked.append(number)
+            _tell(children, number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            kept.callback(signal.signal, number, signal.signal(number, hand_on))
+        kept.callback(_end, children)
+        # All of them find the same mistakes. The first one says them; what another says is shown where it fails alone.
+        words: list[IO[bytes] | None] = [None]
+        words += [kept.enter_context(tempfile.TemporaryFile()) for _ in range(1, count)]
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+        for rank, stderr in enumerate(words):
+            place = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank), _TETHER: str(theirs)}
+            # Sessions of their own: a terminal's Ctrl-C comes here alone, and so once to each.
+            child = subprocess.Popen(
+                command, env={"OMP_NUM_THREADS": "1", **os.environ, **place}, pass_fds=(theirs,), stderr=stderr,
+                start_new_session=True,
+            )  # fmt: skip
+            children.append(child)
+            if asked:  # before this one was there
+                child.send_signal(asked[-1])
+        failed = _first_failed(children)
+        if failed is None:
+            return 0
+        code, file = children[failed].returncode, words[failed]
+        if file is not None and not (code in _SAID and code == children[0].returncode):
+            file.seek(0)
+            sys.stderr.write(file.read().decode(errors="replace"))
+        return code if code > 0 else 1  # by a signal: less than 0
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def stop_with_parent() -> None:
+    """Ask this process to stop when the one that launched it ends; without one nothing is done."""
+    number = os.environ.pop(_TETHER, "")
+    if number.isdecimal():
+        threading.Thread(target=_watch, args=(int(number),), name="tether", daemon=True).start()
+
+
+def _watch(number: int) -> None:
+    try:
+        while os.read(number, 1):
+            pass
+    except OSError:
+        return
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _first_failed(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Wait for all of them; return the first one that failed, after which the others have `_GRACE` seconds.
+
+    Where it was asked to stop they have longer: one of them is writing the state.
+    """
+    ended = threading.Condition()
+    order: list[int] = []
+
+    def wait(rank: int) -> None:
+        children[rank].wait()
+        with ended:
+            order.append(rank)
+            ended.notify()
+
+    for rank in range(len(children)):
+        threading.Thread(target=wait, args=(rank,), daemon=True).start()
+
+    def failed() -> int | None:
+        return next((rank for rank in order if children[rank].returncode), None)
+
+    with ended:
+        ended.wait_for(lambda: failed() is not None or len(order) == len(children))
+        rank = failed()
+        patience = None if rank is None else _WRITING if children[rank].returncode == _STOPPED else _GRACE
+        if not ended.wait_for(lambda: len(order) == len(children), patience):
+            _tell(children, signal.SIGTERM)
+            if not ended.wait_for(lambda: len(order) == len(children), _GRACE):
+                _tell(children, signal.SIGKILL)  # one that waits for another within gloo hears nothing
+        return rank
+
+
+def _tell(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for child in children:
+        child.send_signal(number)  # nothing where it has ended
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

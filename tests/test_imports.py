@@ -49,7 +49,7 @@ ENGINES_OWN = {
     "model": ("engines/cpu/torch.py", "engines/cuda/", "engines/tensorrt/serve/"),
     "kernels": ("engines/cuda/", "engines/tensorrt/plugins/", "engines/tensorrt/ladder/"),
     "onnx": ("engines/tensorrt/",),
-    "openvino": ("engines/cpu/openvino.py", "engines/cpu/bound.py"),
+    "openvino": ("engines/cpu/openvino.py", "engines/cpu/bound.py", "engines/cpu/core.py"),
     "onnxruntime": ("engines/cpu/onnxruntime.py", "engines/tensorrt/types/"),
     "tensorrt": ("engines/tensorrt/",),
     "tensorrt_rtx": ("engines/tensorrt/",),

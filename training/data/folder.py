@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.arrays import Pixels
 from training.data.sample import Sample
@@ -22,17 +22,6 @@ METADATA = "metadata.jsonl"
 LEAST = 4  # pictures: some to learn from, and one that is held out
 _MOST_PIXELS = 64_000_000  # of one picture, before it is decoded
 _LONGEST = 2000  # characters of a caption
-# How to turn what a camera that was held upright has written, by EXIF's orientation.
-_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class FolderPictures:
@@ -139,8 +128,7 @@ def read_picture(path: Path, side: int) -> Pixels:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:  # of EXIF that is cut off
             if picture.width * picture.height > _MOST_PIXELS:
                 raise TrainingError(f"{path} has {picture.width}x{picture.height} pixels; the most is {_MOST_PIXELS}")
-            turn = _turn(picture)
-            whole = (picture if turn is None else picture.transpose(turn)).convert("RGBA")
+            whole = _upright(picture).convert("RGBA")
     except FileNotFoundError:
         raise TrainingError(f"{path} is missing, though {METADATA} names it") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -153,8 +141,9 @@ def read_picture(path: Path, side: int) -> Pixels:
     return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
 
 
-def _turn(picture: Image.Image) -> Image.Transpose | None:
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turn what a camera has written that was held upright, as its EXIF says, where that can be read."""
     try:
-        return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
-    except (struct.error, SyntaxError, ValueError, TypeError, KeyError, OSError):  # no EXIF that can be read
-        return None
+        return ImageOps.exif_transpose(picture)
+    except (struct.error, SyntaxError, ValueError, TypeError, KeyError):
+        return picture

@@ -111,9 +111,12 @@ class Device:
         return self._jobs.margin.value(time.monotonic()) * remaining(self._batcher, self._pace)
 
     def ahead(self, job: Job) -> int | None:
-        """Count the pictures that will be seated before a job's first; None where none of it waits any more."""
+        """Count the pictures that will be seated before a job's first; None where none of it waits any more.
+
+        Those whose client has gone are not counted, though they are there until the step under way is over.
+        """
         with self._changed:
-            waiting = self._batcher.waiting
+            waiting = [picture for picture in self._batcher.waiting if not picture.job.cancelled]
         return next((place for place, picture in enumerate(waiting) if picture.job is job), None)
 
     def submit(self, job: Job) -> int:

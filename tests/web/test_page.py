@@ -59,8 +59,7 @@ def test_each_of_several_knows_its_place(browser: Browser, narrow: Server, held:
     browser.wait(f"/about .* left/.test({state})")
     browser.run("document.querySelectorAll('.drawing')[1].querySelector('.acts button').click()")
     browser.wait("document.querySelectorAll('.drawing').length === 2")
-    held.let()
-    held.begun()
+    # While the same step is under way, after which the one that was cancelled leaves the queue.
     browser.wait(f"{state.replace('[2]', '[1]')}.startsWith('Next in the queue')")
     held.release()
     browser.wait(f"{TILES} === 2")

@@ -72,6 +72,68 @@ def test_one_that_fails_alone_is_heard_and_ends_the_others(capfd: pytest.Capture
     assert time.monotonic() - started < 60 and "out of luck" in capfd.readouterr().err
 
 
+SHARES = """
+import os, sys, time, torch
+from training import processes
+from training.__main__ import main
+from training.errors import TrainingError
+import training.__main__ as command
+
+def run(given):
+    joined = processes.begin("cpu")
+    try:
+        joined.wait()
+        if joined.rank == 1:
+            FAIL
+        joined.mean(torch.zeros(1))
+    finally:
+        processes.end()
+
+command._run = run
+code = main(["run", "recipe.yaml"])
+if os.environ["RANK"] == "1":
+    time.sleep(1)  # on its way out
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "fails, code, words",
+    [
+        ("raise TrainingError('picture 7 is damaged')", 2, "error: picture 7 is damaged"),
+        ("os.kill(os.getpid(), 9)", 1, "error: process 2 of 2 was ended by signal 9 (Killed)"),
+    ],
+)
+def test_what_ended_one_is_heard_though_another_ends_sooner(
+    capfd: pytest.CaptureFixture[str], fails: str, code: int, words: str
+) -> None:
+    """Whoever waits for one that fails ends at once, and before it."""
+    assert launch([sys.executable, "-c", SHARES.replace("FAIL", fails)], 2) == code
+    said = capfd.readouterr().err
+    assert words in said and "Traceback" not in said, said
+
+
+def test_the_first_one_killed_is_told() -> None:
+    """As it is when the memory is full: it can say nothing, and what the others say is not shown."""
+    code = (
+        "import os, signal, sys; from training.launch import launch;"
+        'c = \'import os; os.environ["RANK"] == "0" and os.kill(os.getpid(), 9)\';'
+        "sys.exit(launch([sys.executable, '-c', c], 2))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "process 1 of 2 was ended by signal 9 (Killed)" in ended.stderr
+
+
+def test_who_stopped_well_does_not_hide_who_could_not(capfd: pytest.CaptureFixture[str]) -> None:
+    """The first one writes the state, for which the others do not wait; when that fails, nothing has stopped well."""
+    code = (
+        "import os, sys, time; first = os.environ['RANK'] == '0'; time.sleep(0.5 * first);"
+        "print('the disk is full' if first else 'stopped', file=sys.stderr); sys.exit(2 if first else 130)"
+    )
+    assert launch([sys.executable, "-c", code], 2) == 2
+    assert capfd.readouterr().err == "the disk is full\n"
+
+
 def test_children_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
     code, words = stopped(tmp_path, signal.SIGKILL)
     assert code == -signal.SIGKILL and words.count("the same command resumes") == 1, words

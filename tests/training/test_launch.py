@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -132,6 +133,24 @@ def test_who_stopped_well_does_not_hide_who_could_not(capfd: pytest.CaptureFixtu
     )
     assert launch([sys.executable, "-c", code], 2) == 2
     assert capfd.readouterr().err == "the disk is full\n"
+
+
+def test_a_second_signal_finds_nobody_on_the_way_out(tmp_path: Path) -> None:
+    """Where it would be the system's own: who has written the state ends by the signal, and is taken for a failure."""
+    child = (
+        "import os, pathlib, signal, sys, time; place = pathlib.Path(os.environ['RANK']);"
+        "signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL));"
+        "place.touch(); signal.pause(); place.unlink(); time.sleep(1); sys.exit(130)"
+    )
+    code = "import sys; from training.launch import launch; sys.exit(launch([sys.executable, '-c', sys.argv[1]], 2))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code, child], cwd=tmp_path, env=environment) as parent:
+        for number in (2, 0):
+            while len(list(tmp_path.iterdir())) != number:
+                assert parent.poll() is None
+                time.sleep(0.01)
+            parent.send_signal(signal.SIGTERM)
+    assert parent.returncode == 130
 
 
 def test_children_stop_when_their_parent_is_killed(tmp_path: Path) -> None:

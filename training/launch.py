@@ -96,7 +96,7 @@ def _watch(number: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _first_failed(children: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) -> int | None:
+def _first_failed(children: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> int | None:
     """Wait for all of them; return the one whose failure it was, else None.
 
     Once one has failed the others have `_GRACE` seconds, and longer where it was asked to stop: one of them is writing
@@ -116,14 +116,14 @@ def _first_failed(children: Sequence[subprocess.Popen[bytes]], asked: Sequence[i
 
     def failed() -> int | None:
         codes = {rank: children[rank].returncode for rank in order if children[rank].returncode}
-        after = {_STOPPED: 1, **{-number: 2 for number in asked}, DESERTED: 3}  # all other failures
+        after = {_STOPPED: 1, **{-number: 2 for number in signals}, DESERTED: 3}  # all other failures
         return min(codes, key=lambda rank: after.get(codes[rank], 0), default=None)
 
     with ended:
         ended.wait_for(lambda: failed() is not None or len(order) == len(children))
         rank = failed()
         code = None if rank is None else children[rank].returncode
-        patience = None if code is None else _WRITING if code == _STOPPED or -code in asked else _GRACE
+        patience = None if code is None else _WRITING if code == _STOPPED or -code in signals else _GRACE
         if not ended.wait_for(lambda: len(order) == len(children), patience):
             _tell(children, signal.SIGTERM)
             if not ended.wait_for(lambda: len(order) == len(children), _GRACE):

@@ -95,12 +95,18 @@ class _Gathered(torch.autograd.Function):
         return gradient[share.start : share.stop], None
 
 
+def check_device(device: str) -> None:
+    """Compare a device with what this machine has. Errors: TrainingError."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device is cuda; torch sees no NVIDIA GPU here")
+
+
 def begin(device: str) -> Processes:
-    """Join the processes that torchrun started, or be the only one."""
+    """Join the processes that torchrun started, or be the only one. Errors: TrainingError."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Processes()
-    with _together():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
+    check_device(device)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return Processes(dist.get_rank(), dist.get_world_size())

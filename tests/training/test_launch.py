@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.training import TINY
 from training.figures import read_figures
@@ -61,6 +62,15 @@ def test_what_both_find_wrong_is_said_once(tmp_path: Path) -> None:
     with started(tmp_path / "bad.yaml", tmp_path / "run") as parent:
         _, words = parent.communicate(timeout=120)
     assert parent.returncode == 2 and words.count("\n") == 1 and "data has no key 'sides'" in words, words
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_once(tmp_path: Path) -> None:
+    """Before NCCL is asked, which has no sentence for it."""
+    (tmp_path / "cuda.yaml").write_text(TINY.read_text() + "\ndevice: cuda\n")
+    with started(tmp_path / "cuda.yaml", tmp_path / "run") as parent:
+        _, words = parent.communicate(timeout=120)
+    assert parent.returncode == 2 and words == "error: device is cuda; torch sees no NVIDIA GPU here\n"
 
 
 def test_one_that_fails_alone_is_heard_and_ends_the_others(capfd: pytest.CaptureFixture[str]) -> None:

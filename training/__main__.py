@@ -42,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     from training.launch import launch, stop_with_parent
 
-    if given.word == "run" and given.processes > 1:
-        command = [sys.executable, "-m", "training", "run", str(given.recipe)]
-        return launch([*command, *(["--out", str(given.out)] if given.out else [])], given.processes)
-    stop_with_parent()
     try:
+        if given.word == "run" and given.processes > 1:
+            command = [sys.executable, "-m", "training", "run", str(given.recipe)]
+            return launch([*command, *(["--out", str(given.out)] if given.out else [])], given.processes)
+        stop_with_parent()
         return _do(given)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from what is on the disk", file=sys.stderr)
@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _do(given: argparse.Namespace) -> int:
     """Do a word. What it imports takes seconds, in which Ctrl-C comes too."""
     from pipeline.errors import LatentdError
+    from training.errors import Deserted
+    from training.launch import DESERTED
     from training.loop import Interrupted
 
     does = {"run": _run, "data": _data, "evaluate": _evaluate, "defaults": _defaults, "show": _show}[given.word]
@@ -70,6 +72,9 @@ def _do(given: argparse.Namespace) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130
+    except Deserted as error:
+        print(f"error: {error}", file=sys.stderr)
+        return DESERTED
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -9,3 +9,7 @@ class TrainingError(LatentdError):
     """Carries a sentence that names the file or the field, the value and the limit."""
 
     code = "INVALID_ARGUMENT"
+
+
+class Deserted(Exception):  # noqa: N818 (what went wrong did so elsewhere)
+    """Ends a process that lost another one, which says why or was killed."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training.errors import TrainingError
+from training.errors import Deserted, TrainingError
+
+# One may wait for what another does alone: encode a bank, judge a checkpoint. After half an hour, as torch has it, the
+# wait would end the run, and each time it is begun again. Who has ended closes its connections, and is not waited for.
+_PATIENCE = timedelta(days=7)  # 2^31 milliseconds are 24.8
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class Processes:
             return
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         flat /= self.count
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
@@ -45,7 +52,8 @@ class Processes:
     def mean(self, figures: Tensor) -> Tensor:
         """Return the mean of [n] figures over the processes."""
         if self.count > 1:
-            dist.all_reduce(figures)
+            with _together():
+                dist.all_reduce(figures)
             figures /= self.count
         return figures
 
@@ -56,7 +64,17 @@ class Processes:
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.count > 1:
-            dist.barrier()
+            with _together():
+                dist.barrier()
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Do what takes all processes. Errors: Deserted where one has ended."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's; NCCL's is one as well
+        raise Deserted(f"another process that trains with this one has left: {error}") from error
 
 
 class _Gathered(torch.autograd.Function):
@@ -64,22 +82,31 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, processes: Processes) -> Tensor:
         ctx.processes = processes
         parts = [torch.empty_like(rows) for _ in range(processes.count)]
-        dist.all_gather(parts, rows.contiguous())
+        with _together():
+            dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)  # every process's loss depends on these rows
+        with _together():
+            dist.all_reduce(gradient)  # every process's loss depends on these rows
         share = ctx.processes.share(len(gradient))
         return gradient[share.start : share.stop], None
 
 
+def check_device(device: str) -> None:
+    """Compare a device with what this machine has. Errors: TrainingError."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device is cuda; torch sees no NVIDIA GPU here")
+
+
 def begin(device: str) -> Processes:
-    """Join the processes that torchrun started, or be the only one."""
+    """Join the processes that torchrun started, or be the only one. Errors: TrainingError."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Processes()
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    check_device(device)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return Processes(dist.get_rank(), dist.get_world_size())

@@ -28,7 +28,7 @@ from training.phases.autoencoder import Autoencoder, whiten
 from training.phases.classifier import Classifier, Net
 from training.phases.contrastive import Contrastive
 from training.phases.denoiser import Denoiser
-from training.processes import Processes
+from training.processes import Processes, check_device
 from training.recipe import PhasesRecipe, Recipe
 from training.vocabulary import tokenizer_files
 
@@ -53,8 +53,7 @@ class Run:
         self.recipe, self.folder, self.processes = recipe, folder, processes
         self.say = say if processes.first else lambda line: None
         torch.set_num_threads(recipe.threads)
-        if recipe.device == "cuda" and not torch.cuda.is_available():
-            raise TrainingError("device is cuda; torch sees no NVIDIA GPU here")
+        check_device(recipe.device)
         _check_shares(recipe, processes)
         pictures = open_pictures(recipe)
         self._lock = self._claimed(pictures.digest) if processes.first else None

@@ -97,10 +97,10 @@ class Share:
         for one in seated:
             sitting.setdefault(one.party, []).append(one)
         top = max(party.level for party in sitting)
-        costs = {
-            party: sum(one.picture.rows * max(row(one.lane), _LEAST) for one in theirs)
-            for party, theirs in sitting.items()
-            if party.level == top
+        weights = {party: theirs[0].picture.job.weight for party, theirs in sitting.items() if party.level == top}
+        costs = {  # what an evaluation of all that each has is charged with
+            party: sum(one.picture.rows * max(row(one.lane), _LEAST) for one in sitting[party]) / weight
+            for party, weight in weights.items()
         }
         self._had = _kept(self._had, {party: party.level for party in sitting})
         self._lanes = _kept(self._lanes, {(one.party, one.lane): one.party for one in seated})
@@ -110,7 +110,8 @@ class Share:
         first = min(costs, key=lambda party: (self._had[party], costs[party]))
         lane = min((one.lane for one in sitting[first]), key=lambda lane: self._lanes[first, lane])
         price, quantum = max(row(lane), _LEAST), min(costs.values())
-        level, slack = self._had[first] + quantum, min(price, quantum) / 2  # seconds are sums, and these are not exact
+        level = self._had[first] + quantum
+        slack = min(price / max(weights.values()), quantum) / 2  # seconds are sums, and these are not exact
         chosen: list[Seated] = []
         self._whole[lane] -= 1
         self._turns = {who: self._turns.get(who, 0) for who in self._lanes}
@@ -118,7 +119,7 @@ class Share:
             here = self._lanes.get((party, lane), math.inf) <= turns[party] + slack
             if here and (short := level - slack - self._had[party]) > 0:
                 theirs = [one for one in sitting[party] if one.lane == lane]
-                mine = self._joined(lane, theirs, short / price * theirs[0].picture.job.weight, step, waiting=waiting)
+                mine = self._joined(lane, theirs, short / price * weights[party], step, waiting=waiting)
                 spent = price * sum(one.picture.rows / one.picture.job.weight for one in mine)
                 self._had[party] += spent
                 self._lanes[party, lane] += spent

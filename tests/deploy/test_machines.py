@@ -86,9 +86,10 @@ def test_nothing_fails_at_a_rolling_restart(
 
 
 def test_methods_of_one_server_are_not_led_to_any(balancer: Balancer) -> None:
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{balancer.http}/sdapi/v1/interrupt", b"", timeout=60)
-    assert refused.value.code == 501 and "of one server" in json.load(refused.value)["detail"]
+    for path in ("sdapi/v1/interrupt", "sdapi/v1/%69nterrupt", "sdapi%2Fv1/interrupt"):  # one path to a server
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{balancer.http}/{path}", b"", timeout=60).close()
+        assert refused.value.code == 501 and "of one server" in json.load(refused.value)["detail"]
     with urllib.request.urlopen(f"{balancer.http}/sdapi/v1/samplers", timeout=60) as answer:
         assert json.load(answer), "the others are"
     with grpc.insecure_channel(balancer.address, ONCE) as channel, pytest.raises(grpc.RpcError) as swap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.training import TINY
 from training.figures import read_figures
@@ -62,6 +64,15 @@ def test_what_both_find_wrong_is_said_once(tmp_path: Path) -> None:
     assert parent.returncode == 2 and words.count("\n") == 1 and "data has no key 'sides'" in words, words
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_once(tmp_path: Path) -> None:
+    """Before NCCL is asked, which has no sentence for it."""
+    (tmp_path / "cuda.yaml").write_text(TINY.read_text() + "\ndevice: cuda\n")
+    with started(tmp_path / "cuda.yaml", tmp_path / "run") as parent:
+        _, words = parent.communicate(timeout=120)
+    assert parent.returncode == 2 and words == "error: device is cuda; torch sees no NVIDIA GPU here\n"
+
+
 def test_one_that_fails_alone_is_heard_and_ends_the_others(capfd: pytest.CaptureFixture[str]) -> None:
     """The first one would wait for ever."""
     code = "import os, sys, signal; os.environ['RANK'] == '1' and sys.exit('out of luck'); signal.pause()"
@@ -70,6 +81,86 @@ def test_one_that_fails_alone_is_heard_and_ends_the_others(capfd: pytest.Capture
         patch.setattr("training.launch._GRACE", wait)
         assert launch([sys.executable, "-c", code], 2) == 1
     assert time.monotonic() - started < 60 and "out of luck" in capfd.readouterr().err
+
+
+SHARES = """
+import os, sys, time, torch
+from training import processes
+from training.__main__ import main
+from training.errors import TrainingError
+import training.__main__ as command
+
+def run(given):
+    joined = processes.begin("cpu")
+    try:
+        joined.wait()
+        if joined.rank == 1:
+            FAIL
+        joined.mean(torch.zeros(1))
+    finally:
+        processes.end()
+
+command._run = run
+code = main(["run", "recipe.yaml"])
+if os.environ["RANK"] == "1":
+    time.sleep(1)  # on its way out
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "fails, code, words",
+    [
+        ("raise TrainingError('picture 7 is damaged')", 2, "error: picture 7 is damaged"),
+        ("os.kill(os.getpid(), 9)", 1, "error: process 2 of 2 was ended by signal 9 (Killed)"),
+    ],
+)
+def test_what_ended_one_is_heard_though_another_ends_sooner(
+    capfd: pytest.CaptureFixture[str], fails: str, code: int, words: str
+) -> None:
+    """Whoever waits for one that fails ends at once, and before it."""
+    assert launch([sys.executable, "-c", SHARES.replace("FAIL", fails)], 2) == code
+    said = capfd.readouterr().err
+    assert words in said and "Traceback" not in said, said
+
+
+def test_the_first_one_killed_is_told() -> None:
+    """As it is when the memory is full: it can say nothing, and what the others say is not shown."""
+    code = (
+        "import os, signal, sys; from training.launch import launch;"
+        'c = \'import os; os.environ["RANK"] == "0" and os.kill(os.getpid(), 9)\';'
+        "sys.exit(launch([sys.executable, '-c', c], 2))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "process 1 of 2 was ended by signal 9 (Killed)" in ended.stderr
+
+
+def test_who_stopped_well_does_not_hide_who_could_not(capfd: pytest.CaptureFixture[str]) -> None:
+    """The first one writes the state, for which the others do not wait; when that fails, nothing has stopped well."""
+    code = (
+        "import os, sys, time; first = os.environ['RANK'] == '0'; time.sleep(0.5 * first);"
+        "print('the disk is full' if first else 'stopped', file=sys.stderr); sys.exit(2 if first else 130)"
+    )
+    assert launch([sys.executable, "-c", code], 2) == 2
+    assert capfd.readouterr().err == "the disk is full\n"
+
+
+def test_a_second_signal_finds_nobody_on_the_way_out(tmp_path: Path) -> None:
+    """Where it would be the system's own: who has written the state ends by the signal, and is taken for a failure."""
+    child = (
+        "import os, pathlib, signal, sys, time; place = pathlib.Path(os.environ['RANK']);"
+        "signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL));"
+        "place.touch(); signal.pause(); place.unlink(); time.sleep(1); sys.exit(130)"
+    )
+    code = "import sys; from training.launch import launch; sys.exit(launch([sys.executable, '-c', sys.argv[1]], 2))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code, child], cwd=tmp_path, env=environment) as parent:
+        for number in (2, 0):
+            while len(list(tmp_path.iterdir())) != number:
+                assert parent.poll() is None
+                time.sleep(0.01)
+            parent.send_signal(signal.SIGTERM)
+    assert parent.returncode == 130
 
 
 def test_children_stop_when_their_parent_is_killed(tmp_path: Path) -> None:

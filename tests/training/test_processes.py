@@ -48,3 +48,18 @@ def test_a_batch_without_equal_shares_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="phases.contrastive: a batch of 16 has no 3 equal shares"):
         Run(tiny(), tmp_path / "run", Processes(0, 3), lambda line: None)
     assert not (tmp_path / "run").exists(), "said before anything is written"
+
+
+def test_one_may_wait_long_for_what_another_does_alone() -> None:
+    """Torch's own half an hour is over before the first one has encoded many large pictures."""
+    code = (
+        "import torch; from training import processes; processes.begin('cpu');"
+        "from torch.distributed import distributed_c10d as c;"
+        "print(c._get_default_group()._get_backend(torch.device('cpu')).options._timeout.total_seconds())"
+    )
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | place, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout) > 86400

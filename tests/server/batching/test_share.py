@@ -90,6 +90,28 @@ def test_rows_are_as_the_weights_whatever_callers_have(pictures: tuple[int, int]
     assert table.rows["a"] / table.rows["b"] == pytest.approx(mine / theirs, rel=0.05)
 
 
+@pytest.mark.parametrize("times", [0.01, 0.5, 10.0])
+def test_weights_are_of_one_caller_beside_another_and_not_of_themselves(times: float) -> None:
+    """Callers who have all the same little weight step what they would without one: a step of few rows is a waste."""
+    as_ever, weighed = Table(), Table()
+    for table, weight in ((as_ever, 1.0), (weighed, times)):
+        table.sit("a", 4, weight=weight)
+        table.sit("b", 4, weight=weight)
+        table.sit("c", 4, lane=LARGE, weight=3 * weight)
+        table.step(300)
+    assert weighed.rows == as_ever.rows and weighed.spent == as_ever.spent
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.5, 1.0, 2.0])
+def test_who_is_alone_steps_the_same_as_beside_nobody_of_its_level(weight: float) -> None:
+    """With somebody of a lower level in another lane it is alone as well."""
+    alone, above = Table(), Table()
+    alone.sit("a", 5, level=1, weight=weight)
+    above.sit("a", 5, level=1, weight=weight)
+    above.sit("b", 1, lane=LARGE)
+    assert [alone.step() for _ in range(40)] == [above.step() for _ in range(40)]
+
+
 def test_weights_count_between_lanes_and_not_between_levels() -> None:
     table = Table()
     table.sit("a", 2, weight=3.0)

@@ -18,8 +18,8 @@ from latentd.variables import meant
 PRIORITIES = {"batch": 0, "interactive": 1}  # names of two of the numbers
 _EXAMPLES = """\
 examples:
-  %(prog)s "a red apple" -o apple.png --steps 20 --seed 7
-  %(prog)s "a red apple" "a green pear" -o fruit/ --size 512x512 --preview --film fruit.webp
+  %(prog)s "red apple, color style" -o apple.png --steps 20 --seed 7
+  %(prog)s "a red apple" "a green pear" -o fruit/ --preview --film fruit.webp
   %(prog)s "a red apple" -o - --format jpeg > apple.jpg
 
 A file that -o or --film names is replaced if it is there, and the line about it says so. A name made from the prompt

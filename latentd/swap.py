@@ -52,9 +52,17 @@ def run(argv: Sequence[str], prog: str) -> int:
                 for stage in stub.Swap(request, metadata=show.metadata):
                     print(f"{stage.seconds:.1f} s: {_words(stage)}", flush=True)
         except grpc.RpcError as error:
-            print(f"{prog}: {server_error(error, address)}", file=sys.stderr)
+            print(f"{prog}: {_refusal(error, address)}", file=sys.stderr)
             return 1
     return 0
+
+
+def _refusal(error: Any, address: str) -> str:
+    """Say what a grpc.RpcError means; a server without Admin knows its methods as little as a stranger does."""
+    unknown = (error.details() or "").lower().startswith(("method not found", "unknown service"))
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED and unknown:
+        return f"the server at {address} swaps no models: it was started without --admin on, or is not latentd"
+    return str(server_error(error, address))
 
 
 def _print_state(state: pb.StateResponse) -> None:

@@ -140,7 +140,8 @@ def read_object(source: Source, name: str, largest: int) -> dict[str, Any]:
     try:
         values = parse_json(source.read(name, largest))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; a checkpoint is a folder in diffusers' layout") from None
+        kinds = "a folder in diffusers' layout, or a .safetensors file"
+        raise CheckpointError(f"{path} is missing; a checkpoint is {kinds}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):

@@ -88,6 +88,8 @@ class Server:
             self.succession = Succession(
                 self.service, Folder(settings.admin_models), self._another, self._watchdog.begin, self._watchdog.end
             )
+        elif settings.admin_models is not None:
+            log.warning("admin_models is given, and admin is off: nobody can swap the model")
         admin = self.succession and AdminServicer(self.service, self.succession, gate.policy)
         self._door = GrpcDoor(self.service, calls, bounds, gate.policy, admin)
         self._probes = ProbeDoor(self._door)

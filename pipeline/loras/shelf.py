@@ -216,7 +216,7 @@ class Shelf:
         try:
             identity = identity_of(os.stat(path))
         except OSError:
-            raise CheckpointError(f"there is no LoRA {name[:64]!r}") from None
+            raise CheckpointError(f"there is no LoRA {name[:64]!r}; ListModels tells which there are") from None
         with self._lock:
             seen = self._opened.get(name)
         if seen is None or seen[0] != identity:
@@ -236,13 +236,13 @@ class Shelf:
     def _place(self, name: str) -> Path:
         """Return the path of a name, which lies in the folder. Errors: CheckpointError."""
         if not _NAME.fullmatch(name):
-            raise CheckpointError(f"there is no LoRA {name[:64]!r}")
+            raise CheckpointError(f"there is no LoRA {name[:64]!r}; ListModels tells which there are")
         path = self.folder / f"{name}{ENDING}"
         if path.is_symlink():
             try:
                 target = path.resolve()
             except (OSError, RuntimeError):  # a loop
-                raise CheckpointError(f"there is no LoRA {name[:64]!r}") from None
+                raise CheckpointError(f"there is no LoRA {name[:64]!r}; ListModels tells which there are") from None
             if target.parent != self.folder:
                 raise CheckpointError(f"LoRA {name} is a link out of the folder, which is not followed")
             return target

@@ -10,6 +10,7 @@ from engines.choice import Choice
 from engines.machine.cores import available_cores
 from engines.model import Beside, Model, load, on_gpu
 from pipeline.checkpoint.opened import open_checkpoint
+from pipeline.spec import Spec
 from server.batching.admission import Admission
 from server.device.loop import Device
 from server.metrics import Metrics
@@ -34,6 +35,7 @@ def load_model(settings: Settings) -> Model:
     choice = choice_of(settings)
     on_gpu(choice)  # a device that is not here is told before the model is read; asking again costs next to nothing
     checkpoint = open_checkpoint(settings.model, settings.prediction)
+    _check_settings(settings, checkpoint.spec, checkpoint.id)  # before gigabytes of weights are read for nothing
     if checkpoint.has_safety_checker:
         log.warning("the checkpoint's safety checker is not run: pictures are delivered as they come")
     return load(
@@ -62,18 +64,13 @@ def device_of(
 ) -> Device:
     reach(Stage.LOADING)
     model = make(settings)
-    default, unit = model.spec.defaults, model.spec.size_multiple
-    sizes = list(settings.sizes) or [(default.width, default.height)]
-    for width, height in sizes:
-        if width % unit or height % unit or not (0 < width <= 4096 and 0 < height <= 4096):
-            raise SettingsError(f"sizes: {width}x{height}; sides of this model are multiples of {unit}, up to 4096")
-    _check_limits(settings, model)
+    _check_settings(settings, model.spec, model.id)
     reach(Stage.MAKING)
     admission = Admission(settings.queue_jobs, settings.queue_seconds)
     workers = max(1, min(4, available_cores()))
     return Device(
         model,
-        sizes=sizes,
+        sizes=_sizes(settings, model.spec),
         seats=settings.seats,
         steps=settings.max_steps,
         chunks=settings.chunks,
@@ -84,15 +81,26 @@ def device_of(
     )
 
 
-def _check_limits(settings: Settings, model: Model) -> None:
-    """Errors: SettingsError for a limit that the model's own defaults exceed: plain requests would all be refused."""
-    default = model.spec.defaults
+def _sizes(settings: Settings, spec: Spec) -> list[tuple[int, int]]:
+    return list(settings.sizes) or [(spec.defaults.width, spec.defaults.height)]
+
+
+def _check_settings(settings: Settings, spec: Spec, model_id: str) -> None:
+    """Compare the settings with the model's configs.
+
+    Errors: SettingsError for a size that the model cannot make, and for a limit that its own defaults exceed: plain
+    requests would all be refused.
+    """
+    default, unit = spec.defaults, spec.size_multiple
+    for width, height in _sizes(settings, spec):
+        if width % unit or height % unit or not (0 < width <= 4096 and 0 < height <= 4096):
+            raise SettingsError(f"sizes: {width}x{height}; sides of this model are multiples of {unit}, up to 4096")
     for name, limit, what in (
         ("max_steps", settings.max_steps, default.steps),
         ("max_guidance", settings.max_guidance, default.guidance),
     ):
         if limit < what:
             raise SettingsError(
-                f"{name} is {limit:g}, and {model.id} takes {what:g} where a request does not say: every such request "
+                f"{name} is {limit:g}, and {model_id} takes {what:g} where a request does not say: every such request "
                 f"would be refused; give {what:g} or more"
             )

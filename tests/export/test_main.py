@@ -24,7 +24,7 @@ from tests.support.checkpoints import make_checkpoint
         ),
         (
             ["empty", "--out", "out"],
-            "empty/model_index.json is missing; a checkpoint is a folder in diffusers' layout\n",
+            "model_index.json is missing; a checkpoint is a folder in diffusers' layout, or a .safetensors file\n",
         ),
         (["empty"], "say where the artifact of {here}/empty goes: --out DIR, or make onnx MODEL={here}/empty OUT=dir"),
     ],

@@ -16,6 +16,7 @@ from latentd.__main__ import main
 from latentd.access import shown
 from latentd.options import parse
 from latentd.swap import _print_state
+from latentd.swap import run as swap
 from latentd.v1 import admin_pb2 as pb
 from server.app import Server
 from tests.support.certificates import Authority, put
@@ -91,6 +92,19 @@ def test_tls_with_a_server_that_has_none(model: Model, secured: Secured) -> None
         client = Client(address(server), tls_ca=secured.access["tls_ca"])
         with client, pytest.raises(ServerError, match=told):
             client.models()
+
+
+def test_who_shows_no_key_is_told_where_to_put_one(secured: Secured) -> None:
+    without = {name: value for name, value in secured.access.items() if name != "key"}
+    client = Client(address(secured.server), **without)
+    with client, pytest.raises(ServerError, match="takes calls with a key alone: give one as key, or in LATENTD_KEY"):
+        client.models()
+
+
+def test_a_server_that_swaps_nothing_is_told_from_a_stranger(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(model) as server:
+        assert swap(["--server", address(server)], "latentd swap") == 1
+    assert "swaps no models: it was started without --admin on" in capsys.readouterr().err
 
 
 def test_a_certificate_for_another_name(model: Model, secured: Secured, tmp_path: Path) -> None:

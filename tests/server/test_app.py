@@ -21,6 +21,7 @@ from engines.errors import DeviceError
 from engines.model import Model
 from latentd import AsyncClient, Client, ServerError
 from latentd.events import Queued
+from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import LatentdError
 from pipeline.samplers import SAMPLERS
 from server.app import Server, load_model
@@ -373,6 +374,21 @@ def test_a_size_that_the_model_cannot_make_is_refused_before_serving(size, model
             assert await health(server) == NOT_SERVING
 
     in_time(life())
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [({"sizes": ((25, 24),)}, "sides of this model are multiples of"), ({"max_steps": 1}, "max_steps is 1, and")],
+)
+def test_what_the_configs_contradict_is_told_before_a_weight_is_read(
+    setting: dict[str, Any], told: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> Model:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr("server.models.loading.load", read)
+    with pytest.raises(SettingsError, match=told):
+        load_model(Settings(model=checkpoint.path, **setting))
 
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])

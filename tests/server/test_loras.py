@@ -111,7 +111,7 @@ def test_names_are_listed_everywhere(server: Server, model: Model) -> None:
         assert [lora.name for lora in told.loras if lora.refusal] == ["new"]
     finally:
         file.unlink()
-    with pytest.raises(ServerError, match="there is no LoRA 'new'"):
+    with pytest.raises(ServerError, match="there is no LoRA 'new'; ListModels tells which there are"):
         drawn(server, {"new": 1.0})
 
 

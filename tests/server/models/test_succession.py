@@ -365,6 +365,14 @@ def test_admin_takes_a_folder_and_keys(folder: Path, tmp_path: Path) -> None:
         Server(Settings(model=folder / "a", admin=True, keys=keys))
 
 
+def test_a_folder_that_nobody_may_swap_from_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def made() -> None:
+        Server(Settings(model=folder / "a", admin_models=folder))
+
+    asyncio.run(made())
+    assert "admin_models is given, and admin is off: nobody can swap the model" in caplog.text
+
+
 async def _drained(call: Any) -> None:
     async for _ in call:
         pass

@@ -88,7 +88,7 @@ def _sentence(code: grpc.StatusCode, details: str, address: str) -> str:
     if code is grpc.StatusCode.UNIMPLEMENTED and (said.startswith("unknown service") or said == "method not found!"):
         return f"the server at {address} is not a latentd server"
     if code is grpc.StatusCode.UNAUTHENTICATED and "with a key alone" in said:
-        return f"the server at {address} takes calls with a key alone: give one as key, or in LATENTD_KEY"
+        return f"{address}: this server takes calls with a key alone; give one as key, or in LATENTD_KEY"
     return details or f"the server at {address} ended the call with {code.name}"
 
 

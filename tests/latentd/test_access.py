@@ -97,7 +97,8 @@ def test_tls_with_a_server_that_has_none(model: Model, secured: Secured) -> None
 def test_who_shows_no_key_is_told_where_to_put_one(secured: Secured) -> None:
     without = {name: value for name, value in secured.access.items() if name != "key"}
     client = Client(address(secured.server), **without)
-    with client, pytest.raises(ServerError, match="takes calls with a key alone: give one as key, or in LATENTD_KEY"):
+    words = "this server takes calls with a key alone; give one as key, or in LATENTD_KEY"
+    with client, pytest.raises(ServerError, match=words):
         client.models()
 
 

@@ -20,6 +20,7 @@ from training.average import Average
 from training.errors import TrainingError
 from training.figures import Figures
 from training.files import read_tensors, write_tensors
+from training.optimizer import optimizers_of
 from training.processes import Processes
 from training.recipe import PhaseRecipe
 from training.sheet import write_png
@@ -77,11 +78,11 @@ def train(phase: Phase, folder: Path, processes: Processes) -> None:
         phase.net.load_state_dict(read_tensors(folder / WEIGHTS)[0], strict=True)
         return
     parameters = [parameter for parameter in phase.net.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.99), fused=True)
+    optimizers = optimizers_of(phase.net, recipe)
     average = Average(phase.net, recipe.average) if recipe.average else None
     begin = 0
     if (folder / STATE).exists():
-        begin = load_state(folder / STATE, phase.net, optimizer, average)
+        begin = load_state(folder / STATE, phase.net, optimizers, average)
     processes.wait()
     figures = Figures(folder / "figures.csv", begin) if processes.first else None
     # Read before signals are held back: it may encode a bank for an hour, which Ctrl-C ends at once, and which resumes.
@@ -106,9 +107,10 @@ def train(phase: Phase, folder: Path, processes: Processes) -> None:
             batch = coming.result()
             if step + 1 < recipe.steps:
                 coming = ahead.submit(phase.read, step + 1)
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(recipe, step)
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate_at(recipe, step)
+            phase.net.zero_grad(set_to_none=True)
             losses = phase.losses(batch, step)
             next(iter(losses.values())).backward()
             processes.mean_gradients(parameters)
@@ -123,7 +125,8 @@ def train(phase: Phase, folder: Path, processes: Processes) -> None:
                     f"{float(length)}; the last checkpoint in {folder} is kept. Lower rate (now {recipe.rate:g}), or "
                     f"turn bfloat16 off, under another name"
                 )
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             if average is not None:
                 average.update(phase.net, step)
             done = step + 1
@@ -137,7 +140,7 @@ def train(phase: Phase, folder: Path, processes: Processes) -> None:
                 figures.add({**row, **named})
             if figures is not None and (done % recipe.save_every == 0 or stop) and done < recipe.steps:
                 figures.write()  # whole on the disk before the state that goes on from there
-                save_state(folder / STATE, done, phase.net, optimizer, average)
+                save_state(folder / STATE, done, phase.net, optimizers, average)
             if figures is not None and (done % recipe.sheet_every == 0 or done == recipe.steps):
                 report(done)
             if stop and done < recipe.steps:

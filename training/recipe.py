@@ -82,13 +82,16 @@ class UnetRecipe:
 
 @dataclass(frozen=True)
 class PhaseRecipe:
-    """Says how one network is trained: AdamW, the rate rising over `warmup` steps and falling by a cosine to zero."""
+    """Says how one network is trained: the rate rises over `warmup` steps and falls by a cosine to zero."""
 
     steps: int = _limited(1000, 1, 100_000_000)
     batch: int = _limited(32, 1, 4096)  # pictures a step, of all processes together
     rate: float = _limited(8e-4, 0, 1)
     warmup: int = _limited(100, 0, 1_000_000)
-    decay: float = _limited(0.01, 0, 1)  # of weights, AdamW's
+    # "muon": matrices by Muon, the rest by AdamW (training/optimizer.py). Muon's own products are in bfloat16 where the
+    # processor multiplies it, whatever `bfloat16` says of the network's.
+    optimizer: str = _one_of("adamw", "adamw", "muon")
+    decay: float = _limited(0.01, 0, 1)  # a step takes rate x decay off each weight
     average: float = _limited(0.998, 0, 0.99999)  # of the weights that are kept, a step; 0: none
     clip: float = _limited(1.0, 0, 1e6)  # longest gradient
     bfloat16: bool = False  # autocast, where the device has instructions for it; else float32

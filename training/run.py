@@ -16,13 +16,14 @@ from model.vae import VaeDecoder, VaeEncoder
 from training.assemble.card import card, write_card
 from training.assemble.checkpoint import Trained, assemble
 from training.assemble.record import keep_record
-from training.batches import Captions, Context, multiplies_bfloat16
+from training.batches import Captions, Context
 from training.data.opened import open_pictures
 from training.errors import TrainingError
 from training.evaluate.report import evaluate
 from training.files import read_tensors, write, write_json, write_tensors
 from training.loop import WEIGHTS, Phase, train
 from training.networks import new_text, text_spec
+from training.ops import multiplies_bfloat16
 from training.phases.adapter import Adapter
 from training.phases.autoencoder import Autoencoder, whiten
 from training.phases.classifier import Classifier, Net

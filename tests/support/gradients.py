@@ -1,21 +1,24 @@
-"""Gradients of each phase's first step, as a file: of one process, or of several that torchrun starts.
+"""Gradients of each phase's first step, and how far a step of Muon takes processes apart, as a file: of one process, or
+of several that torchrun starts.
 
 torchrun --nproc-per-node 2 -m tests.support.gradients FOLDER
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.support.training import context_of, tiny
 from training import processes
 from training.files import write_tensors
 from training.loop import Phase
 from training.networks import new_text, new_unet
+from training.optimizer import optimizers_of
 from training.phases.adapter import Adapter
 from training.phases.autoencoder import Autoencoder
 from training.phases.classifier import Classifier
@@ -45,9 +48,18 @@ def gradients(folder: Path, joined: Processes) -> dict[str, Tensor]:
         joined.mean_gradients(phase.net.parameters())
         for name, parameter in phase.net.named_parameters():
             assert parameter.grad is not None, name
-            kept[f"{phase.name}.{name}"] = parameter.grad
+            kept[f"{phase.name}.{name}"] = parameter.grad.clone()
         kept[f"{phase.name} loss"] = joined.mean(next(iter(losses.values())).detach())
+        for optimizer in optimizers_of(phase.net, dataclasses.replace(phase.recipe, optimizer="muon")):
+            optimizer.step()
+        kept[f"{phase.name} apart"] = _apart(phase.net, joined)
     return kept
+
+
+def _apart(net: nn.Module, joined: Processes) -> Tensor:
+    """Return how far the weights of the processes are apart: 0 where all have the same bits."""
+    weights = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+    return joined.mean((weights - joined.mean(weights.clone())).abs().max())
 
 
 if __name__ == "__main__":

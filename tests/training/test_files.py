@@ -13,7 +13,9 @@ from training.average import Average
 from training.errors import TrainingError
 from training.figures import Figures, curves, read_figures
 from training.files import read_tensors, write, write_tensors
-from training.state import load_state, save_state
+from training.optimizer import optimizers_of
+from training.recipe import PhaseRecipe
+from training.state import Optimizers, load_state, save_state
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,19 +37,21 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
         read_tensors(tmp_path / "a.safetensors")
 
 
-def stepped(net: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average, steps: range) -> None:
+def stepped(net: torch.nn.Module, optimizers: Optimizers, average: Average, steps: range) -> None:
     for step in steps:
-        optimizer.zero_grad()
+        net.zero_grad()
         net(torch.full((2, 3), float(step))).square().mean().backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         average.update(net, step)
 
 
-def test_a_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    def begun() -> tuple[torch.nn.Module, torch.optim.AdamW, Average]:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_state_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    def begun() -> tuple[torch.nn.Module, Optimizers, Average]:
         torch.manual_seed(3)
-        net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.SiLU(), torch.nn.Linear(4, 2))
-        return net, torch.optim.AdamW(net.parameters(), lr=0.01), Average(net, 0.9)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.SiLU(), torch.nn.Linear(16, 16))
+        return net, optimizers_of(net, PhaseRecipe(rate=0.01, optimizer=kind)), Average(net, 0.9)
 
     whole, broken = begun(), begun()
     stepped(*whole, range(9))
@@ -65,7 +69,7 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / "s", {"weight.a": torch.zeros(2)}, {"step": "3"})
     net = torch.nn.Linear(2, 2)
     with pytest.raises(TrainingError, match="is no checkpoint of this phase"):
-        load_state(tmp_path / "s", net, torch.optim.AdamW(net.parameters()), None)
+        load_state(tmp_path / "s", net, optimizers_of(net, PhaseRecipe()), None)
 
 
 def test_figures_after_the_step_that_is_resumed_from_are_dropped(tmp_path: Path) -> None:

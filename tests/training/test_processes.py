@@ -1,4 +1,4 @@
-"""Two processes that torchrun starts have the gradients that one has with the whole batch, in every phase."""
+"""Two processes that torchrun starts have the gradients that one has with the whole batch, and the same weights."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def test_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
         scale = float(gradient.abs().max()) + 1e-3 * next(v for phase, v in largest.items() if name.startswith(phase))
         worst = max(worst, float((gradient - theirs[name]).abs().max()) / scale)
     assert worst < 1e-4, worst
+    assert all(float(theirs[f"{phase} apart"]) == 0 for phase in PHASES), "a step has moved them apart"
 
 
 def test_a_batch_without_equal_shares_is_refused(tmp_path: Path) -> None:

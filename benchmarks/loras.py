@@ -2,8 +2,9 @@
 
 `step`: a row of SD 1.5's full shape with random weights, by a server's engines with LoRAs of each rank over those of
 one without, in turn. Every layer that a LoRA may add to takes part, whatever a file has. `requests`: pictures a second
-of the demo model, each with another of a hundred files, over a server without a folder, in turn. On a busy machine the
-ratios say more than the seconds.
+of the demo model, each with another of a hundred files, over a server without a folder, in turn. `large`: the same of
+SD 1.5's shape, pictures of four unguided steps, files of rank 32 (4 GB). On a busy machine the ratios say more than the
+seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,12 +48,16 @@ def write_lora(path: Path, spec: Spec, rank: int, seed: int) -> None:
     write_safetensors(path, "float16", tensors)
 
 
-def step(rows: Rows, turns: int, size: tuple[int, int], scratch: Path, ranks: list[int]) -> None:
-    """Time a row without LoRAs, and with one of each rank, in turn."""
+def _sd15(scratch: Path) -> Path:
     folder = scratch / "sd15-float16"
     if not (folder / "unet").is_dir():
         write_folder(folder, "float16")
-    checkpoint = open_checkpoint(folder)
+    return folder
+
+
+def step(rows: Rows, turns: int, size: tuple[int, int], scratch: Path, ranks: list[int]) -> None:
+    """Time a row without LoRAs, and with one of each rank, in turn."""
+    checkpoint = open_checkpoint(_sd15(scratch))
     (loras := scratch / "loras").mkdir(exist_ok=True)
     for rank in ranks:
         write_lora(loras / f"rank{rank}.safetensors", checkpoint.spec, rank, rank)
@@ -91,35 +97,48 @@ def step(rows: Rows, turns: int, size: tuple[int, int], scratch: Path, ranks: li
 
 def requests(rows: Rows, turns: int, pictures: int) -> None:
     """Draw pictures through gRPC, each with a LoRA that has not been used for a hundred, and without any."""
-    spec = open_checkpoint(DEMO).spec
+    _throughput(rows, DEMO, 16, turns, pictures, f"{DEMO.name}, {IN_FLIGHT} in flight", {})
+
+
+def large(rows: Rows, turns: int, size: tuple[int, int], scratch: Path) -> None:
+    """Draw pictures of SD 1.5's full shape, likewise, so few a turn that all are in flight."""
+    shape, pictures = f"SD 1.5 {size[0]}x{size[1]}, 4 unguided steps", 4
+    wish = {"width": size[0], "height": size[1], "steps": 4, "guidance": 1}
+    _throughput(rows, _sd15(scratch), 32, turns, pictures, f"{shape}, {pictures} in flight", wish)
+
+
+def _throughput(
+    rows: Rows, model: Path, rank: int, turns: int, pictures: int, shape: str, wish: dict[str, Any]
+) -> None:
+    spec = open_checkpoint(model).spec
     with tempfile.TemporaryDirectory() as folder:
         for number in range(FILES):
-            write_lora(Path(folder) / f"lora{number}.safetensors", spec, 16, number)
+            write_lora(Path(folder) / f"lora{number}.safetensors", spec, rank, number)
         numbers = itertools.cycle(range(FILES))
         with (
-            server_process(DEMO) as (plain, _, _),
-            server_process(DEMO, flags=("--loras", folder)) as (adapted, _, _),
+            server_process(model) as (plain, _, _),
+            server_process(model, flags=("--loras", folder)) as (adapted, _, _),
         ):
             rates = {"none": [], "another one each": []}
             for turn in range(turns + 1):
                 for name, line in (("none", plain), ("another one each", adapted)):
                     address = re.findall(r"gRPC (\S+),", line)[0]
-                    rate = asyncio.run(_rate(address, pictures, numbers if line is adapted else None))
+                    rate = asyncio.run(_rate(address, pictures, numbers if line is adapted else None, wish))
                     if turn:
                         rates[name].append(rate)
     for name, each in rates.items():
-        rows.add(f"pictures, LoRA: {name}", f"{DEMO.name}, {IN_FLIGHT} in flight", "1/s", each)
+        rows.add(f"pictures, LoRA: {name}", shape, "1/s", each)
     ratios = [one / none for one, none in zip(rates["another one each"], rates["none"], strict=True)]
-    rows.add("pictures, LoRAs over none", f"{DEMO.name}, {IN_FLIGHT} in flight", "ratio", ratios)
+    rows.add("pictures, LoRAs over none", shape, "ratio", ratios)
 
 
-async def _rate(address: str, pictures: int, numbers: itertools.cycle[int] | None) -> float:
+async def _rate(address: str, pictures: int, numbers: itertools.cycle[int] | None, wish: dict[str, Any]) -> float:
     client, todo = AsyncClient(address), iter(range(pictures))
 
     async def one_after_another() -> None:
         for picture in todo:
             loras = None if numbers is None else {f"lora{next(numbers)}": 0.8}
-            await client.generate(f"red apple {picture}, color style", seed=picture, loras=loras)
+            await client.generate(f"red apple {picture}, color style", seed=picture, loras=loras, **wish)
 
     start = time.perf_counter()
     try:
@@ -131,7 +150,7 @@ async def _rate(address: str, pictures: int, numbers: itertools.cycle[int] | Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loras", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("step", "requests", "all"), default="all")
+    parser.add_argument("what", nargs="?", choices=("step", "requests", "large", "all"), default="all")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--size", default="512x512", help="of a picture of SD 1.5")
     parser.add_argument("--ranks", default="32,64", help="of LoRAs")
@@ -146,6 +165,8 @@ def main() -> None:
         step(rows, options.turns, parse_sizes(options.size)[0], options.scratch, ranks)
     if options.what in ("requests", "all"):
         requests(rows, options.turns, options.pictures)
+    if options.what in ("large", "all"):
+        large(rows, options.turns, parse_sizes(options.size)[0], options.scratch)
 
 
 if __name__ == "__main__":

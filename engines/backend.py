@@ -132,6 +132,7 @@ class Backend(Protocol):
     # May one other thread call `stepper` while this one encodes, steps and decodes? Only for a size that has a stepper
     # already: what a backend measures once a size would otherwise be measured beside steps that disturb it.
     makes_beside: bool
+    lora_dtype: str  # "float32", or "bfloat16" (as uint16): what the LoRAs of a denoiser's rows come in
 
     def encode_text(self, ids: NDArray[np.int64], skip: int = 0, lora: Lora | None = None) -> Encoded:
         """Encode token ids [tokens], or for two text encoders [2, tokens].

@@ -12,7 +12,7 @@ from graphs import ports
 from pipeline.arrays import F32
 from pipeline.conditions.style import Style
 from pipeline.loras.layers import RANKS
-from pipeline.loras.lora import Inputs, Lora, zeros
+from pipeline.loras.lora import Lora, RowInputs, zeros
 from pipeline.spec import Spec
 
 
@@ -21,6 +21,9 @@ class Buffers:
 
     Of a subclass `laid` is what these are laid out for: width, height, rows, chunks and rank.
     """
+
+    # Of the numbers of its rows' LoRAs: uint16 are bfloat16 (Backend.lora_dtype).
+    lora_type: type[np.float32] | type[np.uint16] = np.float32
 
     def __init__(self, spec: Spec, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> None:
         """Allocate for pictures of `width` x `height` pixels and prompts of `chunks` times the encoder's length.
@@ -35,8 +38,8 @@ class Buffers:
             for name, shape in ports.shapes("unet", spec, sides).items()
             if name not in adapted
         }
-        self.rank, self._no_lora = sides["rank"], zeros(layers, sides["rank"])
-        self._loras: list[Inputs] = [self._no_lora] * rows
+        self.rank, self._no_lora = sides["rank"], zeros(layers, sides["rank"], self.lora_type)
+        self._loras: list[RowInputs] = [self._no_lora] * rows
         self.samples, self.timesteps = self.inputs["sample"], self.inputs["timestep"]
         self.contexts = self.inputs["context"]
         self.guidance = self.inputs.get("guidance", np.zeros(rows, np.float32))
@@ -58,10 +61,11 @@ class Buffers:
     def put_lora(self, row: int, lora: Lora | None) -> None:
         """See Denoiser.put_lora."""
         assert lora is None or (self._no_lora and lora.rank == self.rank), "a LoRA of another rank than the buffers'"
+        assert lora is None or all(matrix.dtype == self.lora_type for matrix in lora.unet.values()), "of another type"
         self._loras[row] = self._no_lora if lora is None else lora.unet
 
-    def row(self, row: int) -> dict[str, F32]:
-        """Return views of one row's inputs, by name, as a batch of one."""
+    def row(self, row: int) -> dict[str, Any]:
+        """Return views of one row's inputs, by name, as a batch of one: all float32 but for LoRAs (`lora_type`)."""
         return {**{name: buffer[row : row + 1] for name, buffer in self.inputs.items()}, **self._loras[row]}
 
 

@@ -25,7 +25,7 @@ from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.extras import install
 from pipeline.loras.layers import RANKS
-from pipeline.loras.shelf import KEPT, Shelf
+from pipeline.loras.shelf import KEPT, Shelf, check_folder
 from pipeline.spec import Spec
 from pipeline.tokenizer import AnyTokenizer, tokenizer_of
 
@@ -78,12 +78,10 @@ def load(checkpoint: Checkpoint, choice: Choice = Choice(), beside: Beside = Bes
     if not cuda and choice.device == "auto" and choice.backend in ("auto", "torch") and driver_here():
         log.warning("serving on the CPU, though there is an NVIDIA driver: %s", gpu.why_not())
     checkpoint, encoder = _styled(checkpoint, choice, beside)
-    shelf: Shelf | None = None
     if beside.loras is not None:
         if choice.backend in PLANS:
             raise BackendError(f"loras: backend {choice.backend} takes none yet; torch does")
-        most = max(KEPT, (available_memory() or 0) // _LORAS)
-        shelf = Shelf(beside.loras, checkpoint.spec, checkpoint.id, most)
+        check_folder(beside.loras)  # before the minutes of a load
         checkpoint = replace(checkpoint, spec=adapted(checkpoint.spec))
     place = beside.judge or checkpoint.path / JUDGE
     clip = open_judge(place, log.warning) if beside.judge or place.is_dir() else None
@@ -99,7 +97,7 @@ def load(checkpoint: Checkpoint, choice: Choice = Choice(), beside: Beside = Bes
             digest.result(),
             Styles(checkpoint, encoder, backend.name, choice.threads, judge) if encoder else None,
             judge,
-            shelf,
+            _shelf(beside.loras, checkpoint, backend) if beside.loras is not None else None,
         )
     log.info("%s: weights of %d files, digest %s", model.id, len(checkpoint.weights.files), model.digest)
     if model.styles:
@@ -109,6 +107,12 @@ def load(checkpoint: Checkpoint, choice: Choice = Choice(), beside: Beside = Bes
     if model.judge:
         log.info("%s: judge %s, digest %s", model.id, model.judge.path, model.judge.digest)
     return model
+
+
+def _shelf(folder: Path, checkpoint: Checkpoint, backend: Backend) -> Shelf:
+    most = max(KEPT, (available_memory() or 0) // _LORAS)
+    bfloat16 = backend.lora_dtype == "bfloat16"
+    return Shelf(folder, checkpoint.spec, checkpoint.id, most, bfloat16=bfloat16)
 
 
 def _styled(checkpoint: Checkpoint, choice: Choice, beside: Beside) -> tuple[Checkpoint, Clip | None]:

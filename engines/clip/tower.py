@@ -24,7 +24,7 @@ Tower = Callable[[NDArray[Any]], F32]
 
 # By backend; what has no libraries of its own on the host computes in torch, which it needs anyway.
 _ON_HOST = {
-    "openvino": ("engines.cpu.openvino", "OpenVinoTower"),
+    "openvino": ("engines.cpu.tower", "OpenVinoTower"),
     "onnxruntime": ("engines.cpu.onnxruntime", "OnnxRuntimeTower"),
 }
 _TORCH = ("engines.cpu.torch", "TorchTower")

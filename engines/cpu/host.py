@@ -26,6 +26,7 @@ class HostBackend(ABC):
     """
 
     pixels = "exact"  # a row is a call of its own
+    lora_dtype = "float32"
 
     @abstractmethod
     def denoiser(self, width: int, height: int, rows: int, chunks: int = 1, rank: int = 0) -> Denoiser:

@@ -75,6 +75,7 @@ class CudaDevice:
     # A lane is captured on the stream that all lanes step on: a replay that another thread launched there meanwhile
     # would become a part of the capture. A stream and a memory pool of its own were never tried.
     makes_beside = False
+    lora_dtype = "float32"
 
     def __init__(self, spec: Spec, networks: Networks, kernels: Kernels, device: torch.device, pixels: str) -> None:
         self.spec, self.pixels = spec, pixels

@@ -136,6 +136,7 @@ class CudaStepper:
             timesteps = self._stream.new(table.timesteps.astype(np.float32))
             group.times[index, :run] = self._network.time(timesteps, torch.full_like(timesteps, sitting.guidance))
             new, style, lora = self._stream.new, sitting.style, sitting.lora
+            assert lora is None or all(m.dtype == np.float32 for m in lora.unet.values()), "a LoRA of another type"
             added = () if lora is None else ({name: new(matrix) for name, matrix in lora.unet.items()},)
             for sign, text in enumerate(sitting.texts):
                 seen = None if style is None else (new(style.row(sign)), style.weight)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.arrays import F32
+from pipeline.arrays import F32, to_bfloat16
 from pipeline.errors import CheckpointError, InvalidRequest
 from pipeline.loras.file import Identity, LoraFile, identity_of, open_lora
 from pipeline.loras.layers import RANKS, bucket, inputs_of, text_layers, unet_layers
@@ -26,7 +26,7 @@ from pipeline.loras.names import Names
 from pipeline.spec import Spec
 
 ENDING = ".safetensors"
-KEPT = 512 << 20  # bytes of LoRAs that are remembered: of rank 32 some six of SD 1.5, one of SDXL
+KEPT = 512 << 20  # bytes of LoRAs that are remembered: of rank 32, float32, some six of SD 1.5, one of SDXL
 _MOST_FILES = 1000  # that are listed
 Key = tuple[tuple[Identity, float], ...]  # of LoRAs: each one's file, and its weight
 
@@ -49,6 +49,7 @@ class Chosen:
     """Holds the LoRAs of a request, each with its weight; none of their numbers."""
 
     files: tuple[tuple[LoraFile, float], ...]
+    bfloat16: bool = False  # is what they add to the UNet read as this?
 
     @property
     def rank(self) -> int:
@@ -71,9 +72,10 @@ class Chosen:
 
     @property
     def nbytes(self) -> int:
-        """Count the bytes of what Shelf.lora makes of them: two matrices a layer, in float32, filled up to the rank."""
+        """Count the bytes of what Shelf.lora makes of them: two matrices a layer, filled up to the rank."""
         sides = {place: sum(pair.sides) for file, _ in self.files for place, pair in file.pairs.items()}
-        return 4 * self.rank * sum(sides.values())
+        of_unet = 2 if self.bfloat16 else 4
+        return self.rank * sum((of_unet if part == "unet" else 4) * side for (part, _), side in sides.items())
 
     def _ranks(self) -> int:
         """Add up the ranks of the layer that has most."""
@@ -91,15 +93,16 @@ class Shelf:
     whether one more has room beside them.
     """
 
-    def __init__(self, folder: Path, spec: Spec, model: str, most: int = 4 * KEPT) -> None:
+    def __init__(self, folder: Path, spec: Spec, model: str, most: int = 4 * KEPT, *, bfloat16: bool = False) -> None:
         """`model`: what errors call it; `most`: bytes that LoRAs may have together while more than one is there.
+
+        `bfloat16`: what they add to the UNet is rounded to that (Backend.lora_dtype); it takes half the memory.
 
         Errors: CheckpointError where there is no such folder.
         """
-        if not folder.is_dir():
-            raise CheckpointError(f"loras: {folder} is no folder")
+        check_folder(folder)
         self.folder = folder.resolve()
-        self._model, self._most = model, most
+        self._model, self._most, self._bfloat16 = model, most, bfloat16
         self._layers = {"unet": unet_layers(spec.unet), "text_encoder": text_layers(spec.text, spec.text_2)}
         self._names = Names(spec.unet, self._layers["unet"], self._layers["text_encoder"])
         self._lock = threading.Lock()  # guards all that follow
@@ -132,7 +135,7 @@ class Shelf:
                 raise InvalidRequest(f"loras: {error}", "loras") from None
             if weight:
                 files.append((file, weight))
-        chosen = Chosen(tuple(files))
+        chosen = Chosen(tuple(files), self._bfloat16)
         try:
             _ = chosen.rank
         except ValueError as error:
@@ -198,7 +201,11 @@ class Shelf:
     def _merged(self, chosen: Chosen) -> Lora:
         """Lay the matrices of all files side by side along the rank: their products add up."""
         rank = chosen.rank
-        inputs = {part: zeros(layers, rank) for part, layers in self._layers.items()}
+        halves = {"unet"} if self._bfloat16 else set()
+        inputs = {
+            part: zeros(layers, rank, np.uint16 if part in halves else np.float32)
+            for part, layers in self._layers.items()
+        }
         used: dict[tuple[str, str], int] = {}
         for part, layer, a, b in _numbers(chosen):
             (name_a, name_b), into = inputs_of(layer), inputs[part]
@@ -206,6 +213,8 @@ class Shelf:
             if not at:
                 into[name_a], into[name_b] = np.zeros_like(into[name_a]), np.zeros_like(into[name_b])
             used[part, layer] = end = at + len(a)
+            if part in halves:
+                a, b = to_bfloat16(a), to_bfloat16(b)
             into[name_a][0, at:end], into[name_b][0, :, at:end] = a, b
         key = chosen.text_key
         return Lora(rank, inputs["unet"], inputs["text_encoder"] if key else None, key, chosen.nbytes)
@@ -262,6 +271,12 @@ class Shelf:
             return 0
 
 
+def check_folder(folder: Path) -> None:
+    """Look for a folder of LoRAs. Errors: CheckpointError where there is none."""
+    if not folder.is_dir():
+        raise CheckpointError(f"loras: {folder} is no folder")
+
+
 def _numbers(chosen: Chosen) -> Iterator[tuple[str, str, F32, F32]]:
     """Yield part, layer, A and the weighted B of each pair of all files. Errors: those of LoraFile.read."""
     for file, weight in chosen.files:
@@ -273,4 +288,4 @@ def _numbers(chosen: Chosen) -> Iterator[tuple[str, str, F32, F32]]:
             yield part, layer, a, b
 
 
-__all__ = ["ENDING", "KEPT", "RANKS", "Chosen", "Listed", "Shelf"]
+__all__ = ["ENDING", "KEPT", "RANKS", "Chosen", "Listed", "Shelf", "check_folder"]

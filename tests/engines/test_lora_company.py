@@ -14,6 +14,7 @@ import pytest
 
 from engines.choice import Choice
 from engines.cpu import openvino
+from engines.cpu.core import has_bf16
 from engines.cuda.backend import CudaBackend
 from engines.cuda.kernels import plain_kernels
 from engines.model import Beside, Model, load
@@ -142,6 +143,34 @@ def test_packed_seats_take_twins_and_others(model: Model) -> None:
     sittings = [sitting(model, request, lora) for request, lora in zip(requests, loras(model)[1:5], strict=True)]
     for one, latents in zip(sittings, drawn(packed, sittings, 1), strict=True):
         assert error(latents, drawn(model, [one], 0)[0]) < 1e-3
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this CPU multiplies no bfloat16")
+@pytest.mark.parametrize("small", [0, 32 << 20])
+def test_loras_that_come_in_bfloat16_change_no_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    """An engine that takes them in float32 rounds them itself, each time that it runs."""
+    monkeypatch.setattr(openvino, "_SMALL", small)
+    choice, outputs = Choice("openvino", "bf16", threads=2), []
+    for dtype in ("bfloat16", "float32"):
+        made = load(open_checkpoint(folder), choice, Beside(loras=folder.parent / "loras"))
+        assert made.backend.lora_dtype == "bfloat16"
+        if dtype == "float32":
+            monkeypatch.setattr(openvino, "taking_bfloat16", lambda model, spec: model)
+            backend = openvino.OpenVinoBackend(made.checkpoint, "bf16", 2)
+            made = replace(made, backend=backend, loras=Shelf(folder.parent / "loras", made.spec, "tiny"))
+        size = made.spec.defaults.width, made.spec.defaults.height
+        denoiser = made.backend.denoiser(*size, rows=2, rank=32)
+        chance = np.random.default_rng(5)
+        for buffer in (denoiser.samples, denoiser.contexts):
+            buffer[:] = chance.standard_normal(buffer.shape, np.float32)
+        denoiser.timesteps[:] = 300
+        for lora in (loras(made)[1], loras(made)[2], None):
+            denoiser.put_lora(0, lora)
+            denoiser.run([0, 1])
+            outputs.append(denoiser.outputs.copy())
+    for halves, whole in zip(outputs[:3], outputs[3:], strict=True):
+        assert np.array_equal(halves, whole)
+    assert error(outputs[0][0], outputs[2][0]) > 1e-2, "a LoRA that changes nothing proves nothing"
 
 
 def test_one_engine_takes_every_rank(folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

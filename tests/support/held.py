@@ -26,7 +26,7 @@ class Held(HostBackend):
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.name, self.precision, self.spec = backend.name, backend.precision, backend.spec
-        self.makes_beside = backend.makes_beside
+        self.makes_beside, self.lora_dtype = backend.makes_beside, backend.lora_dtype
         self.runs: list[list[int]] = []  # the rows of each step that was begun
         self.encoded: list[NDArray[np.int64]] = []
         self.decoded = 0  # pictures whose decoding was begun

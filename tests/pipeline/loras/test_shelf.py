@@ -95,15 +95,30 @@ def test_contexts_are_of_a_rank_too(shelf: Shelf, spec: Spec) -> None:
     assert alone.text_key != both.text_key == shelf.lora(both).key
 
 
-def test_bytes_are_counted_before_they_are_there(shelf: Shelf, spec: Spec) -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_bytes_are_counted_before_they_are_there(shelf: Shelf, spec: Spec, bfloat16: bool) -> None:
     put(shelf, "one", tensors_of(spec, 20, only="attn1.to_q", text=False))
     put(shelf, "two", tensors_of(spec, 30, seed=1))
+    shelf = Shelf(shelf.folder, spec, "tiny", bfloat16=bfloat16)
     for names in ([("one", 1)], [("one", 1), ("two", 0.5)]):
         chosen = shelf.chosen(names)
         lora, layers = shelf.lora(chosen), {place for file, _ in chosen.files for place in file.pairs}
         parts = {"unet": lora.unet, "text_encoder": lora.text or {}}
         own = [parts[part][name].nbytes for part, layer in layers for name in inputs_of(layer)]
         assert lora.nbytes == chosen.nbytes == sum(own)
+
+
+def test_a_backend_may_want_bfloat16_for_its_unet(shelf: Shelf, spec: Spec) -> None:
+    put(shelf, "one", tensors_of(spec, seed=1))
+    halves = Shelf(shelf.folder, spec, "tiny", bfloat16=True)
+    whole, half = (each.lora(each.chosen([("one", 0.7)])) for each in (shelf, halves))
+    assert whole.unet.keys() == half.unet.keys() and any(matrix.any() for matrix in half.unet.values())
+    for name, matrix in whole.unet.items():
+        assert half.unet[name].dtype == np.uint16 and half.unet[name].shape == matrix.shape
+        near = (half.unet[name].astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_allclose(near, matrix, rtol=2**-8, atol=0)
+    assert whole.text is not None and half.text is not None
+    assert all(np.array_equal(half.text[name], matrix) for name, matrix in whole.text.items()), "it computes in float32"
 
 
 def test_one_that_somebody_sits_with_lives_on(shelf: Shelf, spec: Spec) -> None:

@@ -31,8 +31,13 @@ class Folder:
         return [each.name for each in entries if _is_model(each) and each.resolve().is_relative_to(top)][:_LISTED]
 
     def model(self, name: str) -> Path:
-        """Return the path of a model. Errors: UnknownModel, with the names that there are."""
+        """Return the path of a model; a file's ending may be left out, as in the id that clients see.
+
+        Errors: UnknownModel, with the names that there are.
+        """
         names = self.names()
+        if name not in names and f"{name}{_FILE}" in names:
+            name += _FILE
         if name not in names:
             known = f"it has {', '.join(names[:20])}" if names else "it has none"
             raise UnknownModel(f"model is {name[:64]!r}, which is not in the folder of models; {known}")

@@ -37,3 +37,17 @@ def test_a_folder_that_may_not_be_looked_into_is_left_out(tmp_path: Path, monkey
     with pytest.raises(PermissionError):
         (tmp_path / "lost+found" / "model_index.json").is_file()
     assert Folder(tmp_path).names() == ["a"]
+
+
+def test_a_file_s_ending_may_be_left_out(tmp_path: Path) -> None:
+    """Clients see its id, which has none."""
+    for name in ("one.safetensors", "two.safetensors"):
+        (tmp_path / name).touch()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "model_index.json").touch()
+    folder = Folder(tmp_path)
+    for name, path in (("one", "one.safetensors"), ("one.safetensors", "one.safetensors"), ("two", "two")):
+        assert folder.model(name) == tmp_path / path
+    for name in ("on", "one.safetensors.safetensors", "", "../one", ".safetensors"):
+        with pytest.raises(UnknownModel, match="not in the folder of models; it has one.safetensors, two"):
+            folder.model(name)

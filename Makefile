@@ -57,7 +57,7 @@ help:
 	@echo "  make train RECIPE=file.yaml [OUT=dir] [PROCESSES=1]"
 	@echo "                                     your own model from captioned pictures; the same words resume"
 	@echo "  make demo-data [OUT=dir]           draw the things of the demo model from two fonts of Debian packages"
-	@echo "  make demo-model [PROCESSES=2]      train a demo model from nothing on them, for hours"
+	@echo "  make demo-model [PROCESSES=2]      train the demo model from nothing on them, for hours"
 	@echo
 	@echo "To change latentd (CONTRIBUTING.md):"
 	@echo "  make setup [TORCH_INDEX=url]       everything a developer needs, into $(VENV)"
@@ -88,8 +88,8 @@ serve: $(if $(filter tensorrt%,$(or $(BACKEND),$(LATENTD_BACKEND))),$(VENV)/.rtx
 onnx: need-model $(VENV)/.export
 	@$(BIN)/python -W ignore -m export '$(MODEL)' $(call given,OUT,out) $(call given,PREDICTION,prediction)
 
-# Training: the pictures, a model by a recipe, and the demo model's recipe. What is trained
-# has an architecture whose graphs do not ship, so that serving it takes the export extra, which brings torch.
+# Training: the pictures, a model by a recipe, and the demo model's recipe. What is trained with other shapes than the demo
+# model's has graphs that do not ship, so that serving it takes the export extra, which brings torch.
 SHIPPED := training/recipes/small-things.yaml
 TRAIN = $(BIN)/python -m training run
 demo-data: $(VENV)/.export

@@ -9,6 +9,9 @@ from setuptools import find_packages, setup
 
 ROOMS = ("pipeline", "graphs", "model", "kernels", "engines", "export", "server", "demo", "protos", "web")
 INSIDE = "latentd.rooms"
+# What of the embedded model serves: no record of the run that made it.
+DEMO = ("ip_adapter", "judge", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
+OF_DEMO = ["*.json", "README.md", *(f"{part}/*" for part in DEMO)]
 
 rooms = [package for room in ROOMS for package in (room, *(f"{room}.{below}" for below in find_packages(room)))]
 setup(
@@ -18,7 +21,7 @@ setup(
         "latentd": ["py.typed"],
         f"{INSIDE}.pipeline": ["*.gz"],
         f"{INSIDE}.graphs": ["*.onnx", "*.json", "*.md", "**/*.json"],
-        f"{INSIDE}.demo": ["small-things/*.json", "small-things/README.md", "small-things/*/*"],
+        f"{INSIDE}.demo": [f"small-things/{files}" for files in OF_DEMO],
         f"{INSIDE}.protos": ["**/*.proto"],
         f"{INSIDE}.web": ["**/*"],
     },

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import graphs
-from pipeline.checkpoint.clip import read_vision
+from pipeline.checkpoint.clip import JUDGE, open_judge, read_vision
 from pipeline.checkpoint.networks import read_text
 from pipeline.config import Config
 from pipeline.networks import ClipSpec
@@ -51,7 +51,8 @@ def styled(spec: Spec) -> Spec:
 
 def published_clips() -> dict[str, ClipSpec]:
     """Return the spec of every CLIP folder whose graphs ship, by its name."""
-    specs = {}
+    judge = open_judge(_DEMO / JUDGE, lambda _: None).spec
+    specs = {"demo/small-things's judge": judge}
     for name, config in json.loads(_CONFIGS.read_bytes())["clip"].items():
         parts = Config(InMemory(_CONFIGS, {name: json.dumps(config).encode()}), name)
         text = read_text(parts.section("text_config"), lambda _: None) if "text_config" in config else None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+import graphs
+from pipeline.networks import ClipSpec
+from pipeline.spec import read_spec
 from training.errors import TrainingError
+from training.networks import text_spec, unet_spec, vae_spec, vision_spec
 from training.recipe import Recipe, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "training/recipes").glob("*.yaml"))
@@ -19,6 +24,18 @@ def test_shipped_recipes_are_read(path: Path) -> None:
     assert recipe.digest != Recipe().digest
 
 
+@pytest.mark.parametrize("name", ["own-pictures", "own-pictures-short"])
+def test_what_is_trained_with_the_demo_model_s_shapes_has_graphs_that_ship(name: str) -> None:
+    """Whoever trained on a folder of pictures serves the model at once, without torch."""
+    recipe = read_recipe(RECIPES[0].with_name(f"{name}.yaml"))
+    demo = read_spec(Path(__file__).parents[2] / "demo/small-things")
+    unet = unet_spec(recipe, recipe.phases.adapter.tokens)
+    trained = dataclasses.replace(demo, text=text_spec(recipe), unet=unet, vae=vae_spec(recipe))
+    assert all(graphs.shipped(network, trained) for network in graphs.NETWORKS)
+    clip = ClipSpec(vision_spec(recipe), text_spec(recipe))
+    assert all(graphs.shipped(network, clip) for network in graphs.TOWERS)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -29,6 +46,7 @@ def test_shipped_recipes_are_read(path: Path) -> None:
         ("phases: {denoiser: {rate: fast}}", "phases.denoiser.rate is 'fast'; it must be a number"),
         ("phases: {denoiser: {rate: .nan}}", "phases.denoiser.rate is nan; it must be 0 to 1"),
         ("phases: {denoiser: {bfloat16: 1}}", "phases.denoiser.bfloat16 is 1; it must be true or false"),
+        ("phases: {denoiser: {optimizer: sgd}}", "phases.denoiser.optimizer is 'sgd'; it must be one of adamw, muon"),
         ("phases: 3", "phases is 3; it must be keys and values"),
         ("[1]", "the recipe is [1]; it must be keys and values"),
         ("data: {kind: movies}", "data.kind is 'movies'; it must be one of drawn, folder, shapes"),

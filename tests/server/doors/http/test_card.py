@@ -56,4 +56,4 @@ def test_long_ones_are_cut(tmp_path: Path) -> None:
 def test_the_demo_models_card_has_prompts_to_begin_with() -> None:
     known = read_card(Path(__file__).parents[4] / "demo" / "small-things")
     assert "red apple, color style" in known.prompts and len(known.prompts) >= 8
-    assert "390 things" in known.about and len(known.things) == 390
+    assert "400 things" in known.about and len(known.things) == 400

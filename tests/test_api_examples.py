@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from engines.model import Model
+from engines.choice import Choice
+from engines.model import Model, load
+from pipeline.checkpoint.opened import open_checkpoint
 from server.app import Server
 from tests.support.serving import serving
 
@@ -59,15 +61,18 @@ def test_it_runs(language: str, text: str, server: Server, tmp_path: Path) -> No
         assert pictures and all(picture.size in ((24, 24), (64, 64)) for picture in pictures)
 
 
-def test_the_first_examples_of_conditions_run(server: Server, tmp_path: Path) -> None:
-    """In one folder, one after the other: what one draws the next begins with."""
+def test_the_first_examples_of_conditions_run(tmp_path: Path) -> None:
+    """By the demo model, in one folder, one after the other: what one draws the next begins with."""
     text = (ROOT / "docs/conditions.md").read_text()
     shell = re.findall(r"(?:^    \.venv/bin/latentd .*\n)+", text, re.M)[0].replace(".venv/bin/latentd", "latentd")
     python = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)[0]
     assert shell.count("--init penguin.png") == python.count('init_image="penguin.png"') == 1
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LATENTD_SERVER": f"127.0.0.1:{server.grpc_port}"}
     ours = f'latentd() {{ "{sys.executable}" -m latentd "$@"; }}\n'
-    for command in (["bash", "-euc", ours + shell], [sys.executable, "-c", python]):
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.png", "fox.png", "penguin.png"]
+    with serving(load(open_checkpoint(ROOT / "demo/small-things"), Choice("openvino"))) as server:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "LATENTD_SERVER": f"127.0.0.1:{server.grpc_port}"}
+        for command in (["bash", "-euc", ours + shell], [sys.executable, "-c", python]):
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+    drawn = {path.name for path in tmp_path.iterdir()}
+    kept = {name for name in drawn if name.startswith("rocket-")}
+    assert drawn - kept == {f"{name}.png" for name in ("both", "fox", "inky", "penguin", "without")} and len(kept) == 2

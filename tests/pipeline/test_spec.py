@@ -89,7 +89,7 @@ def test_another_one(tmp_path: Path) -> None:
 def test_the_demo_checkpoint() -> None:
     spec = read_spec(DEMO)
     assert spec.text.tokens == 32 and spec.vae.factor == 4 and spec.latent_shape(64, 64) == (4, 16, 16)
-    assert spec.defaults == Defaults(steps=12, guidance=3.0, sampler="dpmpp_2m", width=64, height=64)
+    assert spec.defaults == Defaults(steps=12, guidance=1.75, sampler="dpmpp_2m", width=64, height=64)
 
 
 def test_absent_and_null_mean_the_defaults_of_diffusers(checkpoint: Path) -> None:

@@ -204,6 +204,13 @@ def best(values: dict[str, float], better: Callable[..., str]) -> float:
     return values[better((name for name in values if name != OURS), key=values.__getitem__)]
 
 
+def by_rounds(ended: dict[str, list[list[Order]]], tails: dict[str, float], wanted: Sequence[int]) -> list[float]:
+    """Return each round's p99 over that of the batcher whose p99 of all rounds is the best."""
+    other = min((name for name in tails if name != OURS), key=tails.__getitem__)
+    each = {name: [p99([o for o in one if o.steps in wanted]) for one in ended[name]] for name in (OURS, other)}
+    return [ours / theirs for ours, theirs in zip(each[OURS], each[other], strict=True) if theirs]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.batchers", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=80, help="of each run (default 80)")
@@ -244,6 +251,7 @@ def main(argv: list[str] | None = None) -> int:
                     note(f"p99 of {which} jobs, {name}", at, "s", tail)
                     shown.setdefault(f"{kind} load, {which} jobs", {}).setdefault(name, []).append(tail)
                 note(f"p99 of {which} jobs over the best", at, "ratio", tails[OURS] / best(tails, min))
+                note(f"p99 of {which} jobs over the best, by rounds", at, "ratio", *by_rounds(ended, tails, wanted))
     if not options.dry and options.kind is None:
         lines = {title: {name: (LOADS, tails) for name, tails in each.items()} for title, each in shown.items()}
         panels = [Panel(f"p99, {title}", "load", "s", each) for title, each in lines.items()]

@@ -258,7 +258,7 @@ class Batcher:
             self.undecoded.remove(picture)
 
     def next_step(
-        self, now: float, row: Callable[[LaneKey], float], step: Callable[[LaneKey, int], float]
+        self, now: float, row: Callable[[LaneKey], float], step: Callable[[LaneKey, int], float], load: float = 0.0
     ) -> tuple[LaneKey, list[int]] | None:
         """Return the lane that steps now, and which of its seats; None where nobody sits. See Share.next."""
         level = self.levels(now)
@@ -270,7 +270,7 @@ class Batcher:
         ]
         if not seated:
             return None
-        key, seats = self._share.next(seated, row, step, waiting=self.waiting_count)
+        key, seats = self._share.next(seated, row, step, waiting=self.waiting_count, load=load)
         self._turn += 1
         self.changes += 1
         for seat in seats:

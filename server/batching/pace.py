@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from server.batching.bursts import Bursts
+from server.batching.load import Load
 from server.wish import LaneKey, Size
 
 _SAMPLES = 9
@@ -54,6 +55,7 @@ class Pace:
         self._decode: dict[Size, Median] = defaultdict(Median)
         self._file: dict[tuple[Size, str], Median] = defaultdict(Median)  # by format
         self._judge = Median()  # of a picture, whatever its size: the judge sees all alike
+        self._load = Load()
         self.unjudged = 0  # pictures that wait for the judge, or are before it
 
     def open(self, lane: LaneKey) -> None:
@@ -72,6 +74,7 @@ class Pace:
     def stepped(self, lane: LaneKey, rows: int, seconds: float, now: float) -> None:
         """Note a step that ended at `now`, monotonic seconds."""
         self._rows[lane].add(seconds / rows)
+        self._load.stepped(seconds, now)
         steps = self._steps[lane]
         (taken := steps.get(rows, Median())).add(seconds)
         self._steps[lane] = {**steps, rows: taken}  # another one: the event loop may be looking through the old one
@@ -86,9 +89,12 @@ class Pace:
 
     def encoded(self, chunks: int, seconds: float) -> None:
         self._encode.add(seconds / chunks)
+        self._load.worked(seconds)
 
     def decoded(self, size: Size, seconds: float) -> None:
         self._decode[size].add(seconds)
+        self._load.worked(seconds)
+        self._load.finished()
 
     def written(self, size: Size, format: str, seconds: float) -> None:
         """Note how long after the device was free again a picture's file was there."""
@@ -96,6 +102,11 @@ class Pace:
 
     def judged(self, seconds: float) -> None:
         self._judge.add(seconds)
+
+    @property
+    def load(self) -> float:
+        """Return the part of the time in which the device worked lately, below 1."""
+        return self._load.value
 
     def row(self, lane: LaneKey) -> float:
         """Return the seconds a row of one evaluation."""

@@ -165,7 +165,8 @@ class Jobs:
         Seats change by the device thread alone.
         """
         with self.changed:  # a submit may open a lane meanwhile
-            if (turn := self.batcher.next_step(now, self._pace.row, self._pace.step)) is None:
+            pace = self._pace
+            if (turn := self.batcher.next_step(now, pace.row, pace.step, pace.load)) is None:
                 return None
             key, seats = turn
             return key, self.batcher.lanes[key], seats

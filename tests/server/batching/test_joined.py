@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable
@@ -47,6 +48,16 @@ def test_who_saves_more_than_it_holds_up_joins(step: Callable[[int], float], job
 def test_the_more_wait_the_more_a_shared_step_counts() -> None:
     """A step of two jobs takes 1.9 times as long as one of one job, as of eight on two cores 7.3 times."""
     assert [joined([2] * 8, lambda rows: 0.2 + 0.9 * rows, waiting) for waiting in (0, 10, 100)] == [1, 2, 8]
+
+
+def test_on_a_busy_device_what_is_saved_counts_for_those_who_are_still_to_come() -> None:
+    """At a load of 0.9 ten begin sooner for each one here, also for each that waits."""
+    assert [joined([2] * 8, lambda rows: 0.2 + 0.9 * rows, 2, load) for load in (0.0, 0.5, 0.9)] == [1, 2, 5]
+    assert joined([2] * 8, each_its_time, 1000, 0.95) == 1, "nothing is saved, whoever comes"
+
+
+def test_a_saving_that_may_be_chance_is_none() -> None:
+    assert joined([2] * 8, lambda rows: 0.03 + rows, 1000, 0.95) == 1, "1.5% of a step of one job"
 
 
 class Seats:
@@ -129,10 +140,23 @@ def ends(server: Simulated, steps: list[int], whens: list[float]) -> list[float]
     return [delivered[job] - job.arrived for job in jobs if job]
 
 
+def together(server: Simulated, steps: list[int], whens: list[float]) -> list[float]:
+    """Seconds of jobs of equal steps whose first eight that wait are one batch, until the last one's file is there."""
+    assert server.step and len(set(steps)) == 1
+    free, took, waiting = 0.0, list[float](), collections.deque(whens)
+    while waiting:
+        free = max(free, waiting[0])
+        batch = [waiting.popleft() for _ in range(8) if waiting and waiting[0] <= free]
+        free += steps[0] * server.step(2 * len(batch)) + len(batch) * (server.encode + server.decode)
+        took += [free + server.file - when for when in batch]
+    return took
+
+
 def one_at_a_time(server: Simulated, steps: list[int], whens: list[float]) -> list[float]:
     free, took = 0.0, []
     for when, n in zip(whens, steps, strict=True):
-        free = max(free, when) + 2 * n * server.row + server.encode + server.decode
+        step = server.step(2) if server.step else 2 * server.row
+        free = max(free, when) + n * step + server.encode + server.decode
         took.append(free + server.file - when)
     return took
 
@@ -157,3 +181,24 @@ def test_short_jobs_do_not_wait_for_long_ones_and_long_ones_end() -> None:
     short = [sorted(t for t, n in zip(times, steps, strict=True) if n == 4)[-3] for times in (took, alone)]
     assert short[0] <= 0.6 * short[1]
     assert len(took) == 300
+
+
+@pytest.mark.parametrize(("load", "fixed"), [(0.7, 0.0002), (0.9, 0.0007), (0.5, 0.0018), (0.9, 0.0018)])
+def test_equal_jobs_end_no_later_than_the_better_batcher_of_whole_requests(load: float, fixed: float) -> None:
+    """A step takes a fixed part and its rows: 0.0018 s and 0.0066 s each on an Intel Xeon of 2 cores.
+
+    Two in a hundred go to steps of all, which tell what these take. Blind to its load the server is at 1.18 of
+    the better one's mean and p99 where much is saved, at a load of 0.9.
+    """
+    exact = Simulated(shaken=0.0, row=0.0066, encode=0.001, decode=0.0175, step=lambda rows: fixed + 0.0066 * rows)
+    assert exact.step
+    rate = load * 8 / (20 * exact.step(16) + 8 * (exact.encode + exact.decode))
+    draw, took, others = random.Random(5), list[float](), ([], [])
+    for _ in range(6):
+        whens = list(itertools.accumulate(draw.expovariate(rate) for _ in range(200)))
+        took += ends(dataclasses.replace(exact), [20] * 200, whens)
+        for batcher, other in zip((one_at_a_time, together), others, strict=True):
+            other += batcher(exact, [20] * 200, whens)
+    p99s = [sorted(times)[1188] for times in (took, *others)]
+    means = [sum(times) / len(times) for times in (took, *others)]
+    assert p99s[0] <= 1.02 * min(p99s[1:]) and means[0] <= 1.02 * min(means[1:]), (p99s, means)

@@ -20,6 +20,7 @@ from graphs.adapted import with_adapters
 from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.files import read_file
+from pipeline.loras.layers import merged
 from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
@@ -45,7 +46,8 @@ def graph_of(network: str, spec: Spec | ClipSpec) -> bytes:
     Errors: BackendError where tracing needs an extra that is not installed; CheckpointError; DiskError.
     """
     if isinstance(spec, Spec) and (layers := ports.adapted_layers(network, spec)):
-        return with_adapters(graph_of(network, ports.adapted(spec, False)), ports.adapters(layers))
+        cheaper = merged(spec.unet) if network == "unet" else ()
+        return with_adapters(graph_of(network, ports.adapted(spec, False)), ports.adapters(layers), cheaper)
     return known_graph(network, spec) or _traced(network, spec)
 
 

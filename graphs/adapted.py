@@ -1,13 +1,15 @@
-"""A graph that takes LoRAs, from one without: beside each layer's x W^T stands x A^T B^T.
+"""A graph that takes LoRAs, from one without: beside a layer's x W^T stands x A^T B^T, or x (W + B A)^T in its place.
 
 A and B are inputs, a pair a layer (ports.adapters), with a row of their own for each row of the batch. So a LoRA is
 data, and another one needs no other graph. It is written into the protobuf itself, as a server has no onnx, and nothing
 more ships. A row of zeros computes what the graph did before, up to the rounding of what a compiler fuses.
+
+Where a layer sees many positions, W + B A is the cheaper one (pipeline.loras.layers.merged).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from graphs.ports import Port
@@ -40,10 +42,11 @@ class _Node:
     after: list[bytes] = field(default_factory=list)  # nodes that follow it
 
 
-def with_adapters(model: bytes, ports: Sequence[Port]) -> bytes:
+def with_adapters(model: bytes, ports: Sequence[Port], merged: Collection[str] = ()) -> bytes:
     """Return the graph with the inputs `ports`, pairs as ports.adapters lists them.
 
-    No node takes those of a layer whose own weight none takes: SDXL's first text encoder has a layer too many.
+    Layers of `merged` add B A to their weight, but those that are convolutions. No node takes those of a layer whose
+    own weight none takes: SDXL's first text encoder has a layer too many.
     Errors: ValueError for a graph that has no product for one of the layers, or whose bytes are damaged.
     """
     (around, graph), known = parts(model), weights(model)
@@ -54,13 +57,17 @@ def with_adapters(model: bytes, ports: Sequence[Port]) -> bytes:
             readers.setdefault(name, []).append(node)
     renamed: dict[int, bytes] = {}
     for a, b in zip(ports[::2], ports[1::2], strict=True):
-        weight = a.name.removesuffix("/A").replace("/", ".") + ".weight"
+        layer = a.name.removesuffix("/A").replace("/", ".")
+        weight = f"{layer}.weight"
         if weight in known and weight not in readers:
             continue
         product = _product(weight, readers)
         if id(product) in renamed:
             raise ValueError(f"two layers share the product of {weight[:80]!r}")
-        renamed[id(product)] = _beside(product, a.name, b.name)
+        if layer in merged and product.kind == "MatMul":
+            renamed[id(product)] = _merged(product, weight, a.name, b.name)
+        else:
+            renamed[id(product)] = _beside(product, a.name, b.name)
     written = [raw for node in nodes for raw in (renamed.get(id(node), _raw(node)), *node.after)]
     rest = [bytes(raw) for what, _, raw in fields(graph) if what not in (GRAPH_NODE, GRAPH_INPUT)]
     inputs = [bytes(raw) for what, _, raw in fields(graph) if what == GRAPH_INPUT]
@@ -103,6 +110,19 @@ def _beside(product: _Node, a: str, b: str) -> bytes:
     product.after.append(_written("Add", [own, other], result))
     kept = [bytes(raw) for what, _, raw in fields(product.raw) if what != 2]
     return wrapped(GRAPH_NODE, b"".join((wrapped(2, own.encode()), *kept)))
+
+
+def _merged(product: _Node, weight: str, a: str, b: str) -> bytes:
+    """Return the nodes of a layer's product with W + B A, of each row, in place of W."""
+    x, (result,) = product.inputs[0], product.outputs
+    change, whole = f"{a[:-2]}/change", f"{a[:-2]}/merged"
+    nodes = (
+        _written("MatMul", [b, a], change),  # [rows, out, in]
+        _written("Add", [weight, change], whole),
+        _written("Transpose", [whole], f"{whole}/t", _permuted),
+        _written("MatMul", [x, f"{whole}/t"], result),
+    )
+    return b"".join(nodes)
 
 
 # A Transpose of the last two of three sides: the attribute `perm` [0, 2, 1].

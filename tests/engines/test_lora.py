@@ -16,6 +16,7 @@ from engines.commands.compare import psnr
 from engines.generate import generate
 from engines.model import Beside, Model, load
 from pipeline.checkpoint.opened import open_checkpoint
+from pipeline.loras.layers import merged, unet_layers
 from tests.support.checkpoints import VELOCITY, make_checkpoint
 from tests.support.loras import configured, drawn_by, tensors_of, write
 from tests.support.trajectories import THEIRS
@@ -83,6 +84,12 @@ def drawn(model: Model, loras: list[tuple[str, float]]) -> NDArray[np.uint8]:
     assert model.loras is not None
     lora = model.loras.lora(model.loras.chosen(loras)) if loras else None
     return generate(model, **ASKED, sampler=SAMPLER, lora=lora)
+
+
+def test_these_models_have_layers_of_either_kind(model: Model) -> None:
+    """Those that add B A to their weight, and those beside which the LoRA's product stands."""
+    cheaper, layers = merged(model.spec.unet), unet_layers(model.spec.unet)
+    assert cheaper and sum("attn" in layer and layer not in cheaper for layer in layers) > 2
 
 
 # PEFT's, where a pipeline is given a second LoRA.

@@ -87,7 +87,7 @@ def _parser() -> _Parser:
     add("--sampler", metavar="NAME", help="such as dpmpp_2m, euler_a, ddim")
     add("--seed", type=whole, metavar="N", help="0..4294967295: the same seed gives the same picture; else drawn")
     add("--images", type=pictures, metavar="N", default=1, help="pictures per prompt, 1..8 (default: 1)")
-    add("--long-prompt", action=on_off, default=False, help="use all of a prompt that is longer than the encoder takes")
+    add("--long-prompt", action=on_off, default=False, help="use a prompt of up to four encoder lengths, not one")
     add("--prompt-weights", action=on_off, default=False, help="(words:1.3) weigh more, \\( is a bracket")
     add("--clip-skip", type=whole, metavar="N", default=0, help="leave out the text encoder's last N layers")
     add("--guidance-start", type=number, metavar="F", help="guide from this fraction of the steps on, 0..1")

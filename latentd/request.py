@@ -214,7 +214,10 @@ def _file(name: str, upload: Upload | None) -> bytes:
     if isinstance(upload, bytes | bytearray | memoryview):
         return bytes(upload)
     if isinstance(upload, str | os.PathLike):
-        return read_upload(name, os.fspath(upload))
+        try:
+            return read_upload(name, os.fspath(upload))
+        except OSError as error:  # OSError makes the class of its number: a FileNotFoundError stays one
+            raise OSError(error.errno, f"{name}: {error.strerror}", os.fspath(upload)) from None
     if not hasattr(upload, "save"):
         raise TypeError(f"{name} is of type {type(upload).__name__}; it takes bytes, a path or a picture of PIL's")
     file = BytesIO()

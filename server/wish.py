@@ -255,7 +255,9 @@ def _keep(request: ImageRequest, model: Model, images: int) -> int | None:
         return None
     if model.judge is None:
         raise InvalidRequest(f"keep: {model.id} has no judge; the server's setting --judge names one", "keep")
-    return within("keep", request.keep, 1, images)
+    if not 1 <= request.keep <= images:
+        raise InvalidRequest(f"keep is {str(request.keep)[:64]}; it must be 1 to images, which is {images}", "keep")
+    return request.keep
 
 
 def _or(value: Value | None, default: Value) -> Value:

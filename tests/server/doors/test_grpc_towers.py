@@ -227,8 +227,8 @@ PICTURE = file_of(pixels_of(8, 8))
         ({"style_image": PICTURE, "style_weight": 2.5}, "style_weight is 2.5; it must be 0 to 2"),
         ({"style_image": PICTURE, "style_weight": float("nan")}, "style_weight is nan; it must be 0 to 2"),
         ({"style_weight": 0.5}, "style_weight needs a picture to take a style from; style_image is missing"),
-        ({"keep": 0}, "keep is 0; it must be 1 to 1"),
-        ({"images": 2, "keep": 3}, "keep is 3; it must be 1 to 2"),
+        ({"keep": 0}, "keep is 0; it must be 1 to images, which is 1"),
+        ({"images": 2, "keep": 3}, "keep is 3; it must be 1 to images, which is 2"),
     ],
 )
 def test_refusals_of_a_request(served: Server, fields: dict[str, object], words: str) -> None:

@@ -217,7 +217,7 @@ def _file(name: str, upload: Upload | None) -> bytes:
         try:
             return read_upload(name, os.fspath(upload))
         except OSError as error:  # OSError makes the class of its number: a FileNotFoundError stays one
-            raise OSError(error.errno, f"{name}: {error.strerror}", os.fspath(upload)) from None
+            raise OSError(error.errno, f"{name}: {error.strerror or error}", os.fspath(upload)) from None
     if not hasattr(upload, "save"):
         raise TypeError(f"{name} is of type {type(upload).__name__}; it takes bytes, a path or a picture of PIL's")
     file = BytesIO()

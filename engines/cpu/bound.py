@@ -16,6 +16,8 @@ from engines.graphs import graph_of
 from graphs import ports, wire
 from pipeline.checkpoint.clip import Clip
 from pipeline.checkpoint.opened import Checkpoint
+from pipeline.loras.layers import merged
+from pipeline.networks import ClipSpec
 from pipeline.spec import Spec
 
 # What OpenVINO calls a Convert that decompresses weights (ov::Decompression). Without it a Convert of a constant is
@@ -41,6 +43,7 @@ def bound(core: ov.Core, checkpoint: Checkpoint | Clip, network: str) -> ov.Mode
     shapes, weights = wire.weights(data), checkpoint.weights
     in_float32 = network in graphs.TOWERS
     small = _SMALL_OF_TEXT if in_float32 else _SMALL
+    added_to = _added_to(checkpoint.spec) if network == "unet" else ()
     for parameter in model.get_parameters():
         name = parameter.get_friendly_name()
         if name not in shapes:
@@ -50,7 +53,8 @@ def bound(core: ov.Core, checkpoint: Checkpoint | Clip, network: str) -> ov.Mode
             tensor = ov.Tensor(array, ov.Shape(array.shape), ov.Type.bf16)
         else:
             tensor = ov.Tensor(array, shared_memory=True)
-        shared = array.nbytes > small and weights.is_mapped(part, name) and not (in_float32 and "embedding" in name)
+        in_place = (in_float32 and "embedding" in name) or (name in added_to and array.dtype == np.float32)
+        shared = array.nbytes > small and weights.is_mapped(part, name) and not in_place
         value = ops.constant(tensor, shared_memory=shared)
         value.set_friendly_name(name)
         if array.dtype != np.float32:
@@ -59,6 +63,17 @@ def bound(core: ov.Core, checkpoint: Checkpoint | Clip, network: str) -> ov.Mode
         parameter.output(0).replace(value.output(0))
         model.remove_parameter(parameter)
     return model
+
+
+def _added_to(spec: Spec | ClipSpec) -> set[str]:
+    """Return the UNet's weights to which the graph itself adds B A.
+
+    To an engine such a one is no weight, and it packs nothing: of float32 it would read the file in each step, of other
+    types it makes a copy.
+    """
+    if not isinstance(spec, Spec) or not spec.unet.adapted:
+        return set()
+    return {f"{layer}.weight" for layer in merged(spec.unet)}
 
 
 def taking_bfloat16(model: ov.Model, spec: Spec) -> ov.Model:

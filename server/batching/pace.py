@@ -17,6 +17,7 @@ from server.batching.load import Load
 from server.wish import LaneKey, Size
 
 _SAMPLES = 9
+_LONGEST = 10  # medians: what a step took beyond was a stop, in which the device did not work
 _LOOK = 0.1  # seconds between looks at how steps are spread: each took 20 of the 120 microseconds beside a step (Zen 5)
 
 
@@ -74,7 +75,7 @@ class Pace:
     def stepped(self, lane: LaneKey, rows: int, seconds: float, now: float) -> None:
         """Note a step that ended at `now`, monotonic seconds."""
         self._rows[lane].add(seconds / rows)
-        self._load.stepped(seconds, now)
+        self._load.stepped(min(seconds, _LONGEST * rows * self._rows[lane].value), now)
         steps = self._steps[lane]
         (taken := steps.get(rows, Median())).add(seconds)
         self._steps[lane] = {**steps, rows: taken}  # another one: the event loop may be looking through the old one

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from engines.choice import Choice
 from engines.cpu import openvino
@@ -20,6 +21,7 @@ from engines.cuda.kernels import plain_kernels
 from engines.model import Beside, Model, load
 from engines.seat import Sitting
 from pipeline.checkpoint.opened import open_checkpoint
+from pipeline.loras.layers import merged
 from pipeline.loras.lora import Lora
 from pipeline.loras.shelf import Shelf
 from pipeline.noise import standard_normal
@@ -194,3 +196,25 @@ def test_one_engine_takes_every_rank(folder: Path, model: Model, monkeypatch: py
             results.append(denoiser.outputs.copy())
         assert error(*results) < 1e-5
         assert np.array_equal(first.setdefault(id(lora), results[0]), results[0]), "bits depend on what came before"
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_who_writes_into_the_file_changes_no_step(folder: Path, tmp_path: Path, engine: str) -> None:
+    """An engine packs nothing of a weight that the graph adds B A to: of float32 it would read it where it lies."""
+    copy = make_checkpoint(tmp_path / "model", dtype=torch.float32)
+    model = load(open_checkpoint(copy), Choice(engine, "f32", threads=2), Beside(loras=folder.parent / "loras"))
+    assert merged(model.spec.unet) and model.loras is not None
+    path = copy / "unet/diffusion_pytorch_model.safetensors"
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert b'"F32"' in path.read_bytes()[:header]
+    denoiser = model.backend.denoiser(32, 32, rows=1, rank=model.rank)
+    denoiser.samples[:], denoiser.contexts[:], denoiser.timesteps[:] = 0.5, 0.1, 300
+    denoiser.put_lora(0, model.loras.lora(model.loras.chosen([("two", 1.0)])))
+    outputs = []
+    for _ in range(2):
+        denoiser.run([0])
+        outputs.append(denoiser.outputs.copy())
+        with path.open("r+b") as file:
+            file.seek(header)
+            file.write(bytes(path.stat().st_size - header))
+    assert np.array_equal(*outputs)

@@ -134,3 +134,14 @@ def test_a_step_takes_what_it_took_and_between_two_in_proportion() -> None:
     pace.stepped(LANE, 16, 1.6, NOW)
     assert (pace.step(LANE, 10), pace.step(LANE, 32)) == (pytest.approx(1.3), pytest.approx(3.2))
     assert pace.step(LONG, 2) == 1.0
+
+
+def test_a_stop_of_the_process_is_no_load() -> None:
+    pace, now = Pace({LANE: 0.01}), 0.0
+    for _ in range(100):
+        now += 0.2
+        pace.stepped(LANE, 2, 0.02, now)
+        pace.decoded(SIZE, 0.0)
+    before, now = pace.load, now + 3600
+    pace.stepped(LANE, 2, 3600.0, now)
+    assert before == pytest.approx(0.1, rel=0.05) and pace.load <= 1.5 * before

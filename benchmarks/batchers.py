@@ -1,11 +1,11 @@
 """Continuous batching against batching of whole requests: `python -m benchmarks.batchers`.
 
-The same engine and stepper in this process, without a door, in turn: latentd's device thread with its seats, and three
-that take whole requests: one at a time in order of arrival; up to eight of those that wait and have as many steps as
-the first; the first eight that wait, whatever their steps, until the longest is done. The last is spared what usual
-ones waste: who is done is not stepped any more, its picture only waits for the others. Each has the same arrivals,
-Poisson, of jobs of 4, 20, 30 or 50 steps at random, or of 20 steps alone, at 50, 70 and 90% of the best batcher's rate
-with a queue that never empties.
+The same engine in this process, without a door, in turn: latentd's device thread with its seats, which lives as long as
+the engine, as in a server, and three that take whole requests: one at a time in order of arrival; up to eight of those
+that wait and have as many steps as the first; the first eight that wait, whatever their steps, until the longest is
+done. The last is spared what usual ones waste: who is done is not stepped any more, its picture only waits for the
+others. Each has the same arrivals, Poisson, of jobs of 4, 20, 30 or 50 steps at random, or of 20 steps alone, at 50, 70
+and 90% of the best batcher's rate with a queue that never empties.
 
 With jobs of 20 steps alone the last two do the same, so the last is left out there: the better of two runs of one thing
 is luck, and they differed by 15%. Everything is done in rounds for the same reason, each with arrivals of its own and
@@ -97,16 +97,33 @@ BATCHERS: dict[str, Choose] = {
 
 @dataclass
 class Engine:
-    """Holds a model and its stepper, used by one policy at a time."""
+    """Holds a model, a stepper for the batchers and a device for the seats; one policy at a time uses it."""
 
     model: Model
     stepper: HostStepper = field(init=False)
+    device: Device = field(init=False)
 
     def __post_init__(self) -> None:
         default = self.model.spec.defaults
         self._size = default.width, default.height
         self._negative = self.model.backend.encode(self.model.tokenizer.encode("").ids)
         self.stepper = HostStepper(self.model.backend.denoiser(*self._size, rows=2 * IN_FLIGHT), IN_FLIGHT)
+        self.device = Device(
+            self.model,
+            sizes=[self._size],
+            seats=IN_FLIGHT,
+            admission=Admission(queue_jobs=10**9, queue_seconds=1e9),
+            metrics=Metrics("batchers"),
+            workers=2,
+            died=lambda: None,
+        )
+
+    def __enter__(self) -> Engine:
+        self.device.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.device.stop()
 
     def batches(self, orders: list[Order], choose: Choose) -> None:
         """Make whole batches, one after the other, of those who have come by then."""
@@ -137,30 +154,17 @@ class Engine:
             encode(to_pixels(backend.decode(self.stepper.latents(seat))), "png")
 
     def seats(self, orders: list[Order]) -> None:
-        """Hand the orders to a device thread of ours, each when it comes. Errors: those of Device.submit."""
-        device = Device(
-            self.model,
-            sizes=[self._size],
-            seats=IN_FLIGHT,
-            admission=Admission(queue_jobs=len(orders) + 1, queue_seconds=1e9),
-            metrics=Metrics("batchers"),
-            workers=2,
-            died=lambda: None,
-        )
-        device.start()
-        try:
-            begun, boxes = time.monotonic(), []
-            for order in orders:
-                time.sleep(max(0.0, begun + order.at - time.monotonic()))
-                request = ImageRequest(prompt=order.prompt, seed=order.number, steps=order.steps)
-                box = _Box(order, begun)
-                boxes.append(box)
-                wish = Wish.of(request, self.model, [self._size], Limits())
-                device.submit(Job(str(order.number), wish, box, time.monotonic()))  # type: ignore[arg-type]
-            for box in boxes:
-                box.over.wait()
-        finally:
-            device.stop()
+        """Hand the orders to the device, each when it comes. Errors: those of Device.submit."""
+        begun, boxes = time.monotonic(), []
+        for order in orders:
+            time.sleep(max(0.0, begun + order.at - time.monotonic()))
+            request = ImageRequest(prompt=order.prompt, seed=order.number, steps=order.steps)
+            box = _Box(order, begun)
+            boxes.append(box)
+            wish = Wish.of(request, self.model, [self._size], Limits())
+            self.device.submit(Job(str(order.number), wish, box, time.monotonic()))  # type: ignore[arg-type]
+        for box in boxes:
+            box.over.wait()
 
 
 class _Box:
@@ -211,6 +215,40 @@ def by_rounds(ended: dict[str, list[list[Order]]], tails: dict[str, float], want
     return [ours / theirs for ours, theirs in zip(each[OURS], each[other], strict=True) if theirs]
 
 
+def compare(engine: Engine, only: str | None, jobs: int, rounds: int, rows: Rows) -> dict[str, dict[str, list[float]]]:
+    """Measure jobs of one kind, or of both, and note rows; returns the p99 at each load, by title and policy."""
+    policies: Policies = {OURS: engine.seats}
+    policies |= {
+        name: lambda orders, choose=choose: engine.batches(orders, choose) for name, choose in BATCHERS.items()
+    }
+    shown: dict[str, dict[str, list[float]]] = {}
+    measure(policies, MIXED, min(8, jobs), 0.0, rounds=1)  # warm
+    for kind, steps in (("mixed", MIXED), ("uniform", UNIFORM)):
+        if only not in (None, kind):
+            continue
+        shape = f"{kind}: {' '.join(map(str, steps))} steps, {rounds} x {jobs} jobs"
+        apart = {name: run for name, run in policies.items() if len(steps) > 1 or name != "anything together"}
+        ended = measure(apart, steps, jobs, 0.0, rounds)
+        rates = {name: [len(one) / max(order.ended for order in one) for one in ran] for name, ran in ended.items()}
+        for name, each in rates.items():
+            rows.add(f"sustained rate, {name}", shape, "1/s", each)
+        middle = {name: statistics.median(each) for name, each in rates.items()}
+        rows.add("sustained rate over the best", shape, "ratio", [middle[OURS] / best(middle, max)])
+        for part in LOADS:
+            ended = measure(apart, steps, jobs, part * best(middle, max), rounds)
+            at = f"{shape}, load {part:g}"
+            for which, wanted in (("all", steps), *((("4-step", (SHORT,)),) if SHORT in steps else ())):
+                asked = {name: [o for one in ran for o in one if o.steps in wanted] for name, ran in ended.items()}
+                tails = {name: p99(orders) for name, orders in asked.items()}
+                for name, tail in tails.items():
+                    rows.add(f"p99 of {which} jobs, {name}", at, "s", [tail])
+                    shown.setdefault(f"{kind} load, {which} jobs", {}).setdefault(name, []).append(tail)
+                rows.add(f"p99 of {which} jobs over the best", at, "ratio", [tails[OURS] / best(tails, min)])
+                each_round = by_rounds(ended, tails, wanted)
+                rows.add(f"p99 of {which} jobs over the best, by rounds", at, "ratio", each_round)
+    return shown
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.batchers", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=80, help="of each run (default 80)")
@@ -218,40 +256,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kind", choices=("mixed", "uniform"), help="of jobs; without it both, and a plot in docs")
     parser.add_argument("--dry", action="store_true", help="print, and keep neither rows nor plot")
     options = parser.parse_args(argv)
-    engine = Engine(load(open_checkpoint(ROOT / "demo" / "small-things")))
-    policies: Policies = {OURS: engine.seats}
-    policies |= {
-        name: lambda orders, choose=choose: engine.batches(orders, choose) for name, choose in BATCHERS.items()
-    }
     rows = Rows("batchers-cpu", ("openvino", "numpy"), keep=not options.dry)
-    shown: dict[str, dict[str, list[float]]] = {}
-
-    def note(what: str, shape: str, unit: str, *values: float) -> None:
-        rows.add(what, shape, unit, list(values))
-
-    measure(policies, MIXED, min(8, options.jobs), 0.0, rounds=1)  # warm
-    for kind, steps in (("mixed", MIXED), ("uniform", UNIFORM)):
-        if options.kind not in (None, kind):
-            continue
-        shape = f"{kind}: {' '.join(map(str, steps))} steps, {options.rounds} x {options.jobs} jobs"
-        apart = {name: run for name, run in policies.items() if len(steps) > 1 or name != "anything together"}
-        ended = measure(apart, steps, options.jobs, 0.0, options.rounds)
-        rates = {name: [len(one) / max(order.ended for order in one) for one in ran] for name, ran in ended.items()}
-        for name, each in rates.items():
-            note(f"sustained rate, {name}", shape, "1/s", *each)
-        middle = {name: statistics.median(each) for name, each in rates.items()}
-        note("sustained rate over the best", shape, "ratio", middle[OURS] / best(middle, max))
-        for part in LOADS:
-            ended = measure(apart, steps, options.jobs, part * best(middle, max), options.rounds)
-            at = f"{shape}, load {part:g}"
-            for which, wanted in (("all", steps), *((("4-step", (SHORT,)),) if SHORT in steps else ())):
-                asked = {name: [o for one in ran for o in one if o.steps in wanted] for name, ran in ended.items()}
-                tails = {name: p99(orders) for name, orders in asked.items()}
-                for name, tail in tails.items():
-                    note(f"p99 of {which} jobs, {name}", at, "s", tail)
-                    shown.setdefault(f"{kind} load, {which} jobs", {}).setdefault(name, []).append(tail)
-                note(f"p99 of {which} jobs over the best", at, "ratio", tails[OURS] / best(tails, min))
-                note(f"p99 of {which} jobs over the best, by rounds", at, "ratio", *by_rounds(ended, tails, wanted))
+    with Engine(load(open_checkpoint(ROOT / "demo" / "small-things"))) as engine:
+        shown = compare(engine, options.kind, options.jobs, options.rounds, rows)
     if not options.dry and options.kind is None:
         lines = {title: {name: (LOADS, tails) for name, tails in each.items()} for title, each in shown.items()}
         panels = [Panel(f"p99, {title}", "load", "s", each) for title, each in lines.items()]

@@ -2,7 +2,7 @@
 
 Each cost is the median of its last samples. One sample, however long, changes nothing: a process that was stopped, a
 machine that swapped, a clock that jumped. Another load of the machine is noticed after half of them. Where long samples
-keep coming, steps cost their mean (bursts.py).
+keep coming, steps cost their mean (bursts.py). How steps of many rows compare with those of few is told by steps.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from server.batching.bursts import Bursts
 from server.batching.load import Load
+from server.batching.steps import Steps
 from server.wish import LaneKey, Size
 
 _SAMPLES = 9
@@ -51,7 +52,7 @@ class Pace:
         self._bursts = Bursts()
         self._burst = 1.0  # the mean of a step over its median
         self._looked = -math.inf  # when that was told
-        self._steps: dict[LaneKey, dict[int, Median]] = defaultdict(dict)  # by their number of rows
+        self._steps = {lane: Steps(seconds) for lane, seconds in row_seconds.items()}
         self._encode = Median()  # of a chunk of a prompt
         self._decode: dict[Size, Median] = defaultdict(Median)
         self._file: dict[tuple[Size, str], Median] = defaultdict(Median)  # by format
@@ -66,19 +67,17 @@ class Pace:
         """
         size = lane.width, lane.height
         first = min(known for known in self._rows if (known.width, known.height) == size)
-        self._rows[lane] = Median([self._rows[first].value])
+        self.measured(lane, self._rows[first].value)
 
     def measured(self, lane: LaneKey, seconds: float) -> None:
         """Take so many seconds a row for a lane's pace, in place of what was measured before."""
-        self._rows[lane] = Median([seconds])
+        self._rows[lane], self._steps[lane] = Median([seconds]), Steps(seconds)
 
     def stepped(self, lane: LaneKey, rows: int, seconds: float, now: float) -> None:
         """Note a step that ended at `now`, monotonic seconds."""
         self._rows[lane].add(seconds / rows)
         self._load.stepped(min(seconds, _LONGEST * rows * self._rows[lane].value), now)
-        steps = self._steps[lane]
-        (taken := steps.get(rows, Median())).add(seconds)
-        self._steps[lane] = {**steps, rows: taken}  # another one: the event loop may be looking through the old one
+        self._steps[lane].stepped(rows, seconds)
         if (middle := self._rows[lane].middle) is not None:
             self._bursts.stepped(now, middle, self._rows[lane].value)
         if now >= self._looked + _LOOK:
@@ -114,20 +113,12 @@ class Pace:
         return self._burst * self._rows[lane].value
 
     def step(self, lane: LaneKey, rows: int) -> float:
-        """Return the seconds of a step of so many rows: as measured, in proportion between and beyond what has been.
+        """Return the seconds of a step of so many rows (steps.py).
 
         On a GPU a step of few rows takes nearly as long as one of many.
         """
-        steps = self._steps[lane]
-        if rows in steps:
-            return steps[rows].value
-        fewer, more = max((n for n in steps if n < rows), default=0), min((n for n in steps if n > rows), default=0)
-        if not fewer and not more:
-            return rows * self.row(lane)
-        if not fewer or not more:
-            return steps[fewer or more].value * rows / (fewer or more)
-        low, high = steps[fewer].value, steps[more].value
-        return low + (high - low) * (rows - fewer) / (more - fewer)
+        known = self._steps[lane].value(rows) if lane in self._steps else None
+        return rows * self.row(lane) if known is None else known
 
     @property
     def chunk(self) -> float:

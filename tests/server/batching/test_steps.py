@@ -1,0 +1,95 @@
+"""What steps of many rows are told to take beside those of few, on machines that are not as fast in every second."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Callable
+
+import pytest
+
+from server.batching.steps import Steps
+
+
+def true(rows: int) -> float:
+    """Seconds: 16 rows together take 0.89 of what eight steps of two take."""
+    return 0.0018 + 0.0066 * rows
+
+
+def noted(noise: Callable[[random.Random, int], float], seed: int) -> Steps:
+    """Note steps of 2 to 16 rows, mostly as many as before, on a machine whose speed wanders by a tenth and more."""
+    draw, known, speed, rows = random.Random(seed), Steps(0.0066), 0.0, 2
+    for step in range(1200):
+        speed = 0.95 * speed + 0.03 * draw.gauss(0, 1)
+        rows = 2 * draw.randint(1, 8) if step % 5 == 0 else rows
+        known.stepped(rows, true(rows) * math.exp(speed) * noise(draw, rows))
+    return known
+
+
+def compared(known: Steps, rows: int) -> float:
+    """Return what so many rows take, over as many by twos."""
+    few, many = known.value(2), known.value(rows)
+    assert few and many
+    return many / (few * rows / 2)
+
+
+def test_a_machine_that_is_faster_in_one_second_than_in_the_next_tells_the_same_of_rows() -> None:
+    each = [noted(lambda draw, rows: draw.uniform(0.92, 1.08), seed) for seed in range(6)]
+    for rows in (4, 8, 16):
+        told = [compared(known, rows) / (true(rows) / true(2) / (rows / 2)) for known in each]
+        assert statistics.mean(told) == pytest.approx(1, abs=0.02) and max(abs(ratio - 1) for ratio in told) < 0.08
+
+
+def test_what_makes_some_short_steps_long_counts() -> None:
+    """One step of two rows in ten takes twice as long: a median says nothing of it."""
+    each = [noted(lambda draw, rows: 2.0 if rows == 2 and draw.random() < 0.1 else 1.0, seed) for seed in range(6)]
+    told = statistics.mean(compared(known, 16) for known in each)
+    assert told == pytest.approx(true(16) / (8 * 1.1 * true(2)), abs=0.03)
+
+
+@pytest.mark.parametrize("rows", [2, 4])  # one that is known, and one that is new
+@pytest.mark.parametrize("stall", [1.0, 20.0, 1e9])
+def test_a_stop_is_nearly_forgotten_after_ten_steps(rows: int, stall: float) -> None:
+    known = Steps(0.0066)
+    for each in (*[2, 16] * 200, rows):
+        known.stepped(each, true(each))
+    known.stepped(rows, stall)
+    after = [known.value(each) for each in (2, 16)]
+    assert all(now and now <= 1.4 * true(each) for now, each in zip(after, (2, 16), strict=True))
+    for each in [2, 16] * 5:
+        known.stepped(each, true(each))
+    assert known.value(16) == pytest.approx(true(16), rel=0.02) and known.value(2) == pytest.approx(true(2), rel=0.02)
+
+
+def test_a_number_that_was_first_seen_during_a_stop_is_believed_again() -> None:
+    known = Steps(0.0066)
+    for rows in [2, 16] * 50:
+        known.stepped(rows, true(rows))
+    known.stepped(8, 3600.0)
+    for rows in [2, 16, 8] * 20:
+        known.stepped(rows, true(rows))
+    assert known.value(8) == pytest.approx(true(8), rel=0.1)
+
+
+def test_a_machine_that_is_ten_times_as_fast_or_slow_is_followed() -> None:
+    known = Steps(0.0066)
+    for factor in (1.0, 10.0, 1.0, 0.1):
+        for _ in range(25):
+            known.stepped(16, factor * true(16))
+        assert known.value(16) == pytest.approx(factor * true(16), rel=0.02)
+
+
+def test_clocks_that_go_back_or_stand_change_nothing_for_good() -> None:
+    known = Steps(0.0)
+    for seconds in (0.0, -5.0, 0.0, *[0.1] * 200):
+        known.stepped(2, seconds)
+    assert known.value(2) == pytest.approx(0.1, rel=0.02)
+
+
+def test_between_and_beyond_what_was_it_is_in_proportion() -> None:
+    known = Steps(0.5)
+    assert known.value(4) is None
+    known.stepped(4, 1.0)
+    known.stepped(16, 1.6)
+    assert [known.value(rows) for rows in (2, 4, 10, 16, 32)] == pytest.approx([0.5, 1.0, 1.3, 1.6, 3.2])

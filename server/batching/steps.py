@@ -34,7 +34,8 @@ class Steps:
         factor, steps = self._factors.get(rows, (min(max(told, _LEAST), _MOST), 0))
         surprise = min(told / factor, _MOST) - 1
         self._speed = max(_LEAST, self._speed * (1 + _QUICKLY * surprise))
-        factor = max(_LEAST, factor * (1 + max(1 / (steps + 1), _SLOWLY) * surprise))
+        # Of k steps the j-th weighs j: the first ones, which allocate memory and fill caches, are soon forgotten.
+        factor = max(_LEAST, factor * (1 + max(2 / (steps + 2), _SLOWLY) * surprise))
         self._factors = {**self._factors, rows: (factor, steps + 1)}  # another one: somebody may be looking through it
 
     def value(self, rows: int) -> float | None:

@@ -117,7 +117,7 @@ class Pace:
 
         On a GPU a step of few rows takes nearly as long as one of many.
         """
-        known = self._steps[lane].value(rows) if lane in self._steps else None
+        known = self._steps[lane].value(rows)
         return rows * self.row(lane) if known is None else known
 
     @property

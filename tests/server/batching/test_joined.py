@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import math
 import random
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -148,11 +150,13 @@ def ends(server: Simulated, steps: list[int], whens: list[float]) -> list[float]
 def together(server: Simulated, steps: list[int], whens: list[float]) -> list[float]:
     """Seconds of jobs of equal steps whose first eight that wait are one batch, until the last one's file is there."""
     assert server.step and len(set(steps)) == 1
-    free, took, waiting = 0.0, list[float](), collections.deque(whens)
+    free, took, waiting, draw = 0.0, list[float](), collections.deque(whens), random.Random(7)
     while waiting:
         free = max(free, waiting[0])
         batch = [waiting.popleft() for _ in range(8) if waiting and waiting[0] <= free]
-        free += steps[0] * server.step(2 * len(batch)) + len(batch) * (server.encode + server.decode)
+        step, file = server.step(2 * len(batch)), server.encode + server.decode
+        for seconds in (*[step] * steps[0], *[file] * len(batch)):
+            free += seconds * server.speed(free) * max(0.5, draw.gauss(1, server.shaken))
         took += [free + server.file - when for when in batch]
     return took
 
@@ -164,6 +168,29 @@ def one_at_a_time(server: Simulated, steps: list[int], whens: list[float]) -> li
         free = max(free, when) + n * step + server.encode + server.decode
         took.append(free + server.file - when)
     return took
+
+
+def wanders(seed: int) -> Callable[[float], float]:
+    """Return a machine's speed over time: a tenth more or less, and another one after two seconds."""
+    draw, logs = random.Random(seed), [0.0]
+    for _ in range(5000):
+        logs.append(0.95 * logs[-1] + 0.031 * draw.gauss(0, 1))
+    return lambda now: math.exp(logs[min(int(10 * now), 5000)])
+
+
+def test_a_queue_that_never_ends_is_worked_off_like_whole_batches_on_a_machine_of_changing_speed() -> None:
+    """Told by medians of each number of rows, which stem from slower and faster seconds, the server is at 0.95."""
+    server = Simulated(shaken=0.05, row=0.0066, encode=0.001, decode=0.0175, step=lambda rows: 0.0018 + 0.0066 * rows)
+    ratios = []
+    for seed in range(24):
+        begun, speed = server.now, wanders(seed)
+        server.speed = speed
+        took = together(server, [20] * 40, [0.0] * 40)
+        server.speed = lambda now, begun=begun, speed=speed: speed(now - begun)
+        before = len(server.delivered)
+        server.run([(begun, lambda: server.submit(20, None))] * 40, begun + 100)
+        ratios.append(max(took) / (max(when for when, _ in server.delivered[before:]) - begun))
+    assert statistics.median(ratios) >= 0.97, ratios
 
 
 @pytest.mark.parametrize("load", [0.5, 0.7, 0.9])

@@ -2,7 +2,8 @@
 
 Each cost is the median of its last samples. One sample, however long, changes nothing: a process that was stopped, a
 machine that swapped, a clock that jumped. Another load of the machine is noticed after half of them. Where long samples
-keep coming, steps cost their mean (bursts.py). How steps of many rows compare with those of few is told by steps.py.
+keep coming, steps cost their mean (bursts.py). How steps of many rows compare with those of few, which decides who
+shares one, is told by means (steps.py).
 """
 
 from __future__ import annotations

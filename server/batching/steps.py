@@ -5,9 +5,9 @@ in one second and 8 in another, and one of 16 together 6% less than one of two. 
 measured. A step takes rows x speed x factor: the speed follows each step quickly, whatever its rows, and the factor of
 its rows slowly, by what the speed does not explain.
 
-Both are means, not medians: who takes eight short steps for a long one meets all that makes some of them long. There
-the medians of 2 rows and of 16 are 6% apart, the means 13, and eight pictures together are made 14% faster than one
-after the other.
+Both are means, not medians: who takes eight short steps for a long one meets all that makes some of them long. In one
+minute there the medians of 2 rows and of 16 were 6% apart, the means 13. A stop moves the speed by a third at most, for
+ten steps; which jobs share a step depends on the factors alone.
 """
 
 from __future__ import annotations

@@ -193,6 +193,21 @@ def test_a_queue_that_never_ends_is_worked_off_like_whole_batches_on_a_machine_o
     assert statistics.median(ratios) >= 0.97, ratios
 
 
+@pytest.mark.parametrize("row", [0.00063, 0.01])  # as it was measured at start, of many rows or of one
+@pytest.mark.parametrize(
+    "step",
+    [lambda rows: 0.01, lambda rows: 0.01 * math.ceil(rows / 8), lambda rows: max(0.01, 0.00125 * rows)],
+    ids=["flat", "stairs", "until it is full"],
+)
+def test_a_device_of_many_cores_learns_to_step_all(step: Callable[[int], float], row: float) -> None:
+    """Less than 3% beyond whole batches, the first steps that tell what many rows take included."""
+    server = Simulated(row=row, shaken=0.03, step=step)
+    server.run([(0.0, lambda: server.submit(20, None))] * 64, 500.0)
+    end = max(when for when, _ in server.delivered)
+    assert len(server.delivered) == 64 and server.seat_steps / server.steps > 7.5
+    assert end < 1.03 * (8 * 20 * step(16) + 64 * (server.encode + server.decode))
+
+
 @pytest.mark.parametrize("load", [0.5, 0.7, 0.9])
 def test_equal_jobs_end_as_early_as_one_at_a_time_where_sharing_gains_nothing(load: float) -> None:
     """Both p99 and mean, within a step or two; a server that steps all together has 1.3 to 1.9 times that p99."""

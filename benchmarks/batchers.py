@@ -256,6 +256,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kind", choices=("mixed", "uniform"), help="of jobs; without it both, and a plot in docs")
     parser.add_argument("--dry", action="store_true", help="print, and keep neither rows nor plot")
     options = parser.parse_args(argv)
+    for name in ("jobs", "rounds"):
+        if (given := getattr(options, name)) < 1:
+            parser.error(f"--{name} is {given}; it must be at least 1")
     rows = Rows("batchers-cpu", ("openvino", "numpy"), keep=not options.dry)
     with Engine(load(open_checkpoint(ROOT / "demo" / "small-things"))) as engine:
         shown = compare(engine, options.kind, options.jobs, options.rounds, rows)

@@ -65,3 +65,10 @@ def test_rounds_have_arrivals_of_their_own_and_another_batcher_first() -> None:
     assert [name for name, _ in ran] == list("abcbca")
     assert ran[0][1] == ran[1][1] == ran[2][1] != ran[3][1] == ran[5][1]
     assert [[order.at for order in one] for one in ended["c"]] == [ran[2][1], ran[4][1]]
+
+
+@pytest.mark.parametrize("flag", ["--jobs", "--rounds"])
+def test_nothing_to_measure_is_refused_in_words(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        batchers.main([flag, "0", "--dry"])
+    assert f"{flag} is 0; it must be at least 1" in capsys.readouterr().err

@@ -21,10 +21,10 @@ from pipeline.conditions.original import Encoded, encoded
 from pipeline.errors import CheckpointError, InvalidRequest
 from pipeline.loras.shelf import Chosen
 from server.batching.admission import Reading
-from server.batching.pace import Median
 from server.errors import Busy, Cancelled, NotServing
 from server.limits import decimal
 from server.metrics import Metrics
+from server.pace.median import Median
 from server.request import ImageRequest
 from server.upload import original_of
 from server.wish import Wish

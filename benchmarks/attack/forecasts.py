@@ -24,10 +24,10 @@ from server.batching.admission import Admission
 from server.batching.batcher import Batcher
 from server.batching.demand import Demand
 from server.batching.forecast import outlook
-from server.batching.pace import Pace
 from server.job import Job
 from server.limits import Limits
 from server.mailbox import Mailbox
+from server.pace.pace import Pace
 from server.request import ImageRequest
 from server.wish import Wish
 

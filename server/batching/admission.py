@@ -10,9 +10,9 @@ from server.batching.batcher import Batcher
 from server.batching.demand import Demand
 from server.batching.forecast import Forecast, alone, device_seconds, pictures_of
 from server.batching.making import Making
-from server.batching.pace import Pace
 from server.errors import Busy, NotMade, TooLate
 from server.job import Job
+from server.pace.pace import Pace
 from server.wish import engine_of
 
 

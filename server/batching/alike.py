@@ -12,8 +12,8 @@ from server.batching.batcher import Batcher
 from server.batching.demand import Demand
 from server.batching.forecast import Forecast, forecast
 from server.batching.making import Making
-from server.batching.pace import Pace
 from server.job import Job
+from server.pace.pace import Pace
 
 _MOST = 256  # of requests that are not alike: with priorities and deadlines a client could think of millions
 

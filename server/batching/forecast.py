@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from server.batching.batcher import Batcher
 from server.batching.demand import Demand
 from server.batching.making import Making
-from server.batching.pace import Pace
 from server.batching.play import Play
 from server.job import Job, Picture
+from server.pace.pace import Pace
 from server.wish import LaneKey
 
 

@@ -8,10 +8,10 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from server.batching.pace import Pace
 from server.batching.parties import Away, PlayedLane, PlayedParty, divided
 from server.batching.seated import Party
 from server.job import Job
+from server.pace.pace import Pace
 from server.wish import LaneKey, Size
 
 NEARLY = 1e-9  # of an evaluation: sums of shares are not exact

@@ -7,9 +7,9 @@ from collections.abc import Container
 
 from server.batching.batcher import Batcher
 from server.batching.making import Making
-from server.batching.pace import Pace
 from server.batching.play import Play
 from server.job import Job
+from server.pace.pace import Pace
 
 
 def unfinished(batcher: Batcher, pace: Pace, seconds: float, making: Making | None = None) -> dict[Job, float]:

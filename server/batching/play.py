@@ -24,11 +24,11 @@ from server.batching.batcher import Batcher
 from server.batching.demand import Demand
 from server.batching.hall import NEARLY, Hall
 from server.batching.making import Making, lanes_ready
-from server.batching.pace import Pace
 from server.batching.parties import Away, PlayedLane, PlayedParty, Waiting
 from server.batching.rest import Seats
 from server.batching.seated import Party
 from server.job import Job, Picture
+from server.pace.pace import Pace
 
 _CHANGES = 64  # of who sits, that are played one by one: what comes later than that is uncertain anyway
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 from engines.backend import Backend, Pending
 from pipeline.arrays import F32, Pixels
-from server.batching.pace import Pace
 from server.device.delivery import Delivery
 from server.errors import PictureFailed
 from server.job import Job, Picture
 from server.metrics import Metrics
+from server.pace.pace import Pace
 
 _AT_ONCE = 2  # the second's kernels follow the first's without a gap, and a third may still be cancelled
 

@@ -17,12 +17,12 @@ from engines.clip.judge import Judge
 from engines.preview import Preview as PreviewMap
 from pipeline.arrays import F32
 from pipeline.errors import LatentdError
-from server.batching.pace import Pace
 from server.device import pictures
 from server.errors import PictureFailed
 from server.events import Done, Failed, Image, Preview
 from server.job import Job, Judged, Picture
 from server.metrics import Metrics
+from server.pace.pace import Pace
 
 log = logging.getLogger("latentd.delivery")
 

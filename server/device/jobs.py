@@ -12,11 +12,11 @@ from server.batching.batcher import Batcher, Lane, Place
 from server.batching.demand import Demand
 from server.batching.forecast import endangers, outlook
 from server.batching.making import Making
-from server.batching.margin import Margin
-from server.batching.pace import Pace
 from server.batching.parting import unfinished
 from server.job import Job, Picture
 from server.metrics import Metrics
+from server.pace.margin import Margin
+from server.pace.pace import Pace
 from server.wish import LaneKey
 
 _LEVEL = 4  # usual requests in full seats, one after another: who has waited so long rises by a level of priority

@@ -17,7 +17,6 @@ from pipeline.errors import LatentdError
 from server.batching.admission import Admission, Reading
 from server.batching.batcher import Batcher
 from server.batching.forecast import Forecast, device_seconds, pictures_of, remaining
-from server.batching.pace import Pace
 from server.batching.play import Play
 from server.device.decoding import Decoding
 from server.device.delivery import Delivery
@@ -28,6 +27,7 @@ from server.device.turn import Turn
 from server.errors import NotMade, NotServing
 from server.job import Job
 from server.metrics import Metrics
+from server.pace.pace import Pace
 from server.wish import LaneKey, Size
 
 log = logging.getLogger("latentd.device")

@@ -18,7 +18,6 @@ from engines.errors import DeviceError, OutOfMemory
 from engines.model import Model
 from pipeline.errors import InvalidRequest, LatentdError
 from server.batching.batcher import Place
-from server.batching.pace import Pace
 from server.device.decoding import Decoding
 from server.device.delivery import Delivery
 from server.device.fetching import Fetching
@@ -29,6 +28,7 @@ from server.errors import Cancelled, PictureFailed, TooLate
 from server.events import Evaluation, Started, Step
 from server.job import Job, Picture
 from server.metrics import Metrics
+from server.pace.pace import Pace
 from server.wish import LaneKey, Wish
 
 log = logging.getLogger("latentd.device")

@@ -25,7 +25,7 @@ from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import LatentdError
 from pipeline.samplers import SAMPLERS
 from server.app import Server, load_model
-from server.batching.pace import Median
+from server.pace.median import Median
 from server.settings import Settings, SettingsError
 from server.wish import LaneKey, Size
 from tests.support import wire

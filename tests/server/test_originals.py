@@ -13,11 +13,11 @@ from PIL import Image
 from engines.model import Model
 from latentd import Client
 from server.app import Server
-from server.batching.pace import Median
 from server.errors import Busy, NotServing, TooLate
 from server.limits import Limits
 from server.metrics import Metrics
 from server.originals import _AT_ONCE, _WAITING, Kind, Originals, Stay
+from server.pace.median import Median
 from server.request import ImageRequest
 from server.settings import Settings
 from server.wish import Wish

@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.model import Model
 from server.app import Server
-from server.batching.pace import Median
+from server.pace.median import Median
 from server.settings import Settings
 from server.wish import LaneKey
 from tests.support.held import eventually

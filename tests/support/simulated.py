@@ -18,11 +18,11 @@ from server.batching.alike import Alike
 from server.batching.batcher import Batcher
 from server.batching.demand import Demand
 from server.batching.forecast import device_seconds, endangers, outlook, pictures_of
-from server.batching.margin import Margin
-from server.batching.pace import Pace
 from server.caller import LOCAL
 from server.errors import Busy, TooLate
 from server.job import Job
+from server.pace.margin import Margin
+from server.pace.pace import Pace
 from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
 

@@ -17,7 +17,6 @@ from pipeline.arrays import F32, Pixels
 from pipeline.conditions.text import Encoded
 from pipeline.loras.lora import Lora
 from server.batching.batcher import Batcher
-from server.batching.pace import Pace
 from server.caller import LOCAL
 from server.device.decoding import Decoding
 from server.device.delivery import Delivery
@@ -27,6 +26,7 @@ from server.device.turn import Turn
 from server.events import Event, Failed
 from server.job import Job, Picture
 from server.metrics import Metrics
+from server.pace.pace import Pace
 from server.wish import LaneKey
 from tests.support.jobs import box_of, idle_job, wish
 

@@ -8,8 +8,8 @@ from server.batching.admission import Admission, Reading
 from server.batching.batcher import Batcher
 from server.batching.forecast import Forecast, remaining
 from server.batching.making import Making
-from server.batching.pace import Pace
 from server.errors import Busy, NotMade, TooLate
+from server.pace.pace import Pace
 from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
 

@@ -10,8 +10,8 @@ from server.batching.alike import _MOST, Alike
 from server.batching.batcher import Batcher
 from server.batching.forecast import Forecast
 from server.batching.making import Making
-from server.batching.pace import Pace
 from server.job import Job
+from server.pace.pace import Pace
 from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
 

@@ -14,9 +14,9 @@ from server.batching.demand import Demand
 from server.batching.forecast import Forecast, endangers, outlook
 from server.batching.forecast import forecast as forecast_job
 from server.batching.making import Making
-from server.batching.pace import Pace
 from server.batching.play import Play
 from server.job import Job, Picture
+from server.pace.pace import Pace
 from server.wish import LaneKey, Wish
 from tests.support.jobs import idle_job, wish
 

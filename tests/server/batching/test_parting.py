@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from server.batching.batcher import Batcher
-from server.batching.pace import Pace
 from server.batching.parting import unfinished
 from server.job import Job
+from server.pace.pace import Pace
 from tests.support.jobs import SMALL, idle_job, wish
 
 PACE = Pace({SMALL: 0.1})

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from server.batching.pace import Pace
 from server.batching.seated import Party, Seated
 from server.batching.share import Share
 from server.job import Picture
+from server.pace.pace import Pace
 from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
 

@@ -12,13 +12,13 @@ import pytest
 from engines.backend import Ready
 from engines.preview import ColourMap
 from engines.preview import Preview as PreviewMap
-from server.batching.pace import Pace
 from server.device import pictures
 from server.device.delivery import Delivery
 from server.errors import Cancelled, PictureFailed
 from server.events import Done, Failed, Image, Preview
 from server.job import Job, Picture
 from server.metrics import Metrics
+from server.pace.pace import Pace
 from tests.support.jobs import box_of, idle_job, wish
 
 

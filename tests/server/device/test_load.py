@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from engines.model import Model
-from server.batching.pace import Median
 from server.device import turn
 from server.errors import Busy, TooLate
 from server.events import Done
+from server.pace.median import Median
 from tests.support.held import Held
 from tests.support.jobs import Running, box_of, running
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from engines.errors import DeviceError, NoEngine, OutOfMemory
-from server.batching.pace import Median
 from server.device import turn
 from server.events import Done, Failed, Image, Preview, Started, Step
 from server.job import Job
+from server.pace.median import Median
 from tests.support.jobs import box_of
 from tests.support.stage import (
     EVALUATIONS,

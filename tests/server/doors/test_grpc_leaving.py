@@ -23,11 +23,11 @@ from latentd.v1 import images_pb2 as pb
 from latentd.v1.images_pb2_grpc import ImagesStub
 from server.access.policy import Policy
 from server.app import Server
-from server.batching.pace import Median
 from server.doors.calls import CallBounds, Calls
 from server.doors.grpc import ImagesServicer
 from server.job import Job
 from server.limits import Limits
+from server.pace.median import Median
 from server.service import Service
 from server.wish import LaneKey
 from tests.support.held import Held, eventually

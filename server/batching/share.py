@@ -67,6 +67,21 @@ class Share:
             lane, chosen = self._beside_others(seated, row, step, waiting, load)
         return lane, sorted(self._with_riders(lane, chosen, seated, step))
 
+    def lone(self, party: Party, lane: LaneKey) -> None:
+        """Note a step of the only picture that sits. It is charged nothing: whoever comes begins level with it."""
+        self._keep(party, lane)
+        self._turns[party, lane] += 1
+        self._whole[lane] -= 1
+        if self._whole[lane] < 0:
+            self._whole[lane] = _LOOKS
+
+    def _keep(self, party: Party, lane: LaneKey) -> None:
+        """Forget all but what one party has had in one lane."""
+        who = party, lane
+        self._had = {party: self._had.get(party, 0.0)}
+        self._lanes = {who: self._lanes.get(who, 0.0)}
+        self._turns = {who: self._turns.get(who, 0)}
+
     def _alone(
         self,
         seated: Sequence[Seated],
@@ -77,15 +92,12 @@ class Share:
     ) -> Sequence[Seated]:
         """Choose of one party's pictures in one lane: what is nearly always asked, before every step."""
         party, lane = seated[0].party, seated[0].lane
-        who = party, lane
-        self._had = {party: self._had.get(party, 0.0)}
-        self._lanes = {who: self._lanes.get(who, 0.0)}
-        self._turns = {who: self._turns.get(who, 0)}
+        self._keep(party, lane)
         self._whole[lane] -= 1
         chosen = self._joined(lane, seated, math.inf, step, waiting=waiting, load=load)
         spent = max(row(lane), _LEAST) * sum(one.picture.rows / one.picture.job.weight for one in chosen)
         self._had[party] += spent
-        self._lanes[who] += spent
+        self._lanes[party, lane] += spent
         return chosen
 
     def _beside_others(

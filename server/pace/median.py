@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 
 _SAMPLES = 9
@@ -13,7 +12,7 @@ class Median:
 
     def __init__(self, samples: Iterable[float] = ()) -> None:
         self._samples = tuple(samples)
-        self.value = statistics.median_low(self._samples) if self._samples else 0.0
+        self.value = _low(self._samples) if self._samples else 0.0
 
     @property
     def middle(self) -> float | None:
@@ -23,4 +22,8 @@ class Median:
     def add(self, sample: float) -> None:
         if sample >= 0:  # a clock that went back says nothing
             self._samples = (*self._samples, sample)[-_SAMPLES:]
-            self.value = statistics.median_low(self._samples)
+            self.value = _low(self._samples)
+
+
+def _low(samples: tuple[float, ...]) -> float:
+    return sorted(samples)[(len(samples) - 1) // 2]

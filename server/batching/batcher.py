@@ -258,7 +258,11 @@ class Batcher:
             self.undecoded.remove(picture)
 
     def next_step(
-        self, now: float, row: Callable[[LaneKey], float], step: Callable[[LaneKey, int], float], load: float = 0.0
+        self,
+        now: float,
+        row: Callable[[LaneKey], float],
+        step: Callable[[LaneKey, int], float],
+        behind: Callable[[int], float] = float,
     ) -> tuple[LaneKey, list[int]] | None:
         """Return the lane that steps now, and which of its seats; None where nobody sits. See Share.next.
 
@@ -279,7 +283,7 @@ class Batcher:
         else:
             level = self.levels(now)
             seated = [Seated(*place, Party(level(place[2]), place[2].job.caller)) for place in sitting]
-            key, seats = self._share.next(seated, row, step, waiting=self.waiting_count, load=load)
+            key, seats = self._share.next(seated, row, step, waiting=self.waiting_count, behind=behind)
         self._turn += 1
         self.changes += 1
         for seat in seats:

@@ -5,12 +5,8 @@ taken beside that, and whoever comes after it has that time. So as many join as 
 each adds what it makes the step longer times the jobs that it holds up, and takes from it what it saves times itself
 and those behind it.
 
-Behind it are more than those who are here. What is saved also lets them begin sooner who come before the device rests
-again: where nothing could be saved later, there would be 1 / (1 - load) of these for each one here, `load` being the
-part of the time in which it works (Kleinrock, Queueing Systems I, 1975, 5.8: the customers of a busy period). But who
-steps alone now can share a step later, when more are here. Between none and all of them the root was the best of the
-exponents 1/4, 1/2, 3/4 and 1, in exact time and with steps that differ by chance: where eight jobs together take 0.9 of
-the time of eight alone, equal jobs at a load of 0.9 then have 0.89 of the better whole batcher's p99, with all 0.92.
+Behind it are more than those who are here: what is saved also lets them begin sooner who come before the device rests
+again (server/pace/load.py).
 
 Where a step of many rows takes as long as one of few (a GPU that is not full), all join; where each row takes its time
 (a CPU), the job with the least left goes first (Schrage 1968), and of equal ones who came first. In one of four of the
@@ -19,7 +15,6 @@ caller's steps the job that came first does, however much it has left: no stream
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -47,10 +42,13 @@ def by_work(seated: Sequence[Seated], turns: int) -> list[Seated]:
     return sorted(by_turn(seated), key=lambda one: (weighs * left[one.picture.job], one.picture.job.arrived))
 
 
-def joined(rows: Sequence[int], step: Callable[[int], float], waiting: int = 0, load: float = 0.0) -> int:
+def joined(
+    rows: Sequence[int], step: Callable[[int], float], waiting: int = 0, behind: Callable[[int], float] = float
+) -> int:
     """Return how many jobs step together, of those with so many rows each, in their order; one at least.
 
-    `step`: seconds of a step of so many rows; `waiting`: who is here behind all of them; `load`: below 1.
+    `step`: seconds of a step of so many rows; `waiting`: who is here behind all of them; `behind`: of so many who are
+    here, how many have what is saved.
     """
     whole, had = rows[0], step(rows[0])
     number, waits, least = 1, 0.0, 0.0
@@ -58,8 +56,8 @@ def joined(rows: Sequence[int], step: Callable[[int], float], waiting: int = 0, 
         whole += mine
         takes = step(whole)
         added, had = takes - had, takes
-        behind = (len(rows) - together + waiting) / math.sqrt(1 - load)
-        waits += together * added - behind * ((1 - _DOUBT) * step(mine) - added)
+        saved = (1 - _DOUBT) * step(mine) - added
+        waits += together * added - behind(len(rows) - together + waiting) * saved
         if waits < least:
             number, least = together + 1, waits
     return number

@@ -50,7 +50,7 @@ class Share:
         step: Callable[[LaneKey, int], float],
         *,
         waiting: int = 0,
-        load: float = 0.0,
+        behind: Callable[[int], float] = float,
     ) -> tuple[LaneKey, list[int]]:
         """Choose a lane and its seats that step now, and charge them; somebody sits.
 
@@ -58,13 +58,13 @@ class Share:
         will have had: each as many pictures as bring it level, of the jobs whose turn it is. So a caller with one
         picture and one with eight have a step each of two rows. A party's lanes take turns. Others in the lane ride
         along where that costs nothing. `row`: seconds of a row of a lane; `step`: of a step of so many; `waiting`:
-        pictures without a seat; `load`: of the device, below 1.
+        pictures without a seat; `behind`: see joined.
         """
         party, lane = seated[0].party, seated[0].lane
         if all(one.party == party and one.lane == lane for one in seated):
-            chosen = self._alone(seated, row, step, waiting, load)
+            chosen = self._alone(seated, row, step, waiting, behind)
         else:
-            lane, chosen = self._beside_others(seated, row, step, waiting, load)
+            lane, chosen = self._beside_others(seated, row, step, waiting, behind)
         return lane, sorted(self._with_riders(lane, chosen, seated, step))
 
     def lone(self, party: Party, lane: LaneKey) -> None:
@@ -88,13 +88,13 @@ class Share:
         row: Callable[[LaneKey], float],
         step: Callable[[LaneKey, int], float],
         waiting: int,
-        load: float,
+        behind: Callable[[int], float],
     ) -> Sequence[Seated]:
         """Choose of one party's pictures in one lane: what is nearly always asked, before every step."""
         party, lane = seated[0].party, seated[0].lane
         self._keep(party, lane)
         self._whole[lane] -= 1
-        chosen = self._joined(lane, seated, math.inf, step, waiting=waiting, load=load)
+        chosen = self._joined(lane, seated, math.inf, step, waiting=waiting, behind=behind)
         spent = max(row(lane), _LEAST) * sum(one.picture.rows / one.picture.job.weight for one in chosen)
         self._had[party] += spent
         self._lanes[party, lane] += spent
@@ -106,7 +106,7 @@ class Share:
         row: Callable[[LaneKey], float],
         step: Callable[[LaneKey, int], float],
         waiting: int,
-        load: float,
+        behind: Callable[[int], float],
     ) -> tuple[LaneKey, Sequence[Seated]]:
         sitting: dict[Party, list[Seated]] = {}
         for one in seated:
@@ -134,7 +134,7 @@ class Share:
             here = self._lanes.get((party, lane), math.inf) <= turns[party] + slack
             if here and (short := level - slack - self._had[party]) > 0:
                 theirs = [one for one in sitting[party] if one.lane == lane]
-                mine = self._joined(lane, theirs, short / price * weights[party], step, waiting=waiting, load=load)
+                mine = self._joined(lane, theirs, short / price * weights[party], step, waiting=waiting, behind=behind)
                 spent = price * sum(one.picture.rows / one.picture.job.weight for one in mine)
                 self._had[party] += spent
                 self._lanes[party, lane] += spent
@@ -174,7 +174,7 @@ class Share:
         step: Callable[[LaneKey, int], float],
         *,
         waiting: int,
-        load: float,
+        behind: Callable[[int], float],
     ) -> list[Seated]:
         """Return which of a party's pictures in a lane step now, with as many rows as bring it level or a few more.
 
@@ -193,7 +193,7 @@ class Share:
             self._whole[lane] = _LOOKS * len(jobs)
             number = len(jobs)
         else:
-            number = joined(of_jobs, functools.partial(step, lane), waiting, load)
+            number = joined(of_jobs, functools.partial(step, lane), waiting, behind)
         return list(itertools.chain.from_iterable(list(jobs.values())[:number]))
 
 

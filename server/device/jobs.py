@@ -166,7 +166,7 @@ class Jobs:
         """
         with self.changed:  # a submit may open a lane meanwhile
             pace = self._pace
-            if (turn := self.batcher.next_step(now, pace.row, pace.step, pace.load)) is None:
+            if (turn := self.batcher.next_step(now, pace.row, pace.step, pace.behind)) is None:
                 return None
             key, seats = turn
             return key, self.batcher.lanes[key], seats

@@ -1,43 +1,59 @@
-"""How busy the device has been: the part of the time in which it worked, over the last pictures.
+"""How busy the device has been, and how many pictures are to be expected before it rests again.
 
-Time is forgotten by pictures and not by seconds, as a picture takes one device 50 ms and another a minute. No clock:
-times are arguments.
+Work and rest are forgotten by pictures and not by seconds, as a picture takes one device 50 ms and another a minute.
+No clock: times are arguments.
 """
 
 from __future__ import annotations
 
+import math
+
 _PICTURES = 32  # in which what was is forgotten, by 1 / e
 _MOST = 0.95  # a device that is always busy would have no end of those who come
+_AGE = 0.25  # pictures to come for each one that came since the last rest
 
 
 class Load:
-    """Remembers how long the device has worked, and how much time went by. Used by the device thread."""
+    """Remembers how long the device has worked and rested, as far as that is not forgotten. Used by its thread."""
 
     def __init__(self) -> None:
-        self._busy = self._passed = 0.0  # seconds, as far as they are not forgotten
-        self._last: float | None = None  # when a step ended, monotonic seconds
+        self._busy = self._rest = 0.0  # seconds
+        self._since = 0  # pictures that were finished since the last rest
 
     def worked(self, seconds: float) -> None:
-        """Note work beside the steps."""
         self._busy += max(0.0, seconds)
 
-    def stepped(self, seconds: float, now: float) -> None:
-        """Note a step that ended at `now`, monotonic seconds.
+    def rested(self, seconds: float) -> None:
+        """Note that there was nothing to do.
 
         A rest counts no more than all the work that is remembered: after a quiet night the morning is not quiet too.
         """
-        passed = seconds if self._last is None else now - self._last
-        rest = max(0.0, passed - seconds)
-        self._passed += max(0.0, seconds) + min(rest, max(self._busy, seconds))
-        self._last = now
-        self.worked(seconds)
+        self._rest += min(max(0.0, seconds), self._busy)
+        self._since = 0
 
     def finished(self) -> None:
         """Note a finished picture: what came before counts a little less."""
         self._busy *= 1 - 1 / _PICTURES
-        self._passed *= 1 - 1 / _PICTURES
+        self._rest *= 1 - 1 / _PICTURES
+        self._since += 1
 
     @property
     def value(self) -> float:
-        """Return the part of the time, from 0 to 0.95."""
-        return min(_MOST, self._busy / self._passed) if self._passed > 0 else 0.0
+        """Return the part of the time in which the device worked, from 0 to 0.95."""
+        return min(_MOST, self._busy / (self._busy + self._rest)) if self._busy > 0 else 0.0
+
+    def behind(self, here: int) -> float:
+        """Estimate how many pictures have what is saved now, of which so many are here: who comes later has it too.
+
+        Those come who come before the device rests again. Where nothing could be saved later, there would be
+        1 / (1 - load) of them for each one here (Kleinrock, Queueing Systems I, 1975, 5.8: the customers of a busy
+        period). But who steps alone now can share a step later, when more are here. Between none and all of them the
+        root was the best of the exponents 1/4, 1/2, 3/4 and 1, in exact time and with steps that differ by chance:
+        where eight jobs together take 0.9 of the time of eight alone, equal jobs at a load of 0.9 then have 0.89 of the
+        better whole batcher's p99, with all 0.92.
+
+        That is told by how many are here, and clients that ask for their next picture when they have the last are never
+        here. Their load is told by its age: who has worked for long without a rest will go on for long. Eight of them
+        step seven together so, and two without it; at loads of 0.5 to 0.95 the p99 of equal jobs stays within 2%.
+        """
+        return here / math.sqrt(1 - self.value) + _AGE * self._since

@@ -57,7 +57,7 @@ class Pace:
     def stepped(self, lane: LaneKey, rows: int, seconds: float, now: float) -> None:
         """Note a step that ended at `now`, monotonic seconds."""
         self._rows[lane].add(seconds / rows)
-        self._load.stepped(min(seconds, _LONGEST * rows * self._rows[lane].value), now)
+        self._load.worked(min(seconds, _LONGEST * rows * self._rows[lane].value))
         self._steps[lane].stepped(rows, seconds)
         if (middle := self._rows[lane].middle) is not None:
             self._bursts.stepped(now, middle, self._rows[lane].value)
@@ -81,6 +81,10 @@ class Pace:
         """Note how long after the device was free again a picture's file was there."""
         self._file[size, format].add(seconds)
 
+    def rested(self, seconds: float) -> None:
+        """Note how long there was nothing to do."""
+        self._load.rested(seconds)
+
     def judged(self, seconds: float) -> None:
         self._judge.add(seconds)
 
@@ -88,6 +92,10 @@ class Pace:
     def load(self) -> float:
         """Return the part of the time in which the device worked lately, below 1."""
         return self._load.value
+
+    def behind(self, here: int) -> float:
+        """See Load.behind."""
+        return self._load.behind(here)
 
     def row(self, lane: LaneKey) -> float:
         """Return the seconds a row of one evaluation."""

@@ -130,7 +130,7 @@ class Simulated:
             if place.picture.index == 0 and not place.picture.pauses:
                 self.pace.encoded(1, self._spend(self.encode))
                 break
-        if (turn := self.batcher.next_step(self.now, self.pace.row, self.pace.step, self.pace.load)) is not None:
+        if (turn := self.batcher.next_step(self.now, self.pace.row, self.pace.step, self.pace.behind)) is not None:
             tenants = self.batcher.lanes[LANE].tenants
             live = [(seat, picture) for seat in turn[1] if (picture := tenants[seat])]
             rows = sum(picture.rows for _, picture in live)
@@ -171,3 +171,4 @@ class Simulated:
                 ends = [following[0]] if following else []
                 ends += [self._files[0][0]] if self._files else []
                 self.now = min(ends, default=seconds)
+                self.pace.rested(self.now - before)

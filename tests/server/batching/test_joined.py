@@ -53,9 +53,13 @@ def test_the_more_wait_the_more_a_shared_step_counts() -> None:
 
 
 def test_on_a_busy_device_what_is_saved_counts_for_those_who_are_still_to_come() -> None:
-    """At a load of 0.9 it counts 3.2 times, for each one here and each that waits."""
-    assert [joined([2] * 8, lambda rows: 0.2 + 0.9 * rows, 2, load) for load in (0.0, 0.5, 0.9, 0.99)] == [1, 1, 2, 5]
-    assert joined([2] * 8, each_its_time, 1000, 0.95) == 1, "nothing is saved, whoever comes"
+    """For each one here, each that waits and more."""
+
+    def chosen(many: float) -> int:
+        return joined([2] * 8, lambda rows: 0.2 + 0.9 * rows, 2, lambda here: many * here)
+
+    assert [chosen(many) for many in (1, 1.4, 3.2, 10)] == [1, 1, 2, 5]
+    assert joined([2] * 8, each_its_time, 1000, lambda here: 100 * here) == 1, "nothing is saved, whoever comes"
 
 
 def test_one_number_of_rows_that_is_slow_keeps_no_more_from_joining() -> None:
@@ -64,7 +68,7 @@ def test_one_number_of_rows_that_is_slow_keeps_no_more_from_joining() -> None:
 
 
 def test_a_saving_that_may_be_chance_is_none() -> None:
-    assert joined([2] * 8, lambda rows: 0.03 + rows, 1000, 0.95) == 1, "1.5% of a step of one job"
+    assert joined([2] * 8, lambda rows: 0.03 + rows, 10_000) == 1, "1.5% of a step of one job"
 
 
 class Seats:

@@ -141,6 +141,7 @@ def test_a_stop_of_the_process_is_no_load() -> None:
     pace, now = Pace({LANE: 0.01}), 0.0
     for _ in range(100):
         now += 0.2
+        pace.rested(0.18)
         pace.stepped(LANE, 2, 0.02, now)
         pace.decoded(SIZE, 0.0)
     before, now = pace.load, now + 3600

@@ -329,6 +329,7 @@ def test_the_queue_is_bounded_at_the_door(wired: Model, held: Held) -> None:
 def test_a_higher_priority_is_seated_before_those_who_wait(wired: Model, held: Held) -> None:
     order: list[int] = []
     with running(wired, seats=1, ready=held.hold) as at_work:
+        at_work.device._jobs._steps = 10**9  # of a usual request: in four of them who waits rises by a level
         at_work.submit(**APPLE)
         held.begun()
         jobs = [at_work.submit(prompt="a cat", steps=1, priority=priority) for priority in (0, -3, 7, 0)]

@@ -180,6 +180,7 @@ def test_a_pause_that_fails_ends_the_paused_job_alone(
 
 def test_a_higher_priority_steps_alone_from_the_next_step_on(wired: Model, held: Held) -> None:
     with running(wired, ready=held.hold) as at_work:
+        at_work.device._jobs._steps = 10**9  # of a usual request: in four of them who waits rises by a level
         flood = at_work.submit(caller="10.0.0.1", **FLOOD)
         for _ in range(4):
             held.begun()

@@ -19,6 +19,7 @@ from server.batching.batcher import Batcher
 from server.batching.demand import Demand
 from server.batching.forecast import device_seconds, endangers, outlook, pictures_of
 from server.caller import LOCAL
+from server.device.turn import Turn
 from server.errors import Busy, TooLate
 from server.job import Job
 from server.pace.margin import Margin
@@ -61,6 +62,7 @@ class Simulated:
         self.demand, self.alike = Demand(), Alike()
         self.pace = Pace({LANE: self.row})
         self._draw = random.Random(7)
+        self._took = 0.0  # seconds of the last step
         self._files: list[tuple[float, int, Job]] = []
         self._numbers = itertools.count()
 
@@ -123,18 +125,21 @@ class Simulated:
         while (seen := outlook(self.batcher, self.pace, self.now)).hopeless is not None:
             self._leave(seen.hopeless, self.now + seen.left)
         self.batcher.level_seconds = self.level_seconds
+        until = self.now + Turn.between * self._took
         while place := self.batcher.seat_next(
             self.now, lambda picture: endangers(self.batcher, picture, self.pace, self.now)
         ):
             self.pauses += place.paused is not None
             if place.picture.index == 0 and not place.picture.pauses:
                 self.pace.encoded(1, self._spend(self.encode))
-                break
+                if self.now >= until:
+                    break
         if (turn := self.batcher.next_step(self.now, self.pace.row, self.pace.step, self.pace.behind)) is not None:
             tenants = self.batcher.lanes[LANE].tenants
             live = [(seat, picture) for seat in turn[1] if (picture := tenants[seat])]
             rows = sum(picture.rows for _, picture in live)
             took = self._spend(self.step(rows) if self.step else rows * self.row)
+            self._took = took
             self.pace.stepped(LANE, rows, took, self.now)
             self.seat_steps += len(live)
             self.steps += 1
@@ -144,8 +149,9 @@ class Simulated:
                 picture.reached += 1
                 if not picture.evaluations_left:
                     self.batcher.finish(LANE, seat)
-        if self.batcher.undecoded:
-            picture = self.batcher.undecoded[0]
+        until, begun = self.now + Turn.between * self._took, False
+        while self.batcher.undecoded and not (begun and self.now >= until):
+            picture, begun = self.batcher.undecoded[0], True
             self.batcher.decoding(picture)
             self.pace.decoded(SIZE, self._spend(self.decode))
             self.pace.written(SIZE, "png", self.file)

@@ -164,6 +164,7 @@ class Stage:
             delivery=delivery,
             metrics=metrics,
         )
+        self.turn.between = 0.0  # one prompt, one picture between two steps, however short both are here
         self.backend.calls.clear()
 
     def submit(

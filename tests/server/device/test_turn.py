@@ -47,6 +47,19 @@ def test_who_waits_sits_and_after_a_new_prompt_the_others_step_first() -> None:
     assert stage.take()[:3] == [("sit", SMALL, 0), ("sit", SMALL, 2), ("step", SMALL, [0, 1, 2], [])]
 
 
+def test_prompts_and_pictures_that_take_a_small_part_of_a_step_are_done_together() -> None:
+    """Each by itself would begin with cold caches, and who has no seat yet would share no step."""
+    stage = Stage(seats=4)
+    stage.submit(0)
+    stage.take()
+    for word in (1, 2, 3):
+        stage.submit(word)
+    stage.turn.between = 1e9
+    assert [call[0] for call in stage.take()] == [*["encode", "sit"] * 3, "step", "leave", "picture"]
+    assert [call[0] for call in stage.take()] == ["step", *["leave"] * 3, *["picture"] * 3]
+    assert stage.empty
+
+
 def test_seats_are_given_on() -> None:
     stage = Stage(seats=1)
     stage.submit(images=2)

@@ -1,12 +1,12 @@
 """The seats and the queue, played forward: when is whose request finished?
 
 Every live row costs its lane's measured row time at each evaluation (on a CPU a row is a call), and between two steps
-the device encodes one new prompt and decodes one finished picture at most (server/device/turn.py). Parties of the
-highest level that sit share the time by their weights, as server/batching/share.py deals it out step by step; all that
-a party has advances together. Seats are given and taken as the batcher does. Nobody sits in a lane before it is made,
-nor while too many wait for the decoder. Pictures that are judged are so one after the other, beside the device. While a
-lane is made the others' steps are slower; that is left out, as nothing tells by how much. Nobody rises to another level
-meanwhile.
+the device encodes one new prompt and decodes one finished picture. Where that takes a small part of a step it does more
+of both (server/device/turn.py): they are done sooner than played, all in all. Parties of the highest level that sit
+share the time by their weights, as server/batching/share.py deals it out step by step; all that a party has advances
+together. Seats are given and taken as the batcher does. Nobody sits in a lane before it is made, nor while too many
+wait for the decoder. Pictures that are judged are so one after the other, beside the device. While a lane is made the
+others' steps are slower; that is left out, as nothing tells by how much. Nobody rises to another level meanwhile.
 
 A full queue may hold thousands of pictures, and the event loop waits for a forecast. So only the first changes of who
 sits are played one by one, and what comes after them is reckoned from the queues alone (rest.py).

@@ -1,7 +1,7 @@
 """One turn of the device: drop, make, seat, step, decode.
 
 Who has gone leaves, and so does who cannot meet a deadline any more; a lane that somebody waits for is begun, who waits
-sits down, one lane steps, one finished picture is decoded. Everything that a backend does is begun here, one thing at a
+sits down, one lane steps, finished pictures are decoded. Everything that a backend does is begun here, one thing at a
 time. On a CPU what was begun is done, but for a lane (lanes.py); on a GPU a step is under way when the next one is
 prepared, and a picture is decoded beside the steps and fetched when it is ready. No thread is needed: whoever takes
 turns is the device thread.

@@ -73,7 +73,8 @@ class Picture:
     reached: int = 0  # evaluations done
     ran: int = 0  # of those, since it sat down
     pauses: int = 0  # so far
-    turn: int = 0  # of the device, when it stepped last
+    came: int = 0  # the turn of the device at which it arrived
+    turn: int = 0  # and at which it stepped last
     stepped: float = 0.0  # seconds of the steps that it had a part in
     # From its first seat to its last step what it brought there; while it is paused, S as well (Stepper.pause).
     sitting: Sitting | None = field(default=None, repr=False)

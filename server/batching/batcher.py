@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from server.batching.joined import Behind, those_here
 from server.batching.queue import Line, Queue
 from server.batching.seated import Party, Seated
 from server.batching.share import Share
@@ -70,7 +71,7 @@ class Batcher:
 
     def add(self, job: Job) -> None:
         self.changes += 1
-        self._queue.add(job)
+        self._queue.add(job, self._turn)
 
     @property
     def waiting(self) -> list[Picture]:
@@ -210,7 +211,9 @@ class Batcher:
 
         def place(entry: tuple[Line, Picture]) -> tuple[int, int, int, int]:
             line, first = entry
-            return -level(first), seats[line.lane][line.caller], first.turn, first.arrival
+            # Who is new waits from now on: else a stream of new ones keeps one that was paused from its seat for ever.
+            since = max(first.came, first.turn)
+            return -level(first), seats[line.lane][line.caller], since, first.arrival
 
         return sorted(lines, key=place)
 
@@ -262,7 +265,7 @@ class Batcher:
         now: float,
         row: Callable[[LaneKey], float],
         step: Callable[[LaneKey, int], float],
-        behind: Callable[[int], float] = float,
+        behind: Behind = those_here,
     ) -> tuple[LaneKey, list[int]] | None:
         """Return the lane that steps now, and which of its seats; None where nobody sits. See Share.next.
 

@@ -15,6 +15,7 @@ caller's steps the job that came first does, however much it has left: no stream
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -42,22 +43,34 @@ def by_work(seated: Sequence[Seated], turns: int) -> list[Seated]:
     return sorted(by_turn(seated), key=lambda one: (weighs * left[one.picture.job], one.picture.job.arrived))
 
 
+Behind = Callable[[int, bool], float]  # of so many who are here, how many have what is saved: see Load.behind
+
+
+def those_here(here: int, alike: bool) -> float:
+    """Count nobody but those who are here."""
+    return here
+
+
 def joined(
-    rows: Sequence[int], step: Callable[[int], float], waiting: int = 0, behind: Callable[[int], float] = float
+    rows: Sequence[int],
+    step: Callable[[int], float],
+    waiting: int = 0,
+    behind: Behind = those_here,
+    alike: Sequence[bool] = (),
 ) -> int:
     """Return how many jobs step together, of those with so many rows each, in their order; one at least.
 
-    `step`: seconds of a step of so many rows; `waiting`: who is here behind all of them; `behind`: of so many who are
-    here, how many have what is saved.
+    `step`: seconds of a step of so many rows; `waiting`: who is here behind all of them; `alike`: of each but the
+    first, whether it takes about as long as the first; all do where nothing is said.
     """
     whole, had = rows[0], step(rows[0])
     number, waits, least = 1, 0.0, 0.0
-    for together, mine in enumerate(rows[1:], 1):
+    for together, (mine, same) in enumerate(zip(rows[1:], alike or itertools.repeat(True), strict=False), 1):
         whole += mine
         takes = step(whole)
         added, had = takes - had, takes
         saved = (1 - _DOUBT) * step(mine) - added
-        waits += together * added - behind(len(rows) - together + waiting) * saved
+        waits += together * added - behind(len(rows) - together + waiting, same) * saved
         if waits < least:
             number, least = together + 1, waits
     return number

@@ -58,9 +58,10 @@ class Queue:
         """Count the paused pictures of a lane."""
         return sum(1 for picture in self._paused if picture.job.wish.lane == lane)
 
-    def add(self, job: Job) -> None:
+    def add(self, job: Job, turn: int) -> None:
+        """Take in a job's pictures, at a turn of the device."""
         for index in range(job.wish.images):
-            self._insert(Picture(job, index, next(self._arrivals)))
+            self._insert(Picture(job, index, next(self._arrivals), came=turn))
 
     def pause(self, picture: Picture) -> None:
         """Take a picture in again that has had a seat."""

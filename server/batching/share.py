@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
-from server.batching.joined import by_turn, by_work, joined
+from server.batching.joined import Behind, by_turn, by_work, joined, those_here
 from server.batching.seated import Party, Seated
 from server.job import Job
 from server.wish import LaneKey
@@ -26,6 +26,7 @@ from server.wish import LaneKey
 _LOOKS = 16  # steps of a lane, of which nobody rides in one: what a step without riders takes is measured anew
 # A step of all that a party has is measured anew as well: after so many of its lane for each job that it holds up.
 _LEAST = 1e-9  # seconds of a row: else nobody would ever have had anything
+_ALIKE = 2  # times the row evaluations of the first are about as many
 _FREE = 0.05  # of a step: who makes it longer by less than this rides for nothing
 
 _Who = TypeVar("_Who", bound=Hashable)
@@ -50,7 +51,7 @@ class Share:
         step: Callable[[LaneKey, int], float],
         *,
         waiting: int = 0,
-        behind: Callable[[int], float] = float,
+        behind: Behind = those_here,
     ) -> tuple[LaneKey, list[int]]:
         """Choose a lane and its seats that step now, and charge them; somebody sits.
 
@@ -88,7 +89,7 @@ class Share:
         row: Callable[[LaneKey], float],
         step: Callable[[LaneKey, int], float],
         waiting: int,
-        behind: Callable[[int], float],
+        behind: Behind,
     ) -> Sequence[Seated]:
         """Choose of one party's pictures in one lane: what is nearly always asked, before every step."""
         party, lane = seated[0].party, seated[0].lane
@@ -106,7 +107,7 @@ class Share:
         row: Callable[[LaneKey], float],
         step: Callable[[LaneKey, int], float],
         waiting: int,
-        behind: Callable[[int], float],
+        behind: Behind,
     ) -> tuple[LaneKey, Sequence[Seated]]:
         sitting: dict[Party, list[Seated]] = {}
         for one in seated:
@@ -174,7 +175,7 @@ class Share:
         step: Callable[[LaneKey, int], float],
         *,
         waiting: int,
-        behind: Callable[[int], float],
+        behind: Behind,
     ) -> list[Seated]:
         """Return which of a party's pictures in a lane step now, with as many rows as bring it level or a few more.
 
@@ -193,7 +194,9 @@ class Share:
             self._whole[lane] = _LOOKS * len(jobs)
             number = len(jobs)
         else:
-            number = joined(of_jobs, functools.partial(step, lane), waiting, behind)
+            first, *others = (job.wish.rows_left() for job in jobs)
+            alike = [work <= _ALIKE * first for work in others]
+            number = joined(of_jobs, functools.partial(step, lane), waiting, behind, alike)
         return list(itertools.chain.from_iterable(list(jobs.values())[:number]))
 
 

@@ -182,7 +182,7 @@ class Turn:
         while self._decoding.may_begin and not (begun and time.monotonic() >= until):
             picture, latents = self._decoding.next()
             self._jobs.decoding(picture)
-            if not picture.job.over:
+            if not (picture.job.over or picture.job.cancelled):  # whom `drop` ends
                 begun = True
                 with self._contained(picture, "decoded", self._delivery.settle):
                     self._decoding.begin(picture, latents)

@@ -42,8 +42,10 @@ class Load:
         """Return the part of the time in which the device worked, from 0 to 0.95."""
         return min(_MOST, self._busy / (self._busy + self._rest)) if self._busy > 0 else 0.0
 
-    def behind(self, here: int) -> float:
+    def behind(self, here: int, *, alike: bool = True) -> float:
         """Estimate how many pictures have what is saved now, of which so many are here: who comes later has it too.
+
+        `alike`: do those who share the step take about as long?
 
         Those come who come before the device rests again. Where nothing could be saved later, there would be
         1 / (1 - load) of them for each one here (Kleinrock, Queueing Systems I, 1975, 5.8: the customers of a busy
@@ -54,6 +56,7 @@ class Load:
 
         That is told by how many are here, and clients that ask for their next picture when they have the last are never
         here. Their load is told by its age: who has worked for long without a rest will go on for long. Eight of them
-        step seven together so, and two without it; at loads of 0.5 to 0.95 the p99 of equal jobs stays within 2%.
+        step seven together so, and two without it; at loads of 0.5 to 0.95 the p99 of equal jobs stays within 2%. Only
+        among those who are alike: beside seven clients of 50 steps a job of four took 117 ms for 41 else.
         """
-        return here / math.sqrt(1 - self.value) + _AGE * self._since
+        return here / math.sqrt(1 - self.value) + alike * _AGE * self._since

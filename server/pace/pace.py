@@ -93,9 +93,9 @@ class Pace:
         """Return the part of the time in which the device worked lately, below 1."""
         return self._load.value
 
-    def behind(self, here: int) -> float:
+    def behind(self, here: int, alike: bool = True) -> float:
         """See Load.behind."""
-        return self._load.behind(here)
+        return self._load.behind(here, alike=alike)
 
     def row(self, lane: LaneKey) -> float:
         """Return the seconds a row of one evaluation."""

@@ -5,15 +5,20 @@ in one second and 8 in another, and one of 16 together 6% less than one of two. 
 measured. A step takes rows x speed x factor: the speed follows each step quickly, whatever its rows, and the factor of
 its rows slowly, by what the speed does not explain.
 
-Both are means, not medians: who takes eight short steps for a long one meets all that makes some of them long. In one
-minute there the medians of 2 rows and of 16 were 6% apart, the means 13. A stop moves the speed by a third at most, for
-ten steps; which jobs share a step depends on the factors alone.
+A surprise counts up to a tenth (Huber, Robust Estimation of a Location Parameter, 1964), as means believe what has
+nothing to do with rows. Letting somebody in holds up the step that is under way, which nearly always has fewer rows
+than those that follow: so two pictures together seemed to take 0.77 of what they take one after the other, on two cores
+of an Intel Xeon with AMX, and it is 0.95. Medians, for which it counts less still, told 5 to 14% by how many samples
+they had. The speed alone follows two large surprises of one kind in a row: another process has come, or gone. A stop
+moves it by 3%; which jobs share a step depends on the factors alone.
 """
 
 from __future__ import annotations
 
-_QUICKLY = 0.3  # of a surprise is taken for the speed
+_QUICKLY = 0.25  # of a surprise is taken for the speed
 _SLOWLY = 1 / 128  # of it for a factor, at least: as in a mean of the last 128 steps
+_CUT = 0.1  # of what was expected: a larger surprise counts as one of that size
+_KNOWN = 16  # steps of so many rows, after which that is so: before, what is expected is a guess
 _MOST = 2.0  # times what was expected: what a step took beyond was a stop, which has nothing to do with its rows
 _LEAST = 1e-9  # seconds of a row: a speed of nothing would explain nothing
 
@@ -24,6 +29,7 @@ class Steps:
     def __init__(self, row: float) -> None:
         """Begin with the seconds a row."""
         self._speed = max(row, _LEAST)
+        self._last = 0.0  # the last surprise, of what was expected
         self._factors: dict[int, tuple[float, int]] = {}  # by rows: the factor, and how many steps told it
 
     def stepped(self, rows: int, seconds: float) -> None:
@@ -33,9 +39,13 @@ class Steps:
         told = seconds / (rows * self._speed)
         factor, steps = self._factors.get(rows, (min(max(told, _LEAST), _MOST), 0))
         surprise = min(told / factor, _MOST) - 1
-        self._speed = max(_LEAST, self._speed * (1 + _QUICKLY * surprise))
+        cut = max(-_CUT, min(surprise, _CUT))
+        again = min(surprise, self._last, key=abs) if surprise * self._last > 0 else 0.0
+        self._last = surprise
+        self._speed = max(_LEAST, self._speed * (1 + _QUICKLY * max(cut, again, key=abs)))
         # Of k steps the j-th weighs j: the first ones, which allocate memory and fill caches, are soon forgotten.
-        factor = max(_LEAST, factor * (1 + max(2 / (steps + 2), _SLOWLY) * surprise))
+        learned = max(2 / (steps + 2), _SLOWLY) * (surprise if steps < _KNOWN else cut)
+        factor = max(_LEAST, factor * (1 + learned))
         self._factors = {**self._factors, rows: (factor, steps + 1)}  # another one: somebody may be looking through it
 
     def value(self, rows: int) -> float | None:

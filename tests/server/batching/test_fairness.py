@@ -185,6 +185,17 @@ def test_without_rising_it_would_starve() -> None:
     assert batch not in {job for _, job in server.delivered}
 
 
+def test_a_stream_of_new_jobs_keeps_no_paused_one_from_its_seat() -> None:
+    """Where callers outnumber seats: who is new has stepped never, and waits from now on all the same."""
+    server = quiet(seats=1)
+    long = server.submit(50, None, caller="other")
+    for _ in range(1000):
+        if sum(picture.job.caller == "flood" for picture in server.batcher.waiting) < 2:
+            server.submit(2, None, caller="flood")
+        server.turn()
+    assert server.pauses and long in {job for _, job in server.delivered}
+
+
 def test_waiting_is_no_advantage_over_equals() -> None:
     """The flood's pictures have waited for long; whoever comes has its share all the same."""
     server = quiet(level_seconds=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from argparse import Namespace
@@ -60,9 +61,15 @@ def run(argv: Sequence[str]) -> int:
         _usage(str(error))
     except OSError as error:
         _usage(f"cannot read {error.filename}: {error.strerror}")
-    if not _writable(options.output, [place for row in targets for place in row]):
-        return 1
-    return asyncio.run(_generate(client, options, fields, targets))
+    new = is_folder(options.output) and not Path(options.output).exists()
+    try:
+        if not _writable(options.output, [place for row in targets for place in row]):
+            return 1
+        return asyncio.run(_generate(client, options, fields, targets))
+    finally:
+        if new:  # one in which no picture came to lie goes again
+            with contextlib.suppress(OSError):
+                Path(options.output).rmdir()
 
 
 def _fields(options: Namespace, format: str) -> Options:

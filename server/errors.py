@@ -53,6 +53,12 @@ class NotServing(LatentdError):
     code = "UNAVAILABLE"
 
 
+class Loading(NotServing):
+    """The model is not there yet. `retry_after` is when it is worth asking again, in seconds."""
+
+    retry_after = 1.0
+
+
 class Stalled(LatentdError):
     """The client neither takes nor sends what is due; it may never hear of this."""
 

@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 from pipeline.errors import InvalidRequest, LatentdError
 from server.doors.calls import Calls
 from server.doors.fields import MOST, has_more_fields
-from server.errors import UNEXPECTED, Busy, Stalled
+from server.errors import UNEXPECTED, Busy, Loading, Stalled
 
 log = logging.getLogger("latentd.door")
 
@@ -154,7 +154,10 @@ async def _stream(responses: AsyncGenerator[Any, None], calls: Calls, context: g
 
 
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> None:
-    """End the call with the error's code and sentence; a Busy one says when to ask again."""
+    """End the call with the error's code and sentence; one that passes says when to ask again.
+
+    While the model loads gRPC's own retries, where a client has them, are told to wait as long (gRFC A6, pushback).
+    """
     if isinstance(error, grpc.aio.BaseError):
         raise error  # gRPC's own: ended already, or nobody is there
     trailing = tuple(context.trailing_metadata() or ())
@@ -163,7 +166,9 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> None:
         await context.abort(grpc.StatusCode.INTERNAL, UNEXPECTED, trailing)
         return
     code: grpc.StatusCode = getattr(grpc.StatusCode, error.code)
-    if isinstance(error, Busy):
+    if isinstance(error, Loading):
+        trailing += (("grpc-retry-pushback-ms", f"{1000 * error.retry_after:.0f}"),)
+    if isinstance(error, Busy | Loading):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.CopyFrom(Duration(seconds=int(error.retry_after), nanos=int(error.retry_after % 1 * 1e9)))
         status = status_pb2.Status(code=code.value[0], message=str(error))

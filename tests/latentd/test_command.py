@@ -117,6 +117,15 @@ def test_folder_and_repeated_prompts(server: FakeServer) -> None:
     assert sorted(path.name for path in Path("fruit").iterdir()) == ["pear-1.webp", "pear-2.webp"]
 
 
+def test_a_new_folder_without_a_picture_goes_again() -> None:
+    nobody = ["--server", "127.0.0.1:1"]
+    assert main(["pear", "-o", "fruit/", *nobody]) == 1
+    assert not Path("fruit").exists()
+    Path("fruit").mkdir()
+    assert main(["pear", "-o", "fruit/", *nobody]) == 1
+    assert Path("fruit").is_dir(), "it was there before"
+
+
 def test_stdout_takes_one_picture(server: FakeServer, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert main(["an apple", "-o", "-", "--format", "webp", "--server", server.address]) == 0
     out, err = capfdbinary.readouterr()

@@ -25,6 +25,7 @@ from pipeline.checkpoint.opened import Checkpoint
 from pipeline.errors import LatentdError
 from pipeline.samplers import SAMPLERS
 from server.app import Server, load_model
+from server.errors import Loading
 from server.pace.median import Median
 from server.settings import Settings, SettingsError
 from server.wish import LaneKey, Size
@@ -63,7 +64,9 @@ async def health(server: Server, service: str = "") -> int:
         return (await health_pb2_grpc.HealthStub(channel).Check(request)).status
 
 
-def test_health_follows_loading_and_serving(model: Model) -> None:
+def test_health_follows_loading_and_serving(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who asks while the model loads is told when to ask again, which its client does by itself."""
+
     async def life() -> None:
         loading, go_on = threading.Event(), threading.Event()
 
@@ -75,15 +78,23 @@ def test_health_follows_loading_and_serving(model: Model) -> None:
         async with opened(model) as server, AsyncClient(address(server)) as client:
             load_task = asyncio.create_task(server.load(load))
             await asyncio.to_thread(loading.wait, PATIENCE)
+            monkeypatch.setattr(Loading, "retry_after", 0.125)
             for service in ("", SERVICE):
                 assert await health(server, service) == NOT_SERVING
             assert await health(server, "live") == SERVING
             for refused in (client.generate("a cat"), client.models()):
                 with pytest.raises(ServerError, match="tiny is loading; health says SERVING when it is done") as told:
                     await refused
-                assert told.value.code is grpc.StatusCode.UNAVAILABLE
-            go_on.set()
-            await load_task
+                assert told.value.code is grpc.StatusCode.UNAVAILABLE and told.value.retry_after == 0.125
+            monkeypatch.setattr(Loading, "retry_after", 4.0)  # it is loaded by the next attempt, or the one after
+            async with AsyncClient(address(server)) as other:  # the first one's retries are throttled by now
+                early = asyncio.create_task(other.generate("a cat", steps=1))
+                labels = {"model": server.metrics._model, "door": "grpc", "code": "UNAVAILABLE"}
+                while server.metrics.registry.get_sample_value("latentd_requests_total", labels) != 4 + 1:
+                    await asyncio.sleep(0.01)
+                go_on.set()
+                await load_task
+                assert len(await early) == 1
             for service in ("", SERVICE):
                 assert await health(server, service) == SERVING
             assert await client.generate("a cat", steps=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import InvalidRequest, LatentdError
-from server.errors import UNEXPECTED, Busy
+from server.errors import UNEXPECTED, Busy, Loading
 
 log = logging.getLogger("latentd.door")
 
@@ -83,7 +83,7 @@ class Refusal:
             error = LatentdError(UNEXPECTED)
         _, kind, code = _CODES.get(error.code, _CODES["INTERNAL"])
         code = _OPENAI_CODES.get(type(error), code)
-        retry_after = error.retry_after if isinstance(error, Busy) else None
+        retry_after = error.retry_after if isinstance(error, Busy | Loading) else None
         return cls(status_of(error), error.code, str(error), error.field, retry_after, (kind, code))
 
     def body(self, door: str, request_id: str) -> dict[str, Any]:

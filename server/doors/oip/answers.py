@@ -13,7 +13,7 @@ from server.doors.oip.infer_request import InferRequest, Run
 from server.doors.oip.inference import inference_pb2 as pb
 from server.doors.oip.models import IMAGE, INDEX, PREVIEW, SCORE, SEEDS, STEP, STEPS, VERSION
 from server.doors.oip.tensors import Tensor, add_output
-from server.errors import UNEXPECTED, Busy
+from server.errors import UNEXPECTED, Busy, Loading
 from server.events import Event, Image, Preview, Step
 from server.job import Job
 
@@ -68,7 +68,7 @@ def failure(error: Exception, message: pb.ModelInferRequest, request_id: str) ->
     answer = pb.ModelInferResponse(model_name=message.model_name, model_version=VERSION, id=message.id)
     answer.parameters["code"].string_param = error.code
     answer.parameters["request_id"].string_param = request_id
-    if isinstance(error, Busy):
+    if isinstance(error, Busy | Loading):
         answer.parameters["retry_after"].double_param = error.retry_after
     if isinstance(error, InvalidRequest) and error.field:
         answer.parameters["field"].string_param = error.field

@@ -307,10 +307,8 @@ class Device:
                 self._changed.wait()
             if not self._stopping and (self.floor.yields or not self._turn.due):
                 self.floor.leave()
-                rests, begun = (
-                    self._batcher.empty and not (self.floor.yields or self._decoding.at_work),
-                    time.monotonic(),
-                )
+                rests = self._batcher.empty and not (self.floor.yields or self._decoding.at_work)
+                begun = time.monotonic()
                 self._changed.wait(self._patience())
                 if rests:
                     self._pace.rested(time.monotonic() - begun)

@@ -3,7 +3,7 @@
 Each cost is the median of its last samples. One sample, however long, changes nothing: a process that was stopped, a
 machine that swapped, a clock that jumped. Another load of the machine is noticed after half of them. Where long samples
 keep coming, steps cost their mean (bursts.py). How steps of many rows compare with those of few, which decides who
-shares one, is told by means (steps.py).
+shares one, is told apart from the machine's speed (steps.py).
 """
 
 from __future__ import annotations

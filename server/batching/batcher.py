@@ -60,7 +60,12 @@ class Batcher:
         self._queue = Queue()
         self._share = Share()
         self._turn = 0  # steps so far
-        self.changes = 0  # of who waits, sits or is to be decoded, and steps
+        self.moves = 0  # of pictures: who came, sat down, left, was finished or is being decoded
+
+    @property
+    def changes(self) -> int:
+        """Count the moves and the steps so far."""
+        return self.moves + self._turn
 
     def open(self, key: LaneKey) -> bool:
         """Add a lane with empty seats; False when there is one already."""
@@ -70,7 +75,7 @@ class Batcher:
         return new
 
     def add(self, job: Job) -> None:
-        self.changes += 1
+        self.moves += 1
         self._queue.add(job, self._turn)
 
     @property
@@ -159,7 +164,7 @@ class Batcher:
     def drop(self, gone: Iterable[Job]) -> list[tuple[LaneKey, int]]:
         """Take these jobs out of the queue, their seats and the decoder's queue; returns the seats that they left."""
         jobs = set(gone)
-        self.changes += 1
+        self.moves += 1
         self.undecoded = [picture for picture in self.undecoded if picture.job not in jobs]
         self._queue.drop(jobs)
         left = []
@@ -194,7 +199,7 @@ class Batcher:
                 continue
             if endangers(picture):
                 return None
-            self.changes += 1
+            self.moves += 1
             self._queue.take(line)
             if paused := lane.tenants[seat]:
                 self._queue.pause(paused)
@@ -245,7 +250,7 @@ class Batcher:
         return min(surplus)[-1] if surplus else None
 
     def free(self, key: LaneKey, seat: int) -> None:
-        self.changes += 1
+        self.moves += 1
         self.lanes[key].tenants[seat] = None
 
     def finish(self, key: LaneKey, seat: int) -> None:
@@ -256,7 +261,7 @@ class Batcher:
 
     def decoding(self, picture: Picture) -> None:
         """Note that the decoding of a picture begins."""
-        self.changes += 1
+        self.moves += 1
         if picture in self.undecoded:
             self.undecoded.remove(picture)
 
@@ -267,28 +272,20 @@ class Batcher:
         step: Callable[[LaneKey, int], float],
         behind: Behind = those_here,
     ) -> tuple[LaneKey, list[int]] | None:
-        """Return the lane that steps now, and which of its seats; None where nobody sits. See Share.next.
-
-        Who sits alone is not asked about shares: that took 40 microseconds of the 120 beside a step (Intel Xeon).
-        """
-        sitting = [
-            (key, seat, tenant)
-            for key, lane in self.lanes.items()
-            for seat, tenant in enumerate(lane.tenants)
-            if tenant is not None
-        ]
-        if not sitting:
-            return None
-        if len(sitting) == 1:
-            (key, seat, tenant), *_ = sitting
-            self._share.lone(Party(tenant.job.wish.priority, tenant.job.caller), key)
-            seats = [seat]
-        else:
+        """Return the lane that steps now, and which of its seats; None where nobody sits. See Share.next."""
+        if (turn := self._share.again(self.moves, step, self.waiting_count, behind)) is None:
             level = self.levels(now)
-            seated = [Seated(*place, Party(level(place[2]), place[2].job.caller)) for place in sitting]
-            key, seats = self._share.next(seated, row, step, waiting=self.waiting_count, behind=behind)
+            seated = [
+                Seated(key, seat, tenant, Party(level(tenant), tenant.job.caller))
+                for key, lane in self.lanes.items()
+                for seat, tenant in enumerate(lane.tenants)
+                if tenant is not None
+            ]
+            if not seated:
+                return None
+            turn = self._share.next(seated, row, step, waiting=self.waiting_count, behind=behind, moves=self.moves)
+        key, seats = turn
         self._turn += 1
-        self.changes += 1
         for seat in seats:
             if tenant := self.lanes[key].tenants[seat]:
                 tenant.turn = self._turn

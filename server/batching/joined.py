@@ -31,16 +31,20 @@ def by_turn(seated: Iterable[Seated]) -> list[Seated]:
     return sorted(seated, key=lambda one: one.picture.turn)
 
 
-def by_work(seated: Sequence[Seated], turns: int) -> list[Seated]:
+def is_oldests(turns: int) -> bool:
+    """Return whether the job that came first has its turn, of a caller who has had so many in the lane."""
+    return turns % _OLDEST == 0
+
+
+def by_work(seated: Sequence[Seated], *, oldest: bool) -> list[Seated]:
     """Return pictures by what their jobs have left, the least first, then those of the job that came first.
 
-    `turns`: that the caller has had in their lane; in one of four who came first is first.
+    `oldest`: is it the turn of that job, however much it has left?
     """
     left: Counter[Job] = Counter()
     for one in seated:
         left[one.picture.job] += one.picture.job.wish.rows_left(one.picture.reached)
-    weighs = turns % _OLDEST > 0
-    return sorted(by_turn(seated), key=lambda one: (weighs * left[one.picture.job], one.picture.job.arrived))
+    return sorted(by_turn(seated), key=lambda one: (0 if oldest else left[one.picture.job], one.picture.job.arrived))
 
 
 Behind = Callable[[int, bool], float]  # of so many who are here, how many have what is saved: see Load.behind
@@ -64,12 +68,15 @@ def joined(
     first, whether it takes about as long as the first; all do where nothing is said.
     """
     whole, had = rows[0], step(rows[0])
+    own = {whole: had}  # what a step of its own takes each
     number, waits, least = 1, 0.0, 0.0
     for together, (mine, same) in enumerate(zip(rows[1:], alike or itertools.repeat(True), strict=False), 1):
         whole += mine
         takes = step(whole)
         added, had = takes - had, takes
-        saved = (1 - _DOUBT) * step(mine) - added
+        if mine not in own:
+            own[mine] = step(mine)
+        saved = (1 - _DOUBT) * own[mine] - added
         waits += together * added - behind(len(rows) - together + waiting, same) * saved
         if waits < least:
             number, least = together + 1, waits

@@ -19,6 +19,7 @@ _QUICKLY = 0.25  # of a surprise is taken for the speed
 _SLOWLY = 1 / 128  # of it for a factor, at least: as in a mean of the last 128 steps
 _CUT = 0.1  # of what was expected: a larger surprise counts as one of that size
 _KNOWN = 16  # steps of so many rows, after which that is so: before, what is expected is a guess
+_GUESSED = 4  # steps, as which it counts what lies between two numbers of rows: one step of its own says less
 _MOST = 2.0  # times what was expected: what a step took beyond was a stop, which has nothing to do with its rows
 _LEAST = 1e-9  # seconds of a row: a speed of nothing would explain nothing
 
@@ -37,7 +38,7 @@ class Steps:
         if seconds < 0:
             return
         told = seconds / (rows * self._speed)
-        factor, steps = self._factors.get(rows, (min(max(told, _LEAST), _MOST), 0))
+        factor, steps = self._factors.get(rows) or self._guess(rows) or (min(max(told, _LEAST), _MOST), 0)
         surprise = min(told / factor, _MOST) - 1
         cut = max(-_CUT, min(surprise, _CUT))
         again = min(surprise, self._last, key=abs) if surprise * self._last > 0 else 0.0
@@ -54,13 +55,26 @@ class Steps:
         None before the first step.
         """
         factors = self._factors
+        if (exactly := factors.get(rows)) is not None:
+            return rows * self._speed * exactly[0]
+        if (between := self._guess(rows)) is not None:
+            return rows * self._speed * between[0]
         if not factors:
             return None
-        fewer, more = (
-            max((n for n in factors if n <= rows), default=0),
-            min((n for n in factors if n >= rows), default=0),
-        )
-        if not fewer or not more or fewer == more:
-            return rows * self._speed * factors[fewer or more][0]
-        low, high = (known * self._speed * factors[known][0] for known in (fewer, more))
-        return low + (high - low) * (rows - fewer) / (more - fewer)
+        return rows * self._speed * factors[min(factors, key=lambda known: abs(known - rows))][0]
+
+    def _guess(self, rows: int) -> tuple[float, int] | None:
+        """Return the factor of rows that have not been, in proportion between those that have, and what it counts.
+
+        None where they do not lie between two.
+        """
+        factors, fewer, more = self._factors, 0, 0
+        for known in factors:
+            if known < rows:
+                fewer = max(fewer, known)
+            else:
+                more = min(more or known, known)
+        if not fewer or not more:
+            return None
+        low, high = (known * factors[known][0] for known in (fewer, more))
+        return (low + (high - low) * (rows - fewer) / (more - fewer)) / rows, _GUESSED

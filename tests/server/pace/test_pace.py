@@ -92,12 +92,12 @@ def test_a_pace_may_be_asked_while_steps_of_other_sizes_come() -> None:
         pace.stepped(LANE, rows, 0.1, NOW)
 
     class Asks(int):
-        """A number of rows; looking whether another one is no more has the device thread note a step."""
+        """A number of rows; looking whether another one is less has the device thread note a step."""
 
-        def __ge__(self, other: object) -> bool:
+        def __gt__(self, other: object) -> bool:
             pace.stepped(LANE, 3 + len(seen), 0.1, NOW)
             seen.append(other)
-            return int(self) >= int(other)  # type: ignore[call-overload]
+            return int(self) > int(other)  # type: ignore[call-overload]
 
     seen: list[object] = []
     assert pace.step(LANE, Asks(8)) == pytest.approx(0.1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -13,6 +12,7 @@ from server.batching.demand import Demand
 from server.batching.forecast import endangers, outlook
 from server.batching.making import Making
 from server.batching.parting import unfinished
+from server.device.bell import Bell
 from server.job import Job, Picture
 from server.metrics import Metrics
 from server.pace.margin import Margin
@@ -38,7 +38,7 @@ class Jobs:
         emptied: Callable[[], object] = lambda: None,
     ) -> None:
         """Begin without jobs. `steps`: of a usual request. `emptied` is called when the last job was forgotten."""
-        self.changed = threading.Condition()
+        self.changed = Bell()
         self.batcher = batcher
         self.margin = Margin()
         self.demand = Demand()
@@ -50,6 +50,7 @@ class Jobs:
         self._jobs: set[Job] = set()
         self._dismissed: list[Job] = []  # they have ended, and their places are yet to be taken from them
         self._look_at = 0.0  # monotonic seconds: nobody becomes hopeless before
+        self._first_deadline = math.inf  # of all who are here, when it was looked for the last time
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -101,9 +102,22 @@ class Jobs:
             dismissed, self._dismissed = self._dismissed, []
         return dismissed
 
+    @property
+    def quiet_until(self) -> float:
+        """Return until when nobody expires or becomes hopeless, monotonic seconds; later if the bell does not ring."""
+        return min(self._look_at, self._first_deadline)
+
+    @property
+    def settled(self) -> bool:
+        """Return whether somebody sits, nobody waits, and no lane is to be made."""
+        with self.changed:
+            return not (self.batcher.waiting_count or self.batcher.idle or self.batcher.unmade)
+
     def gone(self, now: float) -> list[Job]:
         """List the jobs that are cancelled, or expired at `now`, monotonic seconds."""
         with self.changed:
+            deadlines = (job.deadline for job in self._jobs if job.deadline is not None)
+            self._first_deadline = min(deadlines, default=math.inf)
             return [job for job in self._jobs if job.cancelled or job.expired(now)]
 
     def hopeless(self, now: float) -> tuple[Job, float] | None:

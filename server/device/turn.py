@@ -61,6 +61,7 @@ class Turn:
         self._seating = Seating(model, self._fetching)
         self._took = 0.0  # seconds of the last step
         self._looked = 0  # Batcher.changes when somebody was sought who may sit down
+        self._still: tuple[int, int] | None = None  # rings and moves when there was nothing to do but to step
         self.pulse = 0  # seatings, steps and pictures so far
 
     def take(self) -> None:
@@ -68,11 +69,21 @@ class Turn:
 
         Errors: DeviceError, and whatever a step fails with: nothing on the device can be relied on then.
         """
-        self.drop()
-        self.make()
-        self.seat()
+        if not self.calm:
+            rings = self._jobs.changed.rings  # what comes while it looks is looked at in the next turn
+            self.drop()
+            self.make()
+            self.seat()
+            still = self._lanes.free and self._jobs.settled
+            self._still = (rings, self._jobs.batcher.moves) if still else None
         self.step()
         self.decode()
+
+    @property
+    def calm(self) -> bool:
+        """Return whether somebody sits and there is nothing to do but to step. It takes no lock: see Bell."""
+        jobs = self._jobs
+        return self._still == (jobs.changed.rings, jobs.batcher.moves) and time.monotonic() < jobs.quiet_until
 
     def unencoded(self, wish: Wish) -> int:
         """See Seating.unencoded."""
@@ -176,6 +187,8 @@ class Turn:
 
         One, and more while that takes no larger part of a step.
         """
+        if not (self._decoding.may_begin or self._decoding.at_work):
+            return
         if self._decoding.may_begin:
             self.drop()  # the step took a while
         until, begun = time.monotonic() + self.between * self._took, False

@@ -184,6 +184,8 @@ class Stage:
         if self.batcher.open(lane):
             self._pace.open(lane)
         self.jobs.add(job)
+        job.wake = self.jobs.wake
+        job.wake()
         return job
 
     def metric(self, name: str, **labels: str) -> float | None:

@@ -78,6 +78,7 @@ def cancel(job: Job) -> None:
 
 def expire(job: Job) -> None:
     job.deadline = 0.0  # long ago
+    job.wake()  # when it was let in it had none
 
 
 GOES = pytest.mark.parametrize(

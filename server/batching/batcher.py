@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from server.batching.joined import Behind, those_here
 from server.batching.queue import Line, Queue
 from server.batching.seated import Party, Seated
 from server.batching.share import Share
 from server.caller import LOCAL
 from server.job import Job, Picture
+from server.pace.behind import THOSE_HERE, Behind
 from server.wish import LaneKey
 
 _FEW = 4  # evaluations that a resumed picture has before it is paused again for another caller's sake
@@ -270,7 +270,7 @@ class Batcher:
         now: float,
         row: Callable[[LaneKey], float],
         step: Callable[[LaneKey, int], float],
-        behind: Behind = those_here,
+        behind: Behind = THOSE_HERE,
     ) -> tuple[LaneKey, list[int]] | None:
         """Return the lane that steps now, and which of its seats; None where nobody sits. See Share.next."""
         if (turn := self._share.again(self.moves, step, self.waiting_count, behind)) is None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from server.batching.seated import Seated
 from server.job import Job
+from server.pace.behind import THOSE_HERE, Behind
 
 _DOUBT = 0.03  # of a step of its own: less is no saving, as what is known of two steps differs by as much by chance
 _OLDEST = 4  # steps, in one of which the job that came first has its turn
@@ -47,19 +48,11 @@ def by_work(seated: Sequence[Seated], *, oldest: bool) -> list[Seated]:
     return sorted(by_turn(seated), key=lambda one: (0 if oldest else left[one.picture.job], one.picture.job.arrived))
 
 
-Behind = Callable[[int, bool], float]  # of so many who are here, how many have what is saved: see Load.behind
-
-
-def those_here(here: int, alike: bool) -> float:
-    """Count nobody but those who are here."""
-    return here
-
-
 def joined(
     rows: Sequence[int],
     step: Callable[[int], float],
     waiting: int = 0,
-    behind: Behind = those_here,
+    behind: Behind = THOSE_HERE,
     alike: Sequence[bool] = (),
 ) -> int:
     """Return how many jobs step together, of those with so many rows each, in their order; one at least.
@@ -77,7 +70,8 @@ def joined(
         if mine not in own:
             own[mine] = step(mine)
         saved = (1 - _DOUBT) * own[mine] - added
-        waits += together * added - behind(len(rows) - together + waiting, same) * saved
+        here = len(rows) - together + waiting
+        waits += together * added - (behind.each * here + behind.alike * same) * saved
         if waits < least:
             number, least = together + 1, waits
     return number

@@ -6,9 +6,10 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from server.batching.joined import Behind, by_turn, by_work, is_oldests, joined
+from server.batching.joined import by_turn, by_work, is_oldests, joined
 from server.batching.seated import Seated
 from server.job import Job
+from server.pace.behind import Behind
 
 _ALIKE = 2  # times the row evaluations of the first are about as many
 

@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, TypeVar
 
-from server.batching.joined import Behind, is_oldests, those_here
+from server.batching.joined import is_oldests
 from server.batching.order import Order
 from server.batching.seated import Party, Seated
+from server.pace.behind import THOSE_HERE, Behind
 from server.wish import LaneKey
 
 _LOOKS = 16  # steps of a lane, of which nobody rides in one: what a step without riders takes is measured anew
@@ -80,7 +81,7 @@ class Share:
         step: Callable[[LaneKey, int], float],
         *,
         waiting: int = 0,
-        behind: Behind = those_here,
+        behind: Behind = THOSE_HERE,
         moves: int = 0,
     ) -> tuple[LaneKey, list[int]]:
         """Choose a lane and its seats that step now, and charge them; somebody sits.

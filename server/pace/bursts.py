@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from operator import itemgetter
 
 _SECONDS = 10.0  # what is older is forgotten
 _MOST = 256  # steps: looking at them takes microseconds
@@ -19,22 +20,23 @@ class Bursts:
     """Remembers what the steps of the last ten seconds took, and the median of those around each. For any thread."""
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, float, float]] = deque(maxlen=_MOST)  # when, seconds, median
+        # By how much it took longer, seconds, median, when.
+        self._steps: deque[tuple[float, float, float, float]] = deque(maxlen=_MOST)
         self._lock = threading.Lock()
 
     def stepped(self, now: float, seconds: float, median: float) -> None:
         """Note what a step took, a moment before `now`, and the median of the steps around it."""
         if median > 0:
             with self._lock:
-                self._steps.append((now, seconds, median))
+                self._steps.append((seconds - median, seconds, median, now))
 
     def value(self, now: float) -> float:
         """Return the mean over the median, at least 1. The step with the largest excess is left out: a stall."""
         with self._lock:
-            while self._steps and self._steps[0][0] <= now - _SECONDS:
+            while self._steps and self._steps[0][3] <= now - _SECONDS:
                 self._steps.popleft()
             steps = list(self._steps)
         if len(steps) < _LEAST:
             return 1.0
-        steps.remove(max(steps, key=lambda step: step[1] - step[2]))
-        return max(1.0, sum(step[1] for step in steps) / sum(step[2] for step in steps))
+        steps.remove(max(steps))
+        return max(1.0, sum(map(itemgetter(1), steps)) / sum(map(itemgetter(2), steps)))

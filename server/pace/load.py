@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+from server.pace.behind import Behind
+
 _PICTURES = 32  # in which what was is forgotten, by 1 / e
 _MOST = 0.95  # a device that is always busy would have no end of those who come
 _AGE = 0.25  # pictures to come for each one that came since the last rest
@@ -42,10 +44,9 @@ class Load:
         """Return the part of the time in which the device worked, from 0 to 0.95."""
         return min(_MOST, self._busy / (self._busy + self._rest)) if self._busy > 0 else 0.0
 
-    def behind(self, here: int, *, alike: bool = True) -> float:
-        """Estimate how many pictures have what is saved now, of which so many are here: who comes later has it too.
-
-        `alike`: do those who share the step take about as long?
+    @property
+    def behind(self) -> Behind:
+        """Estimate how many pictures have what is saved now, told by those that are here: who comes later has it too.
 
         Those come who come before the device rests again. Where nothing could be saved later, there would be
         1 / (1 - load) of them for each one here (Kleinrock, Queueing Systems I, 1975, 5.8: the customers of a busy
@@ -60,4 +61,4 @@ class Load:
         among those who are alike: beside seven clients of 50 steps a job of four would take 117 ms for 41. All of this
         in exact time.
         """
-        return here / math.sqrt(1 - self.value) + alike * _AGE * self._since
+        return Behind(1 / math.sqrt(1 - self.value), _AGE * self._since)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
+from server.pace.behind import Behind
 from server.pace.bursts import Bursts
 from server.pace.load import Load
 from server.pace.median import Median
@@ -93,9 +94,10 @@ class Pace:
         """Return the part of the time in which the device worked lately, below 1."""
         return self._load.value
 
-    def behind(self, here: int, alike: bool = True) -> float:
+    @property
+    def behind(self) -> Behind:
         """See Load.behind."""
-        return self._load.behind(here, alike=alike)
+        return self._load.behind
 
     def row(self, lane: LaneKey) -> float:
         """Return the seconds a row of one evaluation."""

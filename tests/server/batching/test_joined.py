@@ -16,6 +16,7 @@ from server.batching.joined import joined
 from server.batching.seated import Party, Seated
 from server.batching.share import Share
 from server.job import Job, Picture
+from server.pace.behind import Behind
 from tests.support.jobs import idle_job, wish
 from tests.support.simulated import LANE, Simulated
 
@@ -56,10 +57,10 @@ def test_on_a_busy_device_what_is_saved_counts_for_those_who_are_still_to_come()
     """For each one here, each that waits and more."""
 
     def chosen(many: float) -> int:
-        return joined([2] * 8, lambda rows: 0.2 + 0.9 * rows, 2, lambda here, alike: many * here)
+        return joined([2] * 8, lambda rows: 0.2 + 0.9 * rows, 2, Behind(many))
 
     assert [chosen(many) for many in (1, 1.4, 3.2, 10)] == [1, 1, 2, 5]
-    assert joined([2] * 8, each_its_time, 1000, lambda here, alike: 100 * here) == 1, "nothing is saved, whoever comes"
+    assert joined([2] * 8, each_its_time, 1000, Behind(100)) == 1, "nothing is saved, whoever comes"
 
 
 def test_one_number_of_rows_that_is_slow_keeps_no_more_from_joining() -> None:

@@ -52,6 +52,7 @@ def test_an_expired_job_computes_no_step_after_the_one_under_way(wired: Model, h
         job = at_work.submit(prompt="a cat", steps=50)
         held.begun()
         job.deadline = 0.0  # long ago
+        job.wake()  # when it was let in it had none
         held.release()
         assert box_of(job).error() == ("DEADLINE_EXCEEDED", "the deadline passed")
         assert len(held.runs) == 1 and at_work.leftovers == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from server.pace.behind import THOSE_HERE
 from server.pace.load import Load
 
 
@@ -17,7 +18,7 @@ def worked(load: Load, pictures: int, seconds: float, rest: float) -> None:
 
 
 def test_a_device_that_has_done_nothing_has_no_load() -> None:
-    assert Load().value == 0 and Load().behind(3) == 3
+    assert Load().value == 0 and Load().behind == THOSE_HERE
 
 
 @pytest.mark.parametrize(("rest", "value"), [(1.0, 0.5), (3.0, 0.25), (0.25, 0.8)])
@@ -53,10 +54,8 @@ def test_a_clock_that_goes_back_gives_no_time() -> None:
 def test_more_are_to_come_the_busier_the_device_is_and_the_longer_it_goes_on() -> None:
     load = Load()
     worked(load, 400, 1.0, 1.0)
-    calm = load.behind(4)
-    assert calm == pytest.approx(4 * 2**0.5, rel=0.1)
+    assert load.behind == pytest.approx((2**0.5, 0), rel=0.1), "it has rested a moment ago"
     worked(load, 400, 1.0, 0.0)
-    busy = load.behind(4)
-    assert busy == pytest.approx(4 * 20**0.5 + 100, rel=0.1)
+    assert load.behind == pytest.approx((20**0.5, 100), rel=0.1)
     load.rested(0.001)
-    assert load.behind(4) == pytest.approx(4 * 20**0.5, rel=0.1), "it may rest again as soon"
+    assert load.behind == pytest.approx((20**0.5, 0), rel=0.1), "it may rest again as soon"

@@ -273,7 +273,7 @@ class Batcher:
         behind: Behind = THOSE_HERE,
     ) -> tuple[LaneKey, list[int]] | None:
         """Return the lane that steps now, and which of its seats; None where nobody sits. See Share.next."""
-        if (turn := self._share.again(self.moves, step, self.waiting_count, behind)) is None:
+        if (turn := self._share.again(self.moves)) is None:
             level = self.levels(now)
             seated = [
                 Seated(key, seat, tenant, Party(level(tenant), tenant.job.caller))

@@ -12,32 +12,34 @@ step (joined.py). Where one has a deadline all of them step.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, TypeVar
 
-from server.batching.joined import is_oldests
-from server.batching.order import Order
+from server.batching.joined import by_turn, by_work, is_oldests, joined
 from server.batching.seated import Party, Seated
+from server.job import Job
 from server.pace.behind import THOSE_HERE, Behind
 from server.wish import LaneKey
 
 _LOOKS = 16  # steps of a lane, of which nobody rides in one: what a step without riders takes is measured anew
 # A step of all that a party has is measured anew as well: after so many of its lane for each job that it holds up.
 _LEAST = 1e-9  # seconds of a row: else nobody would ever have had anything
+_ALIKE = 2  # times the row evaluations of the first are about as many
 _FREE = 0.05  # of a step: who makes it longer by less than this rides for nothing
 
 _Who = TypeVar("_Who", bound=Hashable)
 
 
 class _Standing(NamedTuple):
-    """Holds the order of the only party's jobs in the only lane, while nobody comes or goes."""
+    """Holds the choices of a party that has all who sit, in one lane, while nobody comes or goes."""
 
     moves: int  # Batcher.moves meanwhile
     party: Party
     lane: LaneKey
-    orders: dict[bool, Order]  # by whether the job that came first has its turn
+    seats: dict[bool, list[int]]  # by whether the job that came first has its turn
 
 
 class Share:
@@ -53,26 +55,21 @@ class Share:
         self._whole: Counter[LaneKey] = Counter()  # steps until a party steps all that it has
         self._standing: _Standing | None = None
 
-    def again(
-        self, moves: int, step: Callable[[LaneKey, int], float], waiting: int, behind: Behind
-    ) -> tuple[LaneKey, list[int]] | None:
-        """Return what `next` would choose, where nobody has come or gone since it chose for such a step; None: ask it.
+    def again(self, moves: int) -> tuple[LaneKey, list[int]] | None:
+        """Return what `next` chose for such a step, where nobody has come or gone since; None: ask it.
 
-        Where one party sits in one lane only how many of its jobs share the step is to be told anew. Beside a step of 6
-        ms, after which every cache is cold, `next` took 150 microseconds with eight pictures (AMD Zen 4).
+        It is asked anew each so many steps, whatever happens. Beside a step of 6 ms, after which every cache is cold,
+        it took 150 microseconds with eight pictures (AMD Zen 4).
         """
-        if (kept := self._standing) is None or kept.moves != moves or self._looks(lane := kept.lane):
+        if (kept := self._standing) is None or kept.moves != moves or self._looks(kept.lane):
             return None
-        who = kept.party, lane
-        if (order := kept.orders.get(is_oldests(self._turns[who]))) is None:
-            return None
-        number = order.joined(functools.partial(step, lane), waiting, behind)
-        if number < len(order) and _may_ride(order.rest(number), order.rows(number), functools.partial(step, lane)):
+        who = kept.party, kept.lane
+        if (seats := kept.seats.get(is_oldests(self._turns[who]))) is None:
             return None
         self._turns[who] += 1
-        self._whole[lane] -= 1
-        self._steps[lane] += 1
-        return lane, sorted(one.seat for one in order.first(number))
+        self._whole[kept.lane] -= 1
+        self._steps[kept.lane] += 1
+        return kept.lane, seats
 
     def next(
         self,
@@ -93,40 +90,37 @@ class Share:
         pictures without a seat; `behind`: see joined; `moves`: see Batcher.moves.
         """
         party, lane = seated[0].party, seated[0].lane
-        if all(one.party == party and one.lane == lane for one in seated):
-            chosen: Sequence[Seated] = self._alone(seated, step, waiting, behind, moves)
-        else:
+        if any(one.party != party or one.lane != lane for one in seated):
             self._standing = None
             lane, chosen = self._beside_others(seated, row, step, waiting, behind)
-        return lane, sorted(self._with_riders(lane, chosen, seated, step))
+            return lane, sorted(self._with_riders(lane, chosen, seated, step))
+        oldests = is_oldests(self._turns.get((party, lane), 0))
+        looks = self._looks(lane) or sum(one.picture.rows for one in seated) > self._most[lane]
+        chosen = self._alone(seated, step, waiting, behind)
+        seats = sorted(self._with_riders(lane, chosen, seated, step))
+        # Riders who do not all fit take turns.
+        if looks or len(seats) not in (len(chosen), len(seated)):
+            self._standing = None
+        else:
+            if self._standing is None or self._standing.moves != moves:
+                self._standing = _Standing(moves, party, lane, {})
+            self._standing.seats[oldests] = seats
+        return lane, seats
+
+    def _looks(self, lane: LaneKey) -> bool:
+        """Return whether the coming step measures anew what a step of all takes, or one without riders."""
+        return self._whole[lane] <= 0 or (self._steps[lane] + 1) % _LOOKS == 0
 
     def _alone(
-        self,
-        seated: Sequence[Seated],
-        step: Callable[[LaneKey, int], float],
-        waiting: int,
-        behind: Behind,
-        moves: int,
-    ) -> list[Seated]:
-        """Choose of one party's pictures in one lane, and remember their order.
-
-        The party is charged nothing: whoever comes begins level with it.
-        """
+        self, seated: Sequence[Seated], step: Callable[[LaneKey, int], float], waiting: int, behind: Behind
+    ) -> Sequence[Seated]:
+        """Choose of one party's pictures in one lane. It is charged nothing: whoever comes begins level with it."""
         who = party, lane = seated[0].party, seated[0].lane
         self._had = {party: self._had.get(party, 0.0)}
         self._lanes = {who: self._lanes.get(who, 0.0)}
         self._turns = {who: self._turns.get(who, 0)}
-        oldests = is_oldests(self._turns[who])
         self._whole[lane] -= 1
-        order = Order(seated, self._turns[who])
-        if self._standing is None or self._standing.moves != moves:
-            self._standing = _Standing(moves, party, lane, {})
-        self._standing.orders[oldests] = order
-        return self._joined(who, order, step, waiting, behind)
-
-    def _looks(self, lane: LaneKey) -> bool:
-        """Return whether what a step of all takes is measured anew in the coming step, or one without riders."""
-        return self._whole[lane] <= 0 or (self._steps[lane] + 1) % _LOOKS == 0
+        return self._joined(lane, seated, math.inf, step, waiting=waiting, behind=behind)
 
     def _beside_others(
         self,
@@ -161,9 +155,8 @@ class Share:
         for party in costs:
             here = self._lanes.get((party, lane), math.inf) <= turns[party] + slack
             if here and (short := level - slack - self._had[party]) > 0:
-                theirs, who = [one for one in sitting[party] if one.lane == lane], (party, lane)
-                order = Order(theirs, self._turns[who], rows=short / price * weights[party])
-                mine = self._joined(who, order, step, waiting, behind)
+                theirs = [one for one in sitting[party] if one.lane == lane]
+                mine = self._joined(lane, theirs, short / price * weights[party], step, waiting=waiting, behind=behind)
                 spent = price * sum(one.picture.rows / one.picture.job.weight for one in mine)
                 self._had[party] += spent
                 self._lanes[party, lane] += spent
@@ -197,25 +190,43 @@ class Share:
 
     def _joined(
         self,
-        who: tuple[Party, LaneKey],
-        order: Order,
+        lane: LaneKey,
+        theirs: Sequence[Seated],
+        rows: float,
         step: Callable[[LaneKey, int], float],
+        *,
         waiting: int,
         behind: Behind,
     ) -> list[Seated]:
-        """Return which of a party's pictures in a lane step now. What many rows take is not known before a step."""
-        lane, jobs = who[1], len(order)
+        """Return which of a party's pictures in a lane step now, with as many rows as bring it level or a few more.
+
+        All of its jobs have their turns while one has a deadline, which a forecast promised that has all of them step
+        (play.py). What a step of many rows takes is not known before there was one.
+        """
+        who = theirs[0].party, lane
+        turns = self._turns[who]
         self._turns[who] += 1
-        if self._whole[lane] < 0 or order.rows(jobs) > self._most[lane]:
-            self._whole[lane] = _LOOKS * jobs
-            return order.first(jobs)
-        return order.first(order.joined(functools.partial(step, lane), waiting, behind))
+        if any(one.picture.job.deadline is not None for one in theirs):
+            self._whole[lane] = max(self._whole[lane], _LOOKS)
+            return _first(by_turn(theirs), rows)
+        jobs: dict[Job, list[Seated]] = {}
+        for one in _first(by_work(theirs, oldest=is_oldests(turns)), rows):
+            jobs.setdefault(one.picture.job, []).append(one)
+        of_jobs = [sum(one.picture.rows for one in job) for job in jobs.values()]
+        if self._whole[lane] < 0 or sum(of_jobs) > self._most[lane]:
+            self._whole[lane] = _LOOKS * len(jobs)
+            number = len(jobs)
+        else:
+            first, *others = (job.wish.rows_left() for job in jobs)
+            alike = [work <= _ALIKE * first for work in others]
+            number = joined(of_jobs, functools.partial(step, lane), waiting, behind, alike)
+        return list(itertools.chain.from_iterable(list(jobs.values())[:number]))
 
 
-def _may_ride(others: Sequence[Seated], rows: int, step: Callable[[int], float]) -> bool:
-    """Return whether one of the others makes a step of so many rows hardly longer."""
-    most = (1 + _FREE) * step(rows)
-    return any(step(rows + more) <= most for more in {one.picture.rows for one in others})
+def _first(seated: list[Seated], rows: float) -> list[Seated]:
+    """Return the first pictures with so many rows or a few more."""
+    before = itertools.accumulate((one.picture.rows for one in seated), initial=0)
+    return [one for one, had in zip(seated, before, strict=False) if had < rows]
 
 
 def _kept(had: dict[_Who, float], present: dict[_Who, Hashable]) -> dict[_Who, float]:

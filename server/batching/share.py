@@ -207,7 +207,8 @@ class Share:
         turns = self._turns[who]
         self._turns[who] += 1
         if any(one.picture.job.deadline is not None for one in theirs):
-            self._whole[lane] = max(self._whole[lane], _LOOKS)
+            if self._whole[lane] < 0:
+                self._whole[lane] = _LOOKS
             return _first(by_turn(theirs), rows)
         jobs: dict[Job, list[Seated]] = {}
         for one in _first(by_work(theirs, oldest=is_oldests(turns)), rows):

@@ -23,6 +23,7 @@ from server.device.delivery import Delivery
 from server.device.fetching import Fetching
 from server.device.jobs import Jobs
 from server.device.lanes import Lanes, refusal
+from server.device.ledger import Ledger, Ran
 from server.device.seating import Seating
 from server.errors import Cancelled, PictureFailed, TooLate
 from server.events import Evaluation, Started, Step
@@ -57,6 +58,7 @@ class Turn:
     ) -> None:
         self._jobs, self._lanes, self._pace, self._metrics = jobs, lanes, pace, metrics
         self._decoding, self._delivery = decoding, delivery
+        self._ledger = Ledger(metrics, pace)
         self._fetching = Fetching(model.loras, jobs.wake)
         self._seating = Seating(model, self._fetching)
         self._took = 0.0  # seconds of the last step
@@ -70,6 +72,7 @@ class Turn:
         Errors: DeviceError, and whatever a step fails with: nothing on the device can be relied on then.
         """
         if not self.calm:
+            self._ledger.enter()
             rings = self._jobs.changed.rings  # what comes while it looks is looked at in the next turn
             self.drop()
             self.make()
@@ -172,15 +175,13 @@ class Turn:
         start = time.monotonic()
         stepper.step(seats, predict=previewed)
         self._took = took = time.monotonic() - start
-        self._metrics.step_seconds.observe(took)
-        self._metrics.steps_total.inc()
-        self._metrics.seat_steps_total.inc(len(seats))
         self.pulse += 1
         for seat, picture in tenants.items():
             picture.stepped += took
             self._after_step(key, seat, picture, len(seats), start + took, preview=seat in previewed)
-        now = time.monotonic()
-        self._pace.stepped(key, rows, now - start, now)  # what the clients are told is part of it
+        self._ledger.add(Ran(key, rows, len(seats), took, start, time.monotonic()))
+        if not self.calm:
+            self._ledger.enter()
 
     def decode(self) -> None:
         """Begin to decode finished pictures whose clients are still there, and deliver those that are decoded.

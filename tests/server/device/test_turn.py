@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -9,9 +10,12 @@ import pytest
 
 from engines.errors import DeviceError, NoEngine, OutOfMemory
 from server.device import turn
+from server.device.ledger import Ledger, Ran
 from server.events import Done, Failed, Image, Preview, Started, Step
 from server.job import Job
+from server.metrics import Metrics
 from server.pace.median import Median
+from server.pace.pace import Pace
 from tests.support.jobs import box_of
 from tests.support.stage import (
     EVALUATIONS,
@@ -342,3 +346,40 @@ def test_forecasts_learn_from_how_long_jobs_took_and_not_from_who_left() -> None
     while stage.turn.due:
         stage.take()
     assert stage.metric("forecast_margin") == 2 and len(stage.jobs.margin._ratios) == 1
+
+
+def test_a_deadline_that_passes_between_two_steps_is_noticed_though_nobody_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage()
+    job = stage.submit(deadline=time.monotonic() + 60)
+    assert stage.take()[-1] == ("step", SMALL, [0], []) and stage.turn.calm
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert not stage.turn.calm and stage.take() == [("leave", SMALL, 0)]
+    assert ended(job) == ("DEADLINE_EXCEEDED", "the deadline passed") and stage.empty
+
+
+def test_steps_are_entered_a_few_at_once_and_all_before_anybody_looks() -> None:
+    metrics, pace = Metrics("m"), Pace({SMALL: 1.0})
+    ledger = Ledger(metrics, pace)
+
+    def entered() -> list[float | None]:
+        names = "steps_total", "seat_steps_total", "step_seconds_sum"
+        return [metrics.registry.get_sample_value(f"latentd_{name}", {"model": "m"}) for name in names]
+
+    for step in range(9):
+        assert entered() == ([0, 0, 0] if step < 8 else [8, 16, 4.0]) and pace.step(SMALL, 4) == (4 if step < 8 else 1)
+        ledger.add(Ran(SMALL, rows=4, seats=2, took=0.5, start=float(step), end=step + 1.0))
+    ledger.enter()
+    assert entered() == [9, 18, 4.5]
+
+
+def test_who_came_between_two_steps_finds_all_of_them_entered() -> None:
+    stage = Stage(seats=1)
+    stage.submit()
+    stage.take()
+    assert stage.turn.calm and stage.metric("steps_total") == 0
+    stage.submit()
+    stage.take()
+    assert stage.metric("steps_total") == 2, "the second one was its picture's last"

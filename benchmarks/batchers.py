@@ -36,6 +36,7 @@ from pipeline.arrays import to_pixels
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.noise import standard_normal
 from pipeline.samplers import table
+from pipeline.size import Size, parse_size
 from server.batching.admission import Admission
 from server.device.loop import Device
 from server.device.pictures import encode
@@ -100,17 +101,16 @@ class Engine:
     """Holds a model, a stepper for the batchers and a device for the seats; one policy at a time uses it."""
 
     model: Model
+    size: Size  # of all pictures
     stepper: HostStepper = field(init=False)
     device: Device = field(init=False)
 
     def __post_init__(self) -> None:
-        default = self.model.spec.defaults
-        self._size = default.width, default.height
         self._negative = self.model.backend.encode(self.model.tokenizer.encode("").ids)
-        self.stepper = HostStepper(self.model.backend.denoiser(*self._size, rows=2 * IN_FLIGHT), IN_FLIGHT)
+        self.stepper = HostStepper(self.model.backend.denoiser(*self.size, rows=2 * IN_FLIGHT), IN_FLIGHT)
         self.device = Device(
             self.model,
-            sizes=[self._size],
+            sizes=[self.size],
             seats=IN_FLIGHT,
             admission=Admission(queue_jobs=10**9, queue_seconds=1e9),
             metrics=Metrics("batchers"),
@@ -146,7 +146,7 @@ class Engine:
         for seat, order in enumerate(batch):
             run = table(spec.schedule, default.sampler, order.steps)
             context = backend.encode(self.model.tokenizer.encode(order.prompt).ids)
-            noise = standard_normal(order.number, spec.latent_shape(*self._size), draws=1 + run.draws)
+            noise = standard_normal(order.number, spec.latent_shape(*self.size), draws=1 + run.draws)
             self.stepper.sit(seat, Sitting(run, noise, context, self._negative, default.guidance))
         while live := [seat for seat in range(len(batch)) if not self.stepper.finished(seat)]:
             self.stepper.step(live)
@@ -161,7 +161,7 @@ class Engine:
             request = ImageRequest(prompt=order.prompt, seed=order.number, steps=order.steps)
             box = _Box(order, begun)
             boxes.append(box)
-            wish = Wish.of(request, self.model, [self._size], Limits())
+            wish = Wish.of(request, self.model, [self.size], Limits())
             self.device.submit(Job(str(order.number), wish, box, time.monotonic()))  # type: ignore[arg-type]
         for box in boxes:
             box.over.wait()
@@ -226,7 +226,8 @@ def compare(engine: Engine, only: str | None, jobs: int, rounds: int, rows: Rows
     for kind, steps in (("mixed", MIXED), ("uniform", UNIFORM)):
         if only not in (None, kind):
             continue
-        shape = f"{kind}: {' '.join(map(str, steps))} steps, {rounds} x {jobs} jobs"
+        width, height = engine.size
+        shape = f"{kind}: {width}x{height}, {' '.join(map(str, steps))} steps, {rounds} x {jobs} jobs"
         apart = {name: run for name, run in policies.items() if len(steps) > 1 or name != "anything together"}
         ended = measure(apart, steps, jobs, 0.0, rounds)
         rates = {name: [len(one) / max(order.ended for order in one) for one in ran] for name, ran in ended.items()}
@@ -254,15 +255,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=80, help="of each run (default 80)")
     parser.add_argument("--rounds", type=int, default=3, help="of everything (default 3)")
     parser.add_argument("--kind", choices=("mixed", "uniform"), help="of jobs; without it both, and a plot in docs")
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="WIDTHxHEIGHT",
+        help="of the pictures; without it the model's own, and a plot in docs",
+    )
     parser.add_argument("--dry", action="store_true", help="print, and keep neither rows nor plot")
     options = parser.parse_args(argv)
     for name in ("jobs", "rounds"):
         if (given := getattr(options, name)) < 1:
             parser.error(f"--{name} is {given}; it must be at least 1")
+    model = load(open_checkpoint(ROOT / "demo" / "small-things"))
+    default, multiple = model.spec.defaults, model.spec.size_multiple
+    size = options.size or (default.width, default.height)
+    if any(side % multiple for side in size):
+        parser.error(f"--size is {size[0]}x{size[1]}; both must be multiples of {multiple}")
     rows = Rows("batchers-cpu", ("openvino", "numpy"), keep=not options.dry)
-    with Engine(load(open_checkpoint(ROOT / "demo" / "small-things"))) as engine:
+    with Engine(model, size) as engine:
         shown = compare(engine, options.kind, options.jobs, options.rounds, rows)
-    if not options.dry and options.kind is None:
+    if not (options.dry or options.kind or options.size):
         lines = {title: {name: (LOADS, tails) for name, tails in each.items()} for title, each in shown.items()}
         panels = [Panel(f"p99, {title}", "load", "s", each) for title, each in lines.items()]
         draw(Path(ROOT / "docs" / "batchers.png"), panels)

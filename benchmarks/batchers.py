@@ -269,8 +269,8 @@ def main(argv: list[str] | None = None) -> int:
     model = load(open_checkpoint(ROOT / "demo" / "small-things"))
     default, multiple = model.spec.defaults, model.spec.size_multiple
     size = options.size or (default.width, default.height)
-    if any(side % multiple for side in size):
-        parser.error(f"--size is {size[0]}x{size[1]}; both must be multiples of {multiple}")
+    if any(side % multiple or side < 2 * multiple for side in size):
+        parser.error(f"--size is {size[0]}x{size[1]}; both must be multiples of {multiple}, at least {2 * multiple}")
     rows = Rows("batchers-cpu", ("openvino", "numpy"), keep=not options.dry)
     with Engine(model, size) as engine:
         shown = compare(engine, options.kind, options.jobs, options.rounds, rows)

@@ -243,22 +243,30 @@ class Server:
         await self._scrapes.close()
 
 
+# What ends the server, and what it says then.
+_ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+
+
 async def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; returns the process's exit status. Errors: LatentdError before serving."""
+    """Serve until SIGTERM, SIGINT or SIGHUP; returns the process's exit status. Errors: LatentdError before serving."""
     server = Server(settings)
     await server.open()
-    stop = asyncio.Event()
+    stop, seen = asyncio.Event(), set[signal.Signals]()
 
-    def signalled(number: int) -> None:
-        if stop.is_set() or server.service.device is None:
-            # A second signal means now, and loading cannot be interrupted inside a compiler.
+    def signalled(number: signal.Signals) -> None:
+        if number in seen or (stop.is_set() and number == signal.SIGINT) or server.service.device is None:
+            # A second one means now, and loading cannot be interrupted inside a compiler. But a SIGTERM after another
+            # kind is not a second one: a parent may send it that got the first as well, at a Ctrl-C or hang-up.
             stop_exports()
-            print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
+            print(_ENDED[number], file=sys.stderr, flush=True)
             os._exit(128 + number)
+        if number != signal.SIGHUP:  # systemd may send it right after SIGTERM (SendSIGHUP), and a shell twice
+            seen.add(number)
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, signalled, number)
+    for number in _ENDED:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            asyncio.get_running_loop().add_signal_handler(number, signalled, number)
     try:
         await server.load(load_model)
     except Exception:

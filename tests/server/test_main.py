@@ -104,6 +104,38 @@ def test_a_second_signal_means_now(number: int, status: int, checkpoint: Checkpo
     assert started.err[-1] == {143: "terminated", 130: "interrupted"}[status]
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [(signal.SIGINT, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM), (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP)],
+    ids=["Ctrl-C in a parent too", "a terminal closes", "systemd's SendSIGHUP"],
+)
+def test_one_stop_that_is_told_twice_lets_the_running_request_end(
+    numbers: tuple[signal.Signals, ...], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with held_server(checkpoint, tmp_path) as started, Client(started.address()) as client:
+        (tmp_path / "gate").touch()
+        events = client.stream("a red apple", steps=3)
+        assert isinstance(next(events), Queued) and isinstance(next(events), Started)
+        for number in numbers:
+            started.popen.send_signal(number)
+            started.says("draining: requests have 30 s to end")
+        (tmp_path / "gate").unlink()
+        assert [type(event) for event in events][-1] is Done
+        assert started.end() == 0
+    assert started.err[-1].endswith("stopped")
+
+
+def test_who_is_told_to_ignore_a_terminal_s_end_serves_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As nohup does it."""
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + HELD
+    with process("-c", ignored, tmp_path / "g", tmp_path / "f", "--model", checkpoint.path, *FREE) as started:
+        with Client(started.address()) as client:
+            started.popen.send_signal(signal.SIGHUP)
+            assert len(client.generate("a red apple", steps=2)) == 1
+        started.popen.send_signal(signal.SIGTERM)
+        assert started.end() == 0
+
+
 def test_a_failed_device_ends_the_process(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Whoever sits and whoever waits is told, not one caller only."""
     with held_server(checkpoint, tmp_path) as started, Client(started.address()) as client:

@@ -80,7 +80,7 @@ class Metrics:
         )
         self.judge_backlog = self._make(Gauge, "judge_backlog", "Pictures that the judge has not scored yet")
         self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")
-        self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows there are")
+        self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows of full seats, of whatever sizes")
         self.calls_open = self._make(Gauge, "calls_open", "Calls of all methods that are open")
         self._calls_refused = self._make(
             Counter, "calls_refused_total", "Calls refused: their number, rate or key", "why"

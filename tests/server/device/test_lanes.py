@@ -80,7 +80,7 @@ def test_others_step_while_a_lane_is_made(
         assert isinstance(box_of(waiting).end(), Done)
         for index, image in box_of(waiting).images.items():
             np.testing.assert_array_equal(image, alone(model, **long(3, seed=3 + index)))
-        assert at_work.metric("rows_capacity") == 8 and gate.made == [lane(3)]
+        assert at_work.metric("rows_capacity") == 4 and gate.made == [lane(3)]
         again = at_work.submit(**long(3))
         assert isinstance(box_of(again).end(), Done) and len(gate.made) == 1
     assert [message.split("=")[:2] for message in caplog.messages] == [
@@ -275,7 +275,7 @@ def test_those_who_wait_for_a_lane_count_at_the_door(wired: Model, held: Held) -
 def test_lanes_that_are_made_at_start_are_waited_for_by_nobody(wired: Model, held: Held, model: Model) -> None:
     sizes = [(24, 24), (32, 24)]
     with running(wired, sizes=sizes, chunks=2) as at_work:
-        assert at_work.metric("rows_capacity") == 2 * 2 * 4
+        assert at_work.metric("rows_capacity") == 4
         assert held.decoded == 2, "a size has one decoder, whatever its lanes"
         held.before_denoiser = raising(ValueError("made again"))
         for asked in (long(2), long(2, width=32, height=24), APPLE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -258,14 +259,15 @@ async def serve(settings: Settings) -> int:
             # A second one means now, and loading cannot be interrupted inside a compiler. But a SIGTERM after another
             # kind is not a second one: a parent may send it that got the first as well, at a Ctrl-C or hang-up.
             stop_exports()
-            print(_ENDED[number], file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # the terminal is closed
+                print(_ENDED[number], file=sys.stderr, flush=True)
             os._exit(128 + number)
         if number != signal.SIGHUP:  # systemd may send it right after SIGTERM (SendSIGHUP), and a shell twice
             seen.add(number)
         stop.set()
 
     for number in _ENDED:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
             asyncio.get_running_loop().add_signal_handler(number, signalled, number)
     try:
         await server.load(load_model)

@@ -31,6 +31,8 @@ if not COMPILED:
 # descriptor closed and aborts before the program is there (grpc/grpc#43055): 7 of 3,000 starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # gRPC reads it once; export/ forks too, and no child of a test uses gRPC
 
 

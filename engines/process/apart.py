@@ -150,9 +150,9 @@ def main() -> int:
 def _leave_first() -> None:
     """Ignore signals that are meant for the parent, and be the first that Linux kills where memory runs out.
 
-    A terminal's ctrl-C reaches every process of the group; this one ends when its parent has (tether.py).
+    A terminal's Ctrl-C, or its end, reaches every process of the group; this one ends when its parent has (tether.py).
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # its own, raised: nobody needs a privilege for that

@@ -54,6 +54,7 @@ class Share:
         self._most: Counter[LaneKey] = Counter()  # rows of a step so far
         self._whole: Counter[LaneKey] = Counter()  # steps until a party steps all that it has
         self._standing: _Standing | None = None
+        self._known: set[tuple[LaneKey, int]] = set()  # lanes and rows of which there was a step
 
     def again(self, moves: int) -> tuple[LaneKey, list[int]] | None:
         """Return what `next` chose for such a step, where nobody has come or gone since; None: ask it.
@@ -87,7 +88,7 @@ class Share:
         will have had: each as many pictures as bring it level, of the jobs whose turn it is. So a caller with one
         picture and one with eight have a step each of two rows. A party's lanes take turns. Others in the lane ride
         along where that costs nothing. `row`: seconds of a row of a lane; `step`: of a step of so many; `waiting`:
-        pictures without a seat; `behind`: see joined; `moves`: see Batcher.moves.
+        pictures without a seat; `behind`: see Behind; `moves`: see Batcher.moves.
         """
         party, lane = seated[0].party, seated[0].lane
         if any(one.party != party or one.lane != lane for one in seated):
@@ -98,13 +99,15 @@ class Share:
         looks = self._looks(lane) or sum(one.picture.rows for one in seated) > self._most[lane]
         chosen = self._alone(seated, step, waiting, behind)
         seats = sorted(self._with_riders(lane, chosen, seated, step))
-        # Riders who do not all fit take turns.
-        if looks or len(seats) not in (len(chosen), len(seated)):
+        stepped = lane, sum(one.picture.rows for one in seated if one.seat in seats)
+        # Riders who do not all fit take turns, and a step of so many rows for the first time says what is better next.
+        if looks or len(seats) not in (len(chosen), len(seated)) or stepped not in self._known:
             self._standing = None
         else:
-            if self._standing is None or self._standing.moves != moves:
+            if self._standing is None or self._standing[:3] != (moves, party, lane):
                 self._standing = _Standing(moves, party, lane, {})
             self._standing.seats[oldests] = seats
+        self._known.add(stepped)
         return lane, seats
 
     def _looks(self, lane: LaneKey) -> bool:

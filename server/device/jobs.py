@@ -104,7 +104,7 @@ class Jobs:
 
     @property
     def quiet_until(self) -> float:
-        """Return until when nobody expires or becomes hopeless, monotonic seconds; later if the bell does not ring."""
+        """Return until when nobody expires or becomes hopeless, monotonic seconds, if nobody rings before."""
         return min(self._look_at, self._first_deadline)
 
     @property

@@ -11,7 +11,8 @@ from server.metrics import Metrics
 from server.pace.pace import Pace
 from server.wish import LaneKey
 
-_MOST = 8  # steps that are not entered: no pace is older
+_MOST = 8  # steps that are not entered
+_SECONDS = 0.1  # and since the first of them began: no pace is older
 
 
 class Ran(NamedTuple):
@@ -31,10 +32,13 @@ class Ledger:
     def __init__(self, metrics: Metrics, pace: Pace) -> None:
         self._metrics, self._pace = metrics, pace
         self._open: list[Ran] = []
+        self._rows = 0  # of the last step
 
     def add(self, ran: Ran) -> None:
+        """Take in a step. What other rows than before take is entered at once: the next choice depends on it."""
+        other, self._rows = ran.rows != self._rows, ran.rows
         self._open.append(ran)
-        if len(self._open) == _MOST:
+        if other or len(self._open) == _MOST or ran.end - self._open[0].start > _SECONDS:
             self.enter()
 
     def enter(self) -> None:

@@ -302,7 +302,7 @@ class Device:
 
     def _wait(self) -> bool:
         """Sleep until there may be work; False when the thread is to end."""
-        if self._turn.calm and not (self._stopping or self.floor.yields):
+        if self._turn.calm and not (self._stopping or self.floor.stands):
             return True
         with self._changed:
             while not self._stopping and self.floor.pause():

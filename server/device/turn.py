@@ -67,7 +67,7 @@ class Turn:
         self.pulse = 0  # seatings, steps and pictures so far
 
     def take(self) -> None:
-        """Take one turn: drop, make, seat, step, decode.
+        """Take one turn: drop, make, seat, step, decode; while it is calm step and decode alone.
 
         Errors: DeviceError, and whatever a step fails with: nothing on the device can be relied on then.
         """
@@ -84,7 +84,7 @@ class Turn:
 
     @property
     def calm(self) -> bool:
-        """Return whether somebody sits and there is nothing to do but to step. It takes no lock: see Bell."""
+        """Return whether somebody sits and nobody is to be dropped, made a lane for or seated. No lock: see Bell."""
         jobs = self._jobs
         return self._still == (jobs.changed.rings, jobs.batcher.moves) and time.monotonic() < jobs.quiet_until
 

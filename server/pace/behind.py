@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class Behind(NamedTuple):
-    """Tells how many pictures that are: so many for each that is here, and more where all are alike."""
+    """Tells how many pictures have what is saved."""
 
-    each: float = 1.0
-    alike: float = 0.0
+    each: float = 1.0  # for each that is here
+    alike: float = 0.0  # and more where the job that joins takes about as long as the first
 
 
 THOSE_HERE = Behind()  # and nobody else

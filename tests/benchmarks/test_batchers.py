@@ -42,7 +42,7 @@ def test_figures() -> None:
 
 def test_everything_is_finished_by_each(model: Model) -> None:
     """One at a time steps each alone, equal steps once each kind, anything as often as the longest asks for."""
-    engine = Engine(model)
+    engine = Engine(model, (model.spec.defaults.width, model.spec.defaults.height))
     steps: list[list[int]] = []
     stepping = engine.stepper.step
     engine.stepper.step = lambda seats, predict=(): steps.append(list(seats)) or stepping(seats)

@@ -214,13 +214,13 @@ def test_a_stuck_device_ends_the_process(checkpoint: Checkpoint, tmp_path: Path)
     assert "Traceback" not in "\n".join(started.err)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_while_it_loads(number: int, status: int, checkpoint: Checkpoint) -> None:
     with process("-c", SLOW_LOAD, "--model", checkpoint.path, *FREE) as started:
         started.says("^loading$")
         started.popen.send_signal(number)
         assert started.end() == status
-    assert started.err == [{130: "interrupted", 143: "terminated"}[status]]
+    assert started.err == [{130: "interrupted", 143: "terminated", 129: "hung up"}[status]]
 
 
 SLOW_IMPORT = """

@@ -282,3 +282,16 @@ def test_a_choice_that_stands_is_what_would_be_chosen_anew(seed: int, seconds: C
                 if jobs := sorted({picture.job for picture in batcher.seated}, key=lambda job: job.id):
                     batcher.drop([jobs[int(100 * gone * len(jobs))]])
     assert looks[0][0] < 0.85 * looks[1][0], "what steps take is hardly asked less often"
+
+
+@pytest.mark.parametrize("turn", range(1, 20))
+def test_a_level_that_is_crossed_while_nobody_comes_makes_another_party(turn: int) -> None:
+    """Who sits rises while somebody of a higher priority waits for a lane that is being made."""
+    batcher = Batcher([SMALL], seats=2)
+    batcher.level_seconds = 10.0
+    batcher.open(LARGE)
+    add(batcher, "low", priority=-1, evaluations=50)
+    assert len(seated(batcher)) == 1
+    add(batcher, "high", arrived=9.0, lane=LARGE)
+    for step in range(40):
+        assert next_step(batcher, 9.9 if step < turn else 10.1) == (SMALL, [0])

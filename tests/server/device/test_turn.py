@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -360,26 +361,58 @@ def test_a_deadline_that_passes_between_two_steps_is_noticed_though_nobody_comes
     assert ended(job) == ("DEADLINE_EXCEEDED", "the deadline passed") and stage.empty
 
 
-def test_steps_are_entered_a_few_at_once_and_all_before_anybody_looks() -> None:
+@pytest.fixture
+def entered() -> tuple[Ledger, Callable[[], float | None], Pace]:
+    """A ledger, how many steps are entered in the metrics, and the pace."""
     metrics, pace = Metrics("m"), Pace({SMALL: 1.0})
-    ledger = Ledger(metrics, pace)
+    count = functools.partial(metrics.registry.get_sample_value, "latentd_steps_total", {"model": "m"})
+    return Ledger(metrics, pace), count, pace
 
-    def entered() -> list[float | None]:
-        names = "steps_total", "seat_steps_total", "step_seconds_sum"
-        return [metrics.registry.get_sample_value(f"latentd_{name}", {"model": "m"}) for name in names]
 
-    for step in range(9):
-        assert entered() == ([0, 0, 0] if step < 8 else [8, 16, 4.0]) and pace.step(SMALL, 4) == (4 if step < 8 else 1)
-        ledger.add(Ran(SMALL, rows=4, seats=2, took=0.5, start=float(step), end=step + 1.0))
+def test_steps_are_entered_a_few_at_once(entered: tuple[Ledger, Callable[[], float | None], Pace]) -> None:
+    ledger, count, _ = entered
+    told = []
+    for step in range(12):
+        ledger.add(Ran(SMALL, rows=4, seats=2, took=0.001, start=0.001 * step, end=0.001 * step + 0.001))
+        told.append(count())
+    assert told == [1] * 8 + [9] * 4
     ledger.enter()
-    assert entered() == [9, 18, 4.5]
+    assert count() == 12
 
 
-def test_who_came_between_two_steps_finds_all_of_them_entered() -> None:
-    stage = Stage(seats=1)
+def test_a_step_of_other_rows_is_entered_at_once_and_none_is_long_open(
+    entered: tuple[Ledger, Callable[[], float | None], Pace],
+) -> None:
+    ledger, count, pace = entered
+    told = []
+    for step, rows in enumerate((4, 4, 2, 4, 4)):
+        ledger.add(Ran(SMALL, rows, 2, took=0.01, start=0.01 * step, end=0.01 * step + 0.01))
+        told.append(count())
+    assert told == [1, 1, 3, 4, 4]
+    ledger.add(Ran(SMALL, 4, 2, took=2.0, start=0.2, end=2.2))
+    assert count() == 6 and pace.row(SMALL) > 0
+
+
+def test_who_came_between_two_steps_finds_all_of_them_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.support.stage.EVALUATIONS", 9)
+    stage = Stage()
+    stage.submit()
+    for _ in range(3):
+        stage.take()
+    assert stage.turn.calm and stage.metric("steps_total") == 1
+    stage.submit(1)
+    told: list[float | None] = []
+    stage.backend.before["sit"] = lambda: told.append(stage.metric("steps_total"))
+    stage.take()
+    assert told == [3]
+
+
+def test_a_deadline_of_a_picture_that_is_being_written_is_looked_for() -> None:
+    """It neither waits nor sits, so no outlook knows it."""
+    stage = Stage()
     stage.submit()
     stage.take()
-    assert stage.turn.calm and stage.metric("steps_total") == 0
-    stage.submit()
-    stage.take()
-    assert stage.metric("steps_total") == 2, "the second one was its picture's last"
+    written = stage.submit(deadline=time.monotonic() + 60)
+    stage.batcher.drop([written])
+    stage.turn.drop()
+    assert stage.jobs.quiet_until == written.deadline

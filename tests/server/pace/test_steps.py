@@ -106,3 +106,15 @@ def test_between_and_beyond_what_was_it_is_in_proportion() -> None:
     known.stepped(4, 1.0)
     known.stepped(16, 1.6)
     assert [known.value(rows) for rows in (2, 4, 10, 16, 32)] == pytest.approx([0.5, 1.0, 1.3, 1.6, 3.2])
+
+
+def test_one_step_of_rows_between_two_known_numbers_says_little_and_a_dozen_what_is_so() -> None:
+    """It is not stepped again for long where one slow step made it look dear."""
+    known = Steps(0.0066)
+    for rows in [2, 16] * 50:
+        known.stepped(rows, true(rows))
+    known.stepped(8, 1.3 * true(8))
+    assert known.value(8) == pytest.approx(1.1 * true(8), rel=0.03)
+    for rows in [2, 16, 8] * 12:
+        known.stepped(rows, (1.3 if rows == 8 else 1.0) * true(rows))
+    assert compared(known, 8) == pytest.approx(1.3 * true(8) / (4 * true(2)), rel=0.06)

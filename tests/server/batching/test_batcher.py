@@ -12,6 +12,7 @@ from server.batching.batcher import Batcher
 from server.caller import LOCAL
 from server.job import Job
 from server.pace.behind import Behind
+from server.pace.pace import Pace
 from server.wish import LaneKey
 from tests.support.jobs import idle_job, wish
 
@@ -295,3 +296,17 @@ def test_a_level_that_is_crossed_while_nobody_comes_makes_another_party(turn: in
     add(batcher, "high", arrived=9.0, lane=LARGE)
     for step in range(40):
         assert next_step(batcher, 9.9 if step < turn else 10.1) == (SMALL, [0])
+
+
+def test_what_a_first_step_of_few_rows_tells_is_used_in_the_next() -> None:
+    """On a device that takes as long for all, of which that is not known before there was a step of few."""
+    batcher, pace, told = Batcher([SMALL], seats=8), Pace({SMALL: 0.5}), []
+    for number in range(8):
+        add(batcher, str(number), evaluations=20)
+    assert len(seated(batcher)) == 8
+    for now in range(8):
+        turn = batcher.next_step(float(now), pace.row, pace.step, pace.behind)
+        assert turn
+        told.append(len(turn[1]))
+        pace.stepped(SMALL, 2 * told[-1], 1.0, float(now))
+    assert told[0] == 8 and told[2:] == [8] * 6

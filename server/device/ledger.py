@@ -32,11 +32,11 @@ class Ledger:
     def __init__(self, metrics: Metrics, pace: Pace) -> None:
         self._metrics, self._pace = metrics, pace
         self._open: list[Ran] = []
-        self._rows = 0  # of the last step
+        self._last: tuple[LaneKey, int] | None = None  # lane and rows of the last step
 
     def add(self, ran: Ran) -> None:
-        """Take in a step. What other rows than before take is entered at once: the next choice depends on it."""
-        other, self._rows = ran.rows != self._rows, ran.rows
+        """Take in a step. What another lane or other rows take is entered at once: the next choice depends on it."""
+        other, self._last = (ran.lane, ran.rows) != self._last, (ran.lane, ran.rows)
         self._open.append(ran)
         if other or len(self._open) == _MOST or ran.end - self._open[0].start > _SECONDS:
             self.enter()

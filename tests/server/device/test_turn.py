@@ -364,7 +364,7 @@ def test_a_deadline_that_passes_between_two_steps_is_noticed_though_nobody_comes
 @pytest.fixture
 def entered() -> tuple[Ledger, Callable[[], float | None], Pace]:
     """A ledger, how many steps are entered in the metrics, and the pace."""
-    metrics, pace = Metrics("m"), Pace({SMALL: 1.0})
+    metrics, pace = Metrics("m"), Pace({SMALL: 1.0, LARGE: 1.0})
     count = functools.partial(metrics.registry.get_sample_value, "latentd_steps_total", {"model": "m"})
     return Ledger(metrics, pace), count, pace
 
@@ -389,8 +389,11 @@ def test_a_step_of_other_rows_is_entered_at_once_and_none_is_long_open(
         ledger.add(Ran(SMALL, rows, 2, took=0.01, start=0.01 * step, end=0.01 * step + 0.01))
         told.append(count())
     assert told == [1, 1, 3, 4, 4]
-    ledger.add(Ran(SMALL, 4, 2, took=2.0, start=0.2, end=2.2))
-    assert count() == 6 and pace.row(SMALL) > 0
+    ledger.add(Ran(LARGE, 4, 2, took=0.01, start=0.1, end=0.11))
+    assert count() == 6, "another lane's"
+    for start, end in ((0.2, 0.21), (0.21, 0.22), (0.22, 2.2)):
+        ledger.add(Ran(SMALL, 4, 2, took=end - start, start=start, end=end))
+    assert count() == 9 and pace.row(SMALL) > 0
 
 
 def test_who_came_between_two_steps_finds_all_of_them_entered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,9 +100,9 @@ def latents_of(
     if begun.seen is not None:
         denoiser.samples[:, len(first) :] = begun.seen
     inside = interval.inside(run) & guided  # which evaluations take two rows
-    matrices, levels = run.matrices.astype(np.float32), run.levels[1:].astype(np.float32)
-    evaluations = zip(matrices, run.timesteps, run.input_scales, run.noise, levels, inside, strict=True)
-    for matrix, t, scale, draw, level, twice in evaluations:
+    levels = run.levels[1:].astype(np.float32)
+    evaluations = zip(run.sums, run.timesteps, run.input_scales, run.noise, levels, inside, strict=True)
+    for sums, t, scale, draw, level, twice in evaluations:
         samples[:] = terms[0] * np.float32(scale)
         denoiser.timesteps[:] = t
         denoiser.run([0, 1] if twice else [0])
@@ -110,7 +110,7 @@ def latents_of(
         terms[OUT_COLUMN] = guide(out[0], out[1], guidance) if twice else out[0]
         if draw >= 0:
             terms[NOISE_COLUMN] = draws[draw]
-        advance(terms, matrix)
+        advance(terms, sums)
         if inpaint is not None:
             terms[0] = keep(terms[0], inpaint, first, level)
     return terms[0]

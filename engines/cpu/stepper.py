@@ -30,7 +30,6 @@ class HostStepper:
         self._terms = np.zeros((seats, STATE + 2, *shape), np.float32)
         self._predictions = np.zeros((seats, *shape), np.float32)
         self._sittings: list[Sitting | None] = [None] * seats
-        self._matrices: list[F32] = [np.empty(0, np.float32)] * seats
         self._reached = [0] * seats  # evaluations done
 
     def sit(self, seat: int, sitting: Sitting) -> None:
@@ -50,7 +49,6 @@ class HostStepper:
         if sitting.seen is not None:
             self.denoiser.samples[2 * seat : 2 * seat + 2, len(sitting.latents) :] = sitting.seen
         self._sittings[seat] = sitting
-        self._matrices[seat] = sitting.table.matrices.astype(np.float32)
         self._reached[seat] = sitting.start
 
     def leave(self, seat: int) -> None:
@@ -88,13 +86,16 @@ class HostStepper:
         sitting, terms, reached = self._sitting(seat), self._terms[seat], self._reached[seat]
         table, (row, *others) = sitting.table, self.rows(seat)
         out = self.denoiser.outputs
-        terms[OUT_COLUMN] = guide(out[row], out[others[0]], sitting.guidance) if others else out[row]
+        if others:
+            guide(out[row], out[others[0]], sitting.guidance, terms[OUT_COLUMN])
+        else:
+            terms[OUT_COLUMN] = out[row]
         if (draw := table.noise[reached]) >= 0:
             terms[NOISE_COLUMN] = sitting.noise[1 + draw]
-        matrix = self._matrices[seat][reached]  # [6, 7]
+        sums = table.sums[reached]
         if predict:
-            self._predictions[seat] = combine(matrix[STATE], terms)
-        advance(terms, matrix)
+            self._predictions[seat] = combine(sums[STATE], terms)
+        advance(terms, sums)
         if sitting.inpaint is not None:
             level = table.levels[reached + 1].astype(np.float32)
             terms[0] = keep(terms[0], sitting.inpaint, sitting.noise[0], level)

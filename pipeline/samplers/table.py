@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from pipeline.schedule import ScheduleSpec
 
 Row = NDArray[np.float64]  # [7]: a quantity's coefficients over x, h1, h2, h3, h4, out, noise
 Matrix = NDArray[np.float64]  # [6, 7]
+Sum = list[tuple[int, np.float32]]  # of a row: the columns whose coefficients are not zero, and these
 
 HISTORY = 4
 STATE = 1 + HISTORY  # x and its history
@@ -37,6 +39,11 @@ class Table:
     @property
     def evaluations(self) -> int:
         return len(self.timesteps)
+
+    @functools.cached_property
+    def sums(self) -> list[list[Sum]]:
+        """List each evaluation's six rows as sums, in float32."""
+        return [[summands(row) for row in matrix] for matrix in self.matrices.astype(np.float32)]
 
     @property
     def draws(self) -> int:
@@ -67,7 +74,16 @@ class Table:
 
     def steps_after(self, evaluations: int) -> int:
         """Count the steps that are finished when so many evaluations are done."""
-        return int(self.steps_done[evaluations - 1]) if evaluations else 0
+        return self._steps_after[evaluations]
+
+    @functools.cached_property
+    def _steps_after(self) -> list[int]:
+        return [0, *self.steps_done.tolist()]
+
+
+def summands(coefficients: NDArray[np.float32]) -> Sum:
+    """List those that are not zero, each behind its number."""
+    return [(i, coefficient) for i, coefficient in enumerate(coefficients) if coefficient]
 
 
 def matrix(x: Row, x0: Row, *, h1: Row = _FORGET, h2: Row = _FORGET, h3: Row = _FORGET, h4: Row = _FORGET) -> Matrix:

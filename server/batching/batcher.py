@@ -273,18 +273,29 @@ class Batcher:
         behind: Behind = THOSE_HERE,
     ) -> tuple[LaneKey, list[int]] | None:
         """Return the lane that steps now, and which of its seats; None where nobody sits. See Share.next."""
-        if (turn := self._share.again(self.moves)) is None:
-            level = self.levels(now)
-            seated = [
-                Seated(key, seat, tenant, Party(level(tenant), tenant.job.caller))
-                for key, lane in self.lanes.items()
-                for seat, tenant in enumerate(lane.tenants)
-                if tenant is not None
-            ]
-            if not seated:
-                return None
-            turn = self._share.next(seated, row, step, waiting=self.waiting_count, behind=behind, moves=self.moves)
-        key, seats = turn
+        if (turn := self.same_step()) is not None:
+            return turn
+        level = self.levels(now)
+        seated = [
+            Seated(key, seat, tenant, Party(level(tenant), tenant.job.caller))
+            for key, lane in self.lanes.items()
+            for seat, tenant in enumerate(lane.tenants)
+            if tenant is not None
+        ]
+        if not seated:
+            return None
+        turn = self._share.next(seated, row, step, waiting=self.waiting_count, behind=behind, moves=self.moves)
+        return self._stepping(*turn)
+
+    def same_step(self) -> tuple[LaneKey, list[int]] | None:
+        """Return what `next_step` chose for such a step, where nobody has come or gone since; None: ask it.
+
+        It needs no lock beside threads that let somebody in.
+        """
+        turn = self._share.again(self.moves)
+        return None if turn is None else self._stepping(*turn)
+
+    def _stepping(self, key: LaneKey, seats: list[int]) -> tuple[LaneKey, list[int]]:
         self._turn += 1
         for seat in seats:
             if tenant := self.lanes[key].tenants[seat]:

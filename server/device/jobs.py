@@ -178,12 +178,11 @@ class Jobs:
 
         Seats change by the device thread alone.
         """
-        with self.changed:  # a submit may open a lane meanwhile
+        if (turn := self.batcher.same_step()) is None:
             pace = self._pace
-            if (turn := self.batcher.next_step(now, pace.row, pace.step, pace.behind)) is None:
-                return None
-            key, seats = turn
-            return key, self.batcher.lanes[key], seats
+            with self.changed:  # a submit may open a lane meanwhile
+                turn = self.batcher.next_step(now, pace.row, pace.step, pace.behind)
+        return None if turn is None else (turn[0], self.batcher.lanes[turn[0]], turn[1])
 
     def unmade(self) -> LaneKey | None:
         """See Batcher.unmade."""

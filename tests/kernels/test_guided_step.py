@@ -19,7 +19,7 @@ from kernels.guided_step import cost, guided_step, reference
 from pipeline.conditions.mask import Inpaint
 from pipeline.samplers import SAMPLERS, STATE, table
 from pipeline.schedule import ScheduleSpec
-from pipeline.update import combine, guide, keep
+from pipeline.update import advance, combine, guide, keep
 from tests.support.ahead import ROOT, compiled
 from tests.support.comparing import SINGLE, assert_close, normal
 
@@ -271,9 +271,8 @@ def test_a_whole_trajectory_has_the_hosts_bits(sampler: str, masked: bool) -> No
         terms[5] = guide(outputs[1].numpy(), outputs[0].numpy(), 7.5)
         if (draw := int(plan.noise[evaluation])) >= 0:
             terms[6] = noise[0, draw].numpy()
-        matrix = plan.matrices[evaluation].astype(np.float32)
-        x0 = combine(matrix[STATE], terms)
-        terms[:STATE] = [combine(row, terms) for row in matrix[:STATE]]
+        x0 = combine(plan.sums[evaluation][STATE], terms)
+        advance(terms, plan.sums[evaluation])
         if masked:
             terms[0] = keep(terms[0], inpaint, seats.first_noise[0].numpy(), seats.blend[0, evaluation].numpy())
         assert np.array_equal(seats.state[0].numpy(), terms[:STATE])

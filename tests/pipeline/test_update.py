@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.arrays import to_pixels
 from pipeline.conditions.mask import Inpaint
+from pipeline.samplers.table import summands
 from pipeline.update import combine, guide, keep
 
 
@@ -21,22 +22,25 @@ def test_guidance() -> None:
         guided = guide(positive, negative, scale)
         assert guided.dtype == np.float32
         np.testing.assert_allclose(guided, negative + scale * (positive - negative), atol=1e-5)
+        assert np.array_equal(guide(positive, negative, scale, into := np.empty_like(positive)), into)
+        assert np.array_equal(into, guided)
     assert np.array_equal(positive, kept[0]) and np.array_equal(negative, kept[1])
 
 
 def test_a_row_of_a_table() -> None:
     terms, coefficients = normal(7, 3, 4, 4), np.array([0.5, 0, -2, 0, 0, 1.25, 0], np.float32)
-    total = combine(coefficients, terms)
+    total = combine(summands(coefficients), terms)
     assert total.dtype == np.float32
     np.testing.assert_allclose(total, np.tensordot(coefficients, terms, axes=1), atol=1e-6)
 
 
 def test_what_has_no_coefficient_does_not_enter() -> None:
     terms = normal(3, 2, 2)
-    wanted = combine(np.array([0, 1, 0], np.float32), terms)
+    second = summands(np.array([0, 1, 0], np.float32))
+    wanted = combine(second, terms)
     terms[[0, 2]] = np.nan, np.inf
-    assert np.array_equal(combine(np.array([0, 1, 0], np.float32), terms), wanted)
-    assert not combine(np.zeros(3, np.float32), terms).any()
+    assert np.array_equal(combine(second, terms), wanted)
+    assert not combine(summands(np.zeros(3, np.float32)), terms).any()
 
 
 def test_pixels_are_rounded_as_diffusers_rounds() -> None:

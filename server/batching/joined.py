@@ -23,7 +23,7 @@ from server.batching.seated import Seated
 from server.job import Job
 from server.pace.behind import THOSE_HERE, Behind
 
-_DOUBT = 0.03  # of a step of its own: less is no saving, as what is known of two steps differs by as much by chance
+_DOUBT = 0.015  # of a step of its own: less is no saving, as what is known of two steps differs by as much by chance
 _OLDEST = 4  # steps, in one of which the job that came first has its turn
 
 
@@ -70,8 +70,8 @@ def joined(
         if mine not in own:
             own[mine] = step(mine)
         saved = (1 - _DOUBT) * own[mine] - added
-        here = len(rows) - together + waiting
-        waits += together * added - (behind.each * here + behind.alike * same) * saved
+        later = behind.each * (len(rows) - together) + behind.waiting * waiting + behind.alike * same
+        waits += together * added - later * saved
         if waits < least:
             number, least = together + 1, waits
     return number

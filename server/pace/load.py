@@ -55,10 +55,15 @@ class Load:
         where eight jobs together take 0.9 of the time of eight alone, equal jobs at a load of 0.9 then have 0.89 of the
         better whole batcher's p99, with all 0.92.
 
+        Who waits for a seat shares no step with those who sit, now or later, so all of them are behind it: a queue that
+        never empties has eight step together, where they take 0.96 of the time of eight alone, at 0.99 of the rate of
+        the best whole batcher for 0.98.
+
         That is told by how many are here, and clients that ask for their next picture when they have the last are never
         here. Their load is told by its age: who has worked for long without a rest will go on for long. Eight of them
         step seven together so, and two without it; at loads of 0.5 to 0.95 the p99 of equal jobs stays within 2%. Only
         among those who are alike: beside seven clients of 50 steps a job of four would take 117 ms for 41. All of this
         in exact time.
         """
-        return Behind(1 / math.sqrt(1 - self.value), _AGE * self._since)
+        busy = 1 / (1 - self.value)
+        return Behind(math.sqrt(busy), _AGE * self._since, busy)

@@ -57,10 +57,17 @@ def test_on_a_busy_device_what_is_saved_counts_for_those_who_are_still_to_come()
     """For each one here, each that waits and more."""
 
     def chosen(many: float) -> int:
-        return joined([2] * 8, lambda rows: 0.2 + 0.9 * rows, 2, Behind(many))
+        return joined([2] * 8, lambda rows: 0.2 + 0.9 * rows, 2, Behind(many, waiting=many))
 
-    assert [chosen(many) for many in (1, 1.4, 3.2, 10)] == [1, 1, 2, 5]
+    assert [chosen(many) for many in (1, 1.4, 3.2, 10)] == [1, 2, 3, 5]
     assert joined([2] * 8, each_its_time, 1000, Behind(100)) == 1, "nothing is saved, whoever comes"
+
+
+def test_on_a_busy_device_those_without_a_seat_count_by_themselves() -> None:
+    def chosen(many: float) -> int:
+        return joined([2] * 8, lambda rows: 0.2 + 0.9 * rows, 10, Behind(1.4, waiting=many))
+
+    assert [chosen(many) for many in (1, 2, 5, 20)] == [2, 3, 6, 8]
 
 
 def test_one_number_of_rows_that_is_slow_keeps_no_more_from_joining() -> None:
@@ -220,7 +227,7 @@ def test_clients_that_ask_for_the_next_picture_when_they_have_the_last_share_the
         server.submit(12, None)
     begun, steps, seat_steps = 0.0, 0, 0
     while (ended := len(server.delivered)) < 500:
-        if ended == 200:  # by then it is known for long without a rest
+        if ended >= 200 and not begun:  # by then it is known for long without a rest
             begun, steps, seat_steps = server.now, server.steps, server.seat_steps
         before = server.now
         server.turn()

@@ -7,6 +7,10 @@ done. The last is spared what usual ones waste: who is done is not stepped any m
 others. Each has the same arrivals, Poisson, of jobs of 4, 20, 30 or 50 steps at random, or of 20 steps alone, at 50, 70
 and 90% of the best batcher's rate with a queue that never empties.
 
+A queue that never empties is one of more jobs than are counted: what is done of all of them when the last one begins,
+in steps, over the time until then. What happens after that is no queue any more: who steps the shortest first steps
+long ones at the end, alone, and nobody waits for what sharing would have saved.
+
 With jobs of 20 steps alone the last two do the same, so the last is left out there: the better of two runs of one thing
 is luck, and they differed by 15%. Everything is done in rounds for the same reason, each with arrivals of its own and
 another batcher first. A rate is the median of the rounds, a p99 that of all their jobs.
@@ -40,7 +44,7 @@ from pipeline.size import Size, parse_size
 from server.batching.admission import Admission
 from server.device.loop import Device
 from server.device.pictures import encode
-from server.events import Event
+from server.events import Event, Started, Step
 from server.job import Job
 from server.limits import Limits
 from server.mailbox import is_last
@@ -55,11 +59,16 @@ OURS = "seats"
 
 @dataclass
 class Order:
-    """Holds a picture that is asked for at `at`, seconds from the begin, and when it was there."""
+    """Holds a picture that is asked for at `at`, and when it was begun, each step was done, and it was there.
+
+    All in seconds from the begin.
+    """
 
     number: int
     at: float
     steps: int
+    begun: float = 0.0
+    stepped: list[float] = field(default_factory=list)
     ended: float = 0.0
 
     @property
@@ -136,20 +145,24 @@ class Engine:
                 time.sleep(max(0.0, coming[0].at - now))
                 continue
             batch = choose(waiting)
-            self._make(batch)
+            self._make(batch, begun)
             waiting = [order for order in waiting if order not in batch]
             for order in batch:
                 order.ended = time.monotonic() - begun
 
-    def _make(self, batch: list[Order]) -> None:
+    def _make(self, batch: list[Order], begun: float) -> None:
         spec, backend, default = self.model.spec, self.model.backend, self.model.spec.defaults
         for seat, order in enumerate(batch):
+            order.begun = time.monotonic() - begun
             run = table(spec.schedule, default.sampler, order.steps)
             context = backend.encode(self.model.tokenizer.encode(order.prompt).ids)
             noise = standard_normal(order.number, spec.latent_shape(*self.size), draws=1 + run.draws)
             self.stepper.sit(seat, Sitting(run, noise, context, self._negative, default.guidance))
         while live := [seat for seat in range(len(batch)) if not self.stepper.finished(seat)]:
             self.stepper.step(live)
+            now = time.monotonic() - begun
+            for seat in live:
+                batch[seat].stepped.append(now)
         for seat in range(len(batch)):
             encode(to_pixels(backend.decode(self.stepper.latents(seat))), "png")
 
@@ -168,14 +181,19 @@ class Engine:
 
 
 class _Box:
-    """Stands for a mailbox: notes when a job ended."""
+    """Stands for a mailbox: notes when a job was begun, each of its steps was done, and it ended."""
 
     def __init__(self, order: Order, begun: float) -> None:
         self.over, self._order, self._begun = threading.Event(), order, begun
 
     def post(self, event: Event) -> None:
-        if is_last(event):
-            self._order.ended = time.monotonic() - self._begun
+        now = time.monotonic() - self._begun
+        if isinstance(event, Step):
+            self._order.stepped.append(now)
+        elif isinstance(event, Started):
+            self._order.begun = now
+        elif is_last(event):
+            self._order.ended = now
             self.over.set()
 
 
@@ -183,6 +201,19 @@ def p99(orders: Sequence[Order]) -> float:
     """Return the 0.99 quantile of the orders' times, seconds."""
     times = sorted(order.ended - order.at for order in orders)
     return times[round(0.99 * (len(times) - 1))] if times else 0.0
+
+
+def sustained(orders: Sequence[Order]) -> float:
+    """Return how many orders were made a second while there was a queue: until the last one was begun.
+
+    Of those under way then the part that is done is counted, in steps; a file is as much as a step. All orders until
+    all are there, where so few came that nobody waited.
+    """
+    if len(orders) <= IN_FLIGHT:
+        return len(orders) / max(order.ended for order in orders)
+    end = max(order.begun for order in orders)
+    done = (sum(step <= end for step in order.stepped) + (order.ended <= end) for order in orders)
+    return sum(part / (order.steps + 1) for part, order in zip(done, orders, strict=True)) / end
 
 
 Policies = dict[str, Callable[[list[Order]], None]]
@@ -230,7 +261,7 @@ def compare(engine: Engine, only: str | None, jobs: int, rounds: int, rows: Rows
         shape = f"{kind}: {width}x{height}, {' '.join(map(str, steps))} steps, {rounds} x {jobs} jobs"
         apart = {name: run for name, run in policies.items() if len(steps) > 1 or name != "anything together"}
         ended = measure(apart, steps, jobs, 0.0, rounds)
-        rates = {name: [len(one) / max(order.ended for order in one) for one in ran] for name, ran in ended.items()}
+        rates = {name: [sustained(one) for one in ran] for name, ran in ended.items()}
         for name, each in rates.items():
             rows.add(f"sustained rate, {name}", shape, "1/s", each)
         middle = {name: statistics.median(each) for name, each in rates.items()}

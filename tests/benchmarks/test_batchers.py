@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from benchmarks import batchers
-from benchmarks.batchers import BATCHERS, Engine, Order, arrivals, best, measure, p99
+from benchmarks.batchers import BATCHERS, Engine, Order, arrivals, best, measure, p99, sustained
 from engines.model import Model
 
 
@@ -40,6 +40,19 @@ def test_figures() -> None:
     assert best({batchers.OURS: 9.0, "a": 1.0, "b": 2.0}, max) == 2 and best({"a": 1.0, "b": 2.0}, min) == 1
 
 
+def test_a_sustained_rate_is_that_of_the_time_in_which_somebody_waited() -> None:
+    """Ten of one second each, one after the other, whose file comes with the last step; nine are done by then."""
+    some = [
+        Order(number, 0.0, 1, begun=float(number), stepped=[number + 1.0], ended=number + 1.0) for number in range(10)
+    ]
+    assert sustained(some) == 1
+    some[-1].ended = 1000.0
+    assert sustained(some) == 1, "what comes when nobody waits any more"
+    half = [Order(8, 0.0, 3, begun=1.0, stepped=[5.0, 8.0, 11.0, 99.0], ended=100.0)]
+    assert sustained(some[:8] + half + some[9:]) == pytest.approx((8 + 2 / 4) / 9)
+    assert sustained(some[:8]) == 1 and sustained(some[-1:]) == 1 / 1000, "nobody waits for a seat"
+
+
 def test_everything_is_finished_by_each(model: Model) -> None:
     """One at a time steps each alone, equal steps once each kind, anything as often as the longest asks for."""
     engine = Engine(model, (model.spec.defaults.width, model.spec.defaults.height))
@@ -50,7 +63,9 @@ def test_everything_is_finished_by_each(model: Model) -> None:
     policies |= {name: lambda some, choose=choose: engine.batches(some, choose) for name, choose in BATCHERS.items()}
     with engine:
         ended = measure(policies, (1, 2, 3), 5, 0.0, rounds=1)
-    assert all(len(one) == 5 and all(order.ended > 0 for order in one) for (one,) in ended.values())
+    for order in itertools.chain.from_iterable(one for (one,) in ended.values()):
+        assert len(order.stepped) == order.steps and order.begun < order.stepped[0] <= order.stepped[-1] < order.ended
+    assert all(len(one) == 5 for (one,) in ended.values())
     wanted = [order.steps for order in arrivals((1, 2, 3), 0.0, 5, seed=5)]
     assert sum(map(len, steps)) == len(BATCHERS) * sum(wanted), "who is done is not stepped any more"
     assert len(steps) == sum(wanted) + sum(set(wanted)) + max(wanted)

@@ -101,7 +101,7 @@ def latents_of(
         denoiser.samples[:, len(first) :] = begun.seen
     inside = interval.inside(run) & guided  # which evaluations take two rows
     levels = run.levels[1:].astype(np.float32)
-    evaluations = zip(run.sums, run.timesteps, run.input_scales, run.noise, levels, inside, strict=True)
+    evaluations = zip(run.sums(), run.timesteps, run.input_scales, run.noise, levels, inside, strict=True)
     for sums, t, scale, draw, level, twice in evaluations:
         samples[:] = terms[0] * np.float32(scale)
         denoiser.timesteps[:] = t

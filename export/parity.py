@@ -94,7 +94,7 @@ def _trajectory(spec: Spec, unet: Unet, context: F32, steps: int = 8, guidance: 
     noise = standard_normal(0, (spec.unet.in_channels, side, side))[0]
     terms = np.zeros((STATE + 2, *noise.shape), np.float32)
     terms[0] = noise * np.float32(run.initial_scale)
-    for sums, t, scale in zip(run.sums, run.timesteps, run.input_scales, strict=True):
+    for sums, t, scale in zip(run.sums(), run.timesteps, run.input_scales, strict=True):
         sample = np.repeat(terms[None, 0] * np.float32(scale), 2, axis=0)
         out = unet(sample, np.full(2, t, np.float32), context)
         terms[OUT_COLUMN] = guide(out[0], out[1], guidance)

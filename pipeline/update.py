@@ -2,7 +2,7 @@
 
 One order of operations for every caller, so that a picture's bits do not depend on who steps it. Terms whose
 coefficient is zero are left out: cheaper, and 0 x NaN of a former tenant never enters. Which these are is told once a
-table (Table.sums): the latents of a small model have a few hundred numbers, and then each call of numpy takes its time.
+picture (Table.sums): the latents of a small model have a few hundred numbers, and each call of numpy takes its time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def guide(positive: F32, negative: F32, guidance: float, out: F32 | None = None)
 
 
 def combine(parts: Sum, terms: F32) -> F32:
-    """Return the sum of coefficient * terms[i] over `parts`: a row of a table, over [7, C, h, w]."""
+    """Return the sum of coefficient * terms[i] over `parts`: a row of a table, over [7, C, h, w].
+
+    The sum of one part may be -0 where the captured step (kernels/guided_step.py), which begins with 0, has 0.
+    """
     if not parts:
         return np.zeros(terms.shape[1:], np.float32)
     (first, coefficient), *others = parts

@@ -15,6 +15,7 @@ from engines.backend import Denoiser, Ready
 from engines.seat import Sitting
 from pipeline.arrays import F32
 from pipeline.samplers import NOISE_COLUMN, OUT_COLUMN, STATE
+from pipeline.samplers.table import Sum
 from pipeline.update import advance, combine, guide, keep
 
 
@@ -30,6 +31,7 @@ class HostStepper:
         self._terms = np.zeros((seats, STATE + 2, *shape), np.float32)
         self._predictions = np.zeros((seats, *shape), np.float32)
         self._sittings: list[Sitting | None] = [None] * seats
+        self._sums: list[list[list[Sum]]] = [[]] * seats
         self._reached = [0] * seats  # evaluations done
 
     def sit(self, seat: int, sitting: Sitting) -> None:
@@ -49,6 +51,7 @@ class HostStepper:
         if sitting.seen is not None:
             self.denoiser.samples[2 * seat : 2 * seat + 2, len(sitting.latents) :] = sitting.seen
         self._sittings[seat] = sitting
+        self._sums[seat] = sitting.table.sums()
         self._reached[seat] = sitting.start
 
     def leave(self, seat: int) -> None:
@@ -92,7 +95,7 @@ class HostStepper:
             terms[OUT_COLUMN] = out[row]
         if (draw := table.noise[reached]) >= 0:
             terms[NOISE_COLUMN] = sitting.noise[1 + draw]
-        sums = table.sums[reached]
+        sums = self._sums[seat][reached]
         if predict:
             self._predictions[seat] = combine(sums[STATE], terms)
         advance(terms, sums)

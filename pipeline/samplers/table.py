@@ -40,10 +40,14 @@ class Table:
     def evaluations(self) -> int:
         return len(self.timesteps)
 
-    @functools.cached_property
     def sums(self) -> list[list[Sum]]:
-        """List each evaluation's six rows as sums, in float32."""
-        return [[summands(row) for row in matrix] for matrix in self.matrices.astype(np.float32)]
+        """List each evaluation's six rows as sums, in float32. Whoever makes a picture keeps them as long as that."""
+        matrices = self.matrices.astype(np.float32)
+        sums: list[list[Sum]] = [[[] for _ in matrix] for matrix in matrices]
+        where = np.nonzero(matrices)
+        for evaluation, row, column, coefficient in zip(*(axis.tolist() for axis in where), matrices[where], strict=True):
+            sums[evaluation][row].append((column, coefficient))
+        return sums
 
     @property
     def draws(self) -> int:

@@ -290,7 +290,8 @@ class Batcher:
     def same_step(self) -> tuple[LaneKey, list[int]] | None:
         """Return what `next_step` chose for such a step, where nobody has come or gone since; None: ask it.
 
-        It needs no lock beside threads that let somebody in.
+        It needs no lock beside threads that let somebody in: they count the move first, and whose turn it was only the
+        device thread notes. A move that is seen a step late came a step later.
         """
         turn = self._share.again(self.moves)
         return None if turn is None else self._stepping(*turn)

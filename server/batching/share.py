@@ -39,7 +39,7 @@ class _Standing(NamedTuple):
     moves: int  # Batcher.moves meanwhile
     party: Party
     lane: LaneKey
-    alone: bool  # there is one picture: it needs nobody to look
+    alone: bool  # there is one picture: nobody need look, though it may have other rows by and by
     seats: dict[bool, list[int]]  # by whether the job that came first has its turn
 
 

@@ -26,7 +26,7 @@ _CLOCKS = 0.1  # seconds: a client's clock may be so much ahead, and it cancels 
 class Jobs:
     """Holds the jobs that were let in and have not ended. `changed` guards them and the batcher; methods take it.
 
-    Whoever iterates, or reads the batcher, holds it. The gauges follow.
+    Whoever iterates, or reads the batcher, holds it, but for a step that stands. The gauges follow.
     """
 
     def __init__(

@@ -13,18 +13,18 @@ nothing to do with rows. Letting somebody in holds up the step that is under way
 than those that follow: so two pictures together seemed to take 0.77 of what they take one after the other, on two cores
 of an Intel Xeon with AMX, where medians say 0.93, a loop of steps alone 0.99, and these 0.89. Medians, for which it
 counts less still, told 5 to 14% by how many samples they had. The speed alone follows two large surprises of one kind
-in a row: another process has come, or gone. A stop moves it by 3%; who shares a step depends on the factors alone.
+in a row: another process has come, or gone. A stop moves it by 3%, but for the first step of all; who shares a step depends on the factors alone.
 """
 
 from __future__ import annotations
 
 _QUICKLY = 0.25  # of a surprise is taken for the speed
-_SLOWLY = 1 / 32  # of it for a factor, at least
+_SLOWLY = 1 / 32  # of it for a factor when the rows have changed, at least
 _CUT = 0.1  # of what was expected: a larger surprise counts as one of that size
 _KNOWN = 16  # steps of so many rows, after which that is so: before, what is expected is a guess
 _GUESSED = 4.0  # steps, as which it counts what lies between two numbers of rows: one step of its own says less
 _MOST = 2.0  # times what was expected: what a step took beyond was a stop, which has nothing to do with its rows
-_FIRST = 20.0  # times what was said of a row at start, for the first step: it may have been told of 16 rows at once
+_FIRST = 20.0  # times what was told of a row at start, or a part of it: that may have been of 16 rows at once
 _LEAST = 1e-9  # seconds of a row: a speed of nothing would explain nothing
 
 
@@ -45,8 +45,10 @@ class Steps:
             return
         if rows != self._rows:
             self._rows, self._before, self._told = rows, self._rows, 1.0
-        if not self._factors:
-            self._speed = max(_LEAST, min(seconds / rows, _FIRST * self._speed))
+        if not self._factors:  # the first step says what a row takes
+            self._speed = max(self._speed / _FIRST, min(seconds / rows, _FIRST * self._speed))
+            self._factors = {rows: (1.0, 1.0)}
+            return
         relative = seconds / (rows * self._speed)
         factor, steps = self._factors.get(rows) or self._guess(rows) or (min(max(relative, _LEAST), _MOST), 0.0)
         surprise = min(relative / factor, _MOST) - 1
@@ -56,10 +58,10 @@ class Steps:
         self._speed = max(_LEAST, self._speed * (1 + _QUICKLY * max(cut, again, key=abs)))
         # Of k steps the j-th weighs j: the first ones, which allocate memory and fill caches, are soon forgotten.
         learned = max(2 / (steps + 2), _SLOWLY) * self._told * (surprise if steps < _KNOWN else cut)
-        changed = {rows: (max(_LEAST, factor * (1 + learned)), steps + self._told)}
+        changed = {rows: (max(_LEAST, factor * (1 + learned)), steps + 1)}
         if before := self._factors.get(self._before):
             learned = max(2 / (before[1] + 2), _SLOWLY) * self._told * cut
-            changed[self._before] = max(_LEAST, before[0] * (1 - learned)), before[1]
+            changed[self._before] = max(_LEAST, before[0] / (1 + learned)), before[1]
         self._told *= 1 - _QUICKLY
         self._factors = {**self._factors, **changed}  # another one: somebody may be looking through it
 

@@ -263,7 +263,7 @@ def test_a_whole_trajectory_has_the_hosts_bits(sampler: str, masked: bool) -> No
     seats.state[0, 0] = normal(*latent)
     terms = np.zeros((7, *latent), np.float32)
     terms[:STATE] = seats.state[0].numpy()
-    inpaint = Inpaint(seats.mask[0].numpy(), seats.original[0].numpy())
+    inpaint, sums = Inpaint(seats.mask[0].numpy(), seats.original[0].numpy()), plan.sums()
     for evaluation in range(evaluations):
         outputs = normal(2, *latent, seed=evaluation)
         guided_step(seats, outputs)
@@ -271,8 +271,8 @@ def test_a_whole_trajectory_has_the_hosts_bits(sampler: str, masked: bool) -> No
         terms[5] = guide(outputs[1].numpy(), outputs[0].numpy(), 7.5)
         if (draw := int(plan.noise[evaluation])) >= 0:
             terms[6] = noise[0, draw].numpy()
-        x0 = combine(plan.sums[evaluation][STATE], terms)
-        advance(terms, plan.sums[evaluation])
+        x0 = combine(sums[evaluation][STATE], terms)
+        advance(terms, sums[evaluation])
         if masked:
             terms[0] = keep(terms[0], inpaint, seats.first_noise[0].numpy(), seats.blend[0, evaluation].numpy())
         assert np.array_equal(seats.state[0].numpy(), terms[:STATE])

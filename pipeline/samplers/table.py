@@ -45,7 +45,8 @@ class Table:
         matrices = self.matrices.astype(np.float32)
         sums: list[list[Sum]] = [[[] for _ in matrix] for matrix in matrices]
         where = np.nonzero(matrices)
-        for evaluation, row, column, coefficient in zip(*(axis.tolist() for axis in where), matrices[where], strict=True):
+        places = zip(*(axis.tolist() for axis in where), strict=True)
+        for (evaluation, row, column), coefficient in zip(places, matrices[where], strict=True):
             sums[evaluation][row].append((column, coefficient))
         return sums
 

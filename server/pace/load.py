@@ -55,9 +55,9 @@ class Load:
         where eight jobs together take 0.9 of the time of eight alone, equal jobs at a load of 0.9 then have 0.89 of the
         better whole batcher's p99, with all 0.92.
 
-        Who waits for a seat finds the others seated however these step: where there is a queue, what is not shared now is
-        not shared later either. So of those all are behind it who are to come. Jobs of 4 to 50 steps that never run
-        out have 0.99 of the rate of the best whole batcher so where eight together take 0.96 of the time of eight
+        Who waits for a seat finds the others seated however these step: where there is a queue, what is not shared now
+        is not shared later either. So of those all are behind it who are to come. Jobs of 4 to 50 steps that never run
+        out have 0.99 of the rate of the best whole batcher so, where eight together take 0.96 of the time of eight
         alone, and 0.98 with the root.
 
         That is told by how many are here, and clients that ask for their next picture when they have the last are never

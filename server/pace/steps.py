@@ -13,7 +13,8 @@ nothing to do with rows. Letting somebody in holds up the step that is under way
 than those that follow: so two pictures together seemed to take 0.77 of what they take one after the other, on two cores
 of an Intel Xeon with AMX, where medians say 0.93, a loop of steps alone 0.99, and these 0.89. Medians, for which it
 counts less still, told 5 to 14% by how many samples they had. The speed alone follows two large surprises of one kind
-in a row: another process has come, or gone. A stop moves it by 3%, but for the first step of all; who shares a step depends on the factors alone.
+in a row: another process has come, or gone. A stop moves it by 3%, but for the first step of all; who shares a step
+depends on the factors alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What each kernel computes, in plain torch: what runs on CPU tensors, and what stands in for them in tests.
 
-The update is the host stepper's arithmetic (pipeline/update.py) in its order, so on a CPU the bits are the same, but for
-the sign of a 0.
+The update is the host stepper's arithmetic (pipeline/update.py) in its order, so on a CPU the bits are the same,
+but for the sign of a 0.
 """
 
 from __future__ import annotations

@@ -305,7 +305,10 @@ def test_timeout(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_cut_prompt_is_said(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["long story", "--server", server.address]) == 0
-    assert "the prompt has more tokens than the model reads; its end is ignored" in capsys.readouterr().err
+    said = "the prompt has more tokens than the model reads; its end is ignored"
+    assert f"{said}; --long-prompt has it read on\n" in capsys.readouterr().err
+    assert main(["long story", "--long-prompt", "--server", server.address]) == 0
+    assert f"{said}\n" in capsys.readouterr().err
 
 
 def test_preview_without_a_terminal_goes_on(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from server.pace.behind import Behind
 
 _PICTURES = 32  # in which what was is forgotten, by 1 / e
 _MOST = 0.95  # a device that is always busy would have no end of those who come
+_QUEUE = 20.0  # pictures to come for each one that waits for a seat: as on a device that is always busy
 _AGE = 0.25  # pictures to come for each one that came since the last rest
 
 
@@ -56,9 +57,9 @@ class Load:
         better whole batcher's p99, with all 0.92.
 
         Who waits for a seat finds the others seated however these step: where there is a queue, what is not shared now
-        is not shared later either. So of those all are behind it who are to come. Jobs of 4 to 50 steps that never run
-        out have 0.99 of the rate of the best whole batcher so, where eight together take 0.96 of the time of eight
-        alone, and 0.98 with the root.
+        is not shared later either, and a queue says by itself that more come than are made, before the load does. Jobs
+        of 4 to 50 steps that never run out have 0.99 of the rate of the best whole batcher so, where eight together
+        take 0.96 of the time of eight alone, and 0.98 with the root.
 
         That is told by how many are here, and clients that ask for their next picture when they have the last are never
         here. Their load is told by its age: who has worked for long without a rest will go on for long. Eight of them
@@ -66,5 +67,4 @@ class Load:
         among those who are alike: beside seven clients of 50 steps a job of four would take 117 ms for 41. All of this
         in exact time.
         """
-        busy = 1 / (1 - self.value)
-        return Behind(math.sqrt(busy), _AGE * self._since, busy)
+        return Behind(1 / math.sqrt(1 - self.value), _AGE * self._since, _QUEUE)

@@ -197,10 +197,10 @@ class _Sent:
             self._films[event.index].add(event)
         elif isinstance(event, Queued):
             self._queued = event
-            more = "" if self._request.long_prompt else "; --long-prompt has it read on"
+            end = "its end is ignored" + ("" if self._request.long_prompt else "; --long-prompt has it read on")
             for name, cut in (("prompt", event.prompt_cut), ("negative prompt", event.negative_prompt_cut)):
                 if cut:
-                    self._progress.say(f"the {name} has more tokens than the model reads; its end is ignored{more}", True)
+                    self._progress.say(f"the {name} has more tokens than the model reads; {end}", True)
 
 
 def _on_stdout(picture: Picture) -> str:

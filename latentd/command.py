@@ -155,8 +155,10 @@ class _Sent:
         self._complaints = complaints
         self._films: defaultdict[int, Film] = defaultdict(Film)  # by a picture's index
         self._queued: Queued | None = None
+        self._long = False  # its prompt is read beyond the encoder's length
 
     async def fetch(self, prompt: str, fields: Options, timeout: float | None) -> None:
+        self._long = fields.get("long_prompt", False)
         try:
             pictures = await self._client.generate(prompt, timeout=timeout, on_event=self._event, **fields)
         except ServerError as error:
@@ -197,7 +199,7 @@ class _Sent:
             self._films[event.index].add(event)
         elif isinstance(event, Queued):
             self._queued = event
-            end = "its end is ignored" + ("" if self._request.long_prompt else "; --long-prompt has it read on")
+            end = "its end is ignored" + ("" if self._long else "; --long-prompt has it read on")
             for name, cut in (("prompt", event.prompt_cut), ("negative prompt", event.negative_prompt_cut)):
                 if cut:
                     self._progress.say(f"the {name} has more tokens than the model reads; {end}", True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
+from server.batching.lane import Lane, Place
 from server.batching.queue import Line, Queue
 from server.batching.seated import Party, Seated
 from server.batching.share import Share
@@ -22,28 +22,6 @@ from server.wish import LaneKey
 _FEW = 4  # evaluations that a resumed picture has before it is paused again for another caller's sake
 PAUSED = 4  # pictures of a lane for each of its seats: their states are kept on the host
 _SLICE = 8  # those that it has, and that the other waits, where there are more callers than seats
-
-
-class Lane:
-    """Holds the seats of one lane. Nobody sits before the lane is ready."""
-
-    def __init__(self, seats: int, *, ready: bool) -> None:
-        self.ready = ready  # it is made: its engine and its buffers are there
-        self.wanted = False  # by somebody who could not wait for it
-        self.tenants: list[Picture | None] = [None] * seats
-
-    @property
-    def live(self) -> list[int]:
-        return [seat for seat, tenant in enumerate(self.tenants) if tenant]
-
-
-class Place(NamedTuple):
-    """Holds who sits down where, and who had that seat and is to be paused."""
-
-    lane: LaneKey
-    seat: int
-    picture: Picture
-    paused: Picture | None
 
 
 class Batcher:

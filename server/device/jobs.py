@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from server.batching.alike import Alike
-from server.batching.batcher import Batcher, Lane, Place
+from server.batching.batcher import Batcher
 from server.batching.demand import Demand
 from server.batching.forecast import endangers, outlook
+from server.batching.lane import Lane, Place
 from server.batching.making import Making
 from server.batching.parting import unfinished
 from server.device.bell import Bell

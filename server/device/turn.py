@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from engines.errors import DeviceError, OutOfMemory
 from engines.model import Model
 from pipeline.errors import InvalidRequest, LatentdError
-from server.batching.batcher import Place
+from server.batching.lane import Place
 from server.device.decoding import Decoding
 from server.device.delivery import Delivery
 from server.device.fetching import Fetching

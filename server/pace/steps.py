@@ -38,14 +38,14 @@ class Steps:
         self._last = 0.0  # the last surprise, of what was expected
         self._factors: dict[int, tuple[float, float]] = {}  # by rows: the factor, and how many steps told it
         self._rows = self._before = 0  # of the last steps, and of those before them
-        self._told = 0.0  # of a surprise that says something of the factors: all when the rows change
+        self._weight = 0.0  # of a surprise that says something of the factors: all when the rows change
 
     def stepped(self, rows: int, seconds: float) -> None:
         """Note what a step took. A clock that went back says nothing."""
         if seconds < 0:
             return
         if rows != self._rows:
-            self._rows, self._before, self._told = rows, self._rows, 1.0
+            self._rows, self._before, self._weight = rows, self._rows, 1.0
         if not self._factors:  # the first step says what a row takes
             self._speed = max(self._speed / _FIRST, min(seconds / rows, _FIRST * self._speed))
             self._factors = {rows: (1.0, 1.0)}
@@ -58,12 +58,12 @@ class Steps:
         self._last = surprise
         self._speed = max(_LEAST, self._speed * (1 + _QUICKLY * max(cut, again, key=abs)))
         # Of k steps the j-th weighs j: the first ones, which allocate memory and fill caches, are soon forgotten.
-        learned = max(2 / (steps + 2), _SLOWLY) * self._told * (surprise if steps < _KNOWN else cut)
+        learned = max(2 / (steps + 2), _SLOWLY) * self._weight * (surprise if steps < _KNOWN else cut)
         changed = {rows: (max(_LEAST, factor * (1 + learned)), steps + 1)}
         if before := self._factors.get(self._before):
-            learned = max(2 / (before[1] + 2), _SLOWLY) * self._told * cut
+            learned = max(2 / (before[1] + 2), _SLOWLY) * self._weight * cut
             changed[self._before] = max(_LEAST, before[0] / (1 + learned)), before[1]
-        self._told *= 1 - _QUICKLY
+        self._weight *= 1 - _QUICKLY
         self._factors = {**self._factors, **changed}  # another one: somebody may be looking through it
 
     def value(self, rows: int) -> float | None:

@@ -4,8 +4,9 @@ The same engine in this process, without a door, in turn: latentd's device threa
 the engine, as in a server, and three that take whole requests: one at a time in order of arrival; up to eight of those
 that wait and have as many steps as the first; the first eight that wait, whatever their steps, until the longest is
 done. The last is spared what usual ones waste: who is done is not stepped any more, its picture only waits for the
-others. Each has the same arrivals, Poisson, of jobs of 4, 20, 30 or 50 steps at random, or of 20 steps alone, at 50, 70
-and 90% of the best batcher's rate with a queue that never empties.
+others. For all of them another thread reads and checks each request when it comes. Each has the same arrivals, Poisson,
+of jobs of 4, 20, 30 or 50 steps at random, or of 20 steps alone, at 50, 70 and 90% of the best batcher's rate with a
+queue that never empties.
 
 A queue that never empties is one of more jobs than are counted: what is done of all of them when the last one begins,
 in steps, over the time until then. What happens after that is no queue any more: who steps the shortest first steps
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import operator
 import os
 import random
 import statistics
@@ -29,6 +31,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +44,6 @@ from engines.seat import Sitting
 from pipeline.arrays import to_pixels
 from pipeline.checkpoint.opened import open_checkpoint
 from pipeline.noise import standard_normal
-from pipeline.samplers import table
 from pipeline.size import Size, parse_size
 from server.batching.admission import Admission
 from server.device.loop import Device
@@ -136,48 +138,65 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.device.stop()
 
+    def _hand_over(self, orders: list[Order], begun: float, take: Callable[[list[tuple[Order, Wish]]], object]) -> None:
+        """Have each order read and checked when it comes, as a server does, and taken by a policy's own thread."""
+        for at, together in itertools.groupby(orders, key=operator.attrgetter("at")):
+            time.sleep(max(0.0, begun + at - time.monotonic()))
+            requests = [(o, ImageRequest(prompt=o.prompt, seed=o.number, steps=o.steps)) for o in together]
+            take([(order, Wish.of(request, self.model, [self.size], Limits())) for order, request in requests])
+
     def batches(self, orders: list[Order], choose: Choose) -> None:
         """Make whole batches, one after the other, of those who have come by then."""
-        begun, coming, waiting = time.monotonic(), list(orders), []
-        while coming or waiting:
-            now = time.monotonic() - begun
-            while coming and coming[0].at <= now:
-                waiting.append(coming.pop(0))
-            if not waiting:
-                time.sleep(max(0.0, coming[0].at - now))
-                continue
-            batch = choose(waiting)
-            self._make(batch, begun)
-            waiting = [order for order in waiting if order not in batch]
-            for order in batch:
-                order.ended = time.monotonic() - begun
+        begun, came = time.monotonic(), threading.Condition()
+        wishes: dict[int, Wish] = {}
+        waiting: list[Order] = []
 
-    def _make(self, batch: list[Order], begun: float) -> None:
-        spec, backend, default = self.model.spec, self.model.backend, self.model.spec.defaults
-        for seat, order in enumerate(batch):
+        def take(those: list[tuple[Order, Wish]]) -> None:
+            with came:
+                wishes.update((order.number, wish) for order, wish in those)
+                waiting.extend(order for order, _ in those)
+                came.notify()
+
+        def make() -> None:
+            for _ in iter(lambda: all(order.ended for order in orders), True):
+                with came:
+                    came.wait_for(lambda: waiting)
+                    batch = choose(waiting)
+                    waiting[:] = [order for order in waiting if order not in batch]
+                self._make([(order, wishes[order.number]) for order in batch], begun)
+                for order in batch:
+                    order.ended = time.monotonic() - begun
+
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(make)
+            self._hand_over(orders, begun, take)
+            made.result()
+
+    def _make(self, batch: list[tuple[Order, Wish]], begun: float) -> None:
+        spec, backend = self.model.spec, self.model.backend
+        for seat, (order, wish) in enumerate(batch):
             order.begun = time.monotonic() - begun
-            run = table(spec.schedule, default.sampler, order.steps)
-            context = backend.encode(self.model.tokenizer.encode(order.prompt).ids)
-            noise = standard_normal(order.number, spec.latent_shape(*self.size), draws=1 + run.draws)
-            self.stepper.sit(seat, Sitting(run, noise, context, self._negative, default.guidance))
+            context = backend.encode(wish.prompt.ids[0])
+            noise = standard_normal(wish.seed, spec.latent_shape(*self.size), draws=1 + wish.table.draws)
+            self.stepper.sit(seat, Sitting(wish.table, noise, context, self._negative, wish.guidance))
         while live := [seat for seat in range(len(batch)) if not self.stepper.finished(seat)]:
             self.stepper.step(live)
             now = time.monotonic() - begun
             for seat in live:
-                batch[seat].stepped.append(now)
+                batch[seat][0].stepped.append(now)
         for seat in range(len(batch)):
             encode(to_pixels(backend.decode(self.stepper.latents(seat))), "png")
 
     def seats(self, orders: list[Order]) -> None:
-        """Hand the orders to the device, each when it comes. Errors: those of Device.submit."""
-        begun, boxes = time.monotonic(), []
-        for order in orders:
-            time.sleep(max(0.0, begun + order.at - time.monotonic()))
-            request = ImageRequest(prompt=order.prompt, seed=order.number, steps=order.steps)
-            box = _Box(order, begun)
-            boxes.append(box)
-            wish = Wish.of(request, self.model, [self.size], Limits())
-            self.device.submit(Job(str(order.number), wish, box, time.monotonic()))  # type: ignore[arg-type]
+        """Hand the orders to the device. Errors: those of Device.submit."""
+        begun, boxes = time.monotonic(), list[_Box]()
+
+        def take(those: list[tuple[Order, Wish]]) -> None:
+            for order, wish in those:
+                boxes.append(_Box(order, begun))
+                self.device.submit(Job(str(order.number), wish, boxes[-1], time.monotonic()))  # type: ignore[arg-type]
+
+        self._hand_over(orders, begun, take)
         for box in boxes:
             box.over.wait()
 
@@ -191,7 +210,8 @@ class _Box:
     def post(self, event: Event) -> None:
         now = time.monotonic() - self._begun
         if isinstance(event, Step):
-            self._order.stepped.append(now)
+            stepped = self._order.stepped
+            stepped += [now] * (event.step - len(stepped))  # of several at once the last is told
         elif isinstance(event, Started):
             self._order.begun = now
         elif is_last(event):

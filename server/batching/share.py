@@ -39,8 +39,8 @@ class _Standing(NamedTuple):
     moves: int  # Batcher.moves meanwhile
     party: Party
     lane: LaneKey
-    alone: bool  # there is one picture: nobody need look, though it may have other rows by and by
-    seats: dict[bool, list[int]]  # by whether the job that came first has its turn
+    alone: tuple[LaneKey, list[int]] | None  # the one picture: nobody need look, though it may have other rows later
+    seats: dict[bool, list[int]]  # of several, by whether the job that came first has its turn
 
 
 class Share:
@@ -55,6 +55,7 @@ class Share:
         self._most: Counter[LaneKey] = Counter()  # rows of a step so far
         self._whole: Counter[LaneKey] = Counter()  # steps until a party steps all that it has
         self._standing: _Standing | None = None
+        self._repeated = 0  # steps that a picture alone has had by `again`
         self._known: set[tuple[LaneKey, int]] = set()  # lanes and rows of which there was a step
 
     def again(self, moves: int) -> tuple[LaneKey, list[int]] | None:
@@ -63,15 +64,29 @@ class Share:
         Where there are several it is asked anew each so many steps, whatever happens. Beside a step of 6 ms, after
         which every cache is cold, it takes half a millisecond with eight pictures (AMD Zen 4).
         """
-        if (kept := self._standing) is None or kept.moves != moves or (not kept.alone and self._looks(kept.lane)):
+        if (kept := self._standing) is None or kept.moves != moves:
+            return None
+        if kept.alone is not None:
+            self._repeated += 1
+            return kept.alone
+        if self._looks(kept.lane):
             return None
         who = _, lane = kept.party, kept.lane
         if (seats := kept.seats.get(is_oldests(self._turns[who]))) is None:
             return None
         self._turns[who] += 1
-        self._whole[lane] = self._whole[lane] - 1 if self._whole[lane] else _LOOKS  # who is alone is all that there is
+        self._whole[lane] -= 1
         self._steps[lane] += 1
         return lane, seats
+
+    def _count_repeated(self) -> None:
+        """Count the steps that a picture had alone. Each is one of all that there is."""
+        number, self._repeated = self._repeated, 0
+        if (kept := self._standing) is not None and number:
+            self._turns[kept.party, kept.lane] += number
+            self._steps[kept.lane] += number
+            left = self._whole[kept.lane] - number
+            self._whole[kept.lane] = left if left >= 0 else left % (_LOOKS + 1)
 
     def next(
         self,
@@ -91,14 +106,14 @@ class Share:
         along where that costs nothing. `row`: seconds of a row of a lane; `step`: of a step of so many; `waiting`:
         pictures without a seat; `behind`: see Behind; `moves`: see Batcher.moves.
         """
+        self._count_repeated()
         party, lane = seated[0].party, seated[0].lane
         if any(one.party != party or one.lane != lane for one in seated):
             self._standing = None
             lane, chosen = self._beside_others(seated, row, step, waiting, behind)
             return lane, sorted(self._with_riders(lane, chosen, seated, step))
         oldests = is_oldests(self._turns.get((party, lane), 0))
-        alone = len(seated) == 1
-        looks = not alone and (self._looks(lane) or sum(one.picture.rows for one in seated) > self._most[lane])
+        looks = len(seated) > 1 and (self._looks(lane) or sum(one.picture.rows for one in seated) > self._most[lane])
         chosen = self._alone(seated, step, waiting, behind)
         seats = sorted(self._with_riders(lane, chosen, seated, step))
         stepped = lane, sum(one.picture.rows for one in seated if one.seat in seats)
@@ -107,7 +122,7 @@ class Share:
             self._standing = None
         else:
             if self._standing is None or self._standing[:3] != (moves, party, lane):
-                self._standing = _Standing(moves, party, lane, alone, {})
+                self._standing = _Standing(moves, party, lane, (lane, seats) if len(seated) == 1 else None, {})
             self._standing.seats[oldests] = seats
         self._known.add(stepped)
         return lane, seats

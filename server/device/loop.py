@@ -273,8 +273,12 @@ class Device:
 
     def _live(self) -> None:
         try:
-            while self._wait():
-                if self.floor.yields:
+            while True:
+                if self._turn.calm and not (self._stopping or self.floor.stands):
+                    self._turn.go_on()
+                elif not self._wait():
+                    break
+                elif self.floor.yields:
                     self._turn.drop()  # whose client left, or whose deadline passed, hears of it all the same
                 else:
                     self._turn.take()
@@ -302,8 +306,6 @@ class Device:
 
     def _wait(self) -> bool:
         """Sleep until there may be work; False when the thread is to end."""
-        if self._turn.calm and not (self._stopping or self.floor.stands):
-            return True
         with self._changed:
             while not self._stopping and self.floor.pause():
                 self._changed.wait()

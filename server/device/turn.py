@@ -23,18 +23,17 @@ from server.device.delivery import Delivery
 from server.device.fetching import Fetching
 from server.device.jobs import Jobs
 from server.device.lanes import Lanes, refusal
-from server.device.ledger import Ledger, Ran
+from server.device.ledger import Ledger
 from server.device.seating import Seating
+from server.device.stepping import Stepping
 from server.errors import Cancelled, PictureFailed, TooLate
-from server.events import Evaluation, Started, Step
+from server.events import Started
 from server.job import Job, Picture
 from server.metrics import Metrics
 from server.pace.pace import Pace
 from server.wish import LaneKey, Wish
 
 log = logging.getLogger("latentd.device")
-
-_PREVIEWS = 3  # of one picture in the pool at once: steps that outrun the pool lose previews, not memory
 
 
 class Turn:
@@ -61,7 +60,7 @@ class Turn:
         self._ledger = Ledger(metrics, pace)
         self._fetching = Fetching(model.loras, jobs.wake)
         self._seating = Seating(model, self._fetching)
-        self._took = 0.0  # seconds of the last step
+        self._stepping = Stepping(jobs, lanes, self._ledger, decoding, delivery)
         self._looked = 0  # Batcher.changes when somebody was sought who may sit down
         self._still: tuple[int, int] | None = None  # rings and moves when there was nothing to do but to step
         self.pulse = 0  # seatings, steps and pictures so far
@@ -73,12 +72,17 @@ class Turn:
         """
         if not self.calm:
             self._ledger.enter()
+            self._stepping.forget()
             rings = self._jobs.changed.rings  # what comes while it looks is looked at in the next turn
             self.drop()
             self.make()
             self.seat()
             still = self._lanes.free and self._jobs.settled
             self._still = (rings, self._jobs.batcher.moves) if still else None
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Take the rest of a turn, which is all of it while it is calm. Errors: those of `take`."""
         self.step()
         self.decode()
 
@@ -154,7 +158,7 @@ class Turn:
 
         When so many prompts are encoded that it took a part of a step the others step first.
         """
-        until, encoded = time.monotonic() + self.between * self._took, False
+        until, encoded = time.monotonic() + self.between * self._stepping.took, False
         while not (encoded and time.monotonic() >= until) and (place := self._next_place()) is not None:
             lane, seat, picture, paused = place
             if paused is not None:
@@ -164,24 +168,8 @@ class Turn:
                 encoded |= self._sit(lane, seat, picture)
 
     def step(self) -> None:
-        """Run one evaluation of those whose turn it is."""
-        if (turn := self._jobs.next_step(time.monotonic())) is None:
-            return
-        key, lane, seats = turn
-        stepper = self._lanes[key]
-        tenants = {seat: tenant for seat in seats if (tenant := lane.tenants[seat])}
-        previewed = [seat for seat, picture in tenants.items() if _wants_preview(picture)]
-        rows = sum(picture.rows for picture in tenants.values())
-        start = time.monotonic()
-        stepper.step(seats, predict=previewed)
-        self._took = took = time.monotonic() - start
-        self.pulse += 1
-        for seat, picture in tenants.items():
-            picture.stepped += took
-            self._after_step(key, seat, picture, len(seats), start + took, preview=seat in previewed)
-        self._ledger.add(Ran(key, rows, len(seats), took, start, time.monotonic()))
-        if not self.calm:
-            self._ledger.enter()
+        """Run one evaluation of those whose turn it is. Errors: those of Stepping.step."""
+        self.pulse += self._stepping.step()
 
     def decode(self) -> None:
         """Begin to decode finished pictures whose clients are still there, and deliver those that are decoded.
@@ -192,7 +180,7 @@ class Turn:
             return
         if self._decoding.may_begin:
             self.drop()  # the step took a while
-        until, begun = time.monotonic() + self.between * self._took, False
+        until, begun = time.monotonic() + self.between * self._stepping.took, False
         while self._decoding.may_begin and not (begun and time.monotonic() >= until):
             picture, latents = self._decoding.next()
             self._jobs.decoding(picture)
@@ -225,27 +213,6 @@ class Turn:
             job.mailbox.post(Started(picture.index))
         return encoded > 0
 
-    def _after_step(
-        self, lane: LaneKey, seat: int, picture: Picture, live: int, ended: float, *, preview: bool
-    ) -> None:
-        job, wish, stepper = picture.job, picture.job.wish, self._lanes[lane]
-        picture.reached = stepper.reached(seat)
-        job.timings.seats.append(live)
-        done = wish.table.steps_after(picture.reached)
-        if job.timings.evaluations is not None:
-            job.timings.evaluations.append(Evaluation(ended, picture.index, done, live))
-        if done > wish.table.steps_after(picture.reached - 1):  # a step may take two evaluations
-            job.mailbox.post(Step(picture.index, done, wish.table.steps))
-        if preview:
-            self._delivery.preview(picture, done, stepper.pending_prediction(seat))
-        if stepper.finished(seat):
-            latents = stepper.pending_latents(seat)
-            stepper.leave(seat)
-            self._jobs.finish(lane, seat)
-            picture.sitting = None
-            job.timings.evaluated = time.monotonic()
-            self._decoding.add(picture, latents)
-
     @contextlib.contextmanager
     def _contained(
         self, picture: Picture, verb: str, fail: Callable[[Picture, PictureFailed], object]
@@ -271,6 +238,8 @@ class Turn:
             self._delivery.end(job, error)
 
     def _leave(self, jobs: list[Job]) -> None:
+        self._ledger.enter()
+        self._stepping.forget()
         self._decoding.leave(jobs)
         for lane, seat in self._jobs.leave(jobs):
             if lane in self._lanes:
@@ -280,12 +249,3 @@ class Turn:
 def _where(job: Job) -> str:
     """Name, for the metrics, how far a job has come."""
     return "seat" if job.timings.seats else "queue"
-
-
-def _wants_preview(picture: Picture) -> bool:
-    """Return whether a preview is due after the coming evaluation. Never after the last: the picture itself follows."""
-    wish = picture.job.wish
-    if not wish.preview_every or picture.previews_under_way >= _PREVIEWS or picture.evaluations_left == 1:
-        return False
-    done = wish.table.steps_after(picture.reached + 1)
-    return done > wish.table.steps_after(picture.reached) and done % wish.preview_every == 0

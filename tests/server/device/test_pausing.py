@@ -61,7 +61,8 @@ def test_paused_pictures_have_the_pixels_of_those_made_alone(wired: Model, held:
     events = box_of(flood).events
     assert sorted(event.index for event in events if isinstance(event, Started)) == [0, 1, 2, 3], "once each"
     for index in range(4):
-        assert [e.step for e in events if isinstance(e, Step) and e.index == index] == list(range(1, 13))
+        told = [e.step for e in events if isinstance(e, Step) and e.index == index]
+        assert told == sorted(set(told)) and told[-1] == 12, "no step twice, none before another, and the last"
         previewed = [e.step for e in events if isinstance(e, Preview) and e.index == index]
         assert previewed == sorted(previewed) and set(previewed) <= {4, 8}
     parts = flood.timings.parts(time.monotonic())

@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from engines.errors import DeviceError, NoEngine, OutOfMemory
 from server.device import turn
 from server.device.ledger import Ledger, Ran
 from server.events import Done, Failed, Image, Preview, Started, Step
-from server.job import Job
+from server.job import Job, Picture
 from server.metrics import Metrics
 from server.pace.median import Median
 from server.pace.pace import Pace
-from tests.support.jobs import box_of
+from tests.support.jobs import box_of, idle_job, wish
 from tests.support.stage import (
     EVALUATIONS,
     LARGE,
@@ -101,7 +103,9 @@ def test_who_has_gone_leaves_before_anybody_sits_or_steps(go: Callable[[Job], No
     go(waits)
     assert stage.take() == [("leave", SMALL, 0), ("sit", SMALL, 0), ("step", SMALL, [0], [])]
     assert ended(seated) == ended(waits) == sentence
-    assert kinds(waits) == [Failed] and kinds(follows) == [Started, Step] and len(stage.jobs) == 1
+    assert kinds(waits) == [Failed] and kinds(follows) == [Started] and len(stage.jobs) == 1
+    stage.take()
+    assert kinds(follows)[:2] == [Started, Step] and follows.timings.seats == [1, 1]
 
 
 @GOES
@@ -371,13 +375,29 @@ def entered() -> tuple[Ledger, Callable[[], float | None], Pace]:
 
 def test_steps_are_entered_a_few_at_once(entered: tuple[Ledger, Callable[[], float | None], Pace]) -> None:
     ledger, count, _ = entered
-    told = []
+    job = idle_job(wish(SMALL, 12))
+    told, picture = [], Picture(job, 0)
     for step in range(12):
-        ledger.add(Ran(SMALL, rows=4, seats=2, took=0.001, start=0.001 * step, end=0.001 * step + 0.001))
+        ledger.add(Ran(SMALL, 4, [(picture, step + 1)], took=0.001, start=0.001 * step, end=0.001 * step + 0.001))
         told.append(count())
     assert told == [1] * 8 + [9] * 4
+    assert box_of(job).events == [Step(0, 1, 12), Step(0, 9, 12)], "the last of several is told"
     ledger.enter()
-    assert count() == 12
+    assert count() == 12 and box_of(job).events[-1] == Step(0, 12, 12)
+
+
+def test_a_picture_of_two_evaluations_a_step_is_told_each_step_once(
+    entered: tuple[Ledger, Callable[[], float | None], Pace],
+) -> None:
+    ledger, _, _ = entered
+    asked = wish(SMALL, evaluations=5)
+    job = idle_job(replace(asked, table=replace(asked.table, steps_done=np.array([0, 1, 1, 2, 3]))))
+    job.timings.evaluations = []
+    for reached in range(1, 6):
+        start = 0.1 * reached
+        ledger.add(Ran(SMALL, 2, [(Picture(job, 0), reached)], took=0.06, start=start, end=start + 0.06))
+    assert [event.step for event in box_of(job).events if isinstance(event, Step)] == [1, 2, 3]
+    assert [evaluation.step for evaluation in job.timings.evaluations] == [0, 1, 1, 2, 3]
 
 
 def test_a_step_of_other_rows_is_entered_at_once_and_none_is_long_open(
@@ -386,13 +406,13 @@ def test_a_step_of_other_rows_is_entered_at_once_and_none_is_long_open(
     ledger, count, pace = entered
     told = []
     for step, rows in enumerate((4, 4, 2, 4, 4)):
-        ledger.add(Ran(SMALL, rows, 2, took=0.01, start=0.01 * step, end=0.01 * step + 0.01))
+        ledger.add(Ran(SMALL, rows, [], took=0.01, start=0.01 * step, end=0.01 * step + 0.01))
         told.append(count())
     assert told == [1, 1, 3, 4, 4]
-    ledger.add(Ran(LARGE, 4, 2, took=0.01, start=0.1, end=0.11))
+    ledger.add(Ran(LARGE, 4, [], took=0.01, start=0.1, end=0.11))
     assert count() == 6, "another lane's"
     for start, end in ((0.2, 0.21), (0.21, 0.22), (0.22, 2.2)):
-        ledger.add(Ran(SMALL, 4, 2, took=end - start, start=start, end=end))
+        ledger.add(Ran(SMALL, 4, [], took=end - start, start=start, end=end))
     assert count() == 9 and pace.row(SMALL) > 0
 
 

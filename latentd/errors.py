@@ -26,6 +26,8 @@ _NO_ANSWER = (
     "connections to all backends failing",
 )
 _LATE = ("", "deadline exceeded", "stream removed (deadline exceeded)")
+_OTHER_PORTS = {8000: "the page", 8002: "the metrics"}  # of a server as it is started without flags
+
 _LOST = (
     "socket closed",
     "connection reset",
@@ -111,11 +113,12 @@ def closed_error() -> ServerError:
 
 
 def _hint(address: str) -> str:
-    """Say how to start a server, for who has one: a clone, or the package with its server; nothing elsewhere."""
+    """Say which port is meant, or how to start a server, for who has one: a clone, or the package with its server."""
+    for port, what in _OTHER_PORTS.items():
+        if address.endswith(f":{port}"):
+            return f"; {port} is usually the port of {what}, and gRPC's is 8001"
     if not is_local(address):
         return ""
-    if address.endswith(":8000"):
-        return "; 8000 is usually the page's port, and gRPC's is 8001"
     clone = (Path(__file__).parent.parent / "Makefile").is_file()
     return f"; start one with `{'make serve' if clone else 'latentd serve'}`"
 

@@ -53,6 +53,13 @@ class NotServing(LatentdError):
     code = "UNAVAILABLE"
 
 
+class Draining(NotServing):
+    """The server takes no new requests: it stops, or another model takes over."""
+
+    def __init__(self) -> None:
+        super().__init__("this server is draining; ask another one")
+
+
 class Loading(NotServing):
     """The model is not there yet. `retry_after` is when it is worth asking again, in seconds."""
 

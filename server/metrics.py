@@ -21,7 +21,10 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
 
 # Gauges that a device fills, and those that are of a model's parts.
-_OF_A_DEVICE = ("queue_depth", "pictures_paused", "forecast_margin", "decode_backlog", "rows_live", "rows_capacity")
+_OF_A_DEVICE = (
+    "queue_depth", "pictures_paused", "forecast_margin", "decode_backlog", "seats_live", "seats_capacity",
+    "rows_live", "rows_capacity",
+)  # fmt: skip
 
 # What is of doors and threads, whatever model is served: its label stays that of the model served at start.
 _OF_THE_SERVER = (
@@ -79,6 +82,8 @@ class Metrics:
             Gauge, "reading_backlog", "Pictures of requests that are being read, or wait for it"
         )
         self.judge_backlog = self._make(Gauge, "judge_backlog", "Pictures that the judge has not scored yet")
+        self.seats_live = self._make(Gauge, "seats_live", "Seats in which pictures sit, of all lanes")
+        self.seats_capacity = self._make(Gauge, "seats_capacity", "Seats of a lane: who has other sizes has others")
         self.rows_live = self._make(Gauge, "rows_live", "UNet rows in use")
         self.rows_capacity = self._make(Gauge, "rows_capacity", "UNet rows of full seats, of whatever sizes")
         self.calls_open = self._make(Gauge, "calls_open", "Calls of all methods that are open")
@@ -100,7 +105,8 @@ class Metrics:
         )
         self._swaps = self._make(Counter, "swaps_total", "Swaps of the served model that ended", "outcome")
         if beside is not None:  # the device fills them when it does something
-            for gauge in (self.queue_depth, self.pictures_paused, self.rows_live, self.decode_backlog):
+            gauges = self.queue_depth, self.pictures_paused, self.seats_live, self.rows_live, self.decode_backlog
+            for gauge in gauges:
                 gauge.set(0)
 
     def _make(self, kind: type, name: str, text: str, *labels: str, **options: Any) -> Any:

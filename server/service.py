@@ -18,7 +18,7 @@ from server.device.fitting import Fitting
 from server.device.holds import Holds
 from server.device.judging import Ranks, judge_for, ranks_of, style_of
 from server.device.loop import Device
-from server.errors import Loading, NotServing, TooLate, UnknownModel, code_of
+from server.errors import Draining, Loading, TooLate, UnknownModel, code_of
 from server.events import Done, Event, Failed
 from server.job import Job
 from server.limits import Limits
@@ -75,7 +75,7 @@ class Service:
         if self.device is None:
             raise Loading(f"model {self.model_id} is loading; health says SERVING when it is done")
         if self.draining:
-            raise NotServing("this server is draining; ask another one")
+            raise Draining
         return self.device
 
     @property

@@ -203,5 +203,6 @@ class Jobs:
     def _count(self) -> None:
         self._metrics.queue_depth.set(self.batcher.waiting_count)
         self._metrics.pictures_paused.set(self.batcher.paused_count)
+        self._metrics.seats_live.set(len(self.batcher.seated))
         self._metrics.rows_live.set(self.batcher.rows_live)
         self._metrics.decode_backlog.set(len(self.batcher.undecoded))

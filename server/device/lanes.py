@@ -162,7 +162,8 @@ class Lanes:
 
     def _keep(self, lane: LaneKey, stepper: Stepper) -> None:
         self._steppers[lane] = stepper
-        self._metrics.rows_capacity.set(2 * self._seats)  # of one: lanes step by turns
+        self._metrics.seats_capacity.set(self._seats)  # of one: lanes step by turns
+        self._metrics.rows_capacity.set(2 * self._seats)
 
 
 def refusal(lane: LaneKey, error: BaseException, requests: list[str]) -> LatentdError:

@@ -24,7 +24,7 @@ from server.device.floor import Floor
 from server.device.jobs import Jobs
 from server.device.lanes import Lanes
 from server.device.turn import Turn
-from server.errors import NotMade, NotServing
+from server.errors import Draining, NotMade, NotServing
 from server.job import Job
 from server.metrics import Metrics
 from server.pace.pace import Pace
@@ -158,7 +158,7 @@ class Device:
         Errors: NotServing; those of Admission.check.
         """
         if self._failed or self._stopping:
-            raise NotServing("the device has failed; the server is about to restart" if self._failed else "draining")
+            raise NotServing("the device has failed; the server is about to restart") if self._failed else Draining()
         key, now = job.wish.lane, time.monotonic()
         if self._batcher.open(key):  # made when the device thread comes to it
             self._pace.open(key)

@@ -176,7 +176,7 @@ def test_what_it_scales_by_is_in_the_server_s_registry() -> None:
     queries.append(theirs["external"]["metric"]["query"])
     known = {sample.name for family in Metrics("m").registry.collect() for sample in family.samples}
     names = {name for query in queries for name in re.findall(r"latentd_\w+", query)}
-    assert names == {"latentd_queue_wait_seconds", "latentd_rows_live", "latentd_rows_capacity"} <= known
+    assert names == {"latentd_queue_wait_seconds", "latentd_seats_live", "latentd_seats_capacity"} <= known
     assert all(float(trigger["metadata"]["threshold"]) > 0 for trigger in scaled["triggers"])
 
 

@@ -144,8 +144,10 @@ def test_who_has_no_makefile_is_told_of_no_make(monkeypatch: pytest.MonkeyPatch,
         plain(nobody, "models")
 
 
-def test_the_pages_port_is_not_grpcs() -> None:
-    assert errors._hint("127.0.0.1:8000") == "; 8000 is usually the page's port, and gRPC's is 8001"
+@pytest.mark.parametrize("host", ["127.0.0.1", "example.org"])
+def test_other_ports_are_not_grpcs(host: str) -> None:
+    assert errors._hint(f"{host}:8000") == "; 8000 is usually the port of the page, and gRPC's is 8001"
+    assert errors._hint(f"{host}:8002") == "; 8002 is usually the port of the metrics, and gRPC's is 8001"
 
 
 def test_another_machines_server_is_not_ours_to_start(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:

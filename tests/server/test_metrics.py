@@ -25,6 +25,8 @@ NAMES = {
     "memory_limit_bytes": set(),
     "rows_live": set(),
     "rows_capacity": set(),
+    "seats_live": set(),
+    "seats_capacity": set(),
     "step_seconds": set(),
     "steps_total": set(),
     "preview_first_seconds": set(),
@@ -97,6 +99,7 @@ def test_a_scrape_has_every_name_with_its_labels(model: Model) -> None:
         assert sample(server, "queue_seconds_count", **own) == 2
         assert sample(server, "preview_first_seconds_count", **own) == 1
         assert sample(server, "rows_capacity", **own) == 6 and sample(server, "rows_live", **own) == 0
+        assert sample(server, "seats_capacity", **own) == 3 and sample(server, "seats_live", **own) == 0
         assert sample(server, "ready", **own) == 1 and sample(server, "stalled_seconds", **own) == 0
         assert re.search(r"^process_resident_memory_bytes \S+$", told, re.M)
         assert 10**8 < sample(server, "memory_limit_bytes", **own) < 10**14

@@ -19,7 +19,7 @@ from latentd.errors import ServerError
 from latentd.events import Event, Preview, Queued
 from latentd.film import Film
 from latentd.names import STDOUT, Place, Target, file_format, is_folder, places, try_writing
-from latentd.options import parse
+from latentd.options import hints, parse
 from latentd.picture import Picture, Timings
 from latentd.progress import Bars, Progress, title
 from latentd.request import Options, build_request, read_upload
@@ -129,6 +129,8 @@ def _writable(output: str, targets: Sequence[Place]) -> bool:
 async def _generate(client: AsyncClient, options: Namespace, fields: Options, targets: list[list[Place]]) -> int:
     if options.preview and not can_draw():
         _complain("--preview needs a terminal with colours; going on without it")
+    for hint in hints(options):
+        _complain(hint)
     progress: Progress = Screen(options.prompts) if options.preview and can_draw() else Bars(options.prompts)
     complaints: list[str] = []
     try:

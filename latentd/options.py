@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -237,3 +238,16 @@ def _value(action: argparse.Action, text: str) -> object:
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"{text!r} is not one of {', '.join(action.choices)}")
     return value
+
+
+def hints(options: Namespace) -> list[str]:
+    """List what was perhaps meant otherwise, in sentences; it is done as it was said."""
+    sentences, prompts = list[str](), options.prompts
+    if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
+        sentences.append(
+            f"{len(prompts)} prompts of one word each, a request each; one prompt of several words is quoted: "
+            f'"{" ".join(prompts)}"'
+        )
+    if options.negative and options.guidance is not None and options.guidance <= 1:
+        sentences.append(f"--negative counts where --guidance is above 1; it is {options.guidance:g}")
+    return sentences

@@ -311,6 +311,18 @@ def test_a_cut_prompt_is_said(server: FakeServer, capsys: pytest.CaptureFixture[
     assert f"{said}\n" in capsys.readouterr().err
 
 
+def test_prompts_of_one_word_may_be_one_prompt(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["red", "apple", "--negative", "blue", "--guidance", "1", "--server", server.address]) == 0
+    assert files() == ["apple.png", "red.png"], "what was said is done"
+    assert capsys.readouterr().err.splitlines() == [
+        'latentd: 2 prompts of one word each, a request each; one prompt of several words is quoted: "red apple"',
+        "latentd: --negative counts where --guidance is above 1; it is 1",
+    ]
+    assert main(["red apple", "pear", "--negative", "blue", "--server", server.address]) == 0
+    assert main(["pear", "--negative", "blue", "--guidance", "1.5", "--server", server.address]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_preview_without_a_terminal_goes_on(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["an apple", "--preview", "--server", server.address]) == 0
     assert "--preview needs a terminal" in capsys.readouterr().err

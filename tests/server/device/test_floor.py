@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import threading
 
+from engines.model import Model
 from server.device.floor import Floor
+from server.events import Done
+from tests.support.held import Held, eventually
+from tests.support.jobs import box_of, running
 from tests.support.patience import PATIENCE
 
 
@@ -56,3 +60,25 @@ def test_a_thread_that_ends_as_somebody_asks_it_to_rest_is_not_waited_for() -> N
 
     threading.Thread(target=rest, daemon=True).start()
     assert ended.wait(PATIENCE) and rested.wait(PATIENCE)
+
+
+def test_who_steps_calmly_yields_though_nobody_rings(wired: Model, held: Held) -> None:
+    """The one before has something to do again, which its own thread notes without a word to the others."""
+    before = Floor(threading.Condition(), lambda: 0.0)
+    with running(wired) as at_work:
+        held.hold()
+        held.runs.clear()
+        floor = at_work.device.floor
+        floor.follow(before)
+        job = at_work.submit(prompt="a", steps=6)
+        held.begun()
+        held.let()
+        held.begun()  # a second step of the same: nothing was looked for before it
+        before.take()
+        held.let()
+        eventually(lambda: floor._busy, False)
+        assert len(held.runs) == 2
+        before.leave()
+        held.begun()
+        held.release()
+        assert isinstance(box_of(job).end(), Done) and len(held.runs) == 6

@@ -262,6 +262,8 @@ class Service:
         code, reason = code_of(error, left)
         now = time.monotonic()
         took = now - started
+        if job is not None:
+            job.cancel()  # of no effect on a job that is done; who sees its end counted can rely on it
         self.metrics.request(door, code, took, "" if job is None else job.model)
         details = ""
         if job is not None:
@@ -286,8 +288,6 @@ class Service:
         )
         if trace := trace_of(request_id):
             trace.end(code, reason, now)
-        if job is not None:
-            job.cancel()  # of no effect on a job that is done
 
 
 __all__ = ["Accepted", "Service"]

@@ -146,7 +146,7 @@ def test_what_arrived_before_an_error_is_kept(call: Any, server: FakeServer) -> 
 @both
 def test_timeout_is_a_sentence_and_cancels(call: Any, server: FakeServer) -> None:
     with pytest.raises(ServerError, match="the timeout passed") as caught:
-        call(server.address, "generate", "hold", timeout=0.2)
+        call(server.address, "generate", "hold", timeout=2.0)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert server.images.cancelled.wait(PATIENCE)
 

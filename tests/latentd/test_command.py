@@ -298,7 +298,7 @@ def test_pictures_before_an_error_are_written(server: FakeServer, capsys: pytest
 
 
 def test_timeout(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["hold", "--timeout", "0.2", "--server", server.address]) == 1
+    assert main(["hold", "--timeout", "2", "--server", server.address]) == 1
     err = capsys.readouterr().err
     assert "the timeout passed before the request was done (DEADLINE_EXCEEDED, request r1)\n" in err, "as Queued said"
 

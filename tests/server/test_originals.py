@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +15,13 @@ from PIL import Image
 
 from engines.model import Model
 from latentd import Client
+from server import service
 from server.app import Server
+from server.device import loop
 from server.errors import Busy, NotServing, TooLate
 from server.limits import Limits
 from server.metrics import Metrics
-from server.originals import _AT_ONCE, _WAITING, Kind, Originals, Stay
+from server.originals import _AT_ONCE, _WAITING, Kind, Originals, Stay, _Entry
 from server.pace.median import Median
 from server.request import ImageRequest
 from server.settings import Settings
@@ -161,18 +166,29 @@ def test_work_ends_when_its_client_has_gone(model: Model) -> None:
     asyncio.run(leave())
 
 
+class Turns(set[_Entry]):
+    """The entries that are begun, which Originals guards with its lock: whose each was, in their order."""
+
+    def __init__(self) -> None:
+        self.callers: list[str] = []
+
+    def add(self, entry: _Entry) -> None:
+        self.callers.append(entry.caller)
+        super().add(entry)
+
+
 def test_callers_take_turns_and_none_keeps_the_others_out() -> None:
     """However many pictures one sends: another waits for one of them and for those that are begun."""
-    begun, go_on, order = threading.Semaphore(0), threading.Event(), list[str]()
+    begun, go_on, done, turns = threading.Semaphore(0), threading.Event(), list[str](), Turns()
 
     def read(stay: Stay, name: str) -> None:
         begun.release()
         assert go_on.wait(PATIENCE)
-        order.append(name)
+        done.append(name)
 
     async def compete() -> None:
         originals = Originals(Metrics("m"))
-        originals._took["x"] = Median([1.0])
+        originals._took["x"], originals._begun = Median([1.0]), turns
 
         def send(caller: str, name: str) -> asyncio.Task[None]:
             return asyncio.create_task(originals.apart(caller, Kind("x"), read, name))
@@ -192,7 +208,8 @@ def test_callers_take_turns_and_none_keeps_the_others_out() -> None:
         await asyncio.wait(reading[-1:])
         go_on.set()
         await asyncio.gather(*reading, return_exceptions=True)
-        assert {*order[: _AT_ONCE + 6]} >= {"b0", "b1", "c0"} and len(order) == _WAITING + 3
+        assert Counter(turns.callers[: _AT_ONCE + 6]) >= Counter({B: 2, C: 1}) and len(turns.callers) == _WAITING + 3
+        assert sorted(done) == sorted([*(f"a{number}" for number in range(_WAITING)), "b0", "b1", "c0"])
         originals.close()
 
     asyncio.run(compete())
@@ -241,12 +258,16 @@ def test_who_cannot_be_done_with_its_pictures_is_refused_before_they_are_read(wi
         originals._took["original", (24, 24)] = Median([30.0])
         first = asyncio.create_task(server.service.submit(request, "a", 40.0))
         await asyncio.to_thread(entered.wait, PATIENCE)
-        for seconds, error, words in (
-            (20.0, TooLate, "^the request takes about 30.[0-9]+ s by itself; its deadline is in 20.00 s$"),
-            (40.0, Busy, "^the request would finish in about 45.[0-9]+ s; its deadline is in 40.00 s$"),
-        ):
-            with pytest.raises(error, match=words):
-                await server.service.submit(request, "b", seconds)
+        now = time.monotonic()
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (service, loop):  # by whose clocks time stands still between them
+                patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+            for seconds, error, words in (
+                (20.0, TooLate, "^the request takes about 30.[0-9]+ s by itself; its deadline is in 20.00 s$"),
+                (40.0, Busy, "^the request would finish in about 45.[0-9]+ s; its deadline is in 40.00 s$"),
+            ):
+                with pytest.raises(error, match=words):
+                    await server.service.submit(request, "b", seconds)
         assert gauge_of(server) == 1, "the only one that is read"
         go_on.set()
         job = (await first).job

@@ -61,6 +61,16 @@ def test_a_reader_who_stops_cancels_the_job() -> None:
     assert asyncio.run(read())
 
 
+def test_who_sees_an_end_counted_knows_that_the_job_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def end() -> list[bool]:
+        ending, job, seen = service(), posted(Started(0)), list[bool]()
+        monkeypatch.setattr(ending.metrics, "request", lambda *_: seen.append(job.cancelled))
+        ending.ended("grpc", asyncio.CancelledError(), job, "id", 0.0)
+        return seen
+
+    assert asyncio.run(end()) == [True]
+
+
 def test_collected_pictures_are_in_order_of_index() -> None:
     async def read() -> tuple[list[Image], Done]:
         return await collect(service().events(posted(Image(1, b"b", 8), Started(0), Image(0, b"a", 7), DONE)))

@@ -7,7 +7,7 @@ from typing import Self
 
 from tests.support.patience import PATIENCE
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
 END_STREAM = 1
 _ACK, _END_HEADERS = 1, 4
 _INITIAL_WINDOW_SIZE, _NO_WINDOW = 4, 0
@@ -16,7 +16,8 @@ _INITIAL_WINDOW_SIZE, _NO_WINDOW = 4, 0
 class Unread:
     """A connection whose calls get headers and nothing else, for ever."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, method: str | None = None) -> None:
+        """Connect; `method` is called with the first bytes, so that the connection is never idle before."""
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)), timeout=PATIENCE)
         self._file = self._socket.makefile("rb")
@@ -24,6 +25,8 @@ class Unread:
         self.settings: dict[int, int] = {}  # the server's
         self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self._frame(SETTINGS, 0, 0, _INITIAL_WINDOW_SIZE.to_bytes(2, "big") + _NO_WINDOW.to_bytes(4, "big"))
+        if method is not None:
+            self.call(method)
         self.until(SETTINGS, _ACK)  # from now on the server knows
 
     def call(self, method: str, message: bytes | None = b"") -> int:
@@ -49,10 +52,6 @@ class Unread:
         stream = self.call(method, message)
         assert self.until(HEADERS) == stream
         return stream
-
-    def reset(self, stream: int) -> None:
-        """Leave a call."""
-        self._frame(RST_STREAM, 0, stream, (8).to_bytes(4, "big"))
 
     def until(self, kind: int, flag: int = 0) -> int:
         """Return the stream of the next frame of this kind; pings are answered meanwhile."""

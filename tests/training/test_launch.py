@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.held import eventually
 from tests.support.training import TINY
 from training.figures import read_figures
 from training.launch import launch
@@ -135,31 +136,77 @@ def test_the_first_one_killed_is_told() -> None:
     assert ended.returncode == 1 and "process 1 of 2 was ended by signal 9 (Killed)" in ended.stderr
 
 
-def test_who_stopped_well_does_not_hide_who_could_not(capfd: pytest.CaptureFixture[str]) -> None:
+# The second leaves its number as a link, which is there at once and whole; the first goes on when the second is gone.
+STOPS = """
+import os, sys, time
+place = sys.argv[1]
+if os.environ["RANK"] == "1":
+    os.symlink(str(os.getpid()), place)
+    print("stopped", file=sys.stderr)
+    sys.exit(130)
+try:
+    while not os.path.lexists(place) or os.kill(int(os.readlink(place)), 0) is None:
+        time.sleep(0.01)
+except ProcessLookupError:
+    print("the disk is full", file=sys.stderr)
+sys.exit(2)
+"""
+
+
+def test_who_stopped_well_does_not_hide_who_could_not(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The first one writes the state, for which the others do not wait; when that fails, nothing has stopped well."""
-    code = (
-        "import os, sys, time; first = os.environ['RANK'] == '0'; time.sleep(0.5 * first);"
-        "print('the disk is full' if first else 'stopped', file=sys.stderr); sys.exit(2 if first else 130)"
-    )
-    assert launch([sys.executable, "-c", code], 2) == 2
+    assert launch([sys.executable, "-c", STOPS, str(tmp_path / "second")], 2) == 2
     assert capfd.readouterr().err == "the disk is full\n"
+
+
+# The signal is held back until it is waited for, and is the system's own after that.
+CHILD = """
+import os, pathlib, signal, sys, time
+place, asked = pathlib.Path(os.environ["RANK"]), {signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+place.touch()
+signal.sigwait(asked)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, asked)
+place.unlink()
+while not os.path.exists("go"):
+    time.sleep(0.01)
+sys.exit(130)
+"""
+# Leaves a file for each signal that it has heard.
+PARENT = """
+import itertools, pathlib, signal, sys
+from training.launch import launch
+
+numbers, handle = itertools.count(1), signal.signal
+
+def noting(number, handler):
+    def heard(*given):
+        handler(*given)
+        pathlib.Path(f"heard {next(numbers)}").touch()
+
+    return handle(number, heard if callable(handler) else handler)
+
+signal.signal = noting
+sys.exit(launch([sys.executable, "-c", sys.argv[1]], 2))
+"""
 
 
 def test_a_second_signal_finds_nobody_on_the_way_out(tmp_path: Path) -> None:
     """Where it would be the system's own: who has written the state ends by the signal, and is taken for a failure."""
-    child = (
-        "import os, pathlib, signal, sys, time; place = pathlib.Path(os.environ['RANK']);"
-        "signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL));"
-        "place.touch(); signal.pause(); place.unlink(); time.sleep(1); sys.exit(130)"
-    )
-    code = "import sys; from training.launch import launch; sys.exit(launch([sys.executable, '-c', sys.argv[1]], 2))"
+
+    def files() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()}
+
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", code, child], cwd=tmp_path, env=environment) as parent:
-        for number in (2, 0):
-            while len(list(tmp_path.iterdir())) != number:
-                assert parent.poll() is None
-                time.sleep(0.01)
+    with subprocess.Popen([sys.executable, "-c", PARENT, CHILD], cwd=tmp_path, env=environment) as parent:
+        try:
+            eventually(files, {"0", "1"})
             parent.send_signal(signal.SIGTERM)
+            eventually(files, {"heard 1"})
+            parent.send_signal(signal.SIGTERM)
+            eventually(files, {"heard 1", "heard 2"})
+        finally:
+            (tmp_path / "go").touch()
     assert parent.returncode == 130
 
 

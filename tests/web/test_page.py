@@ -216,9 +216,15 @@ def test_two_are_compared(opened: Browser) -> None:
 def test_the_film_plays_to_the_picture(opened: Browser) -> None:
     drawn(opened, "a red apple")
     opened.click(".drawing .frame")
+    opened.wait("!document.querySelector('#film').hidden")
+    noted = "new MutationObserver(() => seen.push(document.querySelector('#moment').value))"
+    opened.run(
+        f"{{ globalThis.seen = []; {noted}.observe(document.querySelector('#moment'), {{ attributes: true }}); }}"
+    )
     opened.click("#play")
-    opened.wait("document.querySelector('#moment').value === '0' || document.querySelector('#moment').value === '1'")
-    opened.wait("document.querySelector('#moment').value === document.querySelector('#moment').max")
+    opened.wait("seen.at(-1) === document.querySelector('#moment').max")
+    last = int(opened.run("document.querySelector('#moment').max"))
+    assert opened.run("seen") == [str(number) for number in range(last + 1)]
     assert opened.run("document.querySelector('#moment-name').textContent") == "finished"
 
 

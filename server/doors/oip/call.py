@@ -72,6 +72,8 @@ class Call:
             return
         self._over = True
         job = self._jobs[0] if self._jobs else None
+        for each in self._jobs:
+            each.cancel()  # of no effect on a job that is done
         self._service.ended("oip", error, job, self.id, self._started, self._context.time_remaining())
         if self._statistics is not None:
             seconds = time.monotonic() - self._started
@@ -80,8 +82,6 @@ class Call:
                 self._statistics.succeeded(seconds, sum(job.wish.images for job in self._jobs), last)
             else:
                 self._statistics.failed(seconds)
-        for job in self._jobs:
-            job.cancel()  # of no effect on a job that is done
         self._jobs = []  # gRPC's context and what it calls back hold each other
 
 

@@ -38,7 +38,7 @@ class Shelved:
         self.lives: dict[str, Lora] = {}
         self.room: Callable[[str], bool] = lambda name: True
         self.read: list[tuple[str, str]] = []  # what, and by which thread
-        self.let = threading.Event()
+        self.let, self.begun = threading.Event(), threading.Semaphore(0)
         self.error: Exception | None = None
 
     def living(self, chosen: Named) -> Lora | None:
@@ -49,6 +49,7 @@ class Shelved:
 
     def lora(self, chosen: Named) -> Lora:
         self.read.append((chosen.key, threading.current_thread().name))
+        self.begun.release()
         assert self.let.wait(PATIENCE)
         if self.error:
             raise self.error
@@ -94,7 +95,8 @@ def test_who_has_a_lora_in_memory_sits_at_once(stage: Stage) -> None:
 def test_one_that_was_forgotten_is_read_by_another_thread_and_nothing_turns_meanwhile(stage: Stage) -> None:
     job = submit(stage, "a")
     assert stage.take() == [] and not stage.turn.due and stage.turn.fetches
-    assert stage.take() == [] and shelf(stage).read == [("a", "LoRA")], "not by this one, and once"
+    assert stage.take() == [] and shelf(stage).begun.acquire(timeout=PATIENCE)
+    assert shelf(stage).read == [("a", "LoRA")], "not by this one, and once"
     read(stage)
     assert stage.turn.due and not stage.turn.fetches
     assert ("sit", SMALL, 0) in stage.take()
@@ -148,5 +150,7 @@ def test_what_is_kept_is_let_go(stage: Stage) -> None:
     submit(stage, "b")
     shelf(stage).room = lambda name: stage.turn._fetching._read is None and stage.turn._fetching._held is None
     stage.take()
+    for _ in "ab":
+        assert shelf(stage).begun.acquire(timeout=PATIENCE)
     assert [name for name, _ in shelf(stage).read] == ["a", "b"]
     read(stage)

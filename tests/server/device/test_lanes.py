@@ -16,6 +16,7 @@ from server.batching.admission import Admission
 from server.errors import Busy, NotMade
 from server.events import Done, Started
 from server.job import Job
+from server.wish import LaneKey
 from tests.support.held import Held, eventually, raising, wrapped
 from tests.support.jobs import alone, box_of, running
 from tests.support.patience import PATIENCE
@@ -317,7 +318,7 @@ def test_a_wanted_lane_that_cannot_be_made_is_tried_once_and_the_next_is_told_wh
         soon = time.monotonic() + 300
         with pytest.raises(NotMade):
             at_work.submit(**long(2), deadline=soon)
-        eventually(lambda: at_work.device._lanes._expected[24, 24, 2, 0], 0.0)
+        eventually(lambda: at_work.device._batcher.lanes[LaneKey(24, 24, 2)].wanted, False)
         next_job = at_work.submit(**long(2), deadline=soon)
         assert box_of(next_job).error() == ("FAILED_PRECONDITION", "run `make engines ..`") and len(tries) == 2
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from pipeline.errors import LatentdError
 from server.doors import asgi
-from server.doors.asgi import AsgiServer, Bounds
+from server.doors.asgi import AsgiServer, Bounds, _Connection
 from server.doors.transport import AnswerTransport
 from tests.support.patience import PATIENCE
 
@@ -169,10 +170,13 @@ HALF = [REQUEST[:9], b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nab
 def test_a_request_that_does_not_come_whole_is_ended_in_words(before: bytes, begin: bytes) -> None:
     async def run() -> None:
         app = App()
-        async with listening(app, request=0.01, idle=1000) as (_, port, ended):
+        async with listening(app, request=PATIENCE if before else 0.01, idle=1000) as (server, port, ended):
             peer = await connect(port)
             if before:
                 await ask(peer, before)
+                (connection,) = server._server.server_state.connections
+                assert isinstance(connection, _Connection)
+                connection._bounds = replace(connection._bounds, request=0.01)
             app.go_on.clear()
             peer[1].write(begin)
             answer = await peer[0].read()

@@ -185,11 +185,9 @@ def test_a_large_message_has_longer() -> None:
 
 
 def test_a_connection_has_so_many_streams_and_ends_when_it_is_idle(model: Model) -> None:
-    with serving(model, max_streams=3, idle_seconds=0.2) as server, Unread(address(server)) as unread:
+    with serving(model, max_streams=3, idle_seconds=0.2) as server, Unread(address(server), wire.MODELS) as unread:
         assert unread.settings[3] == 3, "SETTINGS_MAX_CONCURRENT_STREAMS"
-        unread.call(wire.MODELS)
         assert unread.until(HEADERS) == 1
-        unread.reset(1)
         unread.until(GOAWAY)
     assert ("grpc.max_connection_idle_ms", 2**31 - 1) in ConnectionBounds(idle=0).options(1), "for ever"
 

@@ -190,7 +190,8 @@ def test_deadline(door: Door, wired: Model, held: Held) -> None:
         held.hold()
         first = DOORS[0].send(server, prompt="a red apple", steps=2)
         held.begun()
-        outcome = door.ask(server, 0.3, prompt="a cat", steps=2)
+        seconds = 2.0 if door.label in ("grpc", "oip") else 0.3  # there a client's library may end the call unsent
+        outcome = door.ask(server, seconds, prompt="a cat", steps=2)
         assert outcome.code == "DEADLINE_EXCEEDED" and not outcome.pictures
         eventually(lambda: ended(server, door, "DEADLINE_EXCEEDED"), 1)
         held.release()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from server.service import Service
 from server.wish import LaneKey
 from tests.support.held import Held, eventually
 from tests.support.jobs import Running, alone, running
+from tests.support.patience import PATIENCE
 from tests.support.serving import address, metric, serving
 
 ROOT = Path(__file__).parents[3]
@@ -105,15 +107,20 @@ def test_a_deadline_that_passes_in_the_queue_or_in_a_seat(seats: int, wired: Mod
         first = client.stream("a red apple", steps=3)
         next(first)
         held.begun()
-        second = ImagesStub(channel).Generate(pb.GenerateRequest(prompt="a red apple", steps=4), timeout=0.4)
+        second = ImagesStub(channel).Generate(pb.GenerateRequest(prompt="a red apple", steps=4), timeout=PATIENCE)
         assert next(second).HasField("queued")
         held.let()
         held.begun()
+        device = server.service.device
+        assert device
+        (job,) = [job for job in device._jobs if job.deadline is not None]
+        job.deadline = time.monotonic()
+        job.wake()
+        held.release()
         with pytest.raises(grpc.RpcError):
             list(second)
         assert second.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         eventually(lambda: ended(server, "DEADLINE_EXCEEDED"), 1)
-        held.release()
         assert list(first)
         nothing_left(server)
         where = {1: [0, 1], 2: [0, 1, 2, 3]}[seats]

@@ -261,6 +261,9 @@ def test_who_ends_the_call_before_it_serves_cancels_the_swap(folder: Path, capsy
             await asyncio.gather(watching, return_exceptions=True)
             count = server.metrics.registry.get_sample_value
             assert (await drawn(client, seed=0, steps=STEPS))[0] == "a"
+            underway = server.succession and server.succession._underway
+            assert underway
+            await asyncio.to_thread(_until, lambda: underway.cancelled)
             go_on.set()
             await asyncio.to_thread(
                 _until, lambda: count("latentd_swaps_total", {"model": "a", "outcome": "cancelled"}) == 1

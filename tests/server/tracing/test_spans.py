@@ -212,6 +212,7 @@ def test_who_leaves_is_no_fault(wired: Model, held: Held, collector: Collector) 
         call = ImagesStub(channel).Generate(pb.GenerateRequest(prompt="a"), metadata=[("x-request-id", "left")])
         held.begun()
         call.cancel()
+        eventually(lambda: metric(server, "requests_total", door="grpc", code="CANCELLED"), 1)
         held.release()
         door, parts = collector.trace("left")
     assert values(door.attributes)["error.type"] == "CANCELLED" and door.status.code == Status.STATUS_CODE_UNSET

@@ -23,7 +23,7 @@ from tests.support.doors import events_of
 from tests.support.held import Held, eventually
 from tests.support.jobs import Running, running
 from tests.support.patience import PATIENCE
-from tests.support.serving import http, metric, nothing_left, serving
+from tests.support.serving import http, metric, nothing_left, quick, serving
 
 PAGE = ("/api/generate", {"prompt": "a cat", "steps": 40, "preview_every": 1, "images": 2})
 OPENAI = ("/v1/images/generations", {"prompt": "a cat", "steps": 40, "stream": True, "partial_images": 3})
@@ -212,6 +212,7 @@ def test_a_stream_that_is_read_late_has_every_picture(path: str, body: dict[str,
 def test_one_who_waits_is_told_his_place(wired: Model, held: Held) -> None:
     """About once a second; and what was forecast, where somebody could."""
     with serving(wired, http_port=0, seats=1) as server:
+        quick(server, row=5.0)
         held.hold()
         connections = []
         for images in (2, 1):

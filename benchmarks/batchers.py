@@ -14,7 +14,8 @@ long ones at the end, alone, and nobody waits for what sharing would have saved.
 
 With jobs of 20 steps alone the last two do the same, so the last is left out there: the better of two runs of one thing
 is luck, and they differed by 15%. Everything is done in rounds for the same reason, each with arrivals of its own and
-another batcher first. A rate is the median of the rounds, a p99 that of all their jobs.
+another batcher first. A rate is the median of the rounds, a p99 that of all their jobs;
+that of a round is its slowest job's.
 
 Longer than 300 lines: orders, policies and figures are one comparison, and are read together.
 """
@@ -150,6 +151,7 @@ class Engine:
         begun, came = time.monotonic(), threading.Condition()
         wishes: dict[int, Wish] = {}
         waiting: list[Order] = []
+        closed = threading.Event()  # nobody comes any more
 
         def take(those: list[tuple[Order, Wish]]) -> None:
             with came:
@@ -158,9 +160,11 @@ class Engine:
                 came.notify()
 
         def make() -> None:
-            for _ in iter(lambda: all(order.ended for order in orders), True):
+            while True:
                 with came:
-                    came.wait_for(lambda: waiting)
+                    came.wait_for(lambda: waiting or closed.is_set())
+                    if not waiting:
+                        return
                     batch = choose(waiting)
                     waiting[:] = [order for order in waiting if order not in batch]
                 self._make([(order, wishes[order.number]) for order in batch], begun)
@@ -169,7 +173,12 @@ class Engine:
 
         with ThreadPoolExecutor(1) as pool:
             made = pool.submit(make)
-            self._hand_over(orders, begun, take)
+            try:
+                self._hand_over(orders, begun, take)
+            finally:
+                with came:
+                    closed.set()
+                    came.notify()
             made.result()
 
     def _make(self, batch: list[tuple[Order, Wish]], begun: float) -> None:

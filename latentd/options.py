@@ -243,7 +243,7 @@ def _value(action: argparse.Action, text: str) -> object:
 def hints(options: Namespace) -> list[str]:
     """List what was perhaps meant otherwise, in sentences; it is done as it was said."""
     sentences, prompts = list[str](), options.prompts
-    if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
+    if len(prompts) > 1 and all(prompt.isascii() and len(prompt.split()) == 1 for prompt in prompts):
         sentences.append(
             f"{len(prompts)} prompts of one word each, a request each; one prompt of several words is quoted: "
             f'"{" ".join(prompts)}"'

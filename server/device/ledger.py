@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from server.events import Evaluation, Step
+from server.events import Step
 from server.job import Picture
 from server.metrics import Metrics
 from server.pace.pace import Pace
 from server.wish import LaneKey
 
 _MOST = 8  # steps that are not entered
-_SECONDS = 0.05  # and since the first of them began: nothing that is told is older
+_SECONDS = 0.05  # and since the first of them began, looked at after each step: so much later is it told at most
 
 
 class Ran(NamedTuple):
@@ -53,10 +53,8 @@ class Ledger:
         told: dict[Picture, Step] = {}
         for lane, rows, pictures, took, start, end in ran:
             for picture, reached in pictures:
-                job, table = picture.job, picture.job.wish.table
+                table = picture.job.wish.table
                 done = table.steps_after(reached)
-                if job.timings.evaluations is not None:
-                    job.timings.evaluations.append(Evaluation(start + took, picture.index, done, len(pictures)))
                 if done > table.steps_after(reached - 1):  # a step may take two evaluations
                     told[picture] = Step(picture.index, done, table.steps)
             self._metrics.step_seconds.observe(took)

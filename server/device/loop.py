@@ -276,9 +276,11 @@ class Device:
             while True:
                 if self._turn.calm and not (self._stopping or self.floor.stands):
                     self._turn.go_on()
-                elif not self._wait():
+                    continue
+                self._turn.settle()  # it may rest, or stand for another's sake
+                if not self._wait():
                     break
-                elif self.floor.yields:
+                if self.floor.yields:
                     self._turn.drop()  # whose client left, or whose deadline passed, hears of it all the same
                 else:
                     self._turn.take()
@@ -290,6 +292,7 @@ class Device:
             error = NotServing(sentence)
             self._failed = True
             self._cause = unexpected  # and all that its frames hold: see Fetched.arrays
+            self._turn.settle()
         with self._changed:
             self._stopping = True
         self._delivery.close()  # what has been decoded is still delivered

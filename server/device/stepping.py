@@ -16,6 +16,7 @@ from server.device.delivery import Delivery
 from server.device.jobs import Jobs
 from server.device.lanes import Lanes
 from server.device.ledger import Ledger, Ran
+from server.events import Evaluation
 from server.job import Picture
 from server.wish import LaneKey
 
@@ -60,7 +61,11 @@ class Stepping:
         for seat, picture in tenants:
             picture.stepped += took
             picture.reached = stepper.reached(seat)
-            picture.job.timings.seats.append(len(tenants))
+            timings, table = picture.job.timings, picture.job.wish.table
+            timings.seats.append(len(tenants))
+            if timings.evaluations is not None:
+                done = table.steps_after(picture.reached)
+                timings.evaluations.append(Evaluation(start + took, picture.index, done, len(tenants)))
         pictures = [(picture, picture.reached) for _, picture in tenants]
         self._ledger.add(Ran(key, rows, pictures, took, start, time.monotonic()))
         finished = [(seat, picture) for seat, picture in tenants if stepper.finished(seat)]

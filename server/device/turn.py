@@ -71,8 +71,7 @@ class Turn:
         Errors: DeviceError, and whatever a step fails with: nothing on the device can be relied on then.
         """
         if not self.calm:
-            self._ledger.enter()
-            self._stepping.forget()
+            self.settle()
             rings = self._jobs.changed.rings  # what comes while it looks is looked at in the next turn
             self.drop()
             self.make()
@@ -80,6 +79,11 @@ class Turn:
             still = self._lanes.free and self._jobs.settled
             self._still = (rings, self._jobs.batcher.moves) if still else None
         self.go_on()
+
+    def settle(self) -> None:
+        """Tell what is not told yet of the steps so far: who looks at them, or at the device's rest, finds all."""
+        self._ledger.enter()
+        self._stepping.forget()
 
     def go_on(self) -> None:
         """Take the rest of a turn, which is all of it while it is calm. Errors: those of `take`."""
@@ -238,8 +242,7 @@ class Turn:
             self._delivery.end(job, error)
 
     def _leave(self, jobs: list[Job]) -> None:
-        self._ledger.enter()
-        self._stepping.forget()
+        self.settle()
         self._decoding.leave(jobs)
         for lane, seat in self._jobs.leave(jobs):
             if lane in self._lanes:

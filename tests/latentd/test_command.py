@@ -318,6 +318,7 @@ def test_prompts_of_one_word_may_be_one_prompt(server: FakeServer, capsys: pytes
         'latentd: 2 prompts of one word each, a request each; one prompt of several words is quoted: "red apple"',
         "latentd: --negative counts where --guidance is above 1; it is 1",
     ]
+    assert main(["一只猫", "一只狗", "--server", server.address]) == 0
     assert main(["red apple", "pear", "--negative", "blue", "--server", server.address]) == 0
     assert main(["pear", "--negative", "blue", "--guidance", "1.5", "--server", server.address]) == 0
     assert capsys.readouterr().err == ""

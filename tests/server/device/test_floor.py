@@ -6,7 +6,7 @@ import threading
 
 from engines.model import Model
 from server.device.floor import Floor
-from server.events import Done
+from server.events import Done, Step
 from tests.support.held import Held, eventually
 from tests.support.jobs import box_of, running
 from tests.support.patience import PATIENCE
@@ -77,7 +77,7 @@ def test_who_steps_calmly_yields_though_nobody_rings(wired: Model, held: Held) -
         before.take()
         held.let()
         eventually(lambda: floor._busy, False)
-        assert len(held.runs) == 2
+        assert len(held.runs) == 2 and box_of(job).events[-1] == Step(0, 2, 6), "it is told before the rest"
         before.leave()
         held.begun()
         held.release()

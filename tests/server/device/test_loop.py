@@ -12,7 +12,7 @@ from engines.model import Model
 from server.batching.admission import Admission
 from server.device import pictures
 from server.errors import Busy, NotServing
-from server.events import Done, Image, Started
+from server.events import Done, Failed, Image, Started, Step
 from tests.support.held import Held, eventually, raising
 from tests.support.jobs import alone, box_of, running
 
@@ -347,3 +347,13 @@ def test_a_higher_priority_is_seated_before_those_who_wait(wired: Model, held: H
         for job in jobs:
             box_of(job).end()
     assert order == [2, 0, 3, 1]
+
+
+def test_steps_before_one_that_fails_are_told(wired: Model, held: Held) -> None:
+    with running(wired) as at_work:
+        held.runs.clear()
+        held.before_run = lambda: raising(RuntimeError("broken"))() if len(held.runs) == 4 else None
+        job = at_work.submit(prompt="a", steps=6)
+        assert isinstance(box_of(job).end(), Failed)
+        assert [event.step for event in box_of(job).events if isinstance(event, Step)][-1] == 3
+        assert at_work.metric("seat_steps_total") == 3

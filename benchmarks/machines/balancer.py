@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -87,11 +88,16 @@ def balanced(machines: Sequence[Machine]) -> Iterator[Balancer]:
         command = [str(ENVOY), "-c", str(config), "--admin-address-path", str(where), "--use-dynamic-base-id"]
         # Two threads: a server's connections belong to one of them, and each finds out by itself that it is dead.
         command += ["--concurrency", "2", "--log-level", "warning"]
-        with subprocess.Popen(command, stdout=log, stderr=log) as process:
-            try:
-                yield _started(process, where, log)
-            finally:
+        begun: list[subprocess.Popen[bytes]] = []
+        pool = ThreadPoolExecutor(1)  # a signal that ends the main thread within Popen would leave Envoy behind
+        try:
+            pool.submit(lambda: begun.append(subprocess.Popen(command, stdout=log, stderr=log))).result()
+            yield _started(begun[0], where, log)
+        finally:
+            pool.shutdown()
+            for process in begun:
                 process.terminate()
+                process.wait()
 
 
 def _started(process: subprocess.Popen[bytes], where: Path, log: TextIO) -> Balancer:

@@ -14,8 +14,8 @@ long ones at the end, alone, and nobody waits for what sharing would have saved.
 
 With jobs of 20 steps alone the last two do the same, so the last is left out there: the better of two runs of one thing
 is luck, and they differed by 15%. Everything is done in rounds for the same reason, each with arrivals of its own and
-another batcher first. A rate is the median of the rounds, a p99 that of all their jobs;
-that of a round is its slowest job's.
+another batcher first. A rate is the median of the rounds, a p99 that of all their jobs; of a round of up to 50 jobs
+it is that of the slowest.
 
 Longer than 300 lines: orders, policies and figures are one comparison, and are read together.
 """
